@@ -1,0 +1,1 @@
+"""Self-destructing models: meta-training, attack and search."""

@@ -1,0 +1,57 @@
+"""Validated, immutable settings; the same classes describe YAML files, dotted overrides and the JSON schema."""
+
+from sdm_ray.config.attack import AttackSettings
+from sdm_ray.config.base import LogRange, Settings
+from sdm_ray.config.data import DataSettings, EncoderSettings, SplitFractions, SyntheticWorld
+from sdm_ray.config.io import (
+    check_path,
+    content_hash,
+    digest,
+    json_schema,
+    load_settings,
+    override,
+    parse_settings,
+    to_yaml,
+)
+from sdm_ray.config.sweep import (
+    Objective,
+    Origin,
+    ResourceSettings,
+    RuntimeSettings,
+    SearchSettings,
+    SweepSettings,
+    TrackingSettings,
+    TrialSettings,
+)
+from sdm_ray.config.train import AdversarySettings, BlockingSettings, Method, PoolSettings, TrainSettings
+
+__all__ = [
+    "AdversarySettings",
+    "AttackSettings",
+    "BlockingSettings",
+    "DataSettings",
+    "EncoderSettings",
+    "LogRange",
+    "Method",
+    "Objective",
+    "Origin",
+    "PoolSettings",
+    "ResourceSettings",
+    "RuntimeSettings",
+    "SearchSettings",
+    "Settings",
+    "SplitFractions",
+    "SweepSettings",
+    "SyntheticWorld",
+    "TrackingSettings",
+    "TrainSettings",
+    "TrialSettings",
+    "check_path",
+    "content_hash",
+    "digest",
+    "json_schema",
+    "load_settings",
+    "override",
+    "parse_settings",
+    "to_yaml",
+]

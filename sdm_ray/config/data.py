@@ -1,0 +1,89 @@
+"""Settings of the data and of the encoder."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from sdm_ray.config.base import NonNegativeInt, PositiveFloat, PositiveInt, Settings
+
+
+class SyntheticWorld(Settings):
+    """The generator of synthetic biographies (version 1 is frozen: a change of the generator is a new version)."""
+
+    version: Literal[1] = 1
+    """Version of the generator."""
+    seed: NonNegativeInt = 0
+    """Seed of names, templates and texts."""
+    num_names: PositiveInt = 1000
+    """First names in the world; each belongs to one gender and to one split."""
+    num_professions: Annotated[int, Field(ge=2, le=28)] = 8
+    """Classes of the desired task."""
+    num_examples: PositiveInt = 12_000
+    """Biographies of the task table (all four splits together)."""
+    num_pretraining_texts: PositiveInt = 60_000
+    """Texts of the pretraining corpus, where pronouns stand next to names."""
+
+
+class SplitFractions(Settings):
+    """Shares of the examples (of the groups, where a group column is given); they sum to 1."""
+
+    meta_train: PositiveFloat = 0.55
+    """For the defender's training."""
+    attacker_train: PositiveFloat = 0.15
+    """The pool that an attacker draws its n labelled examples from."""
+    attacker_val: PositiveFloat = 0.10
+    """Where the attacker selects."""
+    test: PositiveFloat = 0.20
+    """Scored once."""
+
+    @model_validator(mode="after")
+    def _sum_to_one(self) -> Self:
+        total = self.meta_train + self.attacker_train + self.attacker_val + self.test
+        if abs(total - 1) > 1e-6:
+            raise ValueError(f"the four fractions must sum to 1, they sum to {total:g}")
+        return self
+
+
+class DataSettings(Settings):
+    """Which biographies, which labels, which splits."""
+
+    source: str = "synthetic"
+    """`synthetic`, a local file or folder (.parquet, .csv, .jsonl, .arrow), or a Hugging Face dataset id."""
+    revision: str | None = None
+    """Revision of a hub dataset."""
+    text_column: str = "text"
+    """Column that holds the text."""
+    desired_column: str = "profession"
+    """Column that holds the desired label."""
+    harmful_column: str = "gender"
+    """Column that holds the harmful label."""
+    group_column: str | None = None
+    """Column whose values (a name, a person) are kept within one split; by default each text is its own group.
+    The synthetic world always groups by name."""
+    scrub_pronouns: bool = False
+    """Replace she/he by they, her/his by their, him by them, before anything else (as the paper)."""
+    max_length: Annotated[int, Field(ge=4)] = 64
+    """Tokens kept of a text, special tokens included."""
+    max_examples: PositiveInt | None = None
+    """Keep this many examples, chosen by content hash; None keeps all."""
+    splits: SplitFractions = SplitFractions()
+    """Shares of the four splits."""
+    split_seed: NonNegativeInt = 0
+    """Salt of the content hash that assigns splits."""
+    synthetic: SyntheticWorld = SyntheticWorld()
+    """The synthetic world; used only when `source` is `synthetic`."""
+
+
+class EncoderSettings(Settings):
+    """Which encoder, and how a text becomes one vector."""
+
+    name: str = "builtin"
+    """`builtin` (a small ModernBERT pretrained on the synthetic corpus), a local folder, or a hub id."""
+    revision: str | None = None
+    """Revision of a hub encoder."""
+    pooling: Literal["native", "cls", "mean"] = "native"
+    """`native` does what the architecture's ForSequenceClassification does before its last linear layer."""
+    num_layers: PositiveInt | None = None
+    """Keep only the first layers; None keeps all."""

@@ -1,0 +1,208 @@
+"""Settings in and out: YAML, dotted overrides, content hashes, JSON schema, and errors that name the path."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from sdm_ray.config.base import Settings
+from sdm_ray.config.sweep import SweepSettings, TrialSettings
+from sdm_ray.errors import UsageError
+
+T = TypeVar("T", bound=Settings)
+
+NOT_HASHED = {"name", "runtime", "origin"}
+"""Parts of a trial's settings that do not change its result."""
+
+
+def load_settings(kind: type[T], path: str | Path, overrides: Iterable[str] = ()) -> T:
+    """Read, override and validate one YAML file.
+
+    Args:
+        kind: `TrialSettings` or `SweepSettings`.
+        path: the YAML file.
+        overrides: strings `dotted.path=value`; the value is YAML.
+
+    Raises:
+        UsageError: naming the dotted path, the value and the rule.
+    """
+    path = Path(path)
+    try:
+        document = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except FileNotFoundError:
+        raise UsageError(f"settings file {path} does not exist") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"settings file {path} cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise UsageError(f"settings file {path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if document is None:
+        document = {}
+    if not isinstance(document, dict):
+        raise UsageError(f"settings file {path} must hold a mapping of settings, found {type(document).__name__}")
+    return parse_settings(kind, document, overrides, where=str(path))
+
+
+def parse_settings(kind: type[T], document: Mapping[str, Any], overrides: Iterable[str] = (), *, where: str = "") -> T:
+    """Validate a mapping after `dotted.path=value` overrides; see `load_settings`."""
+    values = _deep_copy(document)
+    for text in overrides:
+        dotted, separator, raw = text.partition("=")
+        if not separator or not dotted.strip():
+            raise UsageError(f"--set {text!r}: write it as dotted.path=value")
+        try:
+            value = yaml.load(raw, Loader=_Loader)
+        except yaml.YAMLError:
+            raise UsageError(f"--set {text!r}: the value is not valid YAML; quote it") from None
+        _assign(values, dotted.strip(), value)
+    return _validate(kind, values, where)
+
+
+def override(settings: T, changes: Mapping[str, Any]) -> T:
+    """New settings with values replaced by dotted path, validated as a whole.
+
+    Raises:
+        UsageError: for an unknown path or an invalid value.
+    """
+    values = settings.model_dump(mode="json")
+    for dotted, value in changes.items():
+        _assign(values, dotted, value)
+    return _validate(type(settings), values, "")
+
+
+def check_path(kind: type[BaseModel], dotted: str) -> None:
+    """Raise `UsageError` if `dotted` names no setting of `kind`."""
+    model: type[BaseModel] | None = kind
+    for depth, key in enumerate(dotted.split(".")):
+        if model is None or key not in model.model_fields:
+            names = sorted(model.model_fields) if model is not None else []
+            prefix = ".".join(dotted.split(".")[:depth])
+            raise UsageError(f"unknown setting {dotted!r}{_suggestion(key, names, prefix)}")
+        annotation = model.model_fields[key].annotation
+        model = annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+
+
+def content_hash(settings: Settings) -> str:
+    """12 hexadecimal digits that identify what a config computes; names and places do not count."""
+    values = settings.model_dump(mode="json")
+    if isinstance(settings, TrialSettings):
+        values = {key: value for key, value in values.items() if key not in NOT_HASHED}
+    return digest(values)
+
+
+def digest(value: Any) -> str:
+    """12 hexadecimal digits of any JSON value, independent of the order of keys."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def to_yaml(settings: Settings) -> str:
+    """YAML that `load_settings` reads back to equal settings."""
+    return yaml.safe_dump(settings.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True)
+
+
+def json_schema(kind: type[Settings]) -> dict[str, Any]:
+    """JSON schema for editors (draft 2020-12)."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **kind.model_json_schema()}
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML in which `3e-4` is a number (YAML 1.1 reads it as text) and a key may not repeat."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.YAMLError(f"key {key!r} appears twice, line {key_node.start_mark.line + 1}")
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def _deep_copy(document: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: _deep_copy(value) if isinstance(value, Mapping) else value for key, value in document.items()}
+
+
+def _assign(values: dict[str, Any], dotted: str, value: Any) -> None:
+    *parents, last = dotted.split(".")
+    node = values
+    for key in parents:
+        child = node.get(key)
+        if not isinstance(child, dict):
+            child = node[key] = {}
+        node = child
+    node[last] = value
+
+
+def _validate(kind: type[T], values: Mapping[str, Any], where: str) -> T:
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        problems = "; ".join(_describe(kind, item) for item in error.errors())
+        raise UsageError(f"{where}: {problems}" if where else problems) from None
+
+
+def _describe(kind: type[Settings], item: Any) -> str:
+    location = [str(part) for part in item["loc"] if not (isinstance(part, str) and part in _TAGS)]
+    dotted = ".".join(location) or kind.__name__
+    if item["type"] == "extra_forbidden":
+        parent = _model_at(kind, location[:-1])
+        names = sorted(parent.model_fields) if parent is not None else []
+        return f"unknown setting {dotted!r}{_suggestion(location[-1], names, '.'.join(location[:-1]))}"
+    message = item["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    if item["type"] == "value_error":
+        return f"{dotted}: {message}"
+    return f"{dotted}: got {_short(item['input'])}, {message}"
+
+
+_TAGS = {"float", "int", "categorical"}
+
+
+def _model_at(kind: type[BaseModel], location: list[str]) -> type[BaseModel] | None:
+    model: type[BaseModel] | None = kind
+    for key in location:
+        field = model.model_fields.get(key) if model is not None else None
+        annotation = field.annotation if field is not None else None
+        model = annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+    return model
+
+
+def _suggestion(key: str, names: list[str], prefix: str) -> str:
+    close = difflib.get_close_matches(key, names, n=1)
+    if close:
+        dotted = f"{prefix}.{close[0]}" if prefix else close[0]
+        return f"; did you mean {dotted!r}?"
+    if not names:
+        return f"; {prefix!r} has no settings below it"
+    return f"; {prefix or 'the top level'} has: {', '.join(names)}"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+__all__ = [
+    "SweepSettings",
+    "TrialSettings",
+    "check_path",
+    "content_hash",
+    "digest",
+    "json_schema",
+    "load_settings",
+    "override",
+    "parse_settings",
+    "to_yaml",
+]

@@ -1,0 +1,189 @@
+"""Settings of one trial, of a sweep, and of where both run."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from sdm_ray.config.attack import AttackSettings
+from sdm_ray.config.base import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Probability, Settings
+from sdm_ray.config.data import DataSettings, EncoderSettings
+from sdm_ray.config.train import Method, TrainSettings
+from sdm_ray.types import Metric
+
+
+class RuntimeSettings(Settings):
+    """Where a trial runs; no part of a config's content hash."""
+
+    device: str = "auto"
+    """`auto` (CUDA where there is one), `cpu`, `cuda` or `cuda:N`."""
+    num_threads: PositiveInt = 1
+    """CPU threads of one trial's process."""
+    cache_dir: str | None = None
+    """Folder of tokenised data, the built-in encoder and floors; None is `$SDM_RAY_CACHE` or ~/.cache/sdm-ray."""
+
+
+class Origin(Settings):
+    """Where a config came from, written by `sdm-ray best`; no part of its content hash."""
+
+    sweep: str
+    """Name of the sweep."""
+    trial_id: str
+    """The trial that was picked."""
+    rule: str
+    """The rule that picked it."""
+    metrics: dict[str, float] = {}
+    """What was measured then."""
+
+
+class TrialSettings(Settings):
+    """Everything that one trial needs: train, release, attack."""
+
+    name: str = "trial"
+    """A name for people; no part of the content hash."""
+    seed: NonNegativeInt = 0
+    """Seed of initialisation, batches and adversary draws of meta-training."""
+    data: DataSettings = DataSettings()
+    """The data."""
+    encoder: EncoderSettings = EncoderSettings()
+    """The encoder."""
+    train: TrainSettings = TrainSettings()
+    """Meta-training."""
+    attack: AttackSettings = AttackSettings()
+    """The attack evaluation."""
+    runtime: RuntimeSettings = RuntimeSettings()
+    """Where it runs."""
+    origin: Origin | None = None
+    """Where this config came from."""
+
+
+class FloatDistribution(Settings):
+    """A real number between two bounds."""
+
+    type: Literal["float"]
+    low: float
+    """Smallest value."""
+    high: float
+    """Largest value."""
+    log: bool = False
+    """Sample on a logarithmic scale."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if not self.low <= self.high:
+            raise ValueError(f"low ({self.low:g}) must not exceed high ({self.high:g})")
+        if self.log and self.low <= 0:
+            raise ValueError(f"low ({self.low:g}) must be above 0 on a logarithmic scale")
+        return self
+
+
+class IntDistribution(Settings):
+    """A whole number between two bounds, both included."""
+
+    type: Literal["int"]
+    low: int
+    """Smallest value."""
+    high: int
+    """Largest value."""
+    log: bool = False
+    """Sample on a logarithmic scale."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.low > self.high:
+            raise ValueError(f"low ({self.low}) must not exceed high ({self.high})")
+        if self.log and self.low <= 0:
+            raise ValueError(f"low ({self.low}) must be above 0 on a logarithmic scale")
+        return self
+
+
+class CategoricalDistribution(Settings):
+    """One of a list of values (any YAML value)."""
+
+    type: Literal["categorical"]
+    choices: Annotated[tuple[Any, ...], Field(min_length=1)]
+    """The values."""
+
+
+Distribution = Annotated[FloatDistribution | IntDistribution | CategoricalDistribution, Field(discriminator="type")]
+
+
+class Objective(Settings):
+    """One number that the sweep optimises."""
+
+    metric: str
+    """Name of a trial metric."""
+    direction: Literal["maximize", "minimize"]
+    """Which way is better."""
+
+
+class SearchSettings(Settings):
+    """How Optuna searches."""
+
+    num_trials: PositiveInt = 16
+    """Trials, the references apart."""
+    sampler: Literal["tpe", "nsga2", "random"] = "tpe"
+    """Optuna's sampler."""
+    num_startup_trials: PositiveInt = 8
+    """Random trials before TPE models anything."""
+    points: tuple[dict[str, Any], ...] = ()
+    """Points (dotted path to value) that are tried first; what a point leaves out is sampled."""
+    max_desired_drop: Probability | None = None
+    """A trial is feasible only if its desired accuracy is at most this far below the tuned reference's."""
+
+
+class ResourceSettings(Settings):
+    """What one trial occupies on the cluster."""
+
+    cpus_per_trial: PositiveFloat = 1.0
+    """Ray CPUs of a trial."""
+    gpus_per_trial: NonNegativeFloat = 0.0
+    """Ray GPUs of a trial, fractions allowed."""
+    max_concurrent_trials: PositiveInt | None = None
+    """Trials at once; None is as many as fit."""
+    max_failures: NonNegativeInt = 2
+    """Times that a trial whose process died is started again from its checkpoint."""
+    ray_address: str | None = None
+    """Address of a running Ray cluster (`auto` finds it); None starts a local one that listens on loopback only."""
+
+
+class TrackingSettings(Settings):
+    """MLflow."""
+
+    enabled: bool = True
+    """Log to MLflow."""
+    uri: str | None = None
+    """Tracking URI; None is a sqlite file in the sweep's folder."""
+    experiment: str = "sdm-ray"
+    """MLflow experiment."""
+
+
+class SweepSettings(Settings):
+    """A sweep: one trial's settings, what varies in them, and how the search is run."""
+
+    name: str = "sweep"
+    """Name of the sweep and of its folder."""
+    seed: NonNegativeInt = 0
+    """Seed of the search."""
+    output_dir: str = "runs"
+    """Folder that the sweep's own folder is made in."""
+    trial: TrialSettings = TrialSettings()
+    """The settings that every trial starts from."""
+    space: dict[str, Distribution] = {}
+    """Dotted path within `trial` to the values that it takes."""
+    objectives: Annotated[tuple[Objective, ...], Field(min_length=1)] = (
+        Objective(metric=str(Metric.DESIRED_ACCURACY), direction="maximize"),
+        Objective(metric=str(Metric.HARMFUL_WORST_ACCURACY), direction="minimize"),
+    )
+    """What is optimised; the first two are drawn."""
+    references: tuple[Method, ...] = ("pretrained", "random", "tuned", "ac")
+    """Methods that are trained and attacked under the same budget and drawn beside the frontier."""
+    search: SearchSettings = SearchSettings()
+    """The search."""
+    resources: ResourceSettings = ResourceSettings()
+    """Resources."""
+    storage: str | None = None
+    """Optuna storage URL; None is a sqlite file in the sweep's folder."""
+    tracking: TrackingSettings = TrackingSettings()
+    """MLflow."""

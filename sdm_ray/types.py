@@ -1,0 +1,100 @@
+"""Values that cross layers, and the one place where metrics are named.
+
+Shapes use B (batch), L (tokens), D (features), C (classes), K (inner steps). Nothing here computes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+Params = dict[str, Tensor]
+"""Named parameters of a trunk, as `torch.func.functional_call` takes them."""
+
+
+class Task(StrEnum):
+    """Which label of an example is meant."""
+
+    DESIRED = "desired"
+    HARMFUL = "harmful"
+
+
+class Split(StrEnum):
+    """The four splits, disjoint by content hash (and by group where a group column is given)."""
+
+    META_TRAIN = "meta_train"
+    ATTACKER_TRAIN = "attacker_train"
+    ATTACKER_VAL = "attacker_val"
+    TEST = "test"
+
+
+class Batch(NamedTuple):
+    """Examples of one task on the device."""
+
+    input_ids: Tensor
+    """(..., B, L) int64 token ids."""
+    attention_mask: Tensor
+    """(..., B, L) int64, 1 on tokens and 0 on padding."""
+    labels: Tensor
+    """(..., B) int64 class indices."""
+
+
+class Metric(StrEnum):
+    """Names of logged metrics. Accuracies are shares in [0, 1], losses are in nats."""
+
+    DESIRED_ACCURACY = "desired/accuracy"
+    DESIRED_LOSS = "desired/loss"
+    HARMFUL_WORST_ACCURACY = "harmful/worst_accuracy"
+    """Mean over n of the worst case over the attacker's search at each n: what a sweep minimises."""
+    HARMFUL_MEAN_ACCURACY = "harmful/mean_accuracy"
+    HARMFUL_BASE_RATE = "harmful/base_rate"
+    REGRET_ACCURACY = "regret/accuracy"
+    REGRET_LOSS = "regret/loss"
+    COST_TRAIN_SECONDS = "cost/train_seconds"
+    COST_ATTACK_SECONDS = "cost/attack_seconds"
+    COST_NUM_FINE_TUNES = "cost/num_fine_tunes"
+
+    @staticmethod
+    def harmful_accuracy(num_examples: int) -> str:
+        """Worst-case post-attack accuracy with `num_examples` labelled examples."""
+        return f"harmful/n{num_examples}/accuracy"
+
+    @staticmethod
+    def harmful_loss(num_examples: int) -> str:
+        """Cross-entropy of the winning attack with `num_examples` labelled examples."""
+        return f"harmful/n{num_examples}/loss"
+
+    @staticmethod
+    def regret(num_examples: int) -> str:
+        """Sample-efficiency regret E_n in loss: positive where the released model gives a head start."""
+        return f"regret/n{num_examples}"
+
+
+class Status(StrEnum):
+    """How a trial ended."""
+
+    COMPLETE = "complete"
+    INFEASIBLE = "infeasible"
+    FAILED = "failed"
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialResult:
+    """What one trial leaves behind: the metrics that a sweep compares and where the rest lies."""
+
+    trial_id: str
+    config_hash: str
+    method: str
+    seed: int
+    status: Status
+    metrics: dict[str, float]
+    output_dir: Path
+    """Holds `config.yaml`, `result.json`, `attack.parquet` and `model/`."""
+    error: str | None = None
+    params: dict[str, Any] = field(default_factory=dict)
+    """The searched settings by dotted path; empty outside a sweep."""
