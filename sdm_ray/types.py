@@ -43,6 +43,19 @@ class Batch(NamedTuple):
     """(..., B) int64 class indices."""
 
 
+class Progress(NamedTuple):
+    """What long work yields on its way, between two units that may be interrupted."""
+
+    stage: str
+    """`train` or `attack`."""
+    done: int
+    """Units of work done."""
+    total: int
+    """Units of work in all."""
+    metrics: dict[str, float]
+    """Metrics measured since the last one, by name; may be empty."""
+
+
 class Metric(StrEnum):
     """Names of logged metrics. Accuracies are shares in [0, 1], losses are in nats."""
 
