@@ -5,14 +5,15 @@ Shapes use B (batch), L (tokens), D (features), C (classes), K (inner steps). No
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
-Params = dict[str, Tensor]
+Params: TypeAlias = "dict[str, Tensor]"
 """Named parameters of a trunk, as `torch.func.functional_call` takes them."""
 
 
@@ -107,7 +108,20 @@ class TrialResult:
     status: Status
     metrics: dict[str, float]
     output_dir: Path
-    """Holds `config.yaml`, `result.json`, `attack.parquet` and `model/`."""
+    """Holds `config.yaml`, `result.json`, `train.parquet`, `attack.parquet`, `attack.json` and `model/`."""
     error: str | None = None
     params: dict[str, Any] = field(default_factory=dict)
     """The searched settings by dotted path; empty outside a sweep."""
+    provenance: dict[str, str] = field(default_factory=dict)
+    """Digests of data, encoder and released weights, versions and device."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Values that JSON can hold; `output_dir` is left out, so that a folder can move."""
+        values = asdict(self)
+        del values["output_dir"]
+        return {**values, "status": str(self.status)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], output_dir: Path) -> TrialResult:
+        """The inverse of `to_dict`, for a result that lies in `output_dir`."""
+        return cls(**{**values, "status": Status(values["status"]), "output_dir": output_dir})
