@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -22,6 +24,10 @@ class RuntimeSettings(Settings):
     """CPU threads of one trial's process."""
     cache_dir: str | None = None
     """Folder of tokenised data, the built-in encoder and floors; None is `$SDM_RAY_CACHE` or ~/.cache/sdm-ray."""
+
+    def cache_folder(self) -> Path:
+        """The cache folder: the setting, else `$SDM_RAY_CACHE`, else ~/.cache/sdm-ray."""
+        return Path(self.cache_dir or os.environ.get("SDM_RAY_CACHE") or "~/.cache/sdm-ray").expanduser()
 
 
 class Origin(Settings):
@@ -186,4 +192,4 @@ class SweepSettings(Settings):
     storage: str | None = None
     """Optuna storage URL; None is a sqlite file in the sweep's folder."""
     tracking: TrackingSettings = TrackingSettings()
-    """MLflow."""
+    """Where runs are logged."""

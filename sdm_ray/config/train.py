@@ -120,7 +120,7 @@ class TrainSettings(Settings):
     gradient_mode: Literal["unrolled", "first_order"] = "unrolled"
     """`unrolled` differentiates through the inner loop (second order); `first_order` does not."""
     blocking: BlockingSettings = BlockingSettings()
-    """Weights of the outer loss. When no weight is given, `mlac` takes `harmful_adapted_calibrated: 1`, `ac`
+    """Weights of the outer loss. When no harmful weight is given, `mlac` takes `harmful_adapted_calibrated: 1`, `ac`
     `harmful_base: 1`, and the others block nothing."""
     adversary: AdversarySettings = AdversarySettings()
     """The adversary distribution."""
@@ -132,10 +132,12 @@ class TrainSettings(Settings):
     @model_validator(mode="before")
     @classmethod
     def _default_blocking(cls, values: Any) -> Any:
-        if isinstance(values, dict) and values.get("blocking") is None:
-            term = DEFAULT_TERM.get(values.get("method", "mlac"))
-            return {**values, "blocking": {term: 1.0} if term else {}}
-        return values
+        if not isinstance(values, dict) or not isinstance(values.get("blocking", {}), dict):
+            return values
+        blocking, term = values.get("blocking", {}), DEFAULT_TERM.get(values.get("method", "mlac"))
+        if term is None or any(name.startswith("harmful") for name in blocking):
+            return values
+        return {**values, "blocking": {**blocking, term: 1.0}}
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
