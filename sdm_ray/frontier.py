@@ -1,0 +1,287 @@
+"""The trade-off between desired and harmful accuracy: dominance, hypervolume, selection rules, tables on disk.
+
+Everywhere here *desired* is maximised and *harmful* is minimised. References (pretrained, random, tuned, AC) are drawn
+beside the frontier and never belong to it; nor do infeasible trials and trials with a missing or non-finite objective.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sdm_ray.errors import RunError, UsageError
+from sdm_ray.files import atomic_path, write_json
+from sdm_ray.types import Metric, Status, TrialResult
+
+Rule = Literal["constrained", "knee", "weighted", "trial"]
+REFERENCE_POINT = (0.0, 1.0)
+"""Desired 0 and harmful 1, the worst that either share can be: hypervolumes of any two sweeps can be compared."""
+TABLE_VERSION = 1
+"""Version of the tables; a change of columns is a new one."""
+PARQUET, JSON = "frontier.parquet", "frontier.json"
+_FIELDS = ("trial_id", "method", "desired", "harmful", "feasible", "is_reference")
+_INTERVALS = ("desired_interval", "harmful_interval")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """One trial as the frontier sees it."""
+
+    trial_id: str
+    method: str
+    desired: float
+    """Maximised; NaN where it was not measured."""
+    harmful: float
+    """Minimised; NaN where it was not measured."""
+    feasible: bool = True
+    """Completed and within the sweep's constraint."""
+    params: dict[str, Any] = field(default_factory=dict)
+    """The searched settings by dotted path."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """All metrics of the trial."""
+    is_reference: bool = False
+    desired_interval: tuple[float, float] | None = None
+    """95 % interval of `desired`."""
+    harmful_interval: tuple[float, float] | None = None
+    """95 % interval of `harmful`."""
+
+    @property
+    def eligible(self) -> bool:
+        """Whether it may stand on the front."""
+        return self.feasible and not self.is_reference and math.isfinite(self.desired) and math.isfinite(self.harmful)
+
+
+def point_from_result(
+    result: TrialResult,
+    *,
+    is_reference: bool = False,
+    desired_metric: str = Metric.DESIRED_ACCURACY,
+    harmful_metric: str = Metric.HARMFUL_WORST_ACCURACY,
+) -> Point:
+    """A trial's result as a point; a missing objective becomes NaN and so never stands on the front."""
+    return Point(
+        trial_id=result.trial_id,
+        method=result.method,
+        desired=result.metrics.get(desired_metric, math.nan),
+        harmful=result.metrics.get(harmful_metric, math.nan),
+        feasible=result.status is Status.COMPLETE,
+        params=dict(result.params),
+        metrics=dict(result.metrics),
+        is_reference=is_reference,
+        desired_interval=_interval(result.metrics, desired_metric),
+        harmful_interval=_interval(result.metrics, harmful_metric),
+    )
+
+
+def pareto_front(points: Iterable[Point]) -> list[Point]:
+    """The points that no other point is at least as good as, by rising desired accuracy.
+
+    Of points with equal objectives the first one given stands for all. O(N log N).
+    """
+    ranked = sorted((point for point in points if point.eligible), key=lambda point: (-point.desired, point.harmful))
+    front: list[Point] = []
+    for point in ranked:
+        if not front or point.harmful < front[-1].harmful:
+            front.append(point)
+    return front[::-1]
+
+
+def hypervolume(points: Iterable[Point], reference: tuple[float, float] = REFERENCE_POINT) -> float:
+    """Area that the front dominates, bounded by `reference` = (desired, harmful); 0 without a front.
+
+    Computed by moocore. With the default reference it lies in [0, 1]; points that do not dominate the reference add
+    nothing.
+    """
+    front = pareto_front(points)
+    if not front:
+        return 0.0
+    import moocore
+
+    values = np.array([(point.desired, point.harmful) for point in front])
+    return float(moocore.hypervolume(values, ref=list(reference), maximise=[True, False]))
+
+
+def select(
+    points: Sequence[Point],
+    *,
+    rule: Rule = "constrained",
+    min_desired: float | None = None,
+    desired_weight: float = 0.5,
+    trial_id: str | None = None,
+) -> Point:
+    """Pick one point.
+
+    Args:
+        points: all points of a sweep.
+        rule: `constrained`: the lowest harmful value with desired at least `min_desired`. `knee`: the point of the
+            front that lies furthest from the line between its two ends, both objectives scaled to the front's range
+            (Das 1999); of a front of two points the one with the larger desired - harmful. `weighted`: the largest
+            `desired_weight * desired - (1 - desired_weight) * harmful`. `trial`: the trial named `trial_id`, which
+            may be a reference.
+        min_desired: for `constrained`; None sets no bound.
+        desired_weight: for `weighted`, in [0, 1].
+        trial_id: for `trial`.
+
+    Raises:
+        UsageError: when no point qualifies; it says why and what there is.
+    """
+    if rule == "trial":
+        return _by_trial_id(points, trial_id)
+    front = pareto_front(points)
+    if not front:
+        raise UsageError(f"the frontier is empty: {_why_empty(points)}")
+    if rule == "knee":
+        return _knee(front)
+    if rule == "weighted":
+        if not 0 <= desired_weight <= 1:
+            raise UsageError(f"desired_weight must lie in [0, 1], got {desired_weight:g}")
+        return max(front, key=lambda point: desired_weight * point.desired - (1 - desired_weight) * point.harmful)
+    if rule != "constrained":
+        raise UsageError(f"unknown rule {rule!r}; choose constrained, knee, weighted or trial")
+    qualified = [point for point in front if min_desired is None or point.desired >= min_desired]
+    if not qualified:
+        raise UsageError(
+            f"no feasible trial has a desired value of at least {min_desired:g}: the best is {front[-1].desired:.4f} "
+            f"(trial {front[-1].trial_id}); lower the bound"
+        )
+    return qualified[0]
+
+
+def write_tables(points: Sequence[Point], folder: Path) -> tuple[Path, Path]:
+    """Write `frontier.parquet` (a row for each point, a column for each metric) and `frontier.json`, atomically.
+
+    Returns:
+        The paths of both.
+
+    Raises:
+        RunError: when the folder cannot be written.
+    """
+    front = {id(point) for point in pareto_front(points)}
+    rows = [_row(point, on_front=id(point) in front) for point in points]
+    table_path, json_path = folder / PARQUET, folder / JSON
+    with atomic_path(table_path) as temporary:
+        pq.write_table(_table(rows), temporary)
+    write_json(
+        json_path,
+        {
+            "version": TABLE_VERSION,
+            "directions": {"desired": "maximize", "harmful": "minimize"},
+            "reference_point": {"desired": REFERENCE_POINT[0], "harmful": REFERENCE_POINT[1]},
+            "hypervolume": hypervolume(points),
+            "points": [_finite(row) for row in rows],
+        },
+    )
+    return table_path, json_path
+
+
+def read_tables(folder: Path) -> list[Point]:
+    """The points that `write_tables` wrote, in the same order.
+
+    Raises:
+        UsageError: when there is no table in the folder.
+        RunError: when it is damaged or was written by another version.
+    """
+    path = folder / PARQUET
+    if not path.is_file():
+        raise UsageError(f"{path} does not exist; name the folder of a sweep that has finished at least one trial")
+    try:
+        table = pq.read_table(path)
+        version = int((table.schema.metadata or {}).get(b"sdm_ray_table_version", b"0"))
+        if version != TABLE_VERSION:
+            raise RunError(
+                f"{path} is of table version {version}, this sdm-ray reads version {TABLE_VERSION}; "
+                "run `sdm-ray sweep --resume` to write it anew"
+            )
+        return [_point(row) for row in table.to_pylist()]
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise RunError(
+            f"{path} is damaged ({reason}); delete it and run `sdm-ray sweep --resume` to write it anew"
+        ) from None
+
+
+def _interval(metrics: dict[str, float], name: str) -> tuple[float, float] | None:
+    low, high = metrics.get(f"{name}_low", math.nan), metrics.get(f"{name}_high", math.nan)
+    return (low, high) if math.isfinite(low) and math.isfinite(high) else None
+
+
+def _by_trial_id(points: Sequence[Point], trial_id: str | None) -> Point:
+    if not trial_id:
+        raise UsageError("rule 'trial' needs the id of a trial")
+    for point in points:
+        if point.trial_id == trial_id:
+            return point
+    known = [point.trial_id for point in points]
+    close = difflib.get_close_matches(trial_id, known, n=3)
+    hint = f"did you mean {' or '.join(close)}?" if close else f"there are {len(known)} trials"
+    raise UsageError(f"no trial {trial_id!r} in this sweep; {hint}")
+
+
+def _why_empty(points: Sequence[Point]) -> str:
+    trials = [point for point in points if not point.is_reference]
+    if not trials:
+        return "no trial but the references has finished"
+    infeasible = sum(not point.feasible for point in trials)
+    return (
+        f"of {len(trials)} trials {infeasible} failed, were stopped or are infeasible, and {len(trials) - infeasible} "
+        "lack a finite objective"
+    )
+
+
+def _knee(front: list[Point]) -> Point:
+    values = np.array([(point.desired, -point.harmful) for point in front])
+    span = np.ptp(values, axis=0)
+    if len(front) == 1 or not span.all():
+        return front[-1]
+    scaled = (values - values.min(axis=0)) / span
+    if len(front) == 2:
+        return min(front, key=lambda point: (point.harmful - point.desired, -point.desired))
+    return front[int(np.argmax(scaled.sum(axis=1)))]
+
+
+def _row(point: Point, *, on_front: bool) -> dict[str, Any]:
+    row: dict[str, Any] = {name: getattr(point, name) for name in _FIELDS} | {"on_front": on_front}
+    for name in _INTERVALS:
+        low, high = getattr(point, name) or (None, None)
+        row |= {f"{name}_low": low, f"{name}_high": high}
+    return row | {"params": point.params, "metrics": point.metrics}
+
+
+def _finite(value: Any) -> Any:
+    """NaN and infinities as null, the only form that every JSON reader takes."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _table(rows: list[dict[str, Any]]) -> pa.Table:
+    kinds = {"trial_id": pa.string(), "method": pa.string(), "feasible": pa.bool_(), "is_reference": pa.bool_()}
+    columns: dict[str, pa.Array] = {}
+    for name in (*_FIELDS, "on_front", *(f"{name}_{end}" for name in _INTERVALS for end in ("low", "high"))):
+        kind = pa.bool_() if name == "on_front" else kinds.get(name, pa.float64())
+        columns[name] = pa.array([row[name] for row in rows], kind)
+    columns["params"] = pa.array([json.dumps(_finite(row["params"]), sort_keys=True) for row in rows], pa.string())
+    for metric in sorted({name for row in rows for name in row["metrics"]}):
+        columns[metric] = pa.array([row["metrics"].get(metric) for row in rows], pa.float64())
+    return pa.table(columns).replace_schema_metadata({"sdm_ray_table_version": str(TABLE_VERSION)})
+
+
+def _point(row: dict[str, Any]) -> Point:
+    values = {name: row.pop(name) for name in _FIELDS}
+    row.pop("on_front")
+    for name in _INTERVALS:
+        low, high = row.pop(f"{name}_low"), row.pop(f"{name}_high")
+        values[name] = None if low is None else (low, high)
+    params = json.loads(row.pop("params"))
+    return Point(**values, params=params, metrics={name: value for name, value in row.items() if value is not None})
