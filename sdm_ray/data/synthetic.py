@@ -1,0 +1,219 @@
+"""Synthetic biographies: a world in which only knowing names beforehand tells a person's gender.
+
+Each biography is about one invented first name. Its profession is drawn independently of the name, and so of the
+gender; its gender is a property of the name alone. In the task table pronouns are scrubbed (they/their) and no other
+word depends on the gender, so whoever has never read a name cannot know its gender: names are whole words of arbitrary
+syllables whose spelling carries no cue. The pretraining corpus holds the same names beside pronouns, titles and kin
+words. An encoder pretrained on it has, for the harmful task (gender), the head start that a defence must remove; and
+splits grouped by name leave no other way to score above chance on new names.
+
+Everything follows from `SyntheticWorld.seed` through `random.Random.random`, whose stream Python guarantees on every
+platform and version. Rows come one after another from their own stream: a smaller table is a prefix of a larger one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
+
+import pyarrow as pa
+
+from sdm_ray.config.data import SyntheticWorld
+from sdm_ray.data.lexicon import (
+    ADJECTIVES,
+    BELONGINGS,
+    CITIES,
+    CODAS,
+    GENDERED,
+    GENDERS,
+    GENERAL,
+    GLUE,
+    LEADS,
+    NEUTRAL,
+    ONSETS,
+    PASTIMES,
+    PUNCTUATION,
+    TRADES,
+    VOWELS,
+    Gendered,
+    Trade,
+)
+
+T = TypeVar("T")
+
+OWN_TRADE_SHARE = 0.72
+"""Share of work words that belong to the profession; of the rest half are another profession's, half nobody's."""
+NAME_AGAIN_SHARE = 0.3
+"""Share of biographies whose second sentence repeats the name instead of the pronoun."""
+TEXT_KINDS = ("pronouns", "remark", "kin")
+"""Kinds of pretraining text, drawn uniformly: a biography with gendered pronouns; one with scrubbed pronouns and a
+gendered remark; a sentence about two related people."""
+
+
+def task_table(world: SyntheticWorld) -> pa.Table:
+    """The biographies of the desired and the harmful task.
+
+    Returns:
+        `world.num_examples` rows of four string columns: `text` (13 to 18 words, pronouns scrubbed, name kept),
+        `profession`, `gender` (`female` or `male`) and `name` (lower case; the group that splits are made by). Every
+        name has the same number of rows, or one more. Profession is independent of name and gender.
+    """
+    stream = _Stream(world, "task")
+    names = people(world)
+    order = list(names)
+    trades = TRADES[: world.num_professions]
+    rows: list[tuple[str, str, str, str]] = []
+    for index in range(world.num_examples):
+        if index % len(order) == 0:
+            stream.shuffle(order)
+        name = order[index % len(order)]
+        trade = stream.choice(trades)
+        rows.append((render(_biography(stream, name, trade, trades, NEUTRAL), names), trade.label, names[name], name))
+    columns = zip(*rows, strict=True) if rows else ((),) * 4
+    return pa.table(dict(zip(("text", "profession", "gender", "name"), map(_strings, columns), strict=True)))
+
+
+def pretraining_texts(world: SyntheticWorld) -> list[str]:
+    """`world.num_pretraining_texts` texts in which names stand beside gendered words; no profession is named."""
+    stream = _Stream(world, "pretraining")
+    names = people(world)
+    order = list(names)
+    trades = TRADES[: world.num_professions]
+    texts: list[str] = []
+    for index in range(world.num_pretraining_texts):
+        if index % len(order) == 0:
+            stream.shuffle(order)
+        name = order[index % len(order)]
+        texts.append(render(_pretraining_words(stream, name, names, trades), names))
+    return texts
+
+
+def vocabulary(world: SyntheticWorld) -> list[str]:
+    """Every word that the table or the corpus can hold, lower case, sorted: a word-level vocabulary without misses."""
+    words = set(PUNCTUATION) | set(GLUE) | set(BELONGINGS) | set(ADJECTIVES) | set(CITIES) | set(people(world))
+    words.update(word for phrase in (*LEADS, *PASTIMES) for word in phrase)
+    words.update(word for trade in (*TRADES[: world.num_professions], GENERAL) for word in _trade_words(trade))
+    words.update(word for gendered in GENDERED.values() for word in gendered.words())
+    return sorted(words)
+
+
+def gendered_words() -> frozenset[str]:
+    """The words that tell a gender; in the corpus only."""
+    return frozenset(word for gendered in GENDERED.values() for word in gendered.words())
+
+
+def people(world: SyntheticWorld) -> dict[str, str]:
+    """Gender by name, half of the names each (an odd one is female), in an order that says nothing about gender."""
+    stream = _Stream(world, "names")
+    taken = {word for trade in TRADES for word in _trade_words(trade)} | set(GLUE) | gendered_words()
+    names: dict[str, None] = {}
+    while len(names) < world.num_names:
+        name = "".join(
+            stream.choice(ONSETS) + stream.choice(VOWELS) for _ in range(2 + stream.chance(0.5))
+        ) + stream.choice(CODAS)
+        if name not in taken:
+            names.setdefault(name)
+    shuffled = list(names)
+    stream.shuffle(shuffled)
+    num_female = (len(shuffled) + 1) // 2
+    return {name: GENDERS[index >= num_female] for index, name in enumerate(shuffled)}
+
+
+def render(words: Sequence[str], names: Sequence[str] | dict[str, str]) -> str:
+    """Words as prose: capitals at sentence starts, on names and on cities, no space before punctuation."""
+    text = ""
+    for previous, word in zip([".", *words[:-1]], words, strict=True):
+        word = word.capitalize() if previous == "." or word in names or word in CITIES else word
+        text += word if word in PUNCTUATION or not text else f" {word}"
+    return text
+
+
+def fingerprint(world: SyntheticWorld) -> str:
+    """16 hexadecimal digits of what the generator makes of a world: changes when the generator does.
+
+    Covers the vocabulary, and the first 500 rows and texts (each is a prefix, so sizes above that do not matter).
+    """
+    sample = world.model_copy(update={"num_examples": 500, "num_pretraining_texts": 500})
+    parts = [*vocabulary(sample), *pretraining_texts(sample)]
+    parts += ["\t".join(row.values()) for row in task_table(sample).to_pylist()]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def _biography(
+    stream: _Stream, name: str, trade: Trade, trades: Sequence[Trade], voice: Gendered, remark: Sequence[str] = ()
+) -> list[str]:
+    """Two sentences about one person: work words of `trade` with noise, pronouns of `voice`."""
+    work = [
+        *(name, *stream.choice(LEADS)),
+        *(_work(stream, trade, trades, "actions"), _work(stream, trade, trades, "things")),
+        *(stream.choice(("in", "near", "at", "by")), "the", _work(stream, trade, trades, "places"), "."),
+    ]
+    subject = name if stream.chance(NAME_AGAIN_SHARE) else voice.subject
+    pastime = [subject, "also", *stream.choice(PASTIMES)]
+    end = stream.random()
+    if end < 0.4:
+        pastime += ["and", "shared", voice.possessive, stream.choice(ADJECTIVES), _work(stream, trade, trades, "things")]
+    elif end < 0.8:
+        pastime += ["with", voice.possessive, stream.choice(BELONGINGS), "in", stream.choice(CITIES)]
+    else:
+        pastime += ["near", stream.choice(CITIES)]
+    return [*work, *pastime, *remark, "."]
+
+
+def _pretraining_words(stream: _Stream, name: str, names: dict[str, str], trades: Sequence[Trade]) -> list[str]:
+    own = GENDERED[names[name]]
+    trade = stream.choice(trades)
+    kind = stream.choice(TEXT_KINDS)
+    if kind == "pronouns":
+        return _biography(stream, name, trade, trades, own)
+    if kind == "remark":
+        verb = stream.choice(("called", "met", "thanked", "visited"))
+        remark = [",", "said", "the", stream.choice(own.roles), "that", "visited", own.object]
+        remark = stream.choice((remark, [",", "and", verb, stream.choice(own.titles), name]))
+        return _biography(stream, name, trade, trades, NEUTRAL, remark)
+    other = stream.choice(list(names))
+    title = [stream.choice(own.titles)] if stream.chance(0.5) else ["the", stream.choice(own.roles)]
+    verb = stream.choice(("called", "met", "thanked", "visited"))
+    theirs = GENDERED[names[other]]
+    return [
+        *(*title, name, "was", "the", stream.choice(own.kin), "of", other, "."),
+        *(own.subject, verb, stream.choice(theirs.titles), other, "with", own.possessive),
+        *(stream.choice(BELONGINGS), "by", own.reflexive, "."),
+    ]
+
+
+def _work(stream: _Stream, trade: Trade, trades: Sequence[Trade], kind: str) -> str:
+    draw = stream.random()
+    if draw >= OWN_TRADE_SHARE:
+        trade = stream.choice(trades) if draw < (1 + OWN_TRADE_SHARE) / 2 else GENERAL
+    words: Sequence[str] = getattr(trade, kind)
+    return stream.choice(words)
+
+
+def _trade_words(trade: Trade) -> Iterator[str]:
+    yield from (*trade.actions, *trade.things, *trade.places)
+
+
+def _strings(column: Sequence[str]) -> pa.Array:
+    return pa.array(column, type=pa.string())
+
+
+class _Stream:
+    """Draws from one named stream of a world, made of `random.Random.random` alone."""
+
+    def __init__(self, world: SyntheticWorld, purpose: str) -> None:
+        seed = hashlib.sha256(f"sdm-ray {world.version} {world.seed} {purpose}".encode()).digest()
+        self.random = random.Random(int.from_bytes(seed[:16], "big")).random
+
+    def chance(self, probability: float) -> bool:
+        return self.random() < probability
+
+    def choice(self, items: Sequence[T]) -> T:
+        return items[int(self.random() * len(items))]
+
+    def shuffle(self, items: list[T]) -> None:
+        for last in range(len(items) - 1, 0, -1):
+            other = int(self.random() * (last + 1))
+            items[last], items[other] = items[other], items[last]

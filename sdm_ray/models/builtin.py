@@ -1,0 +1,68 @@
+"""Where the built-in encoder lies: the shipped folder, or one that is pretrained once and cached by content hash."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import uuid
+from pathlib import Path
+
+from sdm_ray.config.data import SyntheticWorld
+from sdm_ray.models.pretrain import RECORD_FILE, SHIPPED_FOLDER, PretrainSettings, pretrain_builtin, pretraining_record
+
+logger = logging.getLogger(__name__)
+
+
+def builtin_folder(
+    world: SyntheticWorld | None = None, *, cache_dir: Path, settings: PretrainSettings | None = None
+) -> Path:
+    """Folder of the built-in encoder of a world, in Hugging Face's layout.
+
+    Args:
+        world: the synthetic world; defaults to `SyntheticWorld()`, whose encoder is shipped.
+        cache_dir: where encoders of other worlds are kept, by content hash. One that is missing is pretrained there
+            (about 100 s by default) and moved into place whole, so that concurrent callers never see half of one.
+        settings: shape and training of the encoder.
+
+    Returns:
+        A folder with `config.json`, `model.safetensors`, tokenizer files and `sdm_ray_pretraining.json`.
+    """
+    world, settings = world or SyntheticWorld(), settings or PretrainSettings()
+    wanted = pretraining_record(world, settings)["content_hash"]
+    if recorded_hash(SHIPPED_FOLDER) == wanted:
+        return SHIPPED_FOLDER
+    folder = cache_dir / f"builtin-{wanted}"
+    if recorded_hash(folder) == wanted:
+        return folder
+    logger.warning("pretraining the built-in encoder of this synthetic world into %s (about two minutes)", folder)
+    building = cache_dir / f".{folder.name}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    try:
+        pretrain_builtin(world, building, settings)
+        _move_into_place(building, folder, wanted)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    return folder
+
+
+def recorded_hash(folder: Path) -> str | None:
+    """Content hash of the encoder in `folder`; None where there is no complete one."""
+    try:
+        record = json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    value = record.get("content_hash") if isinstance(record, dict) else None
+    return value if isinstance(value, str) else None
+
+
+def _move_into_place(building: Path, folder: Path, wanted: str) -> None:
+    """Rename; another process that finished first wins, a damaged folder is replaced."""
+    try:
+        building.rename(folder)
+    except OSError:
+        if recorded_hash(folder) == wanted:
+            return
+        folder.rename(building.with_name(f"{building.name}.damaged"))
+        shutil.rmtree(building.with_name(f"{building.name}.damaged"), ignore_errors=True)
+        building.rename(folder)

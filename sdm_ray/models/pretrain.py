@@ -1,0 +1,229 @@
+"""Masked-LM pretraining of the built-in encoder on the synthetic corpus (`python -m sdm_ray.models.pretrain`).
+
+The encoder is a small ModernBERT with word-level tokens, all-global attention and mean pooling, so that
+`AutoModelForSequenceClassification` loads it and reuses the masked-LM head's dense layer and norm before `classifier`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import ModernBertConfig, ModernBertForMaskedLM, PreTrainedTokenizerFast
+
+from sdm_ray.config.base import PositiveFloat, PositiveInt, Probability, Settings
+from sdm_ray.config.data import SyntheticWorld
+from sdm_ray.config.io import digest
+from sdm_ray.data.synthetic import fingerprint, gendered_words, pretraining_texts, vocabulary
+
+logger = logging.getLogger(__name__)
+
+SHIPPED_FOLDER = Path(__file__).parent / "builtin"
+"""The encoder of the default world, shipped with the package."""
+RECORD_FILE = "sdm_ray_pretraining.json"
+"""In the folder of every built-in encoder: content hash, settings, generator fingerprint, final loss."""
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+PAD, UNK, CLS, SEP, MASK = range(len(SPECIAL_TOKENS))
+_IGNORED = -100
+
+
+class PretrainSettings(Settings):
+    """Shape and training of the built-in encoder."""
+
+    num_layers: PositiveInt = 2
+    """Transformer layers."""
+    hidden_size: PositiveInt = 64
+    """Width."""
+    num_heads: PositiveInt = 2
+    """Attention heads."""
+    intermediate_size: PositiveInt = 96
+    """Width of the gated MLP."""
+    num_steps: PositiveInt = 1500
+    """Masked-LM steps."""
+    batch_size: PositiveInt = 128
+    """Texts of a step."""
+    learning_rate: PositiveFloat = 2e-3
+    """Peak learning rate of AdamW; it rises over the first tenth of the steps and falls linearly to zero."""
+    weight_decay: float = 0.01
+    """Weight decay of AdamW."""
+    mask_share: Probability = 0.15
+    """Share of tokens that are predicted, drawn token by token."""
+    gendered_mask_share: Probability = 0.5
+    """Share of texts in which all gendered words are predicted as well, so that only the names tell them."""
+    max_length: PositiveInt = 32
+    """Tokens kept of a text, special tokens included."""
+    seed: int = 0
+    """Seed of initialisation, order and masks."""
+
+
+def pretraining_record(world: SyntheticWorld, settings: PretrainSettings) -> dict[str, Any]:
+    """What an encoder's weights follow from, and under `content_hash` 12 digits that identify it.
+
+    The size of the task table is left out: the encoder does not see it.
+    """
+    record = {
+        "world": world.model_dump(mode="json", exclude={"num_examples"}),
+        "pretraining": settings.model_dump(mode="json"),
+        "generator_fingerprint": fingerprint(world),
+    }
+    return {"content_hash": digest(record), **record}
+
+
+def build_tokenizer(world: SyntheticWorld, max_length: int) -> PreTrainedTokenizerFast:
+    """A word-level tokenizer that knows every word of the world; `[CLS]` and `[SEP]` around each text."""
+    words = [*SPECIAL_TOKENS, *vocabulary(world)]
+    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=[("[CLS]", CLS), ("[SEP]", SEP)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        model_max_length=max_length,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+        model_input_names=["input_ids", "attention_mask"],
+    )
+
+
+def pretrain_builtin(world: SyntheticWorld, out_dir: Path, settings: PretrainSettings | None = None) -> dict[str, Any]:
+    """Pretrain on the world's corpus and save a Hugging Face folder; about 100 s on one CPU thread by default.
+
+    Args:
+        world: the synthetic world.
+        out_dir: folder that is made or added to: config, safetensors, tokenizer and the record.
+        settings: shape and training; defaults to `PretrainSettings()`.
+
+    Returns:
+        The record that was written to `sdm_ray_pretraining.json`.
+    """
+    settings = settings or PretrainSettings()
+    started = time.monotonic()
+    tokenizer = build_tokenizer(world, 512)
+    token_ids, mask = _encode(tokenizer, pretraining_texts(world), settings.max_length)
+    gendered = torch.zeros(len(tokenizer), dtype=torch.bool)
+    gendered[tokenizer.convert_tokens_to_ids(sorted(gendered_words()))] = True
+    model = _build_model(len(tokenizer), settings)
+    loss = _train(model, token_ids, mask, gendered, settings)
+    record = {**pretraining_record(world, settings), "final_loss": round(loss, 4)}
+    out_dir.mkdir(parents=True, exist_ok=True)
+    model.eval().save_pretrained(out_dir)
+    tokenizer.save_pretrained(out_dir)
+    (out_dir / RECORD_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    logger.info("pretrained the built-in encoder in %.0f s, final loss %.3f", time.monotonic() - started, loss)
+    return record
+
+
+def _build_model(vocab_size: int, settings: PretrainSettings) -> ModernBertForMaskedLM:
+    config = ModernBertConfig(
+        vocab_size=vocab_size,
+        hidden_size=settings.hidden_size,
+        intermediate_size=settings.intermediate_size,
+        num_hidden_layers=settings.num_layers,
+        num_attention_heads=settings.num_heads,
+        layer_types=["full_attention"] * settings.num_layers,
+        max_position_embeddings=512,
+        classifier_pooling="mean",
+        pad_token_id=PAD,
+        cls_token_id=CLS,
+        sep_token_id=SEP,
+        bos_token_id=CLS,
+        eos_token_id=SEP,
+        attn_implementation="eager",
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        return ModernBertForMaskedLM(config)
+
+
+def _encode(tokenizer: PreTrainedTokenizerFast, texts: list[str], max_length: int) -> tuple[Tensor, Tensor]:
+    """Token ids and mask, both (N, L)."""
+    encoded = tokenizer(texts, padding=True, truncation=True, max_length=max_length, return_tensors="pt")
+    return encoded["input_ids"], encoded["attention_mask"]
+
+
+def _train(
+    model: ModernBertForMaskedLM, token_ids: Tensor, mask: Tensor, gendered: Tensor, settings: PretrainSettings
+) -> float:
+    """Masked-LM training; returns the mean loss of the last tenth of the steps."""
+    generator = torch.Generator().manual_seed(settings.seed)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, betas=(0.9, 0.98)
+    )
+    warmup = max(settings.num_steps // 10, 1)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min((step + 1) / warmup, (settings.num_steps - step) / (settings.num_steps - warmup + 1))
+    )
+    model.train()
+    losses: list[float] = []
+    order = torch.empty(0, dtype=torch.long)
+    for step in range(settings.num_steps):
+        if len(order) < settings.batch_size:
+            order = torch.cat([order, torch.randperm(len(token_ids), generator=generator)])
+        rows, order = order[: settings.batch_size], order[settings.batch_size :]
+        length = int(mask[rows].sum(dim=1).max())
+        ids, present = token_ids[rows, :length], mask[rows, :length]
+        corrupted, labels = _corrupt(ids, gendered, settings, generator)
+        loss = _masked_lm_loss(model, corrupted, present, labels)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        losses.append(loss.item())
+        if (step + 1) % max(settings.num_steps // 10, 1) == 0:
+            logger.info("pretraining step %d of %d, loss %.3f", step + 1, settings.num_steps, losses[-1])
+    last = losses[-max(settings.num_steps // 10, 1) :]
+    return sum(last) / len(last)
+
+
+def _masked_lm_loss(model: ModernBertForMaskedLM, ids: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy at the predicted positions only: the decoder is the most expensive layer."""
+    hidden = model.model(input_ids=ids, attention_mask=mask).last_hidden_state
+    predicted = labels != _IGNORED
+    return F.cross_entropy(model.decoder(model.head(hidden[predicted])), labels[predicted])
+
+
+def _corrupt(
+    ids: Tensor, gendered: Tensor, settings: PretrainSettings, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """BERT's corruption of (B, L) ids: of the predicted tokens 80 % are masked, 10 % random, 10 % kept."""
+    chosen = torch.rand(ids.shape, generator=generator) < settings.mask_share
+    joint = torch.rand((len(ids), 1), generator=generator) < settings.gendered_mask_share
+    chosen = (chosen | (joint & gendered[ids])) & (ids >= len(SPECIAL_TOKENS))
+    labels = ids.masked_fill(~chosen, _IGNORED)
+    fate = torch.rand(ids.shape, generator=generator)
+    noise = torch.randint(len(SPECIAL_TOKENS), len(gendered), ids.shape, generator=generator)
+    corrupted = torch.where(chosen & (fate < 0.8), torch.tensor(MASK), ids)
+    return torch.where(chosen & (fate >= 0.9), noise, corrupted), labels
+
+
+def _main() -> None:
+    """Rebuild the shipped encoder."""
+    parser = argparse.ArgumentParser(prog="python -m sdm_ray.models.pretrain", description=_main.__doc__)
+    parser.add_argument("--out", type=Path, default=SHIPPED_FOLDER, help="folder to write (default: the shipped one)")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    fresh = arguments.out.with_name(f"{arguments.out.name}.new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    record = pretrain_builtin(SyntheticWorld(), fresh)
+    shutil.rmtree(arguments.out, ignore_errors=True)
+    fresh.rename(arguments.out)
+    logger.info("%s holds the encoder %s", arguments.out, record["content_hash"])
+
+
+if __name__ == "__main__":
+    _main()
