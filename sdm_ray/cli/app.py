@@ -1,0 +1,194 @@
+"""The commands of `sdm-ray`. Each imports what it needs when it runs, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import traceback
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from sdm_ray.cli.console import error_console
+from sdm_ray.config import SweepSettings, TrialSettings, json_schema, load_settings, override
+from sdm_ray.errors import RunError, UsageError
+
+app = typer.Typer(
+    name="sdm-ray",
+    help="Search for self-destructing foundation models: good at the desired task, no head start on the harmful one.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="PATH=VALUE", help="Override a setting by dotted path; the value is YAML. Repeatable."
+    ),
+]
+SweepFolder = Annotated[str, typer.Argument(metavar="SWEEP", help="A sweep's folder, or its name below `runs/`.")]
+
+
+class Method(StrEnum):
+    """Methods that one trial can train."""
+
+    pretrained = "pretrained"
+    random = "random"
+    tuned = "tuned"
+    ac = "ac"
+    mlac = "mlac"
+
+
+class Rule(StrEnum):
+    """Rules that pick a point of the frontier."""
+
+    constrained = "constrained"
+    knee = "knee"
+    weighted = "weighted"
+    trial = "trial"
+
+
+class Document(StrEnum):
+    """Settings documents that have a schema."""
+
+    trial = "trial"
+    sweep = "sweep"
+
+
+@app.callback()
+def _options(
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show tracebacks and debug logs (anywhere on the line).")
+    ] = False,
+) -> None:
+    """Handled by `main`, which sees `--debug` anywhere on the line."""
+
+
+@app.command()
+def sweep(
+    config: Annotated[
+        Path, typer.Argument(metavar="SWEEP.YAML", help="Sweep file; `sweeps/quickstart.yaml` to begin with.")
+    ],
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a sweep that was interrupted.")] = False,
+) -> None:
+    """Search: train, release and attack many models, and track the frontier."""
+    from sdm_ray.cli.sweep import run
+
+    run(load_settings(SweepSettings, config, overrides or ()), config, resume=resume)
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(metavar="TRIAL.YAML", help="Trial file, or what `sdm-ray best` wrote.")],
+    overrides: Overrides = None,
+    method: Annotated[Method | None, typer.Option(help="Train a reference with the same budget instead.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Output folder. [default: runs/NAME-HASH]")] = None,
+) -> None:
+    """Train one model, release it and attack it; the same command resumes."""
+    from sdm_ray.cli.train import run
+
+    settings = load_settings(TrialSettings, config, overrides or ())
+    if method is not None:
+        train_settings = settings.train.for_method(method.value)
+        settings = override(settings, {"train": train_settings.model_dump(mode="json")})
+    run(settings, config, out)
+
+
+@app.command()
+def attack(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="An exported model, a Hugging Face folder or a hub id.")
+    ],
+    config: Annotated[
+        Path | None, typer.Option(help="Trial file whose data and attack are used. [default: those of the export]")
+    ] = None,
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="Output folder. [default: runs/attack-HASH]")] = None,
+) -> None:
+    """Attack a released model and compare it with random initialisation and the public encoder."""
+    from sdm_ray.cli.attack import run
+
+    run(model, config, tuple(overrides or ()), out)
+
+
+@app.command()
+def frontier(sweep: SweepFolder) -> None:
+    """Print a sweep's Pareto table and draw its picture again."""
+    from sdm_ray.cli.sweep import show_frontier
+
+    show_frontier(sweep)
+
+
+@app.command()
+def best(
+    sweep: SweepFolder,
+    rule: Annotated[
+        Rule,
+        typer.Option(
+            help="Lowest harmful accuracy with enough desired accuracy, knee of the front, weighted sum, or one trial."
+        ),
+    ] = Rule.constrained,
+    min_desired: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Least desired accuracy (rule constrained).")
+    ] = None,
+    weight: Annotated[float, typer.Option(min=0, max=1, help="Weight of the harmful accuracy (rule weighted).")] = 0.5,
+    trial: Annotated[str | None, typer.Option(help="Trial id (rule trial).")] = None,
+    out: Annotated[Path, typer.Option(help="Config to write.")] = Path("best.yaml"),
+) -> None:
+    """Pick a point of the frontier and write its config, which `sdm-ray train` takes as it is."""
+    from sdm_ray.cli.sweep import write_best
+
+    write_best(sweep, rule.value, min_desired=min_desired, weight=weight, trial_id=trial, out=out)
+
+
+@app.command()
+def schema(document: Annotated[Document, typer.Argument(help="Which settings.")] = Document.sweep) -> None:
+    """Print the JSON schema of the settings, for editors."""
+    kind = SweepSettings if document is Document.sweep else TrialSettings
+    typer.echo(json.dumps(json_schema(kind), indent=1))
+
+
+@app.command()
+def doctor(
+    deep: Annotated[bool, typer.Option("--deep", help="Also start and stop a local Ray.")] = False,
+    tracking_uri: Annotated[str | None, typer.Option(help="MLflow server to try.")] = None,
+) -> None:
+    """Say what works on this machine and what does not: versions, devices, Ray, MLflow, hub, disk."""
+    from sdm_ray.cli.doctor import run
+
+    run(deep=deep, tracking_uri=tracking_uri)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run a command; errors become one sentence and an exit code (2 usage, 1 failure, 130 interrupted)."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments or bool(os.environ.get("SDM_RAY_DEBUG"))
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        app(arguments)
+    except (UsageError, RunError) as error:
+        _fail("error", str(error), debug=debug)
+        sys.exit(error.exit_code)
+    except Exception as error:
+        _fail(
+            "internal error",
+            f"{type(error).__name__}: {error}" + ("" if debug else " (--debug shows where)"),
+            debug=debug,
+        )
+        sys.exit(RunError.exit_code)
+
+
+def _fail(kind: str, message: str, *, debug: bool) -> None:
+    if debug:
+        traceback.print_exc()
+    error_console.print(f"[bold red]{kind}:[/] {escape(message)}", soft_wrap=True)

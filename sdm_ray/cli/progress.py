@@ -1,0 +1,65 @@
+"""Live progress of one trial: a bar on a terminal, a plain line now and then elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator
+from typing import Any, TypeVar
+
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+
+from sdm_ray.cli.console import error_console
+from sdm_ray.types import Progress
+
+T = TypeVar("T")
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+def follow(work: Generator[Progress, None, T]) -> T:
+    """Run a generator of progress to its end while showing where it is; returns what it returns."""
+    return _bars(work) if error_console.is_terminal else _lines(work)
+
+
+def _bars(work: Generator[Progress, None, T]) -> T:
+    columns = (
+        TextColumn("{task.description:6}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[metrics]}"),
+    )
+    tasks: dict[str, Any] = {}
+    with Bars(*columns, console=error_console) as bars:
+        while True:
+            try:
+                progress = next(work)
+            except StopIteration as stop:
+                result: T = stop.value
+                return result
+            task = tasks.get(progress.stage)
+            if task is None:
+                task = tasks[progress.stage] = bars.add_task(progress.stage, total=progress.total, metrics="")
+            bars.update(task, completed=progress.done, total=progress.total)
+            if progress.metrics:
+                bars.update(task, metrics=_short(progress.metrics))
+
+
+def _lines(work: Generator[Progress, None, T]) -> T:
+    last = 0.0
+    while True:
+        try:
+            progress = next(work)
+        except StopIteration as stop:
+            result: T = stop.value
+            return result
+        now = time.monotonic()
+        if now - last >= SECONDS_BETWEEN_LINES or progress.done == progress.total:
+            last = now
+            line = f"{progress.stage} {progress.done}/{progress.total} {_short(progress.metrics)}".rstrip()
+            error_console.print(line, soft_wrap=True, markup=False)
+
+
+def _short(metrics: dict[str, float]) -> str:
+    return "  ".join(f"{name.rsplit('/', 1)[-1]} {value:.3g}" for name, value in list(metrics.items())[:5])

@@ -1,0 +1,46 @@
+"""`sdm-ray train`."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import typer
+from rich.markup import escape
+
+from sdm_ray.cli.console import console, error_console
+from sdm_ray.cli.progress import follow
+from sdm_ray.cli.tables import attack_table
+from sdm_ray.config import TrialSettings, content_hash
+from sdm_ray.types import Metric
+
+
+def run(settings: TrialSettings, config: Path, out: Path | None) -> None:
+    """Train, attack and print what came out."""
+    from sdm_ray.attack.evaluate import AttackReport
+    from sdm_ray.evaluate import floor_report, open_workspace
+    from sdm_ray.trial import iterate_trial
+
+    folder = out or Path("runs") / f"{settings.name}-{content_hash(settings)}"
+    try:
+        result = follow(iterate_trial(settings, folder, trial_id=settings.name))
+        work = open_workspace(settings)
+        reports = {
+            initialisation: floor_report(work, settings.encoder, settings.attack, initialisation, settings.seed)
+            for initialisation in ("random", "pretrained")
+        }
+    except KeyboardInterrupt:
+        error_console.print(f"stopped; the same command resumes from {folder / 'checkpoint'}", markup=False)
+        raise typer.Exit(130) from None
+    released = AttackReport.from_json((folder / "attack.json").read_text(encoding="utf-8"))
+    console.print(attack_table({settings.train.method: released, **reports}))
+    metrics = result.metrics
+    console.print(
+        f"desired accuracy {metrics[Metric.DESIRED_ACCURACY]:.3f}, "
+        f"worst-case harmful accuracy {metrics[Metric.HARMFUL_WORST_ACCURACY]:.3f} "
+        f"(base rate {metrics[Metric.HARMFUL_BASE_RATE]:.3f}), "
+        f"{metrics[Metric.COST_TRAIN_SECONDS]:.0f} s of training, {metrics[Metric.COST_ATTACK_SECONDS]:.0f} s of attack"
+    )
+    console.print(f"model   {escape(str(folder / 'model'))}", soft_wrap=True)
+    console.print(f"attacks {escape(str(folder / 'attack.parquet'))}", soft_wrap=True)
+    console.print(f"next    sdm-ray attack {escape(shlex.quote(str(folder / 'model')))}", soft_wrap=True)
