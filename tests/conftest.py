@@ -1,0 +1,43 @@
+"""Fixtures shared by all areas."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from sdm_ray.config import DataSettings, EncoderSettings
+from tests import helpers
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny ModernBERT (mean pooling) with random weights and a word-level tokenizer, as a Hugging Face folder."""
+    return helpers.write_encoder(tmp_path_factory.mktemp("encoder") / "modernbert")
+
+
+@pytest.fixture(scope="session")
+def bert_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny BERT with random weights and a word-level tokenizer, as a Hugging Face folder."""
+    return helpers.write_encoder(tmp_path_factory.mktemp("encoder") / "bert", "bert")
+
+
+@pytest.fixture(scope="session")
+def data_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """240 distinct biographies in Parquet: text, profession (3 classes), gender (2), name (12)."""
+    return helpers.write_rows(tmp_path_factory.mktemp("data") / "biographies.parquet", helpers.make_rows())
+
+
+@pytest.fixture
+def encoder_settings(encoder_folder: Path) -> EncoderSettings:
+    """Settings of `encoder_folder`."""
+    return EncoderSettings(name=str(encoder_folder))
+
+
+@pytest.fixture
+def data_settings(data_file: Path) -> DataSettings:
+    """Settings of `data_file`; each text is its own group."""
+    return DataSettings(source=str(data_file), max_length=24)
