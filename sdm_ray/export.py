@@ -1,0 +1,250 @@
+"""A trained model as a Hugging Face folder, and back.
+
+With `native` pooling the folder is a whole `ForSequenceClassification`. With another pooling no such class exists: the
+folder then holds the trunk and, beside it, `head.safetensors`. Weights are written and read as safetensors alone.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers.utils import logging as hf_logging
+
+from sdm_ray.config import TrialSettings, content_hash, parse_settings
+from sdm_ray.errors import RunError, UsageError
+from sdm_ray.files import read_json, write_json, write_text
+from sdm_ray.model_card import model_card
+from sdm_ray.models.encoder import load_trunk
+from sdm_ray.models.native import native_pooling
+from sdm_ray.models.trunk import Trunk
+from sdm_ray.types import Params
+
+FORMAT = 1
+"""Version of `sdm_ray.json`."""
+META, HEAD, WEIGHTS = "sdm_ray.json", "head.safetensors", "model.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportMeta:
+    """What `sdm_ray.json` says about an exported model."""
+
+    settings: TrialSettings
+    """The trial that made it; `runtime` is the default."""
+    config_hash: str
+    label_names: tuple[str, ...]
+    """Classes of the desired task, in the order of the head's rows."""
+    metrics: dict[str, float]
+    versions: dict[str, str]
+
+
+class Exported(NamedTuple):
+    """An exported model, loaded."""
+
+    trunk: Trunk
+    params: Params
+    """The trunk's parameters, detached and shared with it."""
+    head: Tensor | None
+    """(C, D) desired head; None for a Hugging Face folder that sdm-ray did not write."""
+    meta: ExportMeta | None
+    """None for a Hugging Face folder that sdm-ray did not write."""
+
+
+def export_model(
+    folder: Path,
+    *,
+    trunk: Trunk,
+    params: Params,
+    desired_head: Tensor,
+    tokenizer: Any,
+    label_names: Sequence[str],
+    settings: TrialSettings,
+    metrics: Mapping[str, float],
+) -> Path:
+    """Write a model folder; a reader sees the old one or the new one, never half of one.
+
+    Args:
+        folder: where; replaced when it holds an earlier export, refused when it holds anything else.
+        trunk: the architecture.
+        params: released weights.
+        desired_head: (C, D) head of the desired task.
+        tokenizer: the encoder's tokenizer.
+        label_names: names of the C classes.
+        settings: the trial.
+        metrics: what was measured.
+
+    Returns:
+        `folder`.
+
+    Raises:
+        UsageError: when `folder` is taken, or names and head disagree.
+        RunError: when it cannot be written.
+    """
+    if len(label_names) != desired_head.shape[0]:
+        raise UsageError(f"the desired head has {desired_head.shape[0]} classes, {len(label_names)} names are given")
+    if folder.exists() and not (folder / META).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError(f"{folder} exists and is no exported model; choose another folder or remove it")
+    temporary: Path | None = None
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        _write(temporary, trunk, params, desired_head, tokenizer, label_names)
+        _describe(temporary, trunk, label_names, settings, metrics)
+        temporary.chmod(0o755)
+        _replace(temporary, folder)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise RunError(f"cannot write the model to {folder}: {reason}; free space or choose another folder") from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+def load_exported(folder: str | Path) -> Exported:
+    """Load a folder that `export_model` wrote, or any Hugging Face encoder folder (head and meta are then None).
+
+    Nothing is unpickled, no remote code runs, and no file outside the folder is read.
+
+    Raises:
+        UsageError: when there is no model in the folder, or a part of it lies outside.
+        RunError: when it is damaged or of a later format.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UsageError(f"model folder {folder} does not exist")
+    _refuse_escapes(folder)
+    meta = _read_meta(folder) if (folder / META).is_file() else None
+    encoder = TrialSettings().encoder if meta is None else meta.settings.encoder
+    local = encoder.model_copy(update={"name": str(folder), "num_layers": None, "revision": None})
+    trunk = load_trunk(local, cache_dir=folder)
+    head = None if meta is None else _read_head(folder, trunk, meta)
+    params = {name: value.detach() for name, value in trunk.named_parameters()}
+    return Exported(trunk, params, head, meta)
+
+
+def _write(
+    folder: Path, trunk: Trunk, params: Params, head: Tensor, tokenizer: Any, label_names: Sequence[str]
+) -> None:
+    if trunk.pooling == "native":
+        model = trunk.export_hf(params, head, label_names)
+    else:
+        weights = {name.removeprefix("hf_model."): value.detach().cpu() for name, value in params.items()}
+        model = copy.deepcopy(trunk.hf_model).to("cpu")
+        model.load_state_dict(weights, strict=False)
+        save_file({"weight": head.detach().cpu().contiguous()}, folder / HEAD)
+    with _no_progress_bar():
+        model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    shown = hf_logging.is_progress_bar_enabled()
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            hf_logging.enable_progress_bar()
+
+
+def _describe(
+    folder: Path, trunk: Trunk, label_names: Sequence[str], settings: TrialSettings, metrics: Mapping[str, float]
+) -> None:
+    document = {
+        "format": FORMAT,
+        "pooling": trunk.pooling,
+        "config_hash": content_hash(settings),
+        "label_names": list(label_names),
+        "settings": settings.model_dump(mode="json", exclude={"runtime"}),
+        "metrics": {name: value if math.isfinite(value) else None for name, value in metrics.items()},
+        "versions": {name: version(name) for name in ("sdm-ray", "torch", "transformers")},
+    }
+    write_json(folder / META, document)
+    config = trunk.hf_model.config
+    card = model_card(
+        settings,
+        label_names=label_names,
+        metrics=metrics,
+        model_type=trunk.model_type,
+        num_layers=getattr(config, "num_hidden_layers", None),
+    )
+    write_text(folder / "README.md", card)
+
+
+def _replace(temporary: Path, folder: Path) -> None:
+    if not folder.exists():
+        temporary.rename(folder)
+        return
+    retired = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
+    folder.rename(retired)
+    temporary.rename(folder)
+    shutil.rmtree(retired, ignore_errors=True)
+
+
+def _refuse_escapes(folder: Path) -> None:
+    root = folder.resolve()
+    for path in folder.rglob("*"):
+        if not path.resolve().is_relative_to(root):
+            raise UsageError(f"{path} points outside the model folder; copy the file into the folder")
+    index = folder / f"{WEIGHTS}.index.json"
+    if index.is_file():
+        values = read_json(index)
+        names = values.get("weight_map", {}).values() if isinstance(values, dict) else ()
+        for name in names:
+            if not (folder / str(name)).resolve().is_relative_to(root):
+                raise UsageError(f"{index} names {name!r}, which lies outside the folder; do not trust this model")
+
+
+def _read_meta(folder: Path) -> ExportMeta:
+    path = folder / META
+    document = read_json(path)
+    try:
+        if document["format"] != FORMAT:
+            raise RunError(f"{path} has format {document['format']}, this sdm-ray reads {FORMAT}; upgrade sdm-ray")
+        settings = parse_settings(TrialSettings, document["settings"], where=str(path))
+        return ExportMeta(
+            settings=settings,
+            config_hash=str(document["config_hash"]),
+            label_names=tuple(document["label_names"]),
+            metrics={name: math.nan if value is None else value for name, value in document["metrics"].items()},
+            versions=dict(document["versions"]),
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise RunError(f"{path} is damaged ({type(error).__name__}: {error}); export the model again") from None
+
+
+def _read_head(folder: Path, trunk: Trunk, meta: ExportMeta) -> Tensor:
+    native = trunk.pooling == "native"
+    path = folder / (WEIGHTS if native else HEAD)
+    last = native_pooling(trunk.model_type).last_linear if native else ""
+    name = f"{last}.weight" if native else "weight"
+    try:
+        if native:
+            with safe_open(path, framework="pt") as tensors:
+                head: Tensor = tensors.get_tensor(name)
+                bias = tensors.get_tensor(f"{last}.bias")
+                if bias.any():
+                    raise RunError(f"{path}: {last}.bias is not zero, so this is no head that sdm-ray wrote")
+        else:
+            head = load_file(path)[name]
+    except (OSError, SafetensorError, KeyError) as error:
+        raise RunError(f"{path} holds no readable {name} ({error}); export the model again") from None
+    if head.shape != (len(meta.label_names), trunk.feature_dim):
+        raise RunError(
+            f"{path}: {name} has shape {tuple(head.shape)}, expected {(len(meta.label_names), trunk.feature_dim)}; "
+            "export the model again"
+        )
+    return head

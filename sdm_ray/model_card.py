@@ -1,0 +1,158 @@
+"""The model card of an exported model: threat model, what was measured under which attack, what was not tried."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from datetime import date
+
+from sdm_ray.config import AttackSettings, TrialSettings, content_hash
+from sdm_ray.types import Metric
+
+NOT_TRIED = (
+    "optimisers other than Adam, learning-rate schedules and more steps than the budget above",
+    "low-rank adapters, partial freezing other than the whole trunk, pruning, interpolation with the base encoder",
+    "attackers with more labelled examples than above, with unlabelled text, or with other data for the same label",
+    "reading the label off the features without gradients (nearest neighbours, closed-form probes)",
+    "harmful labels other than the one named above",
+)
+"""What the attack evaluation of this version does not do; each is a way in which the result may not hold."""
+
+
+def model_card(
+    settings: TrialSettings,
+    *,
+    label_names: Sequence[str],
+    metrics: Mapping[str, float],
+    model_type: str,
+    num_layers: int | None = None,
+) -> str:
+    """README.md of an exported folder, with the YAML header that Hugging Face reads.
+
+    Args:
+        settings: the trial that made the model.
+        label_names: classes of the desired task.
+        metrics: what was measured, by name.
+        model_type: Hugging Face's name of the architecture.
+        num_layers: its transformer layers.
+    """
+    native = settings.encoder.pooling == "native"
+    layers = f"{num_layers}-layer " if num_layers else ""
+    return (
+        "\n\n".join(
+            [
+                _header(settings, native),
+                f"# {settings.name}",
+                _summary(settings, model_type, num_layers, len(label_names)),
+                _threat_model(settings),
+                _measured(settings, metrics),
+                _budget(settings.attack),
+                "## What was not tried\n\n" + "\n".join(f"- {item};" for item in NOT_TRIED),
+                _loading(settings, native, label_names),
+                _licence(settings),
+                f"Config hash `{content_hash(settings)}`, exported {date.today().isoformat()}.",
+            ]
+        )
+        + "\n"
+    )
+
+
+def _header(settings: TrialSettings, native: bool) -> str:
+    lines = ["license: unknown", "language: en"]
+    if native:
+        lines += ["library_name: transformers", "pipeline_tag: text-classification"]
+    tags = ["task-blocking", "self-destructing-models", settings.train.method]
+    return "\n".join(["---", *lines, f"tags: {json.dumps(tags)}", "---"])
+
+
+def _summary(settings: TrialSettings, model_type: str, num_layers: int | None, num_classes: int) -> str:
+    layers = f"{num_layers}-layer " if num_layers else ""
+    data = settings.data
+    return (
+        f"A {layers}{model_type} encoder trained by method `{settings.train.method}` to stay useful for "
+        f"**{data.desired_column}** ({num_classes} classes) and to be hard to adapt to **{data.harmful_column}**. Made "
+        "by sdm-ray after Henderson et al., *Self-Destructing Models* (arXiv 2211.14946). It is a research artefact: "
+        "see what was not tried before relying on it."
+    )
+
+
+def _licence(settings: TrialSettings) -> str:
+    return (
+        f"## Licence\n\nNot set. Weights derive from the encoder `{settings.encoder.name}` and were trained on "
+        f"`{settings.data.source}`: check the terms of both, then replace `license: unknown` at the top of this file."
+    )
+
+
+def _threat_model(settings: TrialSettings) -> str:
+    numbers = ", ".join(str(number) for number in sorted(settings.attack.num_examples))
+    return (
+        "## Threat model\n\n"
+        f"The adversary has these weights, n labelled examples of {settings.data.harmful_column} (n in {{{numbers}}}), "
+        "and free choice of learning rate, steps, batch size, and of training the whole model or a head alone, always "
+        "from a fresh head. The aim is that adapting these weights costs as many examples as adapting a randomly "
+        "initialised encoder. Nothing here protects against an adversary who uses another model."
+    )
+
+
+def _measured(settings: TrialSettings, metrics: Mapping[str, float]) -> str:
+    rows = [
+        ("desired accuracy (test)", Metric.DESIRED_ACCURACY),
+        ("harmful accuracy after the worst attack, mean over n", Metric.HARMFUL_WORST_ACCURACY),
+        *(
+            (f"harmful accuracy after the worst attack, n = {number}", Metric.harmful_accuracy(number))
+            for number in sorted(settings.attack.num_examples)
+        ),
+        ("share of the largest harmful class", Metric.HARMFUL_BASE_RATE),
+        ("head start over random initialisation, in accuracy", Metric.REGRET_ACCURACY),
+        ("head start over random initialisation, in nats", Metric.REGRET_LOSS),
+    ]
+    lines = [f"| {label} | {_number(metrics, str(name))} |" for label, name in rows if str(name) in metrics]
+    if not lines:
+        return "## What was measured\n\nNothing yet."
+    note = "A head start of 0 or less means that the weights gave the adversary nothing."
+    return "\n".join(["## What was measured", "", "| metric | value |", "| --- | --- |", *lines, "", note])
+
+
+def _number(metrics: Mapping[str, float], name: str) -> str:
+    value = metrics[name]
+    if not math.isfinite(value):
+        return "not measured"
+    low, high = metrics.get(f"{name}_low", math.nan), metrics.get(f"{name}_high", math.nan)
+    interval = f" [{low:.3f}, {high:.3f}]" if math.isfinite(low) and math.isfinite(high) else ""
+    return f"{value:.3f}{interval}"
+
+
+def _budget(attack: AttackSettings) -> str:
+    fits = attack.num_search_trials * attack.num_search_seeds + attack.num_rerun_seeds
+    balanced = "class-balanced" if attack.class_balanced else "as they come"
+    return (
+        "## Attack budget\n\n"
+        f"For each n: {attack.num_search_trials} settings searched ({attack.num_search_seeds} seed(s) each) on an "
+        f"attacker-validation split, the winner re-run on {attack.num_rerun_seeds} fresh seeds, scored once on test: "
+        f"{fits} fine-tunes. Adam, learning rate log-uniform in [{attack.learning_rate.low:g}, "
+        f"{attack.learning_rate.high:g}], {attack.num_steps_min} to {attack.num_steps_max} steps, batches of "
+        f"{', '.join(str(size) for size in attack.batch_sizes)}, a frozen trunk in {attack.frozen_probability:.0%} of "
+        f"them, examples {balanced}."
+    )
+
+
+def _loading(settings: TrialSettings, native: bool, label_names: Sequence[str]) -> str:
+    if native:
+        code = (
+            "from transformers import pipeline\n\n"
+            'classify = pipeline("text-classification", model="PATH/TO/THIS/FOLDER")\n'
+            'classify("... a biography ...")'
+        )
+        said = f"One of {', '.join(label_names)}."
+    else:
+        code = (
+            "from sdm_ray.export import load_exported\n\n"
+            'trunk, params, head, meta = load_exported("PATH/TO/THIS/FOLDER")'
+        )
+        said = (
+            f"Pooling is `{settings.encoder.pooling}`, which this architecture's `ForSequenceClassification` does not "
+            "do: `model.safetensors` holds the trunk alone, `head.safetensors` the classifier (`weight`, classes x "
+            "features, no bias), and `sdm_ray.json` the names of the classes."
+        )
+    return f"## Use\n\n```python\n{code}\n```\n\n{said}"
