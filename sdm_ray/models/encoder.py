@@ -111,7 +111,7 @@ def _resolve(settings: EncoderSettings, cache_dir: Path) -> str | Path:
     if name == "builtin":
         from sdm_ray.models.builtin import builtin_folder
 
-        return builtin_folder(cache_dir)
+        return builtin_folder(cache_dir=cache_dir)
     folder = Path(name).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
@@ -252,7 +252,7 @@ def _brief(error: BaseException) -> str:
 def _seeded(seed: int) -> Iterator[None]:
     """Weights are drawn on the CPU from torch's global generator: seed it, and put its state back."""
     state = torch.random.get_rng_state()
-    torch.random.default_generator.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed CUDA
     try:
         yield
     finally:

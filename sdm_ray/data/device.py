@@ -1,0 +1,93 @@
+"""Tokenised data that lives on the device: batches are gathered there, and only indices travel."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import LongTensor, Tensor
+
+from sdm_ray.data.splits import SPLITS
+from sdm_ray.data.tokenized import TokenizedData, round_up
+from sdm_ray.types import Batch, Split, Task
+
+
+class DeviceData:
+    """N examples on `device`, moved once; labels, lengths and splits are known on the host too.
+
+    Args:
+        tokenized: the examples.
+        device: where batches are wanted.
+    """
+
+    def __init__(self, tokenized: TokenizedData, device: torch.device | str) -> None:
+        self.device = torch.device(device)
+        self.digest = tokenized.digest
+        self.pad_id = tokenized.pad_id
+        self._label_names = {task: tokenized.label_names(task) for task in Task}
+        self._lengths_host = np.array(tokenized.lengths, dtype=np.int64)
+        self._labels_host = {task: torch.tensor(tokenized.labels(task), dtype=torch.int64) for task in Task}
+        self._indices = {
+            split: torch.from_numpy(np.flatnonzero(tokenized.split == code)) for code, split in enumerate(SPLITS)
+        }
+        self._input_ids = torch.from_numpy(tokenized.input_ids.astype(np.int64)).to(self.device)
+        self._lengths = torch.from_numpy(self._lengths_host).to(self.device)
+        self._labels = {task: labels.to(self.device) for task, labels in self._labels_host.items()}
+        self._positions = torch.arange(self.width, device=self.device)
+
+    def __len__(self) -> int:
+        return len(self._lengths_host)
+
+    @property
+    def width(self) -> int:
+        """L: tokens of the widest batch."""
+        return int(self._input_ids.shape[1])
+
+    def num_classes(self, task: Task) -> int:
+        """C of a task."""
+        return len(self._label_names[task])
+
+    def label_names(self, task: Task) -> tuple[str, ...]:
+        """Class names of a task, by index."""
+        return self._label_names[task]
+
+    def indices(self, split: Split) -> LongTensor:
+        """Sorted indices of a split's examples, int64 on the host."""
+        return self._indices[split].clone()  # type: ignore[return-value]
+
+    def labels_host(self, task: Task) -> LongTensor:
+        """(N,) int64 class indices of a task on the host."""
+        return self._labels_host[task].clone()  # type: ignore[return-value]
+
+    def lengths_host(self) -> LongTensor:
+        """(N,) int64 tokens of each text on the host."""
+        return torch.from_numpy(self._lengths_host.copy())  # type: ignore[return-value]
+
+    def batch(self, indices: Tensor, task: Task, *, pad_to: int | None = None) -> Batch:
+        """Examples by index, gathered on the device without waiting for it.
+
+        Args:
+            indices: (..., B) int64 on the host.
+            task: whose labels.
+            pad_to: tokens of the batch; by default the longest of these texts, rounded up to a multiple of 8.
+
+        Raises:
+            ValueError: if `pad_to` would cut a text.
+        """
+        longest = int(self._lengths_host[indices.numpy()].max())
+        if pad_to is not None and pad_to < longest:
+            raise ValueError(f"pad_to is {pad_to}, but a text of the batch has {longest} tokens")
+        wanted = round_up(longest) if pad_to is None else pad_to
+        width = min(wanted, self.width)
+        rows = self._send(indices)
+        input_ids = self._input_ids[:, :width][rows]
+        mask = (self._positions[:width] < self._lengths[rows].unsqueeze(-1)).long()
+        if pad_to is not None and pad_to > width:
+            input_ids = torch.nn.functional.pad(input_ids, (0, pad_to - width), value=self.pad_id)
+            mask = torch.nn.functional.pad(mask, (0, pad_to - width))
+        return Batch(input_ids, mask, self._labels[task][rows])
+
+    def _send(self, indices: Tensor) -> Tensor:
+        if self.device.type == "cuda":
+            # From pageable memory the copy would wait for the device.
+            indices = indices.pin_memory()
+        return indices.to(self.device, non_blocking=True)

@@ -1,0 +1,208 @@
+"""Tables from local files (through pyarrow) and from the Hugging Face hub (through `datasets`, imported on need)."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.json
+import pyarrow.parquet as pq
+
+from sdm_ray.errors import RunError, UsageError
+
+ClassNames = dict[str, list[str]]
+"""Column to the names of its integer classes, where a Hugging Face dataset gives them."""
+
+
+class Source(NamedTuple):
+    """Columns of a source as they are stored."""
+
+    table: pa.Table
+    class_names: ClassNames
+
+
+def data_files(source: str) -> list[Path] | None:
+    """The files that `source` names, sorted; None where it looks like a hub id.
+
+    A source is a path if it exists, starts with `.`, `/` or `~`, or ends like a data file.
+
+    Raises:
+        UsageError: for a path that does not exist, a folder without data, or a format that is not read.
+    """
+    path = Path(source).expanduser()
+    known = f"known formats: {', '.join(READERS)}"
+    if path.is_dir():
+        files = sorted(
+            file
+            for file in path.rglob("*")
+            if file.suffix in READERS and not any(part.startswith((".", "_")) for part in file.relative_to(path).parts)
+        )
+        if not files:
+            raise UsageError(f"data.source: folder {source} holds no data file ({known})")
+        return files
+    if path.exists():
+        if path.suffix not in READERS:
+            raise UsageError(f"data.source: {source} has an unsupported format {path.suffix!r}; {known}")
+        return [path]
+    if path.suffix in READERS or path.suffix in _FOREIGN or source.startswith((".", "/", "~")):
+        raise UsageError(f"data.source: file {source} does not exist")
+    return None
+
+
+def read_files(files: Sequence[Path], columns: dict[str, str]) -> Source:
+    """The named columns of all files, one after another.
+
+    Args:
+        files: data files with these columns.
+        columns: setting (such as `text_column`) to column name.
+
+    Raises:
+        UsageError: for an unreadable file, an absent column, or columns whose types differ between files.
+    """
+    tables: list[pa.Table] = []
+    class_names: ClassNames = {}
+    for file in files:
+        try:
+            table = READERS[file.suffix](file, columns)
+        except UsageError:
+            raise
+        except PermissionError:
+            raise UsageError(f"data.source: {file} cannot be read: permission denied") from None
+        except (pa.ArrowException, OSError, UnicodeDecodeError, csv.Error, ValueError) as error:
+            kind = file.suffix.removeprefix(".")
+            raise UsageError(f"data.source: {file} cannot be read as {kind}: {brief(error)}") from None
+        class_names |= _class_names_of_metadata(table.schema)
+        tables.append(table.replace_schema_metadata(None))
+    try:
+        return Source(pa.concat_tables(tables, promote_options="permissive"), class_names)
+    except pa.ArrowException as error:
+        raise UsageError(f"data.source: the files do not have the same columns and types: {brief(error)}") from None
+
+
+def read_hub(name: str, revision: str | None, columns: dict[str, str]) -> Source:
+    """The named columns of a hub dataset, all its splits one after another.
+
+    Raises:
+        UsageError: for an absent column or a dataset that needs more than its id.
+        RunError: when the hub cannot be reached or does not know the dataset.
+    """
+    import datasets
+
+    shown = datasets.utils.logging.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
+    try:
+        loaded = datasets.load_dataset(name, revision=revision)
+    except ValueError as error:
+        if "BuilderConfig" in str(error) or "Config name" in str(error):
+            raise UsageError(
+                f"data.source {name!r}: {brief(error)}; point data.source at a local file instead"
+            ) from None
+        raise _unreachable(name, revision) from None
+    except Exception:  # network, hub and script errors have no common base
+        raise _unreachable(name, revision) from None
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
+    tables: list[pa.Table] = []
+    class_names: ClassNames = {}
+    for part in loaded.values():
+        check_columns(name, part.column_names, columns)
+        kept = part.select_columns(sorted(set(columns.values())))
+        tables.append(kept.with_format("arrow")[:].replace_schema_metadata(None))
+        class_names |= {key: value.names for key, value in kept.features.items() if hasattr(value, "names")}
+    return Source(pa.concat_tables(tables, promote_options="permissive"), class_names)
+
+
+def _unreachable(name: str, revision: str | None) -> RunError:
+    where = f"{name!r} (revision {revision!r})" if revision else repr(name)
+    return RunError(
+        f"dataset {where} could not be had from the Hugging Face hub (no network, or no such dataset); "
+        "point data.source at a local .parquet, .csv, .jsonl or .arrow file"
+    )
+
+
+def check_columns(source: object, present: Sequence[str], columns: dict[str, str]) -> None:
+    """Refuse a column that is not there, naming those that are and the nearest one."""
+    for setting, column in columns.items():
+        if column not in present:
+            close = difflib.get_close_matches(column, present, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            shown = ", ".join(map(repr, present[:20])) + (", ..." if len(present) > 20 else "")
+            raise UsageError(f"data.{setting}: {source} has no column {column!r}, only {shown or 'none'}{hint}")
+
+
+def files_digest(files: Sequence[Path]) -> str:
+    """SHA-256 (hex) of the bytes of the files, in order."""
+    result = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            result.update(hashlib.file_digest(stream, "sha256").digest() + file.suffix.encode())
+    return result.hexdigest()
+
+
+def brief(error: BaseException) -> str:
+    """The first line of a message."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:300].rstrip(".") if lines else type(error).__name__
+
+
+def _read_parquet(path: Path, columns: dict[str, str]) -> pa.Table:
+    with pq.ParquetFile(path) as file:
+        check_columns(path, file.schema_arrow.names, columns)
+        return file.read(columns=sorted(set(columns.values())))
+
+
+def _read_csv(path: Path, columns: dict[str, str]) -> pa.Table:
+    with path.open(encoding="utf-8-sig", newline="") as stream:
+        header = next(csv.reader(stream), [])
+    check_columns(path, header, columns)
+    wanted = sorted(set(columns.values()))
+    # Everything as text: inference looks at the first block only and fails on what comes after.
+    convert = pa.csv.ConvertOptions(include_columns=wanted, column_types=dict.fromkeys(wanted, pa.string()))
+    return pa.csv.read_csv(path, parse_options=pa.csv.ParseOptions(newlines_in_values=True), convert_options=convert)
+
+
+def _read_jsonl(path: Path, columns: dict[str, str]) -> pa.Table:
+    # A line may not be longer than a block.
+    table = pa.json.read_json(path, read_options=pa.json.ReadOptions(block_size=1 << 24))
+    check_columns(path, table.column_names, columns)
+    return table.select(sorted(set(columns.values())))
+
+
+def _read_arrow(path: Path, columns: dict[str, str]) -> pa.Table:
+    with pa.memory_map(str(path)) as stream:
+        try:
+            table = pa.ipc.open_file(stream).read_all()
+        except pa.ArrowInvalid:
+            stream.seek(0)
+            table = pa.ipc.open_stream(stream).read_all()
+    check_columns(path, table.column_names, columns)
+    return table.select(sorted(set(columns.values())))
+
+
+READERS: dict[str, Callable[[Path, dict[str, str]], pa.Table]] = {
+    ".parquet": _read_parquet,
+    ".csv": _read_csv,
+    ".jsonl": _read_jsonl,
+    ".arrow": _read_arrow,
+}
+"""Formats by suffix."""
+
+_FOREIGN = {".json", ".tsv", ".txt", ".xlsx", ".xls", ".gz", ".zip", ".zst", ".pkl", ".feather", ".npz"}
+"""Suffixes that say "a file" although they are not read."""
+
+
+def _class_names_of_metadata(schema: pa.Schema) -> ClassNames:
+    """Class names that `datasets` leaves in the files that it writes."""
+    try:
+        features: dict[str, Any] = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        return {name: item["names"] for name, item in features.items() if item.get("_type") == "ClassLabel"}
+    except (KeyError, TypeError, AttributeError, ValueError):
+        return {}

@@ -1,0 +1,208 @@
+"""Examples from the synthetic world, a local file or the Hugging Face hub: checked, scrubbed and indexed."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from sdm_ray.config import DataSettings
+from sdm_ray.data.readers import Source, brief, data_files, files_digest, read_files, read_hub
+from sdm_ray.data.scrub import scrub_pronouns
+from sdm_ray.errors import UsageError
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Texts with two labels each; N of them."""
+
+    texts: list[str]
+    desired: np.ndarray
+    """(N,) int64 indices into `desired_labels`."""
+    harmful: np.ndarray
+    """(N,) int64 indices into `harmful_labels`."""
+    groups: list[str] | None
+    """What must stay within one split, or None where each text is its own group."""
+    desired_labels: tuple[str, ...]
+    harmful_labels: tuple[str, ...]
+    digest: str
+    """SHA-256 (hex) of all of the above."""
+
+
+def load_examples(settings: DataSettings) -> Examples:
+    """Read, check and scrub the examples, and keep `max_examples` of them.
+
+    Labels are text or whole numbers; their names are sorted (as numbers where all are whole numbers), and classes of
+    integer columns are named where a Hugging Face dataset names them. One text may occur several times, with different
+    labels too: all are kept, in one split. `max_examples` keeps the texts with the smallest content hashes, whatever
+    the order of the rows.
+
+    Raises:
+        UsageError: for a source, a column, a text or a label that cannot be used.
+        RunError: when the hub cannot be reached.
+    """
+    source = _read(settings)
+    columns = _columns(settings)
+    texts = _texts(source.table[columns["text_column"]], settings)
+    if settings.scrub_pronouns:
+        texts = [scrub_pronouns(text) for text in texts]
+    desired, desired_labels = _labels(source, "desired_column", columns)
+    harmful, harmful_labels = _labels(source, "harmful_column", columns)
+    groups = None
+    if "group_column" in columns:
+        groups = _strings(
+            source.table[columns["group_column"]], f"data.group_column: column {columns['group_column']!r}"
+        )
+    if settings.max_examples is not None and settings.max_examples < len(texts):
+        kept = _smallest_hashes(texts, settings.max_examples)
+        texts = [texts[row] for row in kept]
+        groups = None if groups is None else [groups[row] for row in kept]
+        desired, harmful = desired[kept], harmful[kept]
+    digest = _digest(texts, groups, desired, harmful, desired_labels, harmful_labels)
+    return Examples(texts, desired, harmful, groups, desired_labels, harmful_labels, digest)
+
+
+def source_digest(settings: DataSettings) -> str | None:
+    """SHA-256 (hex) of a local source's bytes, without parsing it; None where only reading it tells its content."""
+    if settings.source == "synthetic":
+        return None
+    files = data_files(settings.source)
+    return None if files is None else files_digest(files)
+
+
+def normalise(text: str) -> str:
+    """What makes two texts the same content: case and white space do not count."""
+    return " ".join(text.casefold().split())
+
+
+def _read(settings: DataSettings) -> Source:
+    if settings.source == "synthetic":
+        from sdm_ray.data.synthetic import task_table
+
+        return Source(task_table(settings.synthetic), {})
+    columns = _columns(settings)
+    files = data_files(settings.source)
+    if files is not None:
+        return read_files(files, columns)
+    if not _HUB_ID.fullmatch(settings.source):
+        raise UsageError(
+            f"data.source {settings.source!r} is neither 'synthetic', nor an existing file or folder, nor a hub id "
+            "(owner/name)"
+        )
+    return read_hub(settings.source, settings.revision, columns)
+
+
+def _columns(settings: DataSettings) -> dict[str, str]:
+    """Setting to column name."""
+    if settings.source == "synthetic":
+        return {
+            "text_column": "text", "desired_column": "profession", "harmful_column": "gender", "group_column": "name"
+        }  # fmt: skip
+    columns = {
+        "text_column": settings.text_column,
+        "desired_column": settings.desired_column,
+        "harmful_column": settings.harmful_column,
+    }
+    if len(set(columns.values())) < len(columns):
+        raise UsageError(f"data: text, desired and harmful column must differ, got {', '.join(columns.values())}")
+    if settings.group_column is not None:
+        columns["group_column"] = settings.group_column
+    return columns
+
+
+def _texts(column: pa.ChunkedArray, settings: DataSettings) -> list[str]:
+    where = f"data.text_column: column {settings.text_column!r}"
+    if len(column) == 0:
+        raise UsageError(f"data.source: {settings.source} holds no rows")
+    if not _is_text(column.type):
+        raise UsageError(f"{where} holds {column.type}, it must hold text")
+    return _strings(column, where)
+
+
+def _strings(column: pa.ChunkedArray, where: str) -> list[str]:
+    """A column as text, without missing or blank values."""
+    try:
+        text = _decoded(column).cast(pa.large_string())
+    except pa.ArrowException as error:
+        raise UsageError(f"{where} cannot be read as text: {brief(error)}") from None
+    _refuse_missing(pc.equal(pc.utf8_trim_whitespace(text), ""), where)
+    values: list[str] = text.to_pylist()
+    return values
+
+
+def _labels(source: Source, setting: str, columns: dict[str, str]) -> tuple[np.ndarray, tuple[str, ...]]:
+    """(N,) class indices and the sorted class names of a label column."""
+    name = columns[setting]
+    where = f"data.{setting}: column {name!r}"
+    column = _decoded(source.table[name])
+    kind = column.type
+    if not (_is_text(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_null(kind)):
+        raise UsageError(f"{where} holds {kind}, labels must be text or whole numbers")
+    names = source.class_names.get(name)
+    if names is not None and pa.types.is_integer(kind):
+        outside = pc.or_(pc.less(column, 0), pc.greater_equal(column, len(names)))
+        _refuse_missing(outside, where, what="unlabelled")
+        column = pa.chunked_array([pc.take(pa.array(names), column.combine_chunks())])
+    text = column.cast(pa.large_string())
+    _refuse_missing(pc.equal(text, ""), where)
+    values: list[str] = sorted(pc.unique(text).to_pylist())
+    if all(_is_integer(value) for value in values):
+        values.sort(key=int)
+    if len(values) < 2:
+        raise UsageError(f"{where} has one class, {values[0]!r}; two or more are needed")
+    codes = pc.index_in(text, value_set=pa.array(values, pa.large_string()))
+    return np.asarray(codes.to_numpy(), dtype=np.int64), tuple(values)
+
+
+def _is_integer(value: str) -> bool:
+    return re.fullmatch(r"-?\d+", value, re.ASCII) is not None
+
+
+def _decoded(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def _refuse_missing(wrong: pa.ChunkedArray, where: str, what: str = "missing or empty") -> None:
+    """Refuse rows where `wrong` is true or null; rows are counted from 1, in the order of the files."""
+    rows = np.flatnonzero(pc.fill_null(wrong, True).to_numpy(zero_copy_only=False)) + 1
+    if len(rows):
+        first = ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
+        raise UsageError(
+            f"{where} has {len(rows)} {what} value{'s' * (len(rows) > 1)} (row {first}); remove or fill them"
+        )
+
+
+def _smallest_hashes(texts: list[str], count: int) -> np.ndarray:
+    """Rows of the smallest content hashes, in their old order; not the hashes that splits are made from."""
+    keys = [hashlib.sha256(b"keep\0" + normalise(text).encode()).digest() for text in texts]
+    return np.array(sorted(sorted(range(len(texts)), key=keys.__getitem__)[:count]))
+
+
+def _digest(
+    texts: list[str],
+    groups: list[str] | None,
+    desired: np.ndarray,
+    harmful: np.ndarray,
+    desired_labels: tuple[str, ...],
+    harmful_labels: tuple[str, ...],
+) -> str:
+    result = hashlib.sha256(repr((desired_labels, harmful_labels, len(texts), groups is None)).encode())
+    result.update(desired.tobytes())
+    result.update(harmful.tobytes())
+    for values in (texts, groups or []):
+        for value in values:
+            encoded = value.encode("utf-8", "surrogatepass")
+            result.update(len(encoded).to_bytes(8, "little") + encoded)
+    return result.hexdigest()

@@ -1,0 +1,109 @@
+"""Four splits by content hash: disjoint by construction, stable when rows are added or reordered, and checked.
+
+The SHA-256 of a salt and the content is read as a number in [0, 1) and compared with the cumulated shares, so a row's
+split depends on its own content alone. Content is the text (without case and white space), or the group where there is
+one. A text that occurs in two groups ties them together: groups that share a text form one block with the smallest of
+their hashes, for otherwise the text would straddle splits. (Only then can a new row move old ones: when it ties two
+blocks together.)
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+
+from sdm_ray.config import DataSettings
+from sdm_ray.data.sources import Examples, normalise
+from sdm_ray.errors import RunError, UsageError
+from sdm_ray.types import Split, Task
+
+SPLITS = tuple(Split)
+"""The splits in the order of their codes."""
+
+
+def assign_splits(examples: Examples, settings: DataSettings) -> np.ndarray:
+    """The split of each example.
+
+    Returns:
+        (N,) int8 codes: indices into `SPLITS`.
+    """
+    contents = [normalise(text) for text in examples.texts]
+    blocks = contents if examples.groups is None else _tie_groups(examples.groups, contents, settings.split_seed)
+    shares = settings.splits
+    bounds = np.cumsum([shares.meta_train, shares.attacker_train, shares.attacker_val])
+    position = {block: _unit_hash(block, settings.split_seed) for block in set(blocks)}
+    positions = np.array([position[block] for block in blocks])
+    return np.searchsorted(bounds, positions, side="right").astype(np.int8)
+
+
+def check_disjoint(examples: Examples, split: np.ndarray) -> None:
+    """Compare content hashes (and groups) across splits, whatever made the splits.
+
+    Raises:
+        RunError: if a text or a group occurs in two splits.
+    """
+    columns = [("text", [normalise(text) for text in examples.texts])]
+    if examples.groups is not None:
+        columns.append(("group", examples.groups))
+    for kind, values in columns:
+        seen: dict[bytes, int] = {}
+        for value, code in zip(values, split.tolist(), strict=True):
+            other = seen.setdefault(hashlib.sha256(value.encode("utf-8", "surrogatepass")).digest(), code)
+            if other != code:
+                raise RunError(
+                    f"the {kind} {_short(value)} occurs in the splits {SPLITS[other]} and {SPLITS[code]}: "
+                    "what is measured on one would be known from the other"
+                )
+
+
+def check_classes(examples: Examples, split: np.ndarray, settings: DataSettings) -> None:
+    """Refuse splits that lack a class of either task.
+
+    Raises:
+        UsageError: naming split and class.
+    """
+    tasks = {
+        Task.DESIRED: (examples.desired, examples.desired_labels),
+        Task.HARMFUL: (examples.harmful, examples.harmful_labels),
+    }
+    for code, name in enumerate(SPLITS):
+        for task, (labels, label_names) in tasks.items():
+            counts = np.bincount(labels[split == code], minlength=len(label_names))
+            if not counts.all():
+                missing = label_names[int(np.argmin(counts))]
+                raise UsageError(
+                    f"split {name} ({int(counts.sum())} of {len(split)} examples) has no example of the {task} "
+                    f"class {missing!r}: give more data, drop rare classes, or change data.splits or data.split_seed"
+                )
+
+
+def _unit_hash(content: str, seed: int) -> float:
+    """The content as a number in [0, 1)."""
+    digest = hashlib.sha256(f"split\0{seed}\0{content}".encode("utf-8", "surrogatepass")).digest()
+    # 53 bits, so that no rounding reaches 1.
+    return (int.from_bytes(digest[:8], "big") >> 11) / (1 << 53)
+
+
+def _tie_groups(groups: list[str], contents: list[str], seed: int) -> list[str]:
+    """The block of each example: the group of smallest hash among all that are tied to its own (union-find)."""
+    parent: dict[str, str] = {}
+
+    def root(group: str) -> str:
+        parent.setdefault(group, group)
+        while parent[group] != group:
+            parent[group] = parent[parent[group]]
+            group = parent[group]
+        return group
+
+    first: dict[str, str] = {}
+    for group, content in zip(groups, contents, strict=True):
+        one, other = sorted(
+            (root(group), root(first.setdefault(content, group))), key=lambda key: _unit_hash(key, seed)
+        )
+        parent[other] = one
+    return [root(group) for group in groups]
+
+
+def _short(value: str) -> str:
+    return repr(value if len(value) <= 60 else value[:57] + "...")

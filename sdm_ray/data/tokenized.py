@@ -1,0 +1,218 @@
+"""Tokenise once: token ids, labels and splits in one Arrow file, cached by the hash of what they follow from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from sdm_ray.config import DataSettings, digest
+from sdm_ray.data.sources import Examples, load_examples, source_digest
+from sdm_ray.data.splits import assign_splits, check_classes, check_disjoint
+from sdm_ray.errors import UsageError
+from sdm_ray.files import atomic_path, write_json
+from sdm_ray.types import Task
+
+log = logging.getLogger(__name__)
+
+FORMAT_VERSION = 1
+"""Raise it when the same settings would give other contents."""
+TOKEN_MULTIPLE = 8
+"""Lengths are rounded up to a multiple of this."""
+
+_CHUNK_ROWS = 8192
+
+
+@dataclass(frozen=True)
+class TokenizedData:
+    """N tokenised examples, L tokens wide; arrays may be read-only views of a mapped file."""
+
+    input_ids: np.ndarray
+    """(N, L) int32, padded on the right with `pad_id`."""
+    lengths: np.ndarray
+    """(N,) int64 tokens of each text, special ones included."""
+    desired: np.ndarray
+    """(N,) int64 class indices."""
+    harmful: np.ndarray
+    """(N,) int64 class indices."""
+    split: np.ndarray
+    """(N,) int8 indices into `splits.SPLITS`."""
+    desired_labels: tuple[str, ...]
+    harmful_labels: tuple[str, ...]
+    pad_id: int
+    digest: str
+    """SHA-256 (hex) of all of the above."""
+
+    def labels(self, task: Task) -> np.ndarray:
+        """(N,) int64 class indices of a task."""
+        return self.desired if task is Task.DESIRED else self.harmful
+
+    def label_names(self, task: Task) -> tuple[str, ...]:
+        """Class names of a task, by index."""
+        return self.desired_labels if task is Task.DESIRED else self.harmful_labels
+
+
+def prepare(settings: DataSettings, tokenizer: Any, tokenizer_digest: str, cache_dir: Path) -> TokenizedData:
+    """Load, check, split and tokenise, or read the result from the cache.
+
+    The cache key covers the source's content (not its place), the settings that act on it, the tokenizer and the
+    format. A damaged entry is built again. Files are replaced atomically and depend on the key alone, so several processes may
+    prepare the same data at once.
+
+    Args:
+        settings: the data.
+        tokenizer: a fast Hugging Face tokenizer with a padding token.
+        tokenizer_digest: what identifies it (`models.encoder.tokenizer_digest`).
+        cache_dir: the entry is `tokenized/<key>.arrow` and `.json` in this folder.
+
+    Raises:
+        UsageError: for data or settings that cannot be used; see `load_examples`, `check_classes`.
+        RunError: when the hub cannot be reached, or the cache cannot be written.
+    """
+    _check_max_length(settings, tokenizer)
+    content = source_digest(settings)
+    examples = None
+    if content is None:
+        examples = load_examples(settings)
+        content = examples.digest
+    key = _cache_key(settings, content, tokenizer_digest)
+    path = cache_dir / "tokenized" / f"{key}.arrow"
+    cached = _read(path)
+    if cached is not None:
+        return cached
+    data = tokenize(examples or load_examples(settings), settings, tokenizer)
+    _write(path, data, settings)
+    return data
+
+
+def tokenize(examples: Examples, settings: DataSettings, tokenizer: Any) -> TokenizedData:
+    """Split and tokenise examples; see `prepare`."""
+    split = assign_splits(examples, settings)
+    check_disjoint(examples, split)
+    check_classes(examples, split, settings)
+    pad_id = int(tokenizer.pad_token_id)
+    input_ids, lengths = _encode(examples.texts, tokenizer, settings.max_length, pad_id)
+    return _assemble(
+        {
+            "input_ids": input_ids,
+            "length": lengths,
+            "desired": examples.desired,
+            "harmful": examples.harmful,
+            "split": split,
+        },
+        examples.desired_labels,
+        examples.harmful_labels,
+        pad_id,
+    )
+
+
+def _check_max_length(settings: DataSettings, tokenizer: Any) -> None:
+    limit = int(tokenizer.model_max_length)
+    if settings.max_length > limit:
+        raise UsageError(f"data.max_length is {settings.max_length}, but the encoder takes at most {limit} tokens")
+
+
+def _cache_key(settings: DataSettings, content: str, tokenizer_digest: str) -> str:
+    acting = settings.model_dump(mode="json", exclude={"source", "revision", "synthetic"})
+    return digest([FORMAT_VERSION, settings.source == "synthetic", acting, content, tokenizer_digest])
+
+
+def _encode(texts: list[str], tokenizer: Any, max_length: int, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
+    """Ids (N, L) int32 and lengths (N,) int64; L is the longest length, rounded up to a multiple of 8."""
+    ids = np.full((len(texts), max_length), pad_id, dtype=np.int32)
+    lengths = np.empty(len(texts), dtype=np.int64)
+    for start in range(0, len(texts), _CHUNK_ROWS):
+        encoded = tokenizer(
+            texts[start : start + _CHUNK_ROWS],
+            truncation=True,
+            max_length=max_length,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+        )["input_ids"]
+        for row, tokens in enumerate(encoded, start=start):
+            ids[row, : len(tokens)] = tokens
+            lengths[row] = len(tokens)
+    if not lengths.all():
+        rows = np.flatnonzero(lengths == 0) + 1
+        raise UsageError(f"{len(rows)} texts have no token in the encoder's vocabulary (row {rows[0]} first)")
+    # Not beyond max_length, which may be all that the position embeddings reach.
+    width = min(round_up(int(lengths.max())), max_length)
+    return np.ascontiguousarray(ids[:, :width]), lengths
+
+
+def round_up(length: int) -> int:
+    """The next multiple of `TOKEN_MULTIPLE`."""
+    return -(-length // TOKEN_MULTIPLE) * TOKEN_MULTIPLE
+
+
+def _assemble(
+    arrays: dict[str, np.ndarray], desired_labels: tuple[str, ...], harmful_labels: tuple[str, ...], pad_id: int
+) -> TokenizedData:
+    header = json.dumps([desired_labels, harmful_labels, pad_id, arrays["input_ids"].shape])
+    result = hashlib.sha256(header.encode())
+    for name in _COLUMNS:
+        result.update(np.ascontiguousarray(arrays[name], dtype=_COLUMNS[name]).data)
+    return TokenizedData(
+        input_ids=arrays["input_ids"],
+        lengths=arrays["length"].astype(np.int64),
+        desired=arrays["desired"].astype(np.int64),
+        harmful=arrays["harmful"].astype(np.int64),
+        split=arrays["split"],
+        desired_labels=desired_labels,
+        harmful_labels=harmful_labels,
+        pad_id=pad_id,
+        digest=result.hexdigest(),
+    )
+
+
+_COLUMNS = {"input_ids": "<i4", "length": "<i4", "desired": "<i4", "harmful": "<i4", "split": "<i1"}
+"""Columns of the Arrow file and their types."""
+
+
+def _write(path: Path, data: TokenizedData, settings: DataSettings) -> None:
+    """The Arrow file, then the sidecar, without which the entry does not count."""
+    arrays = {"length": data.lengths, "desired": data.desired, "harmful": data.harmful, "split": data.split}
+    ids = pa.FixedSizeListArray.from_arrays(pa.array(data.input_ids.reshape(-1)), data.input_ids.shape[1])
+    columns = {"input_ids": ids} | {name: pa.array(array.astype(_COLUMNS[name])) for name, array in arrays.items()}
+    table = pa.table(columns)
+    with atomic_path(path) as temporary, pa.ipc.new_file(str(temporary), table.schema) as writer:
+        writer.write_table(table)
+    sidecar = {
+        "format_version": FORMAT_VERSION,
+        "digest": data.digest,
+        "num_examples": len(data.lengths),
+        "desired_labels": data.desired_labels,
+        "harmful_labels": data.harmful_labels,
+        "pad_id": data.pad_id,
+        "settings": settings.model_dump(mode="json"),
+    }
+    write_json(path.with_suffix(".json"), sidecar)
+
+
+def _read(path: Path) -> TokenizedData | None:
+    """The entry, or None where there is none or it is damaged."""
+    sidecar_path = path.with_suffix(".json")
+    if not sidecar_path.exists():
+        return None
+    try:
+        sidecar = json.loads(sidecar_path.read_text(encoding="utf-8"))
+        with pa.memory_map(str(path)) as stream:
+            table = pa.ipc.open_file(stream).read_all()
+        ids = table["input_ids"].chunk(0)
+        arrays = {name: table[name].chunk(0).to_numpy() for name in _COLUMNS if name != "input_ids"}
+        arrays["input_ids"] = ids.flatten().to_numpy().reshape(len(ids), ids.type.list_size)
+        data = _assemble(
+            arrays, tuple(sidecar["desired_labels"]), tuple(sidecar["harmful_labels"]), int(sidecar["pad_id"])
+        )
+        if data.digest == sidecar["digest"]:
+            return data
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, pa.ArrowException):
+        pass
+    log.warning("tokenised data in %s is damaged; it is built again", path)
+    return None
