@@ -38,7 +38,6 @@ def model_card(
         num_layers: its transformer layers.
     """
     native = settings.encoder.pooling == "native"
-    layers = f"{num_layers}-layer " if num_layers else ""
     return (
         "\n\n".join(
             [
@@ -59,7 +58,7 @@ def model_card(
 
 
 def _header(settings: TrialSettings, native: bool) -> str:
-    lines = ["license: unknown", "language: en"]
+    lines = ["license: unknown"]
     if native:
         lines += ["library_name: transformers", "pipeline_tag: text-classification"]
     tags = ["task-blocking", "self-destructing-models", settings.train.method]

@@ -1,0 +1,80 @@
+"""Where an MLflow server or database is: checks that can be made before MLflow is imported."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from sdm_ray.errors import RunError, UsageError
+
+CONNECT_TIMEOUT_SECONDS = 3.0
+_DATABASES = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
+_OFF = "or switch tracking off with tracking.enabled=false"
+
+
+def sqlite_file(uri: str) -> Path | None:
+    """The file of a `sqlite:///path` URI (four slashes before an absolute path); None for any other URI."""
+    scheme, separator, path = uri.partition(":///")
+    if not separator or scheme.split("+")[0] != "sqlite":
+        return None
+    return Path(path.split("?")[0]).absolute()
+
+
+def sqlite_uri(path: Path) -> str:
+    """The URI of a sqlite file."""
+    return f"sqlite:///{path.absolute()}"
+
+
+def check_address(uri: str) -> None:
+    """Refuse what cannot work and find out, within a few seconds, whether anybody listens.
+
+    Raises:
+        UsageError: for a URI that MLflow cannot write to.
+        RunError: when no connection can be made.
+    """
+    file = sqlite_file(uri)
+    scheme = urlsplit(uri).scheme.split("+")[0]
+    if file is not None:
+        if not file.parent.is_dir() or not os.access(file if file.exists() else file.parent, os.W_OK):
+            raise UsageError(f"tracking.uri: {file} cannot be written; choose another file, {_OFF}")
+    elif scheme in ("", "file"):
+        raise UsageError(
+            f"tracking.uri: {uri!r} is a folder, which MLflow no longer writes to; give sqlite:///PATH/mlflow.db or "
+            f"the http(s) address of a server, {_OFF}"
+        )
+    elif scheme in ("http", "https", *_DATABASES):
+        _connect(uri, {"http": 80, "https": 443, **_DATABASES}[scheme])
+    elif not scheme.startswith("databricks"):
+        raise UsageError(
+            f"tracking.uri: {masked(uri)!r} has a scheme that MLflow does not know; give sqlite:///PATH/mlflow.db or "
+            f"the http(s) address of a server, {_OFF}"
+        )
+
+
+def masked(uri: str) -> str:
+    """The URI without its password."""
+    return re.sub(r"(://[^/@:]*):[^/@]*@", r"\1:***@", uri)
+
+
+def unreachable(uri: str, reason: object) -> RunError:
+    """The error for a server that does not answer."""
+    return RunError(
+        f"the MLflow server at {masked(uri)} does not answer ({reason}); start it, correct tracking.uri, {_OFF}"
+    )
+
+
+def _connect(uri: str, default_port: int) -> None:
+    try:
+        parts = urlsplit(uri)
+        host, port = parts.hostname, parts.port or default_port
+    except ValueError as error:
+        raise UsageError(f"tracking.uri: {masked(uri)!r} is no address ({error}); correct it, {_OFF}") from None
+    if not host:
+        raise UsageError(f"tracking.uri: {masked(uri)!r} names no host; correct it, {_OFF}")
+    try:
+        socket.create_connection((host, port), timeout=CONNECT_TIMEOUT_SECONDS).close()
+    except OSError as error:
+        raise unreachable(uri, error.strerror or error) from None

@@ -1,0 +1,68 @@
+"""What a sweep asks of a tracker."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol
+
+from sdm_ray.types import TrialResult
+
+
+class Tracker(Protocol):
+    """Records a sweep and its trials; called on the driver alone, and never again after `finish_sweep`.
+
+    Only `start_sweep` may raise. Calls for one trial may repeat after a retry or a resume: a tracker finds what is
+    there and does not duplicate it.
+    """
+
+    def start_sweep(self, name: str, settings: dict[str, Any], tags: dict[str, str]) -> None:
+        """Begin, or go on with, the sweep that lives in the tracker's folder.
+
+        Raises:
+            UsageError: when the tracking settings cannot work.
+            RunError: when the tracking server does not answer.
+        """
+
+    def start_trial(self, trial_id: str, params: dict[str, Any], tags: dict[str, str]) -> None:
+        """A trial starts, or starts again; `params` may nest."""
+
+    def log(self, trial_id: str, metrics: dict[str, float], step: int) -> None:
+        """Metrics of one report. What was reported up to a step is not reported again by a trial that was resumed."""
+
+    def finish_trial(self, result: TrialResult) -> None:
+        """A trial has ended, however it ended."""
+
+    def log_sweep_artifacts(self, files: list[Path]) -> None:
+        """Files of the sweep as a whole, such as the frontier; a file of the same name is replaced."""
+
+    def finish_sweep(self, status: str) -> None:
+        """The sweep has ended: `complete`, `failed` or `stopped`. Waits a bounded time for what is still to deliver."""
+
+    def ui_hint(self) -> str:
+        """How to look at what was tracked: the command and the page, for people; empty without tracking."""
+
+
+class NoTracker:
+    """Tracks nothing."""
+
+    def start_sweep(self, name: str, settings: dict[str, Any], tags: dict[str, str]) -> None:
+        """Nothing."""
+
+    def start_trial(self, trial_id: str, params: dict[str, Any], tags: dict[str, str]) -> None:
+        """Nothing."""
+
+    def log(self, trial_id: str, metrics: dict[str, float], step: int) -> None:
+        """Nothing."""
+
+    def finish_trial(self, result: TrialResult) -> None:
+        """Nothing."""
+
+    def log_sweep_artifacts(self, files: list[Path]) -> None:
+        """Nothing."""
+
+    def finish_sweep(self, status: str) -> None:
+        """Nothing."""
+
+    def ui_hint(self) -> str:
+        """Nothing to look at."""
+        return ""

@@ -1,0 +1,227 @@
+"""Tracking with MLflow: a parent run for the sweep, a child run for each trial."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from sdm_ray.config import TrackingSettings
+from sdm_ray.errors import RunError, UsageError
+from sdm_ray.tracking.address import check_address, masked, sqlite_file, sqlite_uri, unreachable
+from sdm_ray.tracking.courier import Courier
+from sdm_ray.tracking.environment import environment_tags
+from sdm_ray.tracking.journal import Journal, Record
+from sdm_ray.tracking.naming import finite_metrics, flat_params, tag_values
+from sdm_ray.tracking.sink import SWEEP_RUN, SWEEP_TAG, TRIAL_TAG, MlflowSink, prepare_mlflow
+from sdm_ray.types import Status, TrialResult
+
+log = logging.getLogger(__name__)
+
+ANSWER_TIMEOUT_SECONDS = 10.0
+"""How long a server may take over its first answer."""
+SCHEMA_TIMEOUT_SECONDS = 60.0
+"""How long a database may take over it: it may have to create its tables."""
+CLOSE_TIMEOUT_SECONDS, AWAY_TIMEOUT_SECONDS = 45.0, 3.0
+"""How long the end of a sweep waits for the last records: from a server that answers, and from one that does not."""
+HINT_TIMEOUT_SECONDS = 20.0
+UI_PORT = 5000
+RUN_STATUS = {
+    Status.COMPLETE: "FINISHED",
+    Status.INFEASIBLE: "FINISHED",
+    Status.FAILED: "FAILED",
+    Status.STOPPED: "KILLED",
+}
+ARTIFACTS = ("config.yaml", "result.json", "train.parquet", "attack.parquet", "attack.json", "model/README.md")
+"""Files of a trial's folder that its run keeps; weights stay in the folder, which a tag names."""
+
+
+class MlflowTracker:
+    """See `Tracker`. Calls are written to a journal in the sweep's folder and delivered by a thread of its own.
+
+    Args:
+        settings: tracking settings.
+        sweep_dir: the sweep's folder; `mlflow.db`, `mlartifacts/` and `tracking/` go there by default.
+    """
+
+    def __init__(self, settings: TrackingSettings, sweep_dir: Path) -> None:
+        self._settings, self._sweep_dir = settings, sweep_dir.absolute()
+        self._uri = settings.uri or sqlite_uri(self._sweep_dir / "mlflow.db")
+        self._sink: MlflowSink | None = None
+        self._journal: Journal | None = None
+        self._courier: Courier | None = None
+        self._last: dict[tuple[str, str], tuple[int, float]] = {}
+        self._steps: dict[str, int] = {}
+        self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy in another process starts unconnected."""
+        return (MlflowTracker, (self._settings, self._sweep_dir))
+
+    def start_sweep(self, name: str, settings: dict[str, Any], tags: dict[str, str]) -> None:
+        """See `Tracker.start_sweep`."""
+        check_address(self._uri)
+        self._open()
+        assert self._sink is not None
+        file = sqlite_file(self._uri)
+        if file is None or file.exists():
+            # A new sqlite file is left to the courier: its schema takes seconds.
+            prepare_mlflow()
+            _within(self._sink.connect, self._uri)
+        self._courier = Courier(self._journal_or_fail(), self._sink)
+        self._start(SWEEP_RUN, name, settings, environment_tags() | tags)
+
+    def start_trial(self, trial_id: str, params: dict[str, Any], tags: dict[str, str]) -> None:
+        """See `Tracker.start_trial`."""
+        self._start(trial_id, trial_id, params, tags)
+
+    def log(self, trial_id: str, metrics: dict[str, float], step: int) -> None:
+        """See `Tracker.log`."""
+        fresh = {
+            name: value
+            for name, value in finite_metrics(metrics).items()
+            if self._last.get((trial_id, name), (-1, 0.0))[0] < step
+        }
+        if fresh:
+            self._append("log", trial=trial_id, step=int(step), metrics=fresh)
+
+    def finish_trial(self, result: TrialResult) -> None:
+        """See `Tracker.finish_trial`."""
+        step = self._steps.get(result.trial_id, 0)
+        fresh, last = {}, {}
+        for name, value in finite_metrics(result.metrics).items():
+            last_step, last_value = self._last.get((result.trial_id, name), (-1, None))
+            if value != last_value:
+                fresh[name], last[name] = value, last_step
+        if step in last.values():
+            step += 1
+        tags = {
+            "status": str(result.status),
+            "method": result.method,
+            "config_hash": result.config_hash,
+            "seed": result.seed,
+            "output_dir": result.output_dir,
+            "error": result.error,
+            **{f"provenance.{name}": value for name, value in result.provenance.items()},
+        }
+        self._append(
+            "finish",
+            trial=result.trial_id,
+            step=step,
+            metrics=fresh,
+            tags=tag_values(tags),
+            artifacts=[str(result.output_dir.absolute() / name) for name in ARTIFACTS],
+            status=RUN_STATUS[result.status],
+        )
+
+    def log_sweep_artifacts(self, files: list[Path]) -> None:
+        """See `Tracker.log_sweep_artifacts`."""
+        self._append("artifacts", trial=SWEEP_RUN, artifacts=[str(file.absolute()) for file in files])
+
+    def finish_sweep(self, status: str) -> None:
+        """See `Tracker.finish_sweep`."""
+        self._append("finish_sweep", trial=SWEEP_RUN, status=RUN_STATUS.get(status, "KILLED"))  # type: ignore[call-overload]
+        if self._courier is None or self._journal is None:
+            return
+        if not self._courier.close(CLOSE_TIMEOUT_SECONDS, AWAY_TIMEOUT_SECONDS):
+            log.warning(
+                "%d tracking records wait in %s for %s; `sdm-ray sweep --resume` delivers them",
+                self._journal.count_pending(),
+                self._journal.path,
+                masked(self._uri),
+            )
+        self._courier = self._journal = None
+
+    def ui_hint(self) -> str:
+        """The command that opens MLflow's interface, where one is needed, and the page of this sweep's trials.
+
+        Waits some seconds for a new database, whose schema is still being created.
+        """
+        page = "#/experiments"
+        if self._sink is not None and self._sink.wait_connected(HINT_TIMEOUT_SECONDS if self._courier else 0.0):
+            query = f"tags.`{SWEEP_TAG}` = '{self._sink.sweep_id}' and tags.`{TRIAL_TAG}` != '{SWEEP_RUN}'"
+            page += f"/{self._sink.experiment_id}/runs?searchFilter={quote(query, safe='')}&compareRunsMode=CHART"
+        if self._uri.startswith(("http://", "https://")):
+            return f"{masked(self._uri).rstrip('/')}/{page}"
+        command = f"mlflow ui --backend-store-uri {shlex.quote(masked(self._uri))} --host 127.0.0.1 --port {UI_PORT}"
+        return f"{command}\nhttp://127.0.0.1:{UI_PORT}/{page}"
+
+    def _open(self) -> None:
+        folder = self._sweep_dir / "tracking"
+        try:
+            self._journal = Journal(folder)
+            sweep_id = _sweep_id(folder / "sweep_id")
+        except OSError as error:
+            raise RunError(f"tracking cannot write to {folder}: {error.strerror or error}; free space there") from None
+        file = sqlite_file(self._uri)
+        artifacts = (file.parent / "mlartifacts").as_uri() if file is not None else None
+        self._sink = MlflowSink(self._uri, self._settings.experiment, artifacts, sweep_id)
+        for record in self._journal.records():
+            self._remember(record)
+
+    def _journal_or_fail(self) -> Journal:
+        assert self._journal is not None
+        return self._journal
+
+    def _start(self, trial_id: str, name: str, params: dict[str, Any], tags: dict[str, str]) -> None:
+        self._append("start", trial=trial_id, name=name, params=flat_params(params), tags=tag_values(tags))
+
+    def _append(self, call: str, **values: Any) -> None:
+        """Put a call into the journal; a full disk costs the record, never the sweep."""
+        record: Record = {"call": call, "time": int(time.time() * 1000), **values}
+        with self._lock:
+            if self._journal is None:
+                return
+            try:
+                self._journal.append(record)
+            except OSError as error:
+                log.warning("tracking loses a record (%s): %s", call, error)
+                return
+            self._remember(record)
+
+    def _remember(self, record: Record) -> None:
+        """Note up to which step each metric of a trial is on record."""
+        if record["call"] not in ("log", "finish"):
+            return
+        trial_id, step = record["trial"], record["step"]
+        self._steps[trial_id] = max(step, self._steps.get(trial_id, 0))
+        for name, value in record["metrics"].items():
+            self._last[trial_id, name] = (step, value)
+
+
+def _sweep_id(path: Path) -> str:
+    """The sweep's own id, drawn once; it stays with the folder."""
+    if not path.exists():
+        temporary = path.with_suffix(".new")
+        temporary.write_text(uuid.uuid4().hex)
+        temporary.replace(path)
+    return path.read_text().strip()
+
+
+def _within(connect: Callable[[], None], uri: str) -> None:
+    """Connect, or raise a clear error; a server that accepts and then says nothing counts as away."""
+    seconds = ANSWER_TIMEOUT_SECONDS if uri.startswith("http") else SCHEMA_TIMEOUT_SECONDS
+    failure: list[BaseException] = []
+
+    def attempt() -> None:
+        try:
+            connect()
+        except BaseException as error:
+            failure.append(error)
+
+    thread = threading.Thread(target=attempt, name="sdm-ray-tracking-connect", daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if thread.is_alive():
+        raise unreachable(uri, f"nothing within {seconds:g} s")
+    if not failure:
+        return
+    if isinstance(failure[0], UsageError):
+        raise failure[0]
+    raise unreachable(uri, " ".join(str(failure[0]).split())[:200])

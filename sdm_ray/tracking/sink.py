@@ -1,0 +1,266 @@
+"""Journaled calls applied to MLflow through its client. Applying a record twice leaves what applying it once leaves.
+
+Runs are found by two tags, the id of the sweep and that of the trial, before one is created; metrics carry the time of
+the call, so MLflow recognises those that it has; params and tags are the same when they are written again.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from sdm_ray.errors import UsageError
+from sdm_ray.tracking.address import sqlite_file, sqlite_uri
+from sdm_ray.tracking.courier import RejectedError
+from sdm_ray.tracking.journal import Record
+
+SWEEP_TAG, TRIAL_TAG = "sdm_ray.sweep_id", "sdm_ray.trial_id"
+SWEEP_RUN = "-"
+"""The trial id of the sweep's own run."""
+MAX_METRICS, MAX_PARAMS, MAX_TAGS = 1000, 100, 100
+"""Entries that one call of MLflow takes."""
+_QUIET = {"mlflow": logging.WARNING, "alembic": logging.WARNING, "urllib3.connectionpool": logging.ERROR}
+_ENVIRONMENT = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+}
+"""Defaults for this process: retries are the courier's task, and nothing is reported to anybody unasked."""
+_FINAL_CODES = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST", "INVALID_STATE"}
+
+
+class MlflowSink:
+    """Applies records to one experiment; connects on first use.
+
+    Args:
+        uri: tracking URI.
+        experiment: name of the experiment, created if needed.
+        artifact_location: where a new experiment keeps artifacts; None leaves it to the server.
+        sweep_id: identifies the sweep's runs.
+    """
+
+    def __init__(self, uri: str, experiment: str, artifact_location: str | None, sweep_id: str) -> None:
+        self.uri, self.sweep_id = uri, sweep_id
+        self.experiment_id: str | None = None
+        self._experiment, self._artifact_location = experiment, artifact_location
+        self._client: Any = None
+        self._runs: dict[str, str] = {}
+        self._open: set[str] = set()
+        self._connected = threading.Event()
+
+    def connect(self) -> None:
+        """Import MLflow, create what is missing (a sqlite schema, the experiment), look up the sweep's runs."""
+        if self._client is not None:
+            return
+        client = _client(self.uri)
+        self.experiment_id = _experiment_id(client, self._experiment, self._artifact_location)
+        query = f"tags.`{SWEEP_TAG}` = '{self.sweep_id}'"
+        token = None
+        while True:
+            page = client.search_runs([self.experiment_id], query, max_results=1000, page_token=token)
+            for run in page:
+                trial_id = run.data.tags[TRIAL_TAG]
+                self._runs[trial_id] = run.info.run_id
+                if run.info.status == "RUNNING":
+                    self._open.add(trial_id)
+            token = page.token
+            if not token:
+                break
+        self._client = client
+        self._connected.set()
+
+    def wait_connected(self, seconds: float) -> bool:
+        """Whether the experiment is known, after waiting for it."""
+        return self._connected.wait(seconds)
+
+    def apply(self, records: list[Record]) -> None:
+        """See `courier.Sink`."""
+        self.connect()
+        try:
+            with _rejections():
+                for is_log, group in groupby(records, lambda record: bool(record["call"] == "log")):
+                    if is_log:
+                        self._apply_logs(list(group))
+                        continue
+                    for record in group:
+                        getattr(self, f"_apply_{record['call']}")(record)
+        except RejectedError:
+            raise
+        except Exception:
+            # A call whose answer was lost may have made its run: look the runs up again before the next attempt.
+            self._client = None
+            raise
+
+    def _apply_start(self, record: Record) -> None:
+        """The sweep or a trial begins, or begins again."""
+        trial_id = record["trial"]
+        run_id = self._runs.get(trial_id)
+        if run_id is None:
+            tags = {SWEEP_TAG: self.sweep_id, TRIAL_TAG: trial_id}
+            if trial_id != SWEEP_RUN:
+                tags["mlflow.parentRunId"] = self._run(SWEEP_RUN)
+            run = self._client.create_run(
+                self.experiment_id, start_time=record["time"], tags=tags, run_name=record["name"]
+            )
+            self._runs[trial_id] = run_id = run.info.run_id
+            known: dict[str, str] = {}
+        else:
+            self._client.update_run(run_id, status="RUNNING")
+            known = self._client.get_run(run_id).data.params
+        self._open.add(trial_id)
+        # MLflow refuses another value for a param that it has; a resumed sweep may raise its number of trials.
+        changed = {
+            f"changed.{name}": value for name, value in record["params"].items() if known.get(name, value) != value
+        }
+        self._log_params(run_id, {name: value for name, value in record["params"].items() if name not in known})
+        self._log_tags(run_id, record["tags"] | changed)
+
+    def _apply_logs(self, records: list[Record]) -> None:
+        by_trial: dict[str, list[Record]] = {}
+        for record in records:
+            by_trial.setdefault(record["trial"], []).append(record)
+        for trial_id, group in by_trial.items():
+            self._log_metrics(self._run(trial_id), group)
+
+    def _apply_finish(self, record: Record) -> None:
+        """A trial ends: last metrics, tags, artifacts, status."""
+        run_id = self._run(record["trial"])
+        self._log_metrics(run_id, [record])
+        self._log_tags(run_id, record["tags"])
+        for path in record["artifacts"]:
+            self._log_artifact(run_id, Path(path))
+        self._client.set_terminated(run_id, status=record["status"], end_time=record["time"])
+        self._open.discard(record["trial"])
+
+    def _apply_finish_sweep(self, record: Record) -> None:
+        """The sweep ends; trials that never did, because their process was lost, end with it."""
+        for trial_id in sorted(self._open - {SWEEP_RUN}):
+            self._client.set_terminated(self._runs[trial_id], status="KILLED", end_time=record["time"])
+        self._client.set_terminated(self._run(SWEEP_RUN), status=record["status"], end_time=record["time"])
+        self._open.clear()
+
+    def _apply_artifacts(self, record: Record) -> None:
+        for path in record["artifacts"]:
+            self._log_artifact(self._run(record["trial"]), Path(path))
+
+    def _log_artifact(self, run_id: str, path: Path) -> None:
+        if path.is_file():
+            self._client.log_artifact(run_id, str(path))
+
+    def _run(self, trial_id: str) -> str:
+        try:
+            return self._runs[trial_id]
+        except KeyError:
+            raise RejectedError(f"trial {trial_id} was never started") from None
+
+    def _log_metrics(self, run_id: str, records: list[Record]) -> None:
+        from mlflow.entities import Metric
+
+        metrics = [
+            Metric(name, value, record["time"], record["step"])
+            for record in records
+            for name, value in record["metrics"].items()
+        ]
+        for part in _parts(metrics, MAX_METRICS):
+            self._client.log_batch(run_id, metrics=part)
+
+    def _log_params(self, run_id: str, params: dict[str, str]) -> None:
+        from mlflow.entities import Param
+
+        for part in _parts([Param(name, value) for name, value in params.items()], MAX_PARAMS):
+            self._client.log_batch(run_id, params=part)
+
+    def _log_tags(self, run_id: str, tags: dict[str, str]) -> None:
+        from mlflow.entities import RunTag
+
+        for part in _parts([RunTag(name, value) for name, value in tags.items()], MAX_TAGS):
+            self._client.log_batch(run_id, tags=part)
+
+
+@contextmanager
+def _rejections() -> Iterator[None]:
+    """Turn what MLflow refuses for good into `RejectedError`, so that one bad record does not stop the rest."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        if error.error_code in _FINAL_CODES:
+            raise RejectedError(" ".join(str(error).split())[:200]) from error
+        raise
+    except (TypeError, KeyError, AttributeError) as error:
+        raise RejectedError(f"{type(error).__name__}: {error}") from error
+
+
+def prepare_mlflow() -> None:
+    """Import MLflow, quietly.
+
+    Raises:
+        UsageError: when it is not installed.
+    """
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    try:
+        import mlflow.tracking  # noqa: F401
+    except ImportError:
+        raise UsageError("tracking needs the package mlflow; install it or set tracking.enabled=false") from None
+    for name, level in _QUIET.items():
+        logging.getLogger(name).setLevel(level)
+
+
+def _client(uri: str) -> Any:
+    prepare_mlflow()
+    from mlflow import MlflowClient
+
+    file = sqlite_file(uri)
+    if file is not None and not file.exists():
+        _create_database(file)
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def _create_database(file: Path) -> None:
+    """Create the schema beside the file and link it there: a kill half-way would leave a schema that cannot be used."""
+    from mlflow import MlflowClient
+
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    temporary.unlink(missing_ok=True)
+    uri = sqlite_uri(temporary)
+    try:
+        MlflowClient(tracking_uri=uri, registry_uri=uri).search_experiments()
+        try:
+            file.hardlink_to(temporary)
+        except FileExistsError:  # another sweep on the same file was faster
+            pass
+        except OSError:  # no hard links here
+            temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _experiment_id(client: Any, name: str, artifact_location: str | None) -> str:
+    from mlflow.exceptions import MlflowException
+
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
+        try:
+            return str(client.create_experiment(name, artifact_location=artifact_location))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            experiment = client.get_experiment_by_name(name)
+    if experiment.lifecycle_stage != "active":
+        raise UsageError(
+            f"tracking.experiment: the MLflow experiment {name!r} was deleted; restore it or choose another name"
+        )
+    return str(experiment.experiment_id)
+
+
+def _parts(items: list[Any], size: int) -> Iterator[list[Any]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]

@@ -1,0 +1,142 @@
+"""Records survive kills and absent servers, and are delivered in order."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from sdm_ray.tracking import courier as courier_module
+from sdm_ray.tracking.courier import Courier, RejectedError
+from sdm_ray.tracking.journal import Journal, Record
+
+
+class FakeServer:
+    """Takes records while it is up; a record named in `poison` it never takes."""
+
+    def __init__(self, *, up: bool = True, poison: set[int] = frozenset()) -> None:  # type: ignore[assignment]
+        self.up, self.poison, self.got = up, poison, []  # type: ignore[var-annotated]
+        self.num_calls = 0
+
+    def apply(self, records: list[Record]) -> None:
+        self.num_calls += 1
+        if not self.up:
+            raise ConnectionError("connection refused")
+        for record in records:
+            if record["n"] in self.poison:
+                raise RejectedError("bad name")
+            if record["n"] not in self.got:
+                self.got.append(record["n"])
+
+
+def fill(journal: Journal, numbers: range) -> None:
+    for number in numbers:
+        journal.append({"n": number, "call": "log"})
+
+
+def test_pending_and_acknowledge_walk_through_the_records(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    fill(journal, range(5))
+    records, positions = journal.pending(2)
+    assert [record["n"] for record in records] == [0, 1]
+    journal.acknowledge(positions[0])
+    records, positions = journal.pending(10)
+    assert [record["n"] for record in records] == [1, 2, 3, 4]
+    assert journal.count_pending() == 4
+    journal.acknowledge(positions[-1])
+    assert journal.pending(10) == ([], [])
+    assert [record["n"] for record in journal.records()] == [0, 1, 2, 3, 4]
+
+
+def test_a_new_process_goes_on_where_the_last_one_stopped(tmp_path: Path) -> None:
+    first = Journal(tmp_path)
+    fill(first, range(4))
+    first.acknowledge(first.pending(3)[1][-1])
+    first.close()
+    second = Journal(tmp_path)
+    fill(second, range(4, 6))
+    assert [record["n"] for record in second.pending(10)[0]] == [3, 4, 5]
+
+
+def test_half_a_line_left_by_a_kill_is_dropped(tmp_path: Path) -> None:
+    first = Journal(tmp_path)
+    fill(first, range(2))
+    first.close()
+    with first.path.open("ab") as file:
+        file.write(b'{"n": 2, "call": "lo')
+    second = Journal(tmp_path)
+    fill(second, range(3, 4))
+    assert [record["n"] for record in second.pending(10)[0]] == [0, 1, 3]
+
+
+def test_a_mark_beyond_the_journal_is_not_believed(tmp_path: Path) -> None:
+    (tmp_path / "delivered").write_text("999999")
+    journal = Journal(tmp_path)
+    fill(journal, range(1))
+    assert len(journal.pending(10)[0]) == 1
+
+
+def test_everything_arrives_in_order(tmp_path: Path) -> None:
+    journal, server = Journal(tmp_path), FakeServer()
+    courier = Courier(journal, server)
+    fill(journal, range(300))
+    assert courier.close(10, 10)
+    assert server.got == list(range(300))
+    assert server.num_calls < 300, "records are handed over in chunks"
+
+
+def test_a_server_that_comes_back_gets_everything_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(courier_module, "FIRST_WAIT_SECONDS", 0.01)
+    journal, server = Journal(tmp_path), FakeServer(up=False)
+    courier = Courier(journal, server)
+    with caplog.at_level(logging.WARNING):
+        fill(journal, range(20))
+        while server.num_calls < 3:
+            time.sleep(0.005)
+        assert server.got == []
+        server.up = True
+        assert courier.close(10, 10)
+    assert server.got == list(range(20))
+    said = [record.getMessage() for record in caplog.records]
+    assert len([message for message in said if "connection refused" in message]) == 1, "one warning an outage"
+
+
+def test_what_an_absent_server_missed_waits_for_the_next_process(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    courier = Courier(journal, FakeServer(up=False))
+    fill(journal, range(3))
+    start = time.monotonic()
+    assert not courier.close(30, 0.2)
+    assert time.monotonic() - start < 5, "the end of a sweep waits briefly for a server that is away"
+    later, server = Journal(tmp_path), FakeServer()
+    assert Courier(later, server).close(10, 10)
+    assert server.got == [0, 1, 2]
+
+
+@pytest.mark.parametrize("poison", [{0}, {63}, {5, 6, 70}])
+def test_a_rejected_record_is_skipped_and_the_rest_arrives(tmp_path: Path, poison: set[int]) -> None:
+    journal, server = Journal(tmp_path), FakeServer(poison=poison)
+    fill(journal, range(100))
+    assert Courier(journal, server).close(10, 10)
+    assert server.got == [number for number in range(100) if number not in poison]
+
+
+def test_appending_does_not_wait_for_a_server_that_hangs(tmp_path: Path) -> None:
+    released = threading.Event()
+
+    class Hanging:
+        def apply(self, records: list[Record]) -> None:
+            released.wait(30)
+
+    journal = Journal(tmp_path)
+    courier = Courier(journal, Hanging())
+    start = time.monotonic()
+    fill(journal, range(1000))
+    assert time.monotonic() - start < 2
+    assert not courier.close(0.2, 0.1)
+    released.set()
