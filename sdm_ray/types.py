@@ -87,6 +87,21 @@ class Metric(StrEnum):
         """Sample-efficiency regret E_n in loss: positive where the released model gives a head start."""
         return f"regret/n{num_examples}"
 
+    @staticmethod
+    def regret_accuracy(num_examples: int) -> str:
+        """The same in balanced accuracy, model minus random initialisation."""
+        return f"regret/n{num_examples}/accuracy"
+
+    @staticmethod
+    def low(name: str) -> str:
+        """Lower end of a metric's 95 % interval."""
+        return f"{name}/low"
+
+    @staticmethod
+    def high(name: str) -> str:
+        """Upper end of a metric's 95 % interval."""
+        return f"{name}/high"
+
 
 class Status(StrEnum):
     """How a trial ended."""

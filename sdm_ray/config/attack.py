@@ -30,6 +30,9 @@ class AttackSettings(Settings):
     """Batch sizes (never above n)."""
     frozen_probability: Probability = 0.25
     """Share of search points that train the head alone, at ten times the learning rate."""
+    max_validation_examples: PositiveInt | None = 512
+    """Attacker-validation examples that search and label permutation are scored on, chosen at random once, the same for
+    every model; None takes all. Test is always scored in full."""
     class_balanced: bool = True
     """Draw the same number of examples from each class."""
     seed: NonNegativeInt = 0

@@ -1,0 +1,35 @@
+"""How well a released model still does its desired task."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from sdm_ray.attack.metrics import Calibration, evaluate
+from sdm_ray.attack.views import ScoringSet, trunk_features
+from sdm_ray.models.heads import logits
+from sdm_ray.types import Params, Split, Task
+
+if TYPE_CHECKING:
+    from sdm_ray.data.device import DeviceData
+
+
+@torch.no_grad()
+def desired_scores(
+    trunk: nn.Module, params: Params, head: Tensor, data: DeviceData, split: Split
+) -> tuple[float, float]:
+    """Plain accuracy and mean cross-entropy (nats) of the desired task.
+
+    Args:
+        trunk: the architecture.
+        params: released weights.
+        head: (C, D) desired head.
+        data: texts and labels.
+        split: which examples.
+    """
+    examples = ScoringSet.of(data, data.indices(split), Task.DESIRED)
+    scores = logits(trunk_features(trunk, params, examples), head).cpu()
+    result = evaluate(scores, examples.labels, Calibration(tuple(range(scores.shape[1])), scale=1.0))
+    return result.plain_accuracy, result.loss

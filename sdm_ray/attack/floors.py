@@ -1,0 +1,46 @@
+"""Reports that many trials share (random initialisation, the pretrained encoder), kept on disk by content key."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from sdm_ray.attack.report import FORMAT_VERSION, AttackReport
+from sdm_ray.errors import RunError
+
+
+def load_report(key: str, cache_dir: Path) -> AttackReport | None:
+    """The report kept under `key`; None where there is none that can be read."""
+    path = _path(key, cache_dir)
+    if not path.exists():
+        return None
+    try:
+        return AttackReport.read_json(path)
+    except RunError:
+        return None
+
+
+def store_report(key: str, cache_dir: Path, report: AttackReport) -> None:
+    """Keep a report under `key`, atomically: readers see the old file or the whole new one."""
+    report.write_json(_path(key, cache_dir))
+
+
+def cached_report(key: str, cache_dir: Path, build: Callable[[], AttackReport]) -> AttackReport:
+    """The report kept under `key`, built and kept if there is none or it is damaged.
+
+    Two processes that miss at once both build, and either file is whole.
+
+    Args:
+        key: content hash of everything that the report depends on; a file name.
+        cache_dir: reports lie in its folder `floors`.
+        build: makes the report.
+    """
+    report = load_report(key, cache_dir)
+    if report is None:
+        report = build()
+        store_report(key, cache_dir, report)
+    return report
+
+
+def _path(key: str, cache_dir: Path) -> Path:
+    return cache_dir / "floors" / f"{key}-v{FORMAT_VERSION}.json"
