@@ -1,0 +1,359 @@
+"""One parent run a sweep and one child run a trial, whatever is retried, resumed or interrupted."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import pytest
+
+from sdm_ray.config import TrackingSettings
+from sdm_ray.errors import RunError, UsageError
+from sdm_ray.tracking import mlflow as tracker_module
+from sdm_ray.tracking import open_tracker, sink
+from sdm_ray.tracking.address import sqlite_uri
+from sdm_ray.tracking.sink import SWEEP_RUN, TRIAL_TAG
+from sdm_ray.types import Status, TrialResult
+
+SETTINGS = {"name": "unit", "search": {"num_trials": 4}, "storage": None}
+
+
+@pytest.fixture(scope="module")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database with MLflow's tables, made once."""
+    path = tmp_path_factory.mktemp("schema") / "mlflow.db"
+    sink._client(sqlite_uri(path)).search_experiments()
+    return path
+
+
+@pytest.fixture
+def sweep_dir(tmp_path: Path, empty_database: Path) -> Path:
+    folder = tmp_path / "my sweep"
+    folder.mkdir()
+    shutil.copy(empty_database, folder / "mlflow.db")
+    return folder
+
+
+def client_of(sweep_dir: Path) -> Any:
+    return sink._client(sqlite_uri(sweep_dir / "mlflow.db"))
+
+
+def runs_of(sweep_dir: Path) -> dict[str, Any]:
+    """Runs by trial id; fails if an id has two."""
+    client = client_of(sweep_dir)
+    experiment = client.get_experiment_by_name("sdm-ray")
+    found = client.search_runs([experiment.experiment_id])
+    runs = {run.data.tags[TRIAL_TAG]: run for run in found}
+    assert len(runs) == len(found), "a trial has more than one run"
+    return runs
+
+
+def result_of(trial_id: str, output_dir: Path, status: Status = Status.COMPLETE, **metrics: float) -> TrialResult:
+    return TrialResult(
+        trial_id=trial_id,
+        config_hash="abc",
+        method="mlac",
+        seed=0,
+        status=status,
+        metrics={"desired/accuracy": 0.9, **metrics},
+        output_dir=output_dir,
+        error="diverged" if status is Status.FAILED else None,
+        provenance={"data": "d1"},
+    )
+
+
+def started(sweep_dir: Path, uri: str | None = None) -> Any:
+    tracker = open_tracker(TrackingSettings(uri=uri), sweep_dir)
+    tracker.start_sweep("unit", SETTINGS, {"config_hash": "abc"})
+    return tracker
+
+
+def test_a_sweep_becomes_a_parent_run_with_a_child_run_for_each_trial(sweep_dir: Path) -> None:
+    folder = sweep_dir / "trials" / "t0"
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text("seed: 0\n")
+    (sweep_dir / "frontier.json").write_text("{}")
+    tracker = started(sweep_dir)
+    tracker.start_trial("t0", {"train": {"learning_rate": 1e-3}}, {"method": "mlac"})
+    tracker.log("t0", {"train/loss": 1.0, "bad": float("nan")}, 10)
+    tracker.log("t0", {"train/loss": 0.5}, 20)
+    tracker.finish_trial(result_of("t0", folder, **{"harmful/n50/accuracy": 0.6}))
+    tracker.log_sweep_artifacts([sweep_dir / "frontier.json"])
+    tracker.finish_sweep("complete")
+
+    runs = runs_of(sweep_dir)
+    parent, child = runs[SWEEP_RUN], runs["t0"]
+    assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert (parent.info.status, child.info.status) == ("FINISHED", "FINISHED")
+    assert parent.data.params == {"name": "unit", "search.num_trials": "4"}
+    assert parent.data.tags["config_hash"] == "abc"
+    assert parent.data.tags["version.torch"]
+    assert child.data.params == {"train.learning_rate": "0.001"}
+    assert child.data.metrics == {"train/loss": 0.5, "desired/accuracy": 0.9, "harmful/n50/accuracy": 0.6}
+    assert child.data.tags["method"] == "mlac"
+    assert child.data.tags["provenance.data"] == "d1"
+    client = client_of(sweep_dir)
+    history = client.get_metric_history(child.info.run_id, "train/loss")
+    assert [(metric.step, metric.value) for metric in history] == [(10, 1.0), (20, 0.5)]
+    assert [file.path for file in client.list_artifacts(child.info.run_id)] == ["config.yaml"]
+    assert [file.path for file in client.list_artifacts(parent.info.run_id)] == ["frontier.json"]
+    assert (sweep_dir / "mlartifacts").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("status", "shown"),
+    [
+        (Status.COMPLETE, "FINISHED"),
+        (Status.INFEASIBLE, "FINISHED"),
+        (Status.FAILED, "FAILED"),
+        (Status.STOPPED, "KILLED"),
+    ],
+)
+def test_how_a_trial_ended_shows(sweep_dir: Path, status: Status, shown: str) -> None:
+    tracker = started(sweep_dir)
+    tracker.start_trial("t0", {}, {})
+    tracker.finish_trial(result_of("t0", sweep_dir, status))
+    tracker.finish_sweep("stopped")
+    runs = runs_of(sweep_dir)
+    assert runs["t0"].info.status == shown
+    assert runs["t0"].data.tags["status"] == str(status)
+    assert runs["t0"].data.tags.get("error") == ("diverged" if status is Status.FAILED else None)
+    assert runs[SWEEP_RUN].info.status == "KILLED"
+
+
+def test_a_retried_trial_reports_each_step_once(sweep_dir: Path) -> None:
+    tracker = started(sweep_dir)
+    for start in (0, 20):
+        tracker.start_trial("t0", {"a": 1}, {})
+        for step in range(start, start + 40, 10):
+            tracker.log("t0", {"train/loss": 1 / (step + 1)}, step)
+    for _ in range(2):
+        tracker.finish_trial(result_of("t0", sweep_dir))
+    tracker.finish_sweep("complete")
+    run = runs_of(sweep_dir)["t0"]
+    history = client_of(sweep_dir).get_metric_history(run.info.run_id, "train/loss")
+    assert [metric.step for metric in history] == [0, 10, 20, 30, 40, 50]
+    assert len(client_of(sweep_dir).get_metric_history(run.info.run_id, "desired/accuracy")) == 1
+
+
+def test_a_resumed_sweep_goes_on_in_the_same_runs(sweep_dir: Path) -> None:
+    first = started(sweep_dir)
+    first.start_trial("t0", {"a": 1}, {})
+    first.log("t0", {"train/loss": 1.0}, 10)
+    first.start_trial("lost", {}, {})
+    first._journal.wait_delivered(30)
+    before = runs_of(sweep_dir)
+    assert before["t0"].info.status == "RUNNING"
+    # The first driver is killed here: it never finishes its sweep.
+    second = open_tracker(TrackingSettings(), sweep_dir)
+    second.start_sweep("unit", {**SETTINGS, "search": {"num_trials": 8}}, {})
+    second.start_trial("t0", {"a": 1}, {})
+    second.log("t0", {"train/loss": 1.0}, 10)
+    second.log("t0", {"train/loss": 0.5}, 20)
+    second.finish_trial(result_of("t0", sweep_dir))
+    second.finish_sweep("complete")
+    after = runs_of(sweep_dir)
+    assert {name: run.info.run_id for name, run in after.items()} == {
+        name: run.info.run_id for name, run in before.items()
+    }
+    history = client_of(sweep_dir).get_metric_history(after["t0"].info.run_id, "train/loss")
+    assert [metric.step for metric in history] == [10, 20]
+    assert after["lost"].info.status == "KILLED", "a trial whose process was lost does not stay RUNNING"
+    assert after[SWEEP_RUN].data.params["search.num_trials"] == "4"
+    assert after[SWEEP_RUN].data.tags["changed.search.num_trials"] == "8", "MLflow cannot change a param"
+
+
+def test_a_run_whose_creation_was_answered_too_late_is_not_created_again(
+    sweep_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+
+    original = MlflowClient.create_run
+    lost: list[str] = []
+
+    def loses_first_answers(self: Any, *args: Any, **kwargs: Any) -> Any:
+        run = original(self, *args, **kwargs)
+        if run.info.run_name not in lost:
+            lost.append(run.info.run_name)
+            raise ConnectionError("answer lost")
+        return run
+
+    monkeypatch.setattr(MlflowClient, "create_run", loses_first_answers)
+    tracker = started(sweep_dir)
+    tracker.start_trial("t0", {"a": 1}, {})
+    tracker.log("t0", {"train/loss": 1.0}, 1)
+    tracker.finish_sweep("complete")
+    assert lost == ["unit", "t0"]
+    runs = runs_of(sweep_dir)
+    assert runs["t0"].data.params == {"a": "1"}
+    assert runs["t0"].data.metrics == {"train/loss": 1.0}
+
+
+def test_an_outage_in_the_middle_loses_and_repeats_nothing(sweep_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow import MlflowClient
+
+    original = MlflowClient.log_batch
+    down = threading.Event()
+    refused = threading.Event()
+
+    def flaky(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if down.is_set():
+            refused.set()
+            raise ConnectionError("connection refused")
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(MlflowClient, "log_batch", flaky)
+    tracker = started(sweep_dir)
+    tracker.start_trial("t0", {}, {})
+    tracker.log("t0", {"train/loss": 0.0}, 0)
+    tracker._journal.wait_delivered(30)
+    down.set()
+    for step in range(1, 30):
+        tracker.log("t0", {"train/loss": float(step)}, step)
+    assert refused.wait(10)
+    down.clear()
+    tracker.finish_sweep("complete")
+    run = runs_of(sweep_dir)["t0"]
+    history = client_of(sweep_dir).get_metric_history(run.info.run_id, "train/loss")
+    assert [metric.step for metric in history] == list(range(30))
+
+
+def test_a_run_deleted_by_a_user_costs_its_own_records_only(sweep_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tracker = started(sweep_dir)
+    tracker.start_trial("t0", {}, {})
+    tracker.start_trial("t1", {}, {})
+    tracker._journal.wait_delivered(30)
+    client_of(sweep_dir).delete_run(runs_of(sweep_dir)["t0"].info.run_id)
+    with caplog.at_level(logging.WARNING):
+        tracker.log("t0", {"train/loss": 1.0}, 1)
+        tracker.log("t1", {"train/loss": 2.0}, 1)
+        tracker.finish_trial(result_of("t1", sweep_dir))
+        tracker.finish_sweep("complete")
+    assert runs_of(sweep_dir)["t1"].data.metrics["train/loss"] == 2.0
+    assert any("skips a record" in record.getMessage() for record in caplog.records)
+
+
+def test_the_hint_names_the_command_and_a_page_that_shows_the_children(sweep_dir: Path) -> None:
+    tracker = started(sweep_dir)
+    for trial_id in ("t0", "t1"):
+        tracker.start_trial(trial_id, {}, {})
+    tracker.finish_sweep("complete")
+    command, page = tracker.ui_hint().splitlines()
+    words = shlex.split(command)
+    assert words[:2] == ["mlflow", "ui"]
+    assert words[words.index("--backend-store-uri") + 1] == sqlite_uri(sweep_dir / "mlflow.db")
+    assert words[words.index("--host") + 1] == "127.0.0.1"
+    fragment = urlsplit(page).fragment
+    path, _, query = fragment.partition("?")
+    values = parse_qs(query)
+    assert values["compareRunsMode"] == ["CHART"]
+    experiment_id = path.split("/")[2]
+    found = client_of(sweep_dir).search_runs([experiment_id], unquote(values["searchFilter"][0]))
+    assert {run.data.tags[TRIAL_TAG] for run in found} == {"t0", "t1"}
+
+
+def test_a_new_database_does_not_delay_the_sweep(
+    tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = threading.Event()
+
+    def slow(file: Path) -> None:
+        seen.set()
+        time.sleep(1.0)
+        shutil.copy(empty_database, file)
+
+    monkeypatch.setattr(sink, "_create_database", slow)
+    start = time.monotonic()
+    tracker = started(tmp_path)
+    tracker.start_trial("t0", {}, {})
+    assert time.monotonic() - start < 0.9
+    assert seen.wait(30)
+    assert "/experiments/" in tracker.ui_hint(), "the hint waits for the database"
+    tracker.finish_sweep("complete")
+    assert set(runs_of(tmp_path)) == {SWEEP_RUN, "t0"}
+
+
+def test_a_kill_while_tables_are_made_leaves_no_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow import MlflowClient
+
+    def killed(self: Any, *args: Any, **kwargs: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(MlflowClient, "search_experiments", killed)
+    monkeypatch.setattr(MlflowClient, "__init__", lambda self, **_: (tmp_path / f".m.db.{os.getpid()}").write_text(""))
+    with pytest.raises(KeyboardInterrupt):
+        sink._create_database(tmp_path / "m.db")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_database_that_another_sweep_made_meanwhile_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow import MlflowClient
+
+    def other_was_faster(self: Any, *args: Any, **kwargs: Any) -> Any:
+        (tmp_path / f".m.db.{os.getpid()}").write_text("mine")
+        (tmp_path / "m.db").write_text("the other's")
+
+    monkeypatch.setattr(MlflowClient, "__init__", lambda self, **_: None)
+    monkeypatch.setattr(MlflowClient, "search_experiments", other_was_faster)
+    sink._create_database(tmp_path / "m.db")
+    assert [path.name for path in tmp_path.iterdir()] == ["m.db"]
+    assert (tmp_path / "m.db").read_text() == "the other's"
+
+
+def test_mlflow_says_nothing_and_writes_nothing_elsewhere(tmp_path: Path) -> None:
+    script = (
+        "from pathlib import Path\n"
+        "from sdm_ray.config import TrackingSettings\n"
+        "from sdm_ray.tracking import open_tracker\n"
+        "tracker = open_tracker(TrackingSettings(), Path('sweep'))\n"
+        "tracker.start_sweep('s', {}, {})\n"
+        "tracker.start_trial('t0', {}, {})\n"
+        "tracker.log('t0', {'a': 1.0}, 1)\n"
+        "tracker.finish_sweep('complete')\n"
+    )
+    (tmp_path / "sweep").mkdir()
+    run = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
+    assert [path.name for path in tmp_path.iterdir()] == ["sweep"]
+    assert {path.name for path in (tmp_path / "sweep").iterdir()} == {"mlflow.db", "tracking"}
+
+
+def test_a_deleted_experiment_is_refused_at_the_start(sweep_dir: Path) -> None:
+    client = client_of(sweep_dir)
+    client.delete_experiment(client.create_experiment("sdm-ray"))
+    with pytest.raises(UsageError, match="'sdm-ray' was deleted; restore it"):
+        started(sweep_dir)
+
+
+@pytest.fixture
+def silent_server() -> Iterator[int]:
+    """Takes connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+def test_a_server_that_never_answers_is_one_sentence_within_seconds(
+    tmp_path: Path, silent_server: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracker_module, "ANSWER_TIMEOUT_SECONDS", 1.0)
+    start = time.monotonic()
+    with pytest.raises(RunError, match=r"127\.0\.0\.1:\d+ does not answer .*tracking\.enabled=false"):
+        started(tmp_path, f"http://127.0.0.1:{silent_server}")
+    assert time.monotonic() - start < 5
+
+
+def test_an_unwritable_journal_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "tracking").write_text("a file where the folder should be")
+    with pytest.raises(RunError, match="tracking cannot write to"):
+        started(tmp_path)
