@@ -41,3 +41,11 @@ def encoder_settings(encoder_folder: Path) -> EncoderSettings:
 def data_settings(data_file: Path) -> DataSettings:
     """Settings of `data_file`; each text is its own group."""
     return DataSettings(source=str(data_file), max_length=24)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs a CUDA device where there is none."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if "gpu" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="no CUDA device"))

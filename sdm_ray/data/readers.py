@@ -6,6 +6,7 @@ import csv
 import difflib
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -95,8 +96,10 @@ def read_hub(name: str, revision: str | None, columns: dict[str, str]) -> Source
     """
     import datasets
 
-    shown = datasets.utils.logging.is_progress_bar_enabled()
+    hub_log = logging.getLogger("huggingface_hub")
+    shown, level = datasets.is_progress_bar_enabled(), hub_log.level
     datasets.disable_progress_bars()
+    hub_log.setLevel(logging.CRITICAL)
     try:
         loaded = datasets.load_dataset(name, revision=revision)
     except ValueError as error:
@@ -108,6 +111,7 @@ def read_hub(name: str, revision: str | None, columns: dict[str, str]) -> Source
     except Exception:  # network, hub and script errors have no common base
         raise _unreachable(name, revision) from None
     finally:
+        hub_log.setLevel(level)
         if shown:
             datasets.enable_progress_bars()
     tables: list[pa.Table] = []

@@ -62,8 +62,8 @@ def prepare(settings: DataSettings, tokenizer: Any, tokenizer_digest: str, cache
     """Load, check, split and tokenise, or read the result from the cache.
 
     The cache key covers the source's content (not its place), the settings that act on it, the tokenizer and the
-    format. A damaged entry is built again. Files are replaced atomically and depend on the key alone, so several processes may
-    prepare the same data at once.
+    format. A damaged entry is built again. Files are replaced atomically and depend on the key alone, so several
+    processes may prepare the same data at once.
 
     Args:
         settings: the data.

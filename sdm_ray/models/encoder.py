@@ -146,7 +146,7 @@ def _fetch(source: str | Path, revision: str | None, load: Callable[..., T], **o
         try:
             return load(source, revision=revision, **options)
         except OSError as error:
-            if "safetensors" in str(error):
+            if "safetensors" in str(error) and "connect" not in str(error):
                 raise UsageError(
                     f"encoder.name {source!r} has no weights in safetensors format, the only one that is loaded"
                 ) from None

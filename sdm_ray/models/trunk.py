@@ -120,8 +120,8 @@ class Trunk(nn.Module):
         assert self.pooling == "native", self.pooling
         model = copy.deepcopy(self.hf_model)
         weights = {name.removeprefix(_PREFIX): value.detach().cpu() for name, value in params.items()}
-        model.to("cpu").load_state_dict(weights, strict=False)
-        last = nn.Linear(self.feature_dim, len(label_names)).to(head.dtype)
+        model.to("cpu").load_state_dict(weights)
+        last = nn.utils.skip_init(nn.Linear, self.feature_dim, len(label_names), dtype=head.dtype)
         with torch.no_grad():
             last.weight.copy_(head.detach())
             last.bias.zero_()
