@@ -1,0 +1,9 @@
+"""The sweep: the only place that knows Ray and Optuna.
+
+`run_sweep` in `runner` is the way in; importing this package imports neither.
+"""
+
+from sdm_ray.sweep.live import LinesView, LiveView, SilentView, View
+from sdm_ray.sweep.runner import SweepOutcome, run_sweep
+
+__all__ = ["LinesView", "LiveView", "SilentView", "SweepOutcome", "View", "run_sweep"]

@@ -1,0 +1,142 @@
+"""Slow side work of the driver (MLflow calls, tables and pictures) on threads of its own, so that trials never wait."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sdm_ray.frontier import Point, write_tables
+from sdm_ray.tracking.base import Tracker
+from sdm_ray.types import TrialResult
+
+log = logging.getLogger(__name__)
+
+CLOSE_SECONDS = 60.0
+"""How long the end of a sweep waits for what is still queued."""
+
+
+class TrackerThread:
+    """Calls a tracker in order on one thread. A call that raises is reported once and never reaches the sweep."""
+
+    def __init__(self, open_tracker: Callable[[], Tracker], *, warn: Callable[[str], None]) -> None:
+        self._open = open_tracker
+        self._warn = warn
+        self._calls: queue.SimpleQueue[tuple[str, tuple[Any, ...]] | None] = queue.SimpleQueue()
+        self._warned = False
+        self.error: Exception | None = None
+        """Why the tracker could not be opened, or the sweep not be registered."""
+        self.hint = ""
+        """What the tracker says about its user interface, once it is open."""
+        self._thread = threading.Thread(target=self._run, name="sdm-ray-tracker", daemon=True)
+
+    def start_sweep(self, name: str, settings: dict[str, Any], tags: dict[str, str]) -> None:
+        """Open the tracker and register the sweep, on the thread."""
+        self._first = (name, settings, tags)
+        self._thread.start()
+
+    def start_trial(self, trial_id: str, params: dict[str, Any], tags: dict[str, str]) -> None:
+        """As the tracker's."""
+        self._calls.put(("start_trial", (trial_id, params, tags)))
+
+    def log(self, trial_id: str, metrics: dict[str, float], step: int) -> None:
+        """As the tracker's."""
+        self._calls.put(("log", (trial_id, metrics, step)))
+
+    def finish_trial(self, result: TrialResult) -> None:
+        """As the tracker's."""
+        self._calls.put(("finish_trial", (result,)))
+
+    def log_sweep_artifacts(self, files: list[Path]) -> None:
+        """As the tracker's."""
+        self._calls.put(("log_sweep_artifacts", (files,)))
+
+    def close(self, status: str) -> None:
+        """Finish the sweep and wait for the thread, at most `CLOSE_SECONDS`."""
+        self._calls.put(("finish_sweep", (status,)))
+        self._calls.put(None)
+        self._thread.join(CLOSE_SECONDS)
+        if self._thread.is_alive():
+            self._warn_once(f"it still had calls to make {CLOSE_SECONDS:.0f} s after the sweep's end")
+
+    def _run(self) -> None:
+        try:
+            tracker = self._open()
+            tracker.start_sweep(*self._first)
+            self.hint = tracker.ui_hint()
+        except Exception as error:
+            self.error = error
+            return
+        while (call := self._calls.get()) is not None:
+            method, arguments = call
+            try:
+                getattr(tracker, method)(*arguments)
+            except Exception as error:
+                self._warn_once(f"{method}: {' '.join(str(error).split())[:200]}")
+
+    def _warn_once(self, problem: str) -> None:
+        log.debug("tracking: %s", problem, exc_info=True)
+        if not self._warned:
+            self._warned = True
+            self._warn(f"tracking failed ({problem}); the sweep goes on, but its MLflow run may lack data")
+
+
+class FrontierWriter:
+    """Writes the frontier's tables and picture when points have changed, never more than the thread keeps up with."""
+
+    def __init__(self, folder: Path, *, warn: Callable[[str], None], pause_seconds: float = 5.0) -> None:
+        self._folder = folder
+        self._warn = warn
+        self._pause = pause_seconds
+        self._lock = threading.Lock()
+        self._points: list[Point] | None = None
+        self._wake = threading.Event()
+        self._closing = False
+        self._warned = False
+        self.files: list[Path] = []
+        self._thread = threading.Thread(target=self._run, name="sdm-ray-frontier", daemon=True)
+        self._thread.start()
+
+    def update(self, points: list[Point]) -> None:
+        """Write these points soon."""
+        with self._lock:
+            self._points = points
+        self._wake.set()
+
+    def close(self) -> None:
+        """Write what is waiting and end."""
+        self._closing = True
+        self._wake.set()
+        self._thread.join(CLOSE_SECONDS)
+
+    def _run(self) -> None:
+        while True:
+            self._wake.wait()
+            self._wake.clear()
+            closing = self._closing
+            with self._lock:
+                points, self._points = self._points, None
+            if points:
+                self._write(points)
+            if closing:
+                return
+            deadline = time.monotonic() + self._pause
+            while not self._closing and time.monotonic() < deadline:
+                time.sleep(0.1)
+
+    def _write(self, points: list[Point]) -> None:
+        try:
+            from sdm_ray.report import frontier_figure
+
+            picture = self._folder / "frontier.png"
+            files = [*write_tables(points, self._folder)]
+            frontier_figure(points, picture)
+            self.files = [*files, picture]
+        except Exception as error:
+            if not self._warned:
+                self._warned = True
+                self._warn(f"the frontier's files could not be written ({error}); the sweep goes on")

@@ -1,0 +1,95 @@
+"""Ray Tune's hooks: progress to the view and the tracker, a clean stop, and a way round a hang of Tune's."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ray.tune import Callback, Stopper
+from ray.tune.schedulers import FIFOScheduler
+
+from sdm_ray.sweep.background import TrackerThread
+from sdm_ray.sweep.live import View
+from sdm_ray.sweep.searcher import DriverOnly
+from sdm_ray.sweep.state import SweepState
+from sdm_ray.sweep.stop import StopSwitch
+from sdm_ray.sweep.trainable import TRIAL
+
+if TYPE_CHECKING:
+    from ray.tune.experiment import Trial
+
+
+class SweepCallback(DriverOnly, Callback):
+    """Keeps the state of running trials, tells the tracker, refreshes the view."""
+
+    def __init__(self, state: SweepState, *, view: View, tracker: TrackerThread, switch: StopSwitch) -> None:
+        self._state = state
+        self._view = view
+        self._tracker = tracker
+        self._switch = switch
+
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """A process has taken up a trial; it fires again after a retry."""
+        trial_id = trial.config[TRIAL]
+        if trial_id not in self._state.running:
+            self._state.begin(trial_id)
+            entry = self._state.ledger.entries[trial_id]
+            self._tracker.start_trial(trial_id, entry.params, {"method": entry.method, "role": entry.role})
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
+    ) -> None:
+        """Progress of a running trial."""
+        trial_id = trial.config[TRIAL]
+        running = self._state.running.get(trial_id)
+        if running is not None and result.get("progress"):
+            running.stage, running.done, running.total = result["progress"]
+        for step, metrics in result.get("rows") or ():
+            self._tracker.log(trial_id, metrics, step)
+
+    def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """The process of a trial died; Tune starts it again."""
+        running = self._state.running.get(trial.config[TRIAL])
+        if running is not None:
+            running.retries += 1
+            running.stage = "restarting"
+        self._view.message(f"trial {trial.config[TRIAL]}: its process died; it goes on from its checkpoint")
+
+    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        """About ten times a second."""
+        if self._tracker.error is not None:
+            self._switch.request("tracking")
+        self._view.update(self._state.snapshot)
+
+
+class SweepStopper(DriverOnly, Stopper):
+    """Ends the experiment when the switch is set; never a trial on its own."""
+
+    def __init__(self, switch: StopSwitch) -> None:
+        self._switch = switch
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        """Asked after every event."""
+        return self._switch.reason is not None
+
+
+class SweepScheduler(DriverOnly, FIFOScheduler):
+    """First in, first out; remembers why a process failed.
+
+    Tune 2.60 hangs when a process dies while it is reset for its next trial: the trial stays marked as resetting and
+    is never given another process. The mark is taken off here.
+    """
+
+    def __init__(self, state: SweepState) -> None:
+        super().__init__()
+        self._state = state
+
+    def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
+        """Before a retry and before the end of a trial that is given up."""
+        getattr(tune_controller, "_resetting_trials", set()).discard(trial)
+        running = self._state.running.get(trial.config[TRIAL])
+        words = (trial.get_error() or "").strip().splitlines()
+        if running is not None and words:
+            running.last_error = words[-1][:300]

@@ -1,0 +1,157 @@
+"""The Ray cluster of a sweep: a local one on loopback, one that is named, or one that is connected already."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from sdm_ray.config import ResourceSettings
+from sdm_ray.errors import RunError, UsageError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+OBJECT_STORE_BYTES = 256 * 2**20
+"""Object store of a local cluster: trials exchange reports only."""
+
+ENVIRONMENT = {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # with it, a local cluster binds to 127.0.0.1 alone
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths of the settings start where the sweep was started
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
+    "RAY_AIR_NEW_OUTPUT": "0",  # the new output prints even when it is told to be silent
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "TUNE_GLOBAL_CHECKPOINT_S": "60",  # the sweep resumes from its own ledger
+}
+
+
+@contextmanager
+def cluster(resources: ResourceSettings) -> Iterator[int]:
+    """Connect to Ray, or start it, for the time of the block; gives the number of trials that fit at once.
+
+    What is already connected in this process is used and left running.
+
+    Raises:
+        RunError: when Ray does not start or does not answer.
+        UsageError: when a trial could never fit, with what it needs and what there is.
+    """
+    with _environment(local=resources.ray_address is None):
+        import ray
+
+        if ray.is_initialized():
+            yield num_fitting(resources, ray.cluster_resources())
+            return
+        folder = None if resources.ray_address else tempfile.mkdtemp(prefix="sdm-", dir=_short_folder())
+        try:
+            _connect(resources, folder)
+            yield num_fitting(resources, ray.cluster_resources())
+        finally:
+            ray.shutdown()
+            if folder is not None:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def num_fitting(resources: ResourceSettings, available: dict[str, float]) -> int:
+    """How many trials run at once.
+
+    Raises:
+        UsageError: when not even one fits.
+    """
+    fits = math.inf
+    for kind, setting, needed in (
+        ("CPU", "cpus_per_trial", resources.cpus_per_trial),
+        ("GPU", "gpus_per_trial", resources.gpus_per_trial),
+    ):
+        there = available.get(kind, 0.0)
+        if needed > there:
+            raise UsageError(
+                f"resources.{setting} is {needed:g} but the cluster has {there:g} {kind}s in all, so no trial would "
+                "ever start; lower it or use a larger cluster"
+            )
+        if needed:
+            fits = min(fits, math.floor(there / needed + 1e-9))
+    limit = resources.max_concurrent_trials
+    return max(1, int(fits if limit is None else min(fits, limit)))
+
+
+@contextmanager
+def quiet_logs(path: Path) -> Iterator[None]:
+    """Send what Ray, Optuna and database migrations log, and Python's warnings, to a file in place of the terminal."""
+    import optuna  # noqa: F401  (both set up their loggers when they are imported)
+    import ray  # noqa: F401
+
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    before: list[tuple[logging.Logger, list[logging.Handler], bool, int]] = []
+    for name in ("ray", "optuna", "alembic", "py.warnings"):
+        logger = logging.getLogger(name)
+        before.append((logger, logger.handlers[:], logger.propagate, logger.level))
+        logger.handlers, logger.propagate = [handler], False
+        logger.setLevel(logging.INFO if name == "ray" else logging.WARNING)
+    logging.captureWarnings(True)
+    try:
+        yield
+    finally:
+        logging.captureWarnings(False)
+        for logger, handlers, propagate, level in before:
+            logger.handlers, logger.propagate = handlers, propagate
+            logger.setLevel(level)
+        handler.close()
+
+
+def _connect(resources: ResourceSettings, folder: str | None) -> None:
+    import ray
+
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.INFO}
+    if folder is None:
+        options |= {"address": resources.ray_address, "runtime_env": {"env_vars": ENVIRONMENT}}
+    else:
+        options |= {
+            "address": "local",
+            "include_dashboard": False,
+            "object_store_memory": OBJECT_STORE_BYTES,
+            "_temp_dir": folder,
+        }
+    try:
+        ray.init(**options)
+    except Exception as error:
+        words = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
+        if resources.ray_address:
+            raise RunError(f"no Ray cluster answers at {resources.ray_address!r}: {words}") from error
+        raise RunError(f"the local Ray cluster did not start: {words}") from error
+
+
+@contextmanager
+def _environment(*, local: bool) -> Iterator[None]:
+    """Set what Ray reads from the environment; what was there is put back.
+
+    A local cluster gets a token of its own: Ray would write one to the home folder, which may be read-only.
+    """
+    values = dict(ENVIRONMENT)
+    if local and not {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
+        values["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    before = {name: os.environ.get(name) for name in (*values, "RAY_AUTH_MODE")}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _short_folder() -> str | None:
+    """Ray's sockets lie below its folder, and their paths may hold 107 bytes: a deep TMPDIR would not do."""
+    return "/tmp" if os.access("/tmp", os.W_OK) else None

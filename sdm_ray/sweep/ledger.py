@@ -1,0 +1,127 @@
+"""The sweep's own record of its trials: one JSON line for each thing that happened, flushed to disk at once.
+
+It is what a sweep resumes from. A line that a killed driver left unfinished at the end is cut off.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from sdm_ray.config import Method
+from sdm_ray.errors import RunError
+from sdm_ray.types import TrialResult
+
+FILE = "trials.jsonl"
+Role = Literal["reference", "search"]
+
+
+@dataclass
+class Entry:
+    """One trial: what it was asked to do, and how it ended (None while it has not)."""
+
+    trial_id: str
+    role: Role
+    method: Method
+    """Method of a reference; that of the result for a searched trial."""
+    number: int | None = None
+    """Number of the Optuna trial; None for a reference."""
+    params: dict[str, Any] = field(default_factory=dict)
+    """Searched settings by dotted path."""
+    result: TrialResult | None = None
+
+
+class Ledger:
+    """Entries in the order of their start, in memory and in `trials.jsonl`."""
+
+    def __init__(self, folder: Path) -> None:
+        """Read what is there.
+
+        Raises:
+            RunError: when the file is damaged elsewhere than at its end, or cannot be read or written.
+        """
+        self.path = folder / FILE
+        self.trials_folder = folder / "trials"
+        self.entries: dict[str, Entry] = {}
+        self.study_name: str | None = None
+        try:
+            self._read()
+            self._file = self.path.open("a", encoding="utf-8")
+        except OSError as error:
+            raise RunError(f"cannot use {self.path}: {error.strerror or error}") from None
+
+    def name_study(self, name: str) -> None:
+        """Record the name of the Optuna study, once."""
+        self._append({"event": "study", "name": name})
+
+    def start(self, entry: Entry) -> None:
+        """Record a trial before it runs; an entry that failed before is started afresh."""
+        self._append(
+            {
+                "event": "trial",
+                "trial_id": entry.trial_id,
+                "role": entry.role,
+                "method": entry.method,
+                "number": entry.number,
+                "params": entry.params,
+            }
+        )
+
+    def finish(self, result: TrialResult) -> None:
+        """Record how a trial ended."""
+        self._append({"event": "result", **_plain(result.to_dict())})
+
+    def output_dir(self, trial_id: str) -> Path:
+        """The folder of a trial."""
+        return self.trials_folder / trial_id
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def _append(self, event: dict[str, Any]) -> None:
+        line = json.dumps(event, allow_nan=False)
+        try:
+            self._file.write(line + "\n")
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise RunError(f"cannot write {self.path}: {error.strerror or error}; free space and --resume") from None
+        self._apply(json.loads(line))
+
+    def _read(self) -> None:
+        if not self.path.exists():
+            return
+        lines = self.path.read_bytes().split(b"\n")
+        whole = 0
+        for number, line in enumerate(lines[:-1], start=1):
+            try:
+                self._apply(json.loads(line))
+            except (ValueError, KeyError, TypeError) as error:
+                if number < len(lines) - 1:
+                    raise RunError(f"{self.path}, line {number}, is damaged: {error}") from None
+                break
+            whole += len(line) + 1
+        with self.path.open("r+b") as file:
+            file.truncate(whole)
+
+    def _apply(self, event: dict[str, Any]) -> None:
+        kind = event.pop("event")
+        if kind == "study":
+            self.study_name = event["name"]
+        elif kind == "trial":
+            self.entries[event["trial_id"]] = Entry(**event)
+        else:
+            metrics = {name: math.nan if value is None else value for name, value in event["metrics"].items()}
+            trial_id = event["trial_id"]
+            result = TrialResult.from_dict({**event, "metrics": metrics}, self.output_dir(trial_id))
+            self.entries[trial_id].result = result
+
+
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    metrics = {name: value if math.isfinite(value) else None for name, value in values["metrics"].items()}
+    return {**values, "metrics": metrics}

@@ -1,0 +1,216 @@
+"""What a person sees while a sweep runs: a table that refreshes in a terminal, plain lines elsewhere, or nothing."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from sdm_ray.frontier import Point
+from sdm_ray.sweep.state import Running, Snapshot
+from sdm_ray.types import Metric, Status, TrialResult
+
+REFRESH_SECONDS = 0.5
+LINE_SECONDS = 10.0
+"""Plain output gets a line of progress this often, and one for each trial that ends."""
+MAX_FRONT = 8
+"""Rows of the front that fit a screen."""
+
+
+class View(Protocol):
+    """Shows a sweep; every call returns fast."""
+
+    def start(self, title: str) -> None:
+        """The sweep begins."""
+
+    def update(self, snapshot: Callable[[], Snapshot]) -> None:
+        """Something may have changed; called often, so that a view asks for the snapshot only when it draws."""
+
+    def finished(self, result: TrialResult, snapshot: Snapshot) -> None:
+        """A trial has ended."""
+
+    def message(self, text: str) -> None:
+        """One sentence that must not be missed."""
+
+    def close(self) -> None:
+        """The sweep has ended; the terminal is as it was."""
+
+
+class SilentView:
+    """Shows nothing and keeps the messages."""
+
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+        self.ended: list[TrialResult] = []
+
+    def start(self, title: str) -> None:
+        """Nothing."""
+
+    def update(self, snapshot: Callable[[], Snapshot]) -> None:
+        """Nothing."""
+
+    def finished(self, result: TrialResult, snapshot: Snapshot) -> None:
+        """Keep it."""
+        self.ended.append(result)
+
+    def message(self, text: str) -> None:
+        """Keep it."""
+        self.messages.append(text)
+
+    def close(self) -> None:
+        """Nothing."""
+
+
+class LinesView:
+    """Plain lines, for logs and pipes."""
+
+    def __init__(self, write: Callable[[str], None] | None = None) -> None:
+        self._write = write or (lambda line: print(line, flush=True))
+        self._last = time.monotonic()
+
+    def start(self, title: str) -> None:
+        """One line."""
+        self._write(title)
+
+    def update(self, snapshot: Callable[[], Snapshot]) -> None:
+        """A line every `LINE_SECONDS`."""
+        if time.monotonic() - self._last >= LINE_SECONDS:
+            self._last = time.monotonic()
+            self._write(progress_line(snapshot()))
+
+    def finished(self, result: TrialResult, snapshot: Snapshot) -> None:
+        """A line for the trial."""
+        self._write(f"{result_line(result)} | {progress_line(snapshot)}")
+
+    def message(self, text: str) -> None:
+        """The sentence."""
+        self._write(text)
+
+    def close(self) -> None:
+        """Nothing."""
+
+
+class LiveView:
+    """A table in the terminal, redrawn in place; messages scroll above it."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or Console()
+        self._live = Live(console=self._console, auto_refresh=False, transient=True)
+        self._last = 0.0
+
+    def start(self, title: str) -> None:
+        """Take the bottom of the terminal."""
+        self._live.start()
+        self._live.update(Text(title), refresh=True)
+
+    def update(self, snapshot: Callable[[], Snapshot]) -> None:
+        """Redraw at most twice a second."""
+        if time.monotonic() - self._last >= REFRESH_SECONDS:
+            self._draw(snapshot())
+
+    def finished(self, result: TrialResult, snapshot: Snapshot) -> None:
+        """Failures leave a line, because the table only counts them."""
+        if result.status is Status.FAILED:
+            self.message(result_line(result))
+        self._draw(snapshot)
+
+    def message(self, text: str) -> None:
+        """A line above the table."""
+        self._console.print(Text(text))
+
+    def close(self) -> None:
+        """Give the terminal back."""
+        self._live.stop()
+
+    def _draw(self, snapshot: Snapshot) -> None:
+        self._last = time.monotonic()
+        self._live.update(render(snapshot), refresh=True)
+
+
+def default_view() -> View:
+    """The table in a terminal, lines elsewhere."""
+    return LiveView() if sys.stdout.isatty() else LinesView()
+
+
+def render(snapshot: Snapshot) -> RenderableType:
+    """The live table: a line of counts, the best points, the references, the running trials."""
+    parts: list[RenderableType] = [Text(progress_line(snapshot), style="bold")]
+    points = _points_table(snapshot)
+    if points.row_count:
+        parts.append(points)
+    parts += [
+        Text(running_line(running), style="dim", overflow="ellipsis", no_wrap=True) for running in snapshot.running
+    ]
+    return Group(*parts)
+
+
+def progress_line(snapshot: Snapshot) -> str:
+    """Counts, time left and the best point in one line."""
+    counts = snapshot.counts
+    words = [f"{snapshot.num_done}/{snapshot.num_trials} trials", f"{len(snapshot.running)} running"]
+    words += [f"{counts[status]} {status}" for status in (Status.FAILED, Status.INFEASIBLE) if counts.get(status)]
+    if len(snapshot.references) < snapshot.num_references:
+        words.append(f"references {len(snapshot.references)}/{snapshot.num_references}")
+    left = snapshot.seconds_left
+    words.append(
+        f"{clock(snapshot.elapsed_seconds)} elapsed" + (f", about {clock(left)} left" if left is not None else "")
+    )
+    if snapshot.front:
+        best = min(snapshot.front, key=lambda point: point.harmful)
+        words.append(f"best {best.trial_id}: desired {best.desired:.3f}, harmful {best.harmful:.3f}")
+    return ", ".join(words)
+
+
+def result_line(result: TrialResult) -> str:
+    """How a trial ended, in one line."""
+    if result.status in (Status.FAILED, Status.STOPPED):
+        return f"{result.trial_id} ({result.method}) {result.status}: {result.error}"
+    desired = result.metrics.get(Metric.DESIRED_ACCURACY, float("nan"))
+    harmful = result.metrics.get(Metric.HARMFUL_WORST_ACCURACY, float("nan"))
+    note = " infeasible" if result.status is Status.INFEASIBLE else ""
+    return f"{result.trial_id} ({result.method}){note} desired {desired:.3f}, harmful {harmful:.3f}"
+
+
+def running_line(running: Running) -> str:
+    """What a running trial is doing."""
+    share = f" {running.share:.0%}" if running.total else ""
+    retries = f", started {running.retries + 1} times" if running.retries else ""
+    return f"{running.entry.trial_id} {running.entry.method}: {running.stage}{share}{retries}"
+
+
+def clock(seconds: float) -> str:
+    """Seconds as 42 s, 3 min 05 s or 2 h 10 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def _points_table(snapshot: Snapshot) -> Table:
+    table = Table(box=None, pad_edge=False)
+    table.add_column("trial", overflow="ellipsis", no_wrap=True, min_width=5)
+    table.add_column("method", overflow="ellipsis", no_wrap=True)
+    table.add_column("desired", justify="right", no_wrap=True)
+    table.add_column("harmful", justify="right", no_wrap=True)
+    for result in snapshot.references:
+        if result.status is Status.COMPLETE:
+            desired, harmful = (
+                result.metrics.get(name, float("nan"))
+                for name in (Metric.DESIRED_ACCURACY, Metric.HARMFUL_WORST_ACCURACY)
+            )
+            table.add_row(result.trial_id, "reference", f"{desired:.3f}", f"{harmful:.3f}", style="dim")
+    for point in _shown(snapshot.front):
+        table.add_row(point.trial_id, point.method, f"{point.desired:.3f}", f"{point.harmful:.3f}", style="green")
+    return table
+
+
+def _shown(front: tuple[Point, ...]) -> list[Point]:
+    return sorted(front, key=lambda point: point.harmful)[:MAX_FRONT]

@@ -1,0 +1,59 @@
+"""A lock on a folder that the operating system frees when its holder dies, however it dies."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import socket
+import time
+from pathlib import Path
+from typing import IO
+
+from sdm_ray.errors import RunError
+
+BUSY = (errno.EACCES, errno.EAGAIN)
+
+
+class FolderLock:
+    """`flock` on a file that names its holder; a file that is left behind by a dead process holds nothing."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file: IO[str] | None = None
+
+    def acquire(self, *, wait_seconds: float = 0.0) -> None:
+        """Take the lock.
+
+        Raises:
+            RunError: naming the process that holds it, or when the folder cannot be written.
+        """
+        deadline = time.monotonic() + wait_seconds
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            file = self.path.open("a+", encoding="utf-8")
+        except OSError as error:
+            raise RunError(f"cannot write {self.path}: {error.strerror or error}") from None
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError as error:
+                if error.errno not in BUSY:
+                    break  # a file system without locks: better unlocked than unusable
+                if time.monotonic() >= deadline:
+                    file.seek(0)
+                    holder = file.read().strip() or "another process"
+                    file.close()
+                    raise RunError(f"{self.path.parent} is in use by {holder}") from None
+                time.sleep(0.2)
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        self._file = file
+
+    def release(self) -> None:
+        """Let go; releasing twice does nothing."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None

@@ -1,0 +1,88 @@
+"""A sweep's folder: claimed by one driver at a time, and entered again only with the same sweep.
+
+Why not `Tuner.restore`: it resumes from pickles that Tune writes now and then, so that what happened since the last
+one is repeated or lost, and a pickle binds a sweep to the versions that wrote it. Here each trial is in `trials.jsonl`
+before it starts and when it ends, and a trial's own folder holds its checkpoints; a resumed sweep is a new Tune run of
+exactly what has no end yet, under the same ids, folders and Optuna trials.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sdm_ray.config import SweepSettings, load_settings, to_yaml
+from sdm_ray.errors import RunError, UsageError
+from sdm_ray.files import write_text
+from sdm_ray.sweep.ledger import FILE as LEDGER
+from sdm_ray.sweep.lock import FolderLock
+
+SETTINGS = "sweep.yaml"
+
+MAY_CHANGE = ("resources", "tracking", "trial.runtime", "search.num_trials")
+"""What a resumed sweep may set anew: where it runs, and how long (never fewer trials than have begun)."""
+
+
+@contextmanager
+def claimed_folder(settings: SweepSettings, *, resume: bool) -> Iterator[Path]:
+    """The sweep's folder, made or entered again, locked for the time of the block.
+
+    Raises:
+        UsageError: when it exists and `resume` is off, when there is nothing to resume, or when the sweep has changed.
+        RunError: when another driver runs in it, or it cannot be written.
+    """
+    folder = (Path(settings.output_dir) / settings.name).resolve()
+    exists = (folder / LEDGER).exists() or (folder / SETTINGS).exists()
+    if exists and not resume:
+        raise UsageError(
+            f"{folder} already holds a sweep; add --resume to go on with it, or --set name=... to start another"
+        )
+    if resume and not (folder / SETTINGS).exists():
+        raise UsageError(f"{folder} holds no sweep to resume; leave --resume out to start it")
+    try:
+        (folder / "trials").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"cannot make {folder}: {error.strerror or error}; choose another output_dir") from None
+    lock = FolderLock(folder / "sweep.lock")
+    lock.acquire()
+    try:
+        if resume:
+            check_unchanged(load_settings(SweepSettings, folder / SETTINGS), settings)
+            shutil.rmtree(folder / "tune", ignore_errors=True)
+        write_text(folder / SETTINGS, to_yaml(settings))
+        yield folder
+    finally:
+        lock.release()
+
+
+def check_unchanged(before: SweepSettings, now: SweepSettings) -> None:
+    """Refuse to mix two sweeps in one folder.
+
+    Raises:
+        UsageError: naming every setting that differs, with both values.
+    """
+    old, new = _flat(before.model_dump(mode="json")), _flat(now.model_dump(mode="json"))
+    changed = [path for path in sorted(old.keys() | new.keys()) if old.get(path) != new.get(path)]
+    problems = [f"{path} was {old.get(path)!r}, is {new.get(path)!r}" for path in changed if not _may_change(path)]
+    if problems:
+        raise UsageError(
+            f"the sweep has changed since it began: {'; '.join(problems)}; "
+            "undo that, or start another with --set name=..."
+        )
+
+
+def _may_change(path: str) -> bool:
+    return any(path == allowed or path.startswith(allowed + ".") for allowed in MAY_CHANGE)
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat

@@ -1,0 +1,243 @@
+"""One sweep from its settings to its frontier: Ray Tune runs the trials, Optuna searches."""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sdm_ray.config import SweepSettings
+from sdm_ray.errors import RunError
+from sdm_ray.frontier import Point, pareto_front
+from sdm_ray.sweep.background import FrontierWriter, TrackerThread
+from sdm_ray.sweep.cluster import cluster, quiet_logs
+from sdm_ray.sweep.ledger import Ledger
+from sdm_ray.sweep.live import View, default_view
+from sdm_ray.sweep.resume import claimed_folder
+from sdm_ray.sweep.space import check_sweep
+from sdm_ray.sweep.state import SweepState
+from sdm_ray.sweep.stop import StopSwitch, stop_on_signals
+from sdm_ray.sweep.worker import check_function
+from sdm_ray.tracking import open_tracker
+from sdm_ray.types import Status, TrialResult
+
+if TYPE_CHECKING:
+    from sdm_ray.sweep.study import SearchStudy
+
+log = logging.getLogger(__name__)
+
+RESUME_HINT = "run the same command with --resume to go on"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepOutcome:
+    """What a sweep leaves behind."""
+
+    folder: Path
+    """Holds `sweep.yaml`, `trials.jsonl`, `trials/`, the frontier's files and the logs."""
+    results: list[TrialResult]
+    """Every trial that ended, references first; `infeasible` where it misses the bound on desired accuracy."""
+    points: list[Point]
+    """Those that completed."""
+    interrupted: bool = False
+    """Trials are still missing; `resume_hint` says how to go on."""
+    tracking_hint: str = ""
+    """How to open the tracker's user interface."""
+    seconds: float = 0.0
+    """Wall-clock seconds of this run."""
+
+    @property
+    def front(self) -> list[Point]:
+        """The Pareto front, by rising desired accuracy."""
+        return pareto_front(self.points)
+
+    @property
+    def failures(self) -> list[TrialResult]:
+        """Trials that failed, with their reasons."""
+        return [result for result in self.results if result.status is Status.FAILED]
+
+    @property
+    def resume_hint(self) -> str:
+        """What to say after an interruption."""
+        return RESUME_HINT
+
+
+def run_sweep(
+    settings: SweepSettings,
+    *,
+    resume: bool = False,
+    trial_function: str = "sdm_ray.trial:iterate_trial",
+    view: View | None = None,
+) -> SweepOutcome:
+    """Run a sweep, or what is missing of it.
+
+    Ctrl-C and SIGTERM end it cleanly (`SweepOutcome.interrupted`); a trial that fails never ends it.
+
+    Args:
+        settings: the sweep. Its folder is `output_dir/name`.
+        resume: go on with the sweep in that folder; a complete one is returned as it is.
+        trial_function: `module:function` with the contract of `sdm_ray.trial.iterate_trial`.
+        view: what a person sees; by default a live table in a terminal and lines elsewhere.
+
+    Raises:
+        UsageError: before anything starts, when the sweep cannot work as asked.
+        RunError: when Ray or storage fails; what has ended is kept, and `resume` goes on from there.
+    """
+    check_sweep(settings)
+    check_function(trial_function)
+    view = view or default_view()
+    switch = StopSwitch()
+    with ExitStack() as stack:
+        stack.enter_context(stop_on_signals(switch, view.message))
+        folder = stack.enter_context(claimed_folder(settings, resume=resume))
+        stack.enter_context(quiet_logs(folder / "sweep.log"))
+        ledger = Ledger(folder)
+        stack.callback(ledger.close)
+        state = SweepState(settings, ledger)
+        view.start(f"sweep {settings.name}: {settings.search.num_trials} trials, folder {folder}")
+        stack.callback(view.close)
+        if resume:
+            state.restart_failed_references()
+        return _Run(settings, state, folder, trial_function, view, switch).run()
+
+
+class _Run:
+    """The parts of one run, wired together."""
+
+    def __init__(
+        self,
+        settings: SweepSettings,
+        state: SweepState,
+        folder: Path,
+        trial_function: str,
+        view: View,
+        switch: StopSwitch,
+    ) -> None:
+        self.settings = settings
+        self.state = state
+        self.folder = folder
+        self.trial_function = trial_function
+        self.view = view
+        self.switch = switch
+        self.tracker = TrackerThread(lambda: open_tracker(settings.tracking, folder), warn=view.message)
+        self.frontier = FrontierWriter(folder, warn=view.message)
+
+    def run(self) -> SweepOutcome:
+        """Side threads first: the tracker's schema and Ray start at the same time."""
+        status = "failed"
+        self.tracker.start_sweep(
+            self.settings.name, self.settings.model_dump(mode="json"), {"folder": str(self.folder)}
+        )
+        try:
+            self._search()
+            if self.switch.reason == "tracking" and self.tracker.error is not None:
+                raise self.tracker.error
+            status = "stopped" if self.switch.reason else "complete"
+        finally:
+            self.frontier.update(self.state.points())
+            self.frontier.close()
+            if self.frontier.files:
+                self.tracker.log_sweep_artifacts(self.frontier.files)
+            self.tracker.close(status)
+        return SweepOutcome(
+            folder=self.folder,
+            results=self.state.results(),
+            points=self.state.points(),
+            interrupted=status == "stopped",
+            tracking_hint=self.tracker.hint,
+            seconds=self.state.snapshot().elapsed_seconds,
+        )
+
+    def _search(self) -> None:
+        study = self._open_study()
+        self._tell_earlier_results(study)
+        if self.state.num_missing() == 0:
+            return
+        with cluster(self.settings.resources) as num_fitting:
+            self.state.concurrency = num_fitting
+            if self.switch.reason is None:
+                self._tune(study)
+
+    def _open_study(self) -> SearchStudy:
+        from sdm_ray.sweep.study import SearchStudy
+
+        storage = self.settings.storage or f"sqlite:///{self.folder / 'optuna.db'}"
+        name = self.state.ledger.study_name
+        if name is not None:
+            return SearchStudy.open(self.settings, storage=storage, name=name, create=False)
+        name = f"{self.settings.name}-{uuid.uuid4().hex[:8]}"
+        study = SearchStudy.open(self.settings, storage=storage, name=name, create=True)
+        self.state.ledger.name_study(name)
+        return study
+
+    def _tell_earlier_results(self, study: SearchStudy) -> None:
+        """What a killed driver had not told Optuna, and trials that it had asked for and not begun."""
+        from sdm_ray.sweep.searcher import tell_optuna
+
+        entries = self.state.entries("search")
+        study.reconcile({entry.number for entry in entries if entry.number is not None})
+        self.untold = [entry.result for entry in entries if entry.result is not None]
+        tell_optuna(self.state, study, self.untold)
+
+    def _tune(self, study: SearchStudy) -> None:
+        from ray import tune
+        from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner
+        from ray.tune.error import TuneError
+
+        from sdm_ray.sweep.callbacks import SweepCallback, SweepScheduler, SweepStopper
+        from sdm_ray.sweep.searcher import SweepSearcher
+        from sdm_ray.sweep.trainable import TRIAL, TrialTrainable
+
+        resources = self.settings.resources
+        searcher = SweepSearcher(
+            self.state, study, trial_function=self.trial_function, on_result=self._on_result, untold=self.untold
+        )
+        tuner = Tuner(
+            tune.with_resources(TrialTrainable, {"cpu": resources.cpus_per_trial, "gpu": resources.gpus_per_trial}),
+            tune_config=TuneConfig(
+                search_alg=searcher,
+                scheduler=SweepScheduler(self.state),
+                num_samples=self.state.num_missing(),
+                reuse_actors=True,
+                trial_name_creator=lambda trial: trial.config[TRIAL],
+                trial_dirname_creator=lambda trial: trial.config[TRIAL],
+            ),
+            run_config=RunConfig(
+                name="tune",
+                storage_path=str(self.folder),
+                verbose=0,
+                checkpoint_config=CheckpointConfig(checkpoint_at_end=False),
+                failure_config=FailureConfig(max_failures=resources.max_failures),
+                stop=SweepStopper(self.switch),
+                callbacks=[SweepCallback(self.state, view=self.view, tracker=self.tracker, switch=self.switch)],
+            ),
+        )
+        try:
+            tuner.fit()
+        except TuneError as error:
+            words = str(error).strip().splitlines()
+            log.debug("Ray Tune stopped", exc_info=True)
+            raise RunError(f"Ray Tune stopped ({words[-1] if words else error}); {RESUME_HINT}") from error
+        if self.state.num_missing() and self.switch.reason is None:
+            raise RunError(f"{self.state.num_missing()} trials were not run; {RESUME_HINT}")
+
+    def _on_result(self, result: TrialResult) -> None:
+        judged = self.state.judged(result)
+        if result.trial_id == "tuned" and self.settings.search.max_desired_drop is not None:
+            self._say_floor()
+        self.tracker.finish_trial(judged)
+        self.frontier.update(self.state.points())
+        self.view.finished(judged, self.state.snapshot())
+
+    def _say_floor(self) -> None:
+        floor = self.state.desired_floor
+        if floor is None:
+            self.view.message(
+                "the tuned reference failed, so search.max_desired_drop has nothing to compare with: "
+                "no trial is held to it until --resume repeats the reference"
+            )
+        else:
+            self.view.message(f"feasible: desired accuracy of at least {floor:.3f}")

@@ -1,0 +1,167 @@
+"""What Ray Tune asks for trials: unfinished ones first, then the references, then what Optuna suggests.
+
+Not a subclass of `ray.tune.search.optuna.OptunaSearch`: of that class nothing would remain. It leaves trials with NaN
+RUNNING, tells stopped trials as completed ones, queues warm-start points again on every start, demands the objectives
+in every report, and keeps its state in a pickle.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ray.tune.search import Searcher
+
+from sdm_ray.config import SweepSettings
+from sdm_ray.sweep.ledger import Entry
+from sdm_ray.sweep.state import SweepState
+from sdm_ray.sweep.study import SearchStudy
+from sdm_ray.sweep.trainable import JOB, TRIAL
+from sdm_ray.sweep.worker import Job
+from sdm_ray.types import Status, TrialResult
+
+OnResult = Callable[[TrialResult], None]
+
+
+class DriverOnly:
+    """Of objects that Tune would like to pickle or copy: they live on the driver, and their truth is on disk."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> DriverOnly:
+        return self
+
+
+class SweepSearcher(DriverOnly, Searcher):
+    """Hands out trials and takes their ends; each is in the ledger before it runs, and told to Optuna when it ends."""
+
+    def __init__(
+        self,
+        state: SweepState,
+        study: SearchStudy,
+        *,
+        trial_function: str,
+        on_result: OnResult,
+        untold: list[TrialResult],
+    ) -> None:
+        super().__init__()
+        self._state = state
+        self._study = study
+        self._trial_function = trial_function
+        self._on_result = on_result
+        self._adopted = state.unfinished()
+        self._references = state.missing_references()
+        self._by_tune_id: dict[str, str] = {}
+        self._untold = untold
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | None:
+        """The next trial as a config, or None while as many run as may."""
+        if len(self._by_tune_id) >= self._state.concurrency:
+            return None
+        entry = self._next_entry()
+        if entry is None:
+            return None
+        self._by_tune_id[trial_id] = entry.trial_id
+        return {TRIAL: entry.trial_id, JOB: self._job(entry).to_json()}
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Progress is the callback's business."""
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Record an end. A trial that neither reported its result nor failed was interrupted: it stays unfinished."""
+        ours = self._by_tune_id.pop(trial_id, None)
+        if ours is None:
+            return
+        if result and result.get("result"):
+            self._finish(TrialResult.from_dict(json.loads(result["result"]), self._state.ledger.output_dir(ours)))
+        elif error:
+            self._finish(self._lost(ours))
+
+    def save(self, checkpoint_path: str) -> None:
+        """The ledger and Optuna's storage hold everything; Tune's snapshot of the searcher stays empty."""
+        Path(checkpoint_path).touch()
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing is in the snapshot."""
+
+    def _next_entry(self) -> Entry | None:
+        if self._adopted:
+            return self._adopted.pop(0)
+        if self._references:
+            method = self._references.pop(0)
+            entry = Entry(method, "reference", method)
+        else:
+            index = len(self._state.entries("search"))
+            search = self._state.settings.search
+            if index >= search.num_trials:
+                return None
+            number, params = self._study.ask(search.points[index] if index < len(search.points) else None)
+            method = params.get("train.method", self._state.settings.trial.train.method)
+            entry = Entry(f"t{index:04d}", "search", method, number, params)
+        self._state.ledger.start(entry)
+        return self._state.ledger.entries[entry.trial_id]
+
+    def _job(self, entry: Entry) -> Job:
+        settings = self._state.settings
+        gpus = settings.resources.gpus_per_trial
+        return Job(
+            trial_id=entry.trial_id,
+            output_dir=str(self._state.ledger.output_dir(entry.trial_id)),
+            settings=trial_values(settings, entry),
+            params=entry.params,
+            trial_function=self._trial_function,
+            working_dir=str(Path.cwd()),
+            python_path=[str(Path(entry).resolve()) for entry in sys.path],
+            gpu_memory_share=gpus if 0 < gpus < 1 else None,
+        )
+
+    def _lost(self, trial_id: str) -> TrialResult:
+        entry, running = self._state.ledger.entries[trial_id], self._state.running.get(trial_id)
+        reason = (running and running.last_error) or "its process died"
+        times = (running.retries if running else 0) + 1
+        return TrialResult(
+            trial_id=trial_id,
+            config_hash="",
+            method=entry.method,
+            seed=self._state.settings.trial.seed,
+            status=Status.FAILED,
+            metrics={},
+            output_dir=self._state.ledger.output_dir(trial_id),
+            error=f"{reason} (started {times} times; resources.max_failures allows no more)",
+        )
+
+    def _finish(self, result: TrialResult) -> None:
+        result = self._state.finish(result)
+        self._untold.append(result)
+        tell_optuna(self._state, self._study, self._untold)
+        self._on_result(result)
+
+
+def tell_optuna(state: SweepState, study: SearchStudy, untold: list[TrialResult]) -> None:
+    """Tell Optuna what has ended and empty the list; successes wait until the tuned reference tells feasibility."""
+    waiting = [result for result in untold if state.floor_is_pending and result.status is not Status.FAILED]
+    for result in itertools.filterfalse(waiting.__contains__, untold):
+        number = state.ledger.entries[result.trial_id].number
+        if number is None:
+            continue
+        values = [result.metrics.get(objective.metric) for objective in state.settings.objectives]
+        if result.status is Status.FAILED or None in values:
+            study.fail(number)
+        else:
+            study.tell(number, [value for value in values if value is not None], violation=state.violation(result))
+    untold[:] = waiting
+
+
+def trial_values(settings: SweepSettings, entry: Entry) -> dict[str, Any]:
+    """The trial's base settings as plain values; a reference's have its method and no searched setting."""
+    trial = settings.trial
+    if entry.role == "reference":
+        trial = trial.model_copy(update={"train": trial.train.for_method(entry.method), "name": entry.trial_id})
+    else:
+        trial = trial.model_copy(update={"name": f"{settings.name}/{entry.trial_id}"})
+    return trial.model_dump(mode="json")

@@ -1,0 +1,203 @@
+"""One trial inside a worker process: advance it, report it, leave nothing of it behind. No Ray in here."""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import importlib.util
+import json
+import os
+import random
+import sys
+import time
+import traceback
+from collections.abc import Callable, Generator
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sdm_ray.config import TrialSettings, content_hash, override
+from sdm_ray.errors import RunError, UsageError
+from sdm_ray.sweep.lock import FolderLock
+from sdm_ray.types import Progress, Status, TrialResult
+
+TrialFunction = Callable[..., Generator[Progress, None, TrialResult]]
+
+REPORT_SECONDS = 1.0
+"""A report to the driver gathers the progress of at least this long."""
+LOCK_SECONDS = 60.0
+"""How long a trial waits for a dying process to let go of its folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """Everything that a worker process needs to run one trial; it travels as JSON."""
+
+    trial_id: str
+    output_dir: str
+    settings: dict[str, Any]
+    """The trial's base settings, with the method of a reference."""
+    params: dict[str, Any] = field(default_factory=dict)
+    trial_function: str = "sdm_ray.trial:iterate_trial"
+    working_dir: str | None = None
+    """Where relative paths of the settings start."""
+    python_path: list[str] = field(default_factory=list)
+    """Where the driver finds modules, so that a worker finds the same trial function."""
+    gpu_memory_share: float | None = None
+    """Cap of a trial that shares its GPU."""
+
+    def to_json(self) -> str:
+        """The job as text."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Job:
+        """The inverse of `to_json`."""
+        return cls(**json.loads(text))
+
+
+@dataclass
+class Report:
+    """What a trial tells the driver, gathered over about a second."""
+
+    progress: Progress | None = None
+    """The last one."""
+    rows: list[tuple[int, dict[str, float]]] = field(default_factory=list)
+    """Metrics with their step, in order."""
+    result: TrialResult | None = None
+    """Set on the final report alone."""
+
+
+class TrialWorker:
+    """Runs one trial as a generator; a failure of the trial becomes a failed result."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self._lock = FolderLock(Path(job.output_dir) / ".lock")
+        self._steps: Generator[Progress, None, TrialResult] | None = None
+        self._num_reports = 0
+
+    def advance(self, seconds: float = REPORT_SECONDS) -> Report:
+        """Run for about this long (at least to the next yield), or to the end.
+
+        Raises:
+            Exception: only a fault of the accelerator, after which the process is of no use.
+        """
+        report = Report()
+        deadline = time.monotonic() + seconds
+        try:
+            if self._steps is None:
+                self._steps = self._begin()
+            while time.monotonic() < deadline or report.progress is None:
+                report.progress = next(self._steps)
+                if report.progress.metrics:
+                    self._num_reports += 1
+                    report.rows.append((self._num_reports, dict(report.progress.metrics)))
+        except StopIteration as stop:
+            report.result = stop.value
+        except (Exception, SystemExit) as error:
+            if is_device_fault(error):
+                raise
+            report.result = self._failed(error)
+        if report.result is not None:
+            self.close()
+        return report
+
+    def close(self) -> None:
+        """Close the generator (its `finally` blocks run) and release the folder."""
+        if self._steps is not None:
+            self._steps.close()
+        self._lock.release()
+
+    def _begin(self) -> Generator[Progress, None, TrialResult]:
+        job = self.job
+        self._lock.acquire(wait_seconds=LOCK_SECONDS)
+        if job.working_dir is not None and Path(job.working_dir).is_dir():
+            os.chdir(job.working_dir)
+        sys.path += [entry for entry in job.python_path if entry not in sys.path]
+        settings = override(TrialSettings.model_validate(job.settings), job.params)
+        pristine_process(settings.seed, settings.runtime.num_threads, job.gpu_memory_share)
+        function = load_function(job.trial_function)
+        return function(settings, Path(job.output_dir), trial_id=job.trial_id)
+
+    def _failed(self, error: BaseException) -> TrialResult:
+        output_dir = Path(self.job.output_dir)
+        with suppress(OSError):  # the disk may be what failed
+            (output_dir / "error.txt").write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+        settings = TrialSettings.model_validate(self.job.settings)
+        with suppress(UsageError):  # where the point itself is invalid, the base settings stand for it
+            settings = override(settings, self.job.params)
+        return TrialResult(
+            trial_id=self.job.trial_id,
+            config_hash=content_hash(settings),
+            method=settings.train.method,
+            seed=settings.seed,
+            status=Status.FAILED,
+            metrics={},
+            output_dir=output_dir,
+            error=classify(error),
+        )
+
+
+def load_function(name: str) -> TrialFunction:
+    """The function that `module:function` names."""
+    module, _, function = name.partition(":")
+    loaded: TrialFunction = getattr(importlib.import_module(module), function)
+    return loaded
+
+
+def check_function(name: str) -> None:
+    """Refuse a name whose module is not there, without importing it.
+
+    Raises:
+        UsageError: when the name has another form or the module is not found.
+    """
+    module, separator, function = name.partition(":")
+    try:
+        found = bool(separator and function) and importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):
+        found = False
+    if not found:
+        raise UsageError(f"trial_function {name!r} is not found; write it as module:function")
+
+
+def pristine_process(seed: int, num_threads: int, gpu_memory_share: float | None) -> None:
+    """Put the process's global state where a fresh one would have it, so that nothing leaks between trials."""
+    import numpy as np
+    import torch
+
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+    torch.set_num_threads(num_threads)
+    torch.set_default_dtype(torch.float32)
+    torch.use_deterministic_algorithms(False)
+    torch.set_grad_enabled(True)
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        if gpu_memory_share is not None:
+            torch.cuda.set_per_process_memory_fraction(gpu_memory_share)
+
+
+def classify(error: BaseException) -> str:
+    """One line for people: what kind of failure, and its own words."""
+    words = " ".join(str(error).split())[:300]
+    if isinstance(error, UsageError | RunError):
+        return words
+    name = type(error).__name__
+    if isinstance(error, MemoryError):
+        return "out of memory: lower the batch sizes, or cpus_per_trial so that fewer trials run at once"
+    if name in ("OutOfMemoryError", "CudaOutOfMemoryError"):
+        return f"out of GPU memory: {words}"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+    return f"{name}: {words}{where}" if words else f"{name}{where}"
+
+
+def is_device_fault(error: BaseException) -> bool:
+    """Whether an accelerator is left unusable for this process (an illegal access, a failed assertion on it)."""
+    return type(error).__name__ == "AcceleratorError"
