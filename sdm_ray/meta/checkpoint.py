@@ -1,0 +1,153 @@
+"""Checkpoints: a folder of one safetensors file and one JSON file that is there whole or not at all.
+
+A checkpoint is written beside its final place, synced to the disk and renamed, and only then is the one before it
+removed. So whatever happens, the last good checkpoint stays. Nothing in it is code.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from sdm_ray.errors import RunError, UsageError
+
+FORMAT = 1
+_PREFIX = "step-"
+_TENSOR = "tensor:"
+"""Marks a string in the JSON file that stands for a tensor of the other file."""
+
+
+def save_checkpoint(folder: Path, step: int, identity: dict[str, Any], state: dict[str, Any]) -> None:
+    """Write the checkpoint of a step and remove older ones.
+
+    Args:
+        folder: holds the checkpoints of one run.
+        step: outer steps done.
+        identity: JSON that says which run this is; `load_checkpoint` compares it.
+        state: nested dictionaries (string keys), lists, tensors and JSON scalars.
+
+    Raises:
+        RunError: when the folder cannot be written or the disk is full; the last good checkpoint is kept.
+    """
+    tensors: dict[str, Tensor] = {}
+    document = {"format": FORMAT, "step": step, "identity": identity, "state": _separate(state, "", tensors)}
+    temporary = folder / f".{_PREFIX}{step:09d}.partial"
+    final = folder / f"{_PREFIX}{step:09d}"
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        _write_synced(temporary / "tensors.safetensors", save_tensors(tensors))
+        _write_synced(temporary / "state.json", json.dumps(document, allow_nan=False).encode())
+        if final.exists():
+            shutil.rmtree(final)
+        temporary.rename(final)
+        _sync_folder(folder)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise RunError(
+            f"cannot write the checkpoint of step {step} to {folder}: {error.strerror or error}; "
+            "free space or choose another folder, then run the same command again"
+        ) from error
+    for other in _found(folder):
+        if other != final:
+            shutil.rmtree(other, ignore_errors=True)
+
+
+def load_checkpoint(folder: Path, identity: dict[str, Any], device: torch.device) -> tuple[int, dict[str, Any]] | None:
+    """Step and state of a run's last checkpoint, or None where there is none.
+
+    Tensors come back on the CPU where they were there, else on `device`.
+
+    Raises:
+        UsageError: when the checkpoint is of another run.
+        RunError: when it cannot be read.
+    """
+    found = _found(folder)
+    if not found:
+        return None
+    last = found[-1]
+    try:
+        document = json.loads((last / "state.json").read_text(encoding="utf-8"))
+        _check_identity(last, document, identity)
+        tensors = load_tensors((last / "tensors.safetensors").read_bytes())
+        return int(document["step"]), _join(document["state"], tensors, device)
+    except (OSError, KeyError, json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
+        raise RunError(f"checkpoint {last} cannot be read ({error!r}); remove it to train from the start") from error
+
+
+def _check_identity(path: Path, document: dict[str, Any], identity: dict[str, Any]) -> None:
+    remedy = "choose another output folder, or remove the checkpoint to train from the start"
+    if document["format"] != FORMAT:
+        raise UsageError(f"checkpoint {path} has format {document['format']}, this version reads {FORMAT}; {remedy}")
+    difference = _first_difference(document["identity"], json.loads(json.dumps(identity)))
+    if difference is not None:
+        name, theirs, ours = difference
+        raise UsageError(
+            f"checkpoint {path} belongs to another run: {name} was {_short(theirs)}, now it is {_short(ours)}; {remedy}"
+        )
+
+
+def _first_difference(theirs: Any, ours: Any, path: str = "") -> tuple[str, Any, Any] | None:
+    if isinstance(theirs, dict) and isinstance(ours, dict):
+        for key in sorted(theirs.keys() | ours.keys()):
+            found = _first_difference(theirs.get(key), ours.get(key), f"{path}.{key}".lstrip("."))
+            if found is not None:
+                return found
+        return None
+    return None if theirs == ours else (path, theirs, ours)
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _found(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob(f"{_PREFIX}*") if path.is_dir())
+
+
+def _separate(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        tensors[path] = value.detach().cpu().contiguous().clone()
+        return f"{_TENSOR}{value.device.type}:{path}"
+    if isinstance(value, dict):
+        return {key: _separate(item, f"{path}/{key}".lstrip("/"), tensors) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_separate(item, f"{path}/{index}", tensors) for index, item in enumerate(value)]
+    assert value is None or isinstance(value, (bool, int, float, str)), (path, type(value))
+    return value
+
+
+def _join(value: Any, tensors: dict[str, Tensor], device: torch.device) -> Any:
+    if isinstance(value, str) and value.startswith(_TENSOR):
+        kind, path = value.removeprefix(_TENSOR).split(":", 1)
+        return tensors[path] if kind == "cpu" else tensors[path].to(device)
+    if isinstance(value, dict):
+        return {key: _join(item, tensors, device) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_join(item, tensors, device) for item in value]
+    return value
+
+
+def _write_synced(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
