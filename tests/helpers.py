@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 NAMES = {"f": ["mara", "lena", "ines", "vera", "nora", "alma"], "m": ["otto", "egon", "hans", "kurt", "theo", "emil"]}
 WORDS = {
@@ -28,6 +29,17 @@ VOCABULARY = (
 )
 
 MODEL_TYPES = ("bert", "roberta", "xlm-roberta", "distilbert", "electra", "modernbert")
+
+
+class NoHostSync(TorchDispatchMode):
+    """Refuses operations that read a tensor's values on the host: on a GPU they wait for it."""
+
+    FORBIDDEN = ("_local_scalar_dense", "nonzero", "_unique", "unique_dim", "unique_consecutive", "masked_select")
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        assert not name.startswith(self.FORBIDDEN), f"{name} waits for the device"
+        return func(*args, **(kwargs or {}))
 
 
 def tiny_config(model_type: str, **changes: Any) -> Any:

@@ -11,6 +11,7 @@ from torch.func import functional_call, grad, vmap
 from transformers import AutoModelForSequenceClassification
 
 from sdm_ray.config import EncoderSettings
+from sdm_ray.errors import UsageError
 from sdm_ray.models.encoder import Trunk, load_trunk, params_digest
 from sdm_ray.models.heads import logits
 from tests import helpers
@@ -206,6 +207,27 @@ def test_max_length_is_what_the_position_embeddings_reach(kind: str, expected: i
         longer = torch.full((1, expected + 1), 7)
         with pytest.raises((IndexError, RuntimeError)):
             trunk(longer, torch.ones_like(longer))
+
+
+def test_data_that_does_not_fit_is_refused(encoder_folder: Path) -> None:
+    trunk = load(encoder_folder)
+    size = len(helpers.VOCABULARY)
+    trunk.check_data(64, size - 1)
+    with pytest.raises(
+        UsageError, match="65 tokens wide, but the encoder has positions for 64; set data.max_length to 64"
+    ):
+        trunk.check_data(65, 0)
+    with pytest.raises(UsageError, match=f"gives token id {size}, but the encoder has {size} embeddings"):
+        trunk.check_data(8, size)
+
+
+@pytest.mark.parametrize("kind", helpers.MODEL_TYPES)
+def test_no_value_is_read_from_the_device(kind: str, folders: dict[str, Path]) -> None:
+    trunk = load(folders[kind])
+    params = list(trunk.parameters())
+    with helpers.NoHostSync():
+        first = torch.autograd.grad(trunk(*tokens()).square().sum(), params, create_graph=True)
+        torch.autograd.grad(torch.stack([value.square().sum() for value in first]).sum(), params)
 
 
 @pytest.mark.gpu

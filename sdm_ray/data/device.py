@@ -23,6 +23,7 @@ class DeviceData:
         self.device = torch.device(device)
         self.digest = tokenized.digest
         self.pad_id = tokenized.pad_id
+        self._max_id = max(int(tokenized.input_ids.max()), tokenized.pad_id)
         self._label_names = {task: tokenized.label_names(task) for task in Task}
         self._lengths_host = np.array(tokenized.lengths, dtype=np.int64)
         self._labels_host = {task: torch.tensor(tokenized.labels(task), dtype=torch.int64) for task in Task}
@@ -41,6 +42,11 @@ class DeviceData:
     def width(self) -> int:
         """L: tokens of the widest batch."""
         return int(self._input_ids.shape[1])
+
+    @property
+    def max_id(self) -> int:
+        """Largest token id, padding included."""
+        return self._max_id
 
     def num_classes(self, task: Task) -> int:
         """C of a task."""

@@ -140,7 +140,7 @@ def _encode(texts: list[str], tokenizer: Any, max_length: int, pad_id: int) -> t
             lengths[row] = len(tokens)
     if not lengths.all():
         rows = np.flatnonzero(lengths == 0) + 1
-        raise UsageError(f"{len(rows)} texts have no token in the encoder's vocabulary (row {rows[0]} first)")
+        raise UsageError(f"data.text_column: {len(rows)} of the texts give no token (row {rows[0]} first); remove them")
     # Not beyond max_length, which may be all that the position embeddings reach.
     width = min(round_up(int(lengths.max())), max_length)
     return np.ascontiguousarray(ids[:, :width]), lengths

@@ -19,6 +19,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from sdm_ray.errors import UsageError
 from sdm_ray.models.native import cls_pool, mean_pool, native_pooling
 from sdm_ray.types import Params
 
@@ -84,6 +85,23 @@ class Trunk(nn.Module):
         """Rows of the token embedding."""
         return int(self.hf_model.config.vocab_size)
 
+    def check_data(self, width: int, max_id: int) -> None:
+        """Refuse data that would index past the embeddings: `width` tokens a text, token ids up to `max_id`.
+
+        Raises:
+            UsageError: saying which setting to change.
+        """
+        if width > self.max_length:
+            raise UsageError(
+                f"data.max_length: texts are {width} tokens wide, but the encoder has positions for {self.max_length}; "
+                f"set data.max_length to {self.max_length} or less"
+            )
+        if max_id >= self.vocab_size:
+            raise UsageError(
+                f"encoder.name: the tokenizer gives token id {max_id}, but the encoder has {self.vocab_size} "
+                "embeddings; tokenizer and weights do not belong together"
+            )
+
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Features (B, D) of tokens (B, L); `attention_mask` (B, L) is 1 on tokens and 0 on padding."""
         encoder = self.hf_model.base_model
@@ -121,7 +139,7 @@ class Trunk(nn.Module):
         model = copy.deepcopy(self.hf_model)
         weights = {name.removeprefix(_PREFIX): value.detach().cpu() for name, value in params.items()}
         model.to("cpu").load_state_dict(weights)
-        last = nn.utils.skip_init(nn.Linear, self.feature_dim, len(label_names), dtype=head.dtype)
+        last = nn.Linear(self.feature_dim, len(label_names), device="meta", dtype=head.dtype).to_empty(device="cpu")
         with torch.no_grad():
             last.weight.copy_(head.detach())
             last.bias.zero_()

@@ -1,0 +1,37 @@
+"""Pronoun scrubbing: the paper's five words, their case, and nothing else."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sdm_ray.data.scrub import scrub_pronouns
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("She met him at his desk.", "They met them at their desk."),
+        ("HE SAW HER; he left.", "THEY SAW THEIR; they left."),
+        ("Her work, his art: him.", "Their work, their art: them."),
+        ("she's here (he isn't)", "they's here (they isn't)"),
+        (
+            "The sheriff, the other, this, Himalaya, hers, herself",
+            "The sheriff, the other, this, Himalaya, hers, herself",
+        ),
+        ("", ""),
+    ],
+)
+def test_scrubbing(text: str, expected: str) -> None:
+    assert scrub_pronouns(text) == expected
+
+
+@given(st.lists(st.sampled_from(["she", "He", "HIM", "his", "her", "then", "Mara", "o'her", "\n", ","]), max_size=12))
+def test_no_pronoun_is_left_and_scrubbing_twice_is_scrubbing_once(words: list[str]) -> None:
+    scrubbed = scrub_pronouns(" ".join(words))
+    assert not re.search(r"\b(she|he|her|his|him)\b", scrubbed, re.IGNORECASE)
+    assert scrub_pronouns(scrubbed) == scrubbed
+    assert len(scrubbed.split()) == len(" ".join(words).split())
