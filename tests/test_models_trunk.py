@@ -214,7 +214,7 @@ def test_data_that_does_not_fit_is_refused(encoder_folder: Path) -> None:
     size = len(helpers.VOCABULARY)
     trunk.check_data(64, size - 1)
     with pytest.raises(
-        UsageError, match="65 tokens wide, but the encoder has positions for 64; set data.max_length to 64"
+        UsageError, match=r"65 tokens wide, but the encoder has positions for 64; set data.max_length to 64"
     ):
         trunk.check_data(65, 0)
     with pytest.raises(UsageError, match=f"gives token id {size}, but the encoder has {size} embeddings"):

@@ -1,0 +1,1 @@
+"""Data: sources, splits by content hash, tokenisation with a cache, batches on the device."""
