@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 
 def attack_table(reports: Mapping[str, AttackReport]) -> Table:
     """Accuracy after the worst attack at each n, with 95 % intervals over the fresh re-runs; a row for each model."""
-    table = Table(title="harmful accuracy after the attack (test split)", box=None, pad_edge=False, title_justify="left")
+    table = Table(
+        title="harmful accuracy after the attack (test split)", box=None, pad_edge=False, title_justify="left"
+    )
     table.add_column("model")
     first = next(iter(reports.values()))
     for cell in first.cells:

@@ -1,0 +1,90 @@
+"""`sdm-ray sweep`, `frontier` and `best`."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+
+import typer
+from rich.markup import escape
+
+from sdm_ray.cli.console import console, error_console
+from sdm_ray.config import SweepSettings, to_yaml
+from sdm_ray.errors import UsageError
+from sdm_ray.files import write_text
+from sdm_ray.frontier import Rule, read_tables, select
+from sdm_ray.report import frontier_figure, pareto_table
+from sdm_ray.reuse import find_sweep, load_best
+
+FIGURE = "frontier.png"
+BEST = "best.yaml"
+
+
+def run(settings: SweepSettings, config: Path, *, resume: bool) -> None:
+    """Run a sweep and print its frontier and what to do next; exit code 130 when it was interrupted."""
+    from sdm_ray.sweep.runner import run_sweep
+
+    outcome = run_sweep(settings, resume=resume)
+    for result in outcome.failures:
+        error_console.print(f"failed: {result.trial_id}: {result.error}", markup=False, soft_wrap=True)
+    if outcome.points:
+        console.print(pareto_table(outcome.points))
+    if outcome.interrupted:
+        again = shlex.join(["sdm-ray", *sys.argv[1:], *([] if resume else ["--resume"])])
+        error_console.print(
+            f"interrupted; what has finished is kept. Go on with: {again}", markup=False, soft_wrap=True
+        )
+        raise typer.Exit(130)
+    console.print(f"{outcome.seconds:.0f} s, {len(outcome.results)} trials, {len(outcome.failures)} failed")
+    if not outcome.front:
+        error_console.print("the frontier is empty: no trial finished within the bound on desired accuracy")
+        raise typer.Exit(1)
+    best = load_best(outcome.folder)
+    write_text(outcome.folder / BEST, to_yaml(best))
+    assert best.origin is not None
+    _say_next(outcome.folder, best.origin.trial_id, outcome.tracking_hint)
+
+
+def show_frontier(sweep: str) -> None:
+    """Print the Pareto table of a sweep and draw its picture again; an empty frontier is an error that says why."""
+    folder = find_sweep(sweep)
+    points = read_tables(folder)
+    frontier_figure(points, folder / FIGURE)
+    console.print(pareto_table(points))
+    select(points)
+    console.print(f"picture {escape(str(folder / FIGURE))}", soft_wrap=True)
+
+
+def write_best(
+    sweep: str, rule: Rule, *, min_desired: float | None, weight: float, trial_id: str | None, out: Path
+) -> None:
+    """Pick a point and write its config."""
+    if out.is_dir():
+        raise UsageError(f"--out {out} is a folder; name the file to write, for example {out / BEST}")
+    settings = load_best(sweep, rule=rule, min_desired=min_desired, desired_weight=1 - weight, trial_id=trial_id)
+    write_text(out, to_yaml(settings))
+    assert settings.origin is not None
+    console.print(f"{settings.origin.trial_id} ({settings.origin.rule}) -> {escape(str(out))}", soft_wrap=True)
+    console.print(f"next    sdm-ray train {escape(shlex.quote(str(out)))}", soft_wrap=True)
+
+
+def _say_next(folder: Path, trial_id: str, tracking_hint: str) -> None:
+    model = folder / "trials" / trial_id / "model"
+    rows = [
+        ("picture", str(folder / FIGURE)),
+        ("table", f"{folder / 'frontier.parquet'} and .json"),
+        ("best config", str(folder / BEST)),
+        ("best model", str(model)),
+    ]
+    for name, value in rows:
+        console.print(f"{name:12}{escape(value)}", soft_wrap=True)
+    console.print("\nnext:")
+    commands = [
+        ("compare the runs in MLflow", tracking_hint),
+        ("train again from the best config", shlex.join(["sdm-ray", "train", str(folder / BEST)])),
+        ("attack the exported model", shlex.join(["sdm-ray", "attack", str(model)])),
+    ]
+    for name, command in commands:
+        if command:
+            console.print(f"  # {name}\n  {escape(command)}", soft_wrap=True)

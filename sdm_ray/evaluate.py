@@ -1,0 +1,124 @@
+"""One released model under attack, with its floors beside it: what a trial ends with and `sdm-ray attack` runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from sdm_ray.attack.desired import desired_scores
+from sdm_ray.attack.evaluate import AttackReport, attack_model, regret
+from sdm_ray.attack.floors import cached_report
+from sdm_ray.config import AttackSettings, DataSettings, EncoderSettings, TrialSettings, digest
+from sdm_ray.data.device import DeviceData
+from sdm_ray.data.tokenized import prepare
+from sdm_ray.errors import UsageError
+from sdm_ray.models.encoder import Trunk, load_tokenizer, load_trunk, tokenizer_digest
+from sdm_ray.types import Metric, Params, Split
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Initialisation = Literal["pretrained", "random"]
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """What trials on the same data share: nothing in it changes."""
+
+    data: DeviceData
+    tokenizer: Any
+    cache_dir: Path
+    device: torch.device
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device that a setting names; `auto` prefers CUDA.
+
+    Raises:
+        UsageError: for a name that torch does not know or a device that is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"runtime.device: {name!r} cannot be used here ({reason}); try auto or cpu") from None
+    return device
+
+
+def open_workspace(settings: TrialSettings) -> Workspace:
+    """Tokenised data on the device; the last one is kept, so that trials of a sweep in one process share it."""
+    runtime = settings.runtime
+    return _open_workspace(settings.data, settings.encoder, str(resolve_device(runtime.device)), runtime.cache_folder())
+
+
+@lru_cache(maxsize=1)
+def _open_workspace(data: DataSettings, encoder: EncoderSettings, device: str, cache_dir: Path) -> Workspace:
+    tokenizer = load_tokenizer(encoder, cache_dir=cache_dir)
+    tokenized = prepare(data, tokenizer, tokenizer_digest(tokenizer), cache_dir)
+    return Workspace(DeviceData(tokenized, torch.device(device)), tokenizer, cache_dir, torch.device(device))
+
+
+def load_trunk_on(work: Workspace, encoder: EncoderSettings, initialisation: Initialisation, seed: int) -> Trunk:
+    """The encoder on the workspace's device, pretrained or freshly initialised from `seed`."""
+    return load_trunk(encoder, cache_dir=work.cache_dir, initialisation=initialisation, seed=seed).to(work.device)
+
+
+def trunk_params(trunk: Trunk) -> Params:
+    """The trunk's parameters, detached and shared with it."""
+    return {name: value.detach() for name, value in trunk.named_parameters()}
+
+
+def attack_untrained(work: Workspace, trunk: Trunk, attack: AttackSettings) -> AttackReport:
+    """Attack a trunk as it is; from the cache when its weights, the data and the attack are the same as before."""
+    key = digest([trunk.digest(), work.data.digest, attack.model_dump(mode="json")])
+
+    def build() -> AttackReport:
+        generator = attack_model(trunk, trunk_params(trunk), work.data, attack)
+        while True:
+            try:
+                next(generator)
+            except StopIteration as stop:
+                report: AttackReport = stop.value
+                return report
+
+    return cached_report(key, work.cache_dir, build)
+
+
+def floor_report(
+    work: Workspace, encoder: EncoderSettings, attack: AttackSettings, initialisation: Initialisation, seed: int
+) -> AttackReport:
+    """The same attack on the untrained encoder: `random` is the floor, `pretrained` the ceiling."""
+    return attack_untrained(work, load_trunk_on(work, encoder, initialisation, seed), attack)
+
+
+def release_metrics(
+    work: Workspace,
+    report: AttackReport,
+    floor: AttackReport,
+    *,
+    trunk: Trunk,
+    params: Params,
+    desired_head: Tensor | None,
+) -> dict[str, float]:
+    """Every metric of a released model, by the names in `Metric`.
+
+    Args:
+        work: data and device.
+        report: the attack on the released weights.
+        floor: the same attack on random initialisation, for the regret.
+        trunk: the architecture.
+        params: released weights.
+        desired_head: (C, D) head of the desired task; None where there is none to score.
+    """
+    metrics = report.metrics() | regret(report, floor)
+    if desired_head is not None:
+        accuracy, loss = desired_scores(trunk, params, desired_head, work.data, Split.TEST)
+        metrics |= {str(Metric.DESIRED_ACCURACY): accuracy, str(Metric.DESIRED_LOSS): loss}
+    return metrics

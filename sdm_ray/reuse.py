@@ -1,0 +1,63 @@
+"""From a sweep on disk to a config that trains again."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from pathlib import Path
+
+from sdm_ray.config import Origin, TrialSettings, load_settings
+from sdm_ray.errors import UsageError
+from sdm_ray.frontier import Rule, read_tables, select
+
+
+def find_sweep(name: str | Path, *, output_dir: str | Path = "runs") -> Path:
+    """The folder of a sweep, given as a path or by its name below `output_dir`.
+
+    Raises:
+        UsageError: when there is none; it suggests the nearest names.
+    """
+    for folder in (Path(name), Path(output_dir) / name):
+        if (folder / "sweep.yaml").is_file():
+            return folder
+    known = sorted(path.parent.name for path in Path(output_dir).glob("*/sweep.yaml"))
+    close = difflib.get_close_matches(str(name), known, n=1)
+    if close:
+        hint = f"did you mean {close[0]!r}?"
+    else:
+        hint = f"{output_dir} holds: {', '.join(known)}" if known else f"{output_dir} holds no sweep"
+    raise UsageError(f"no sweep {str(name)!r}: neither a sweep's folder nor a name below {output_dir}; {hint}")
+
+
+def load_best(
+    sweep: str | Path,
+    *,
+    rule: Rule = "constrained",
+    min_desired: float | None = None,
+    desired_weight: float = 0.5,
+    trial_id: str | None = None,
+    output_dir: str | Path = "runs",
+) -> TrialSettings:
+    """The settings of one point of a sweep, with where they came from in `origin`.
+
+    Args:
+        sweep: a sweep's folder, or its name below `output_dir`.
+        rule: see `sdm_ray.frontier.select`.
+        min_desired: least desired accuracy, for `constrained`.
+        desired_weight: weight of the desired accuracy, for `weighted`.
+        trial_id: for `trial`.
+        output_dir: where sweeps lie.
+
+    Raises:
+        UsageError: when there is no such sweep, or no point qualifies.
+        RunError: when the sweep's table is damaged.
+    """
+    folder = find_sweep(sweep, output_dir=output_dir)
+    point = select(
+        read_tables(folder), rule=rule, min_desired=min_desired, desired_weight=desired_weight, trial_id=trial_id
+    )
+    settings = load_settings(TrialSettings, folder / "trials" / point.trial_id / "config.yaml")
+    words = rule if min_desired is None else f"{rule}, desired >= {min_desired:g}"
+    metrics = {name: value for name, value in point.metrics.items() if math.isfinite(value)}
+    origin = Origin(sweep=folder.name, trial_id=point.trial_id, rule=words, metrics=metrics)
+    return settings.model_copy(update={"name": f"{folder.name}-{point.trial_id}", "origin": origin})
