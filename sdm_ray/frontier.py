@@ -210,7 +210,7 @@ def read_tables(folder: Path) -> list[Point]:
 
 
 def _interval(metrics: dict[str, float], name: str) -> tuple[float, float] | None:
-    low, high = metrics.get(f"{name}_low", math.nan), metrics.get(f"{name}_high", math.nan)
+    low, high = metrics.get(Metric.low(name), math.nan), metrics.get(Metric.high(name), math.nan)
     return (low, high) if math.isfinite(low) and math.isfinite(high) else None
 
 

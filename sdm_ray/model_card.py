@@ -117,7 +117,7 @@ def _number(metrics: Mapping[str, float], name: str) -> str:
     value = metrics[name]
     if not math.isfinite(value):
         return "not measured"
-    low, high = metrics.get(f"{name}_low", math.nan), metrics.get(f"{name}_high", math.nan)
+    low, high = metrics.get(Metric.low(name), math.nan), metrics.get(Metric.high(name), math.nan)
     interval = f" [{low:.3f}, {high:.3f}]" if math.isfinite(low) and math.isfinite(high) else ""
     return f"{value:.3f}{interval}"
 

@@ -288,10 +288,11 @@ def test_a_kill_while_tables_are_made_leaves_no_database(tmp_path: Path, monkeyp
     from mlflow import MlflowClient
 
     def killed(self: Any, *args: Any, **kwargs: Any) -> Any:
+        (tmp_path / f".m.db.{os.getpid()}").write_text("half of it")
         raise KeyboardInterrupt
 
+    monkeypatch.setattr(MlflowClient, "__init__", lambda self, **_: None)
     monkeypatch.setattr(MlflowClient, "search_experiments", killed)
-    monkeypatch.setattr(MlflowClient, "__init__", lambda self, **_: (tmp_path / f".m.db.{os.getpid()}").write_text(""))
     with pytest.raises(KeyboardInterrupt):
         sink._create_database(tmp_path / "m.db")
     assert list(tmp_path.iterdir()) == []

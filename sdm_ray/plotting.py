@@ -1,0 +1,120 @@
+"""How every figure looks: size, colours, markers, intervals, legend. matplotlib on the Agg canvas, without pyplot."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sdm_ray.files import atomic_path
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from sdm_ray.frontier import Point
+
+FRONT, TRIAL, FAINT, INK = "#0072B2", "#56B4E9", "#9A9A9A", "#333333"
+REFERENCE_STYLES = {
+    "pretrained": ("s", "#D55E00"),
+    "tuned": ("D", "#CC79A7"),
+    "ac": ("^", "#8A6D00"),
+    "random": ("v", "#000000"),
+    "mlac": ("P", "#009E73"),
+}
+"""Marker and colour of each reference: Okabe and Ito's palette (yellow darkened for white paper), a shape for each, so
+that nothing depends on colour."""
+WORDS = {"ac": "AC", "mlac": "MLAC"}
+
+
+def new_figure(title: str, measured: str) -> tuple[Figure, Axes]:
+    """An empty figure with a title and, below it, one line that says what was measured."""
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # it announces its first font cache
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.2, 4.3), dpi=160, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
+    axes.set_title(measured, loc="left", fontsize=8, color=INK)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color="#E6E6E6", lw=0.6)
+    axes.set_axisbelow(True)
+    axes.tick_params(labelsize=9)
+    return figure, axes
+
+
+def padded_range(values: Sequence[float], least: float) -> tuple[float, float]:
+    """A range of at least `least` around values, with a margin."""
+    low, high = min(values), max(values)
+    margin = max(0.06 * (high - low), (least - (high - low)) / 2)
+    return low - margin, high + margin
+
+
+def draw_markers(
+    axes: Axes, points: Sequence[Point], label: str, marker: str, color: str, size: float, *, zorder: float
+) -> None:
+    """Points with their intervals."""
+    xs, ys = [point.desired for point in points], [point.harmful for point in points]
+    axes.errorbar(
+        xs,
+        ys,
+        xerr=_intervals(xs, [point.desired_interval for point in points]),
+        yerr=_intervals(ys, [point.harmful_interval for point in points]),
+        label=label,
+        marker=marker,
+        color=color,
+        ls="none",
+        elinewidth=0.9,
+        ms=size,
+        mec="white",
+        zorder=zorder,
+    )
+
+
+def _intervals(values: Sequence[float], intervals: Sequence[tuple[float, float] | None]) -> Any:
+    ends = [interval or (math.nan, math.nan) for interval in intervals]
+    return bar_lengths(values, [end[0] for end in ends], [end[1] for end in ends])
+
+
+def bar_lengths(values: Sequence[float], low: Sequence[float], high: Sequence[float]) -> Any:
+    """Lengths below and above; none where an end is missing."""
+    below = [value - end if math.isfinite(end) else 0.0 for value, end in zip(values, low, strict=True)]
+    above = [end - value if math.isfinite(end) else 0.0 for value, end in zip(values, high, strict=True)]
+    lengths = [[max(0.0, length) for length in side] for side in (below, above)]
+    return lengths if any(map(any, lengths)) else None
+
+
+def draw_chance(axes: Axes, chance: float) -> None:
+    """What guessing scores."""
+    axes.axhline(chance, color=INK, lw=0.9, ls=(0, (1, 2)), zorder=1, label=f"guessing  {chance:.2f}")
+
+
+def draw_legend(figure: Figure, axes: Axes) -> None:
+    """A legend beside the axes, in the order of drawing (matplotlib alone would put lines before error bars)."""
+    handles, labels = axes.get_legend_handles_labels()
+    if handles:
+        order = sorted(range(len(handles)), key=lambda index: _drawn_at(handles[index]))
+        figure.legend(
+            [handles[index] for index in order],
+            [labels[index] for index in order],
+            loc="outside right center",
+            fontsize=8.5,
+            frameon=False,
+            labelspacing=0.8,
+        )
+
+
+def _drawn_at(handle: Any) -> int:
+    line = handle[0] if isinstance(handle, tuple) else handle
+    return int(line.axes.lines.index(line))
+
+
+def save_png(figure: Figure, path: Path) -> Path:
+    """Write the figure, atomically."""
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png")
+    return path

@@ -1,0 +1,179 @@
+"""Figures show what was measured, whatever there is to show; tables hold the front and the references."""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from matplotlib.figure import Figure
+from rich.console import Console
+
+import sdm_ray.plotting as plotting
+from sdm_ray.errors import RunError
+from sdm_ray.frontier import Point
+from sdm_ray.report import Curve, attack_curves_figure, frontier_figure, pareto_table, to_markdown
+from sdm_ray.types import Metric
+
+
+def point(name: str, desired: float, harmful: float, **changes: Any) -> Point:
+    metrics = {}
+    for number, shift in ((50, 0.02), (200, 0.08), (20, -0.1)):
+        cell = Metric.harmful_accuracy(number)
+        metrics |= {
+            cell: harmful + shift,
+            Metric.low(cell): harmful + shift - 0.01,
+            Metric.high(cell): harmful + shift + 0.02,
+        }
+    values: dict[str, Any] = {"method": "mlac", "metrics": metrics, **changes}
+    return Point(trial_id=name, desired=desired, harmful=harmful, **values)
+
+
+POINTS = [
+    point("t0", 0.95, 0.60, harmful_interval=(0.58, 0.63)),
+    point("t1", 0.96, 0.70),
+    point("t2", 0.94, 0.65),
+    point("t3", 0.70, 0.55, feasible=False),
+    point("t4", math.nan, 0.40),
+    point("ref-tuned", 0.961, 0.74, is_reference=True, method="tuned"),
+    point("ref-ac", 0.96, 0.735, is_reference=True, method="ac"),
+    point("ref-random", 0.30, 0.57, is_reference=True, method="random"),
+]
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """Figures as they are written."""
+    figures: list[Figure] = []
+    original = plotting.save_png
+
+    def keep(figure: Figure, path: Path) -> Path:
+        figures.append(figure)
+        return original(figure, path)
+
+    monkeypatch.setattr("sdm_ray.report.save_png", keep)
+    return figures
+
+
+def texts_of(figure: Figure) -> str:
+    figure.canvas.draw()
+    found = [text.get_text() for text in figure.findobj(lambda artist: hasattr(artist, "get_text"))]
+    return "\n".join(found)
+
+
+def is_png(path: Path) -> bool:
+    return path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 5000
+
+
+def test_the_frontier_figure_says_what_is_in_it(tmp_path: Path, drawn: list[Figure]) -> None:
+    assert is_png(frontier_figure(POINTS, tmp_path / "frontier.png", chance=0.5))
+    said = texts_of(drawn[0])
+    for words in (
+        "frontier (2)",
+        "dominated (1)",
+        "infeasible (1, 1 off scale)",
+        "tuned (0.96, 0.74)",
+        "AC (0.96, 0.73)",
+        "off scale, 0.30",
+        "guessing  0.50",
+        "mean over n = 20, 50, 200",
+        "95 % intervals",
+    ):
+        assert words in said, words
+    assert [path.name for path in tmp_path.iterdir()] == ["frontier.png"]
+
+
+def test_the_front_is_a_staircase_through_its_points(tmp_path: Path, drawn: list[Figure]) -> None:
+    frontier_figure(POINTS, tmp_path / "frontier.png")
+    axes = drawn[0].axes[0]
+    stairs = next(line for line in axes.lines if line.get_drawstyle() == "steps-pre")
+    xs, ys = list(stairs.get_xdata()), list(stairs.get_ydata())
+    assert xs == [axes.get_xlim()[0], 0.95, 0.96, 0.96]
+    assert ys == [0.60, 0.60, 0.70, axes.get_ylim()[1]]
+
+
+def test_one_far_reference_does_not_squeeze_the_rest(tmp_path: Path, drawn: list[Figure]) -> None:
+    frontier_figure(POINTS, tmp_path / "frontier.png")
+    left, right = drawn[0].axes[0].get_xlim()
+    assert left > 0.9
+    assert right < 1.0
+
+
+def test_legend_and_labels_do_not_overlap_the_axes_or_each_other(tmp_path: Path, drawn: list[Figure]) -> None:
+    frontier_figure(POINTS, tmp_path / "frontier.png", chance=0.5)
+    figure = drawn[0]
+    figure.canvas.draw()
+    legend = figure.legends[0].get_window_extent()
+    axes = figure.axes[0]
+    assert not legend.overlaps(axes.get_window_extent())
+    assert not legend.overlaps(axes.title.get_window_extent())
+    rows = [text.get_window_extent() for text in figure.legends[0].get_texts()]
+    assert not any(a.overlaps(b) for i, a in enumerate(rows) for b in rows[i + 1 :])
+    width = figure.bbox.width
+    assert all(box.x0 >= 0 and box.x1 <= width for box in [legend, axes.title.get_window_extent()])
+
+
+@pytest.mark.parametrize(
+    "points",
+    [
+        [],
+        POINTS[:1],
+        POINTS[3:4],
+        POINTS[-1:],
+        [POINTS[4]],
+        [point("a", 0.9, 0.5), point("b", 0.9, 0.5)],
+        [point(f"t{i}", 0.9 + 0.0001 * i, 0.5 + 0.0004 * i) for i in range(500)],
+    ],
+    ids=["none", "one", "infeasible", "random", "nan", "equal", "many"],
+)
+def test_any_set_of_points_can_be_drawn(points: list[Point], tmp_path: Path) -> None:
+    assert is_png(frontier_figure(points, tmp_path / "frontier.png"))
+
+
+def test_curves_come_from_metrics_with_their_intervals() -> None:
+    curve = Curve.from_point(POINTS[0], "best")
+    assert curve.num_examples == (20, 50, 200)
+    assert curve.accuracy == pytest.approx((0.50, 0.62, 0.68))
+    assert curve.low == pytest.approx((0.49, 0.61, 0.67))
+    assert curve.high == pytest.approx((0.52, 0.64, 0.70))
+
+
+def test_attack_curves_show_every_model_and_its_intervals(tmp_path: Path, drawn: list[Figure]) -> None:
+    curves = [Curve.from_point(POINTS[0], "best"), Curve.from_point(POINTS[-1], "random")]
+    bare = Curve(label="x", num_examples=(20,), accuracy=(math.nan,), low=(math.nan,), high=(math.nan,))
+    assert is_png(attack_curves_figure([*curves, bare], tmp_path / "curves.png", chance=0.5))
+    said = texts_of(drawn[0])
+    for words in ("best", "random", "guessing  0.50", "95 % intervals"):
+        assert words in said
+    container = drawn[0].axes[0].containers[0]
+    (segments,) = (bars.get_segments() for bars in container[2])
+    assert [tuple(segment[:, 1]) for segment in segments] == [
+        pytest.approx(ends) for ends in ((0.49, 0.52), (0.61, 0.64), (0.67, 0.70))
+    ]
+
+
+def test_pyplot_is_not_used(tmp_path: Path) -> None:
+    sys.modules.pop("matplotlib.pyplot", None)
+    frontier_figure(POINTS, tmp_path / "frontier.png")
+    assert "matplotlib.pyplot" not in sys.modules
+
+
+def test_a_figure_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match=r"cannot write .*frontier\.png"):
+        frontier_figure(POINTS, tmp_path / "file" / "frontier.png")
+
+
+def test_tables_hold_front_and_references_only() -> None:
+    console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
+    console.print(pareto_table(POINTS))
+    said = console.export_text()
+    assert said.index("t1") < said.index("t0") < said.index("ref-tuned") < said.index("ref-random")
+    assert "t2" not in said
+    assert "5 trials, 2 on the front" in said
+    lines = to_markdown(POINTS).splitlines()
+    assert lines[0] == "| trial | method | desired | harmful | n=20 | n=50 | n=200 |"
+    assert lines[2] == "| t1 | MLAC | 0.960 | 0.700 | 0.600 | 0.720 | 0.780 |"
+    assert [line.split(" | ")[0].strip("| ") for line in lines[2:]] == ["t1", "t0", "ref-tuned", "ref-ac", "ref-random"]
