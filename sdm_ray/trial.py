@@ -76,7 +76,7 @@ def iterate_trial(
         work, report, floor, trunk=trunk, params=outcome.params, desired_head=outcome.desired_head
     ) | {str(Metric.COST_TRAIN_SECONDS): outcome.seconds, str(Metric.COST_ATTACK_SECONDS): attack_seconds}
     report.write_parquet(output_dir / "attack.parquet")
-    write_text(output_dir / "attack.json", report.to_json())
+    report.write_json(output_dir / "attack.json")
     export_model(
         output_dir / "model",
         trunk=trunk,

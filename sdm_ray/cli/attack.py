@@ -19,7 +19,7 @@ def run(model: str, config: Path | None, overrides: tuple[str, ...], out: Path |
     from sdm_ray.attack.evaluate import attack_model
     from sdm_ray.evaluate import floor_report, open_workspace, release_metrics, trunk_params
     from sdm_ray.export import META, load_exported
-    from sdm_ray.files import write_json, write_text
+    from sdm_ray.files import write_json
     from sdm_ray.models.encoder import load_trunk
 
     exported = load_exported(model) if (Path(model) / META).is_file() else None
@@ -43,7 +43,7 @@ def run(model: str, config: Path | None, overrides: tuple[str, ...], out: Path |
     metrics = release_metrics(work, report, floor, trunk=trunk, params=params, desired_head=head)
     folder = out or Path("runs") / f"attack-{content_hash(settings)}"
     report.write_parquet(folder / "attack.parquet")
-    write_text(folder / "attack.json", report.to_json())
+    report.write_json(folder / "attack.json")
     write_json(folder / "metrics.json", {name: value if value == value else None for name, value in metrics.items()})
     console.print(attack_table(reports))
     console.print(_verdict(metrics, settings))

@@ -32,7 +32,7 @@ def run(settings: TrialSettings, config: Path, out: Path | None) -> None:
     except KeyboardInterrupt:
         error_console.print(f"stopped; the same command resumes from {folder / 'checkpoint'}", markup=False)
         raise typer.Exit(130) from None
-    released = AttackReport.from_json((folder / "attack.json").read_text(encoding="utf-8"))
+    released = AttackReport.read_json(folder / "attack.json")
     console.print(attack_table({settings.train.method: released, **reports}))
     metrics = result.metrics
     console.print(
