@@ -10,6 +10,7 @@ import json
 import os
 import random
 import signal
+import threading
 import time
 from collections.abc import Generator
 from pathlib import Path
@@ -22,6 +23,9 @@ Steps = Generator[Progress, None, TrialResult]
 
 REFERENCES = {"pretrained": (0.90, 0.95), "random": (0.60, 0.55), "tuned": (0.96, 0.80), "ac": (0.95, 0.75)}
 """(desired, harmful) of the references."""
+
+REFERENCES_IN_ORDER = ["tuned", "pretrained", "random", "ac"]
+"""The order in which they run."""
 
 RATE = "train.learning_rate"
 WEIGHT = "train.blocking.harmful_adapted_calibrated"
@@ -119,7 +123,10 @@ def slow(trial: TrialSettings, output_dir: Path, *, trial_id: str = "trial") -> 
 
 
 def troubled(trial: TrialSettings, output_dir: Path, *, trial_id: str = "trial") -> Steps:
-    """t0000 raises, t0001 reports NaN, t0002 lacks an objective, t0003 exits; t0004 is killed once, t0005 always."""
+    """t0000 raises, t0001 reports NaN, t0002 lacks an objective, t0003 exits; t0004 is killed once, t0005 always.
+
+    The process of t0006 dies after its result, while it waits for its next trial or is reset for it.
+    """
     note(output_dir, "started")
     yield Progress("train", 1, 2, {})
     metrics = measures(trial)
@@ -133,6 +140,8 @@ def troubled(trial: TrialSettings, output_dir: Path, *, trial_id: str = "trial")
         raise SystemExit(3)
     if trial_id == "t0005" or (trial_id == "t0004" and len(events(output_dir, "started")) == 1):
         os.kill(os.getpid(), signal.SIGKILL)
+    if trial_id == "t0006":
+        threading.Timer(0.03, os.kill, (os.getpid(), signal.SIGKILL)).start()
     return finish(trial, output_dir, trial_id, metrics)
 
 

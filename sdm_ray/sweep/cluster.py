@@ -24,6 +24,7 @@ OBJECT_STORE_BYTES = 256 * 2**20
 ENVIRONMENT = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # with it, a local cluster binds to 127.0.0.1 alone
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DEDUP_LOGS_SKIP_REGEX": ".",  # Ray prints raw accounts of dead workers; a view says it in a sentence
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths of the settings start where the sweep was started
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
     "RAY_AIR_NEW_OUTPUT": "0",  # the new output prints even when it is told to be silent
@@ -45,7 +46,7 @@ def cluster(resources: ResourceSettings) -> Iterator[int]:
         RunError: when Ray does not start or does not answer.
         UsageError: when a trial could never fit, with what it needs and what there is.
     """
-    with _environment(local=resources.ray_address is None):
+    with ray_environment(local=resources.ray_address is None):
         import ray
 
         if ray.is_initialized():
@@ -132,8 +133,8 @@ def _connect(resources: ResourceSettings, folder: str | None) -> None:
 
 
 @contextmanager
-def _environment(*, local: bool) -> Iterator[None]:
-    """Set what Ray reads from the environment; what was there is put back.
+def ray_environment(*, local: bool) -> Iterator[None]:
+    """Set what Ray reads from the environment, some of it when it is imported; what was there is put back.
 
     A local cluster gets a token of its own: Ray would write one to the home folder, which may be read-only.
     """

@@ -13,7 +13,7 @@ from sdm_ray.config import SweepSettings
 from sdm_ray.errors import RunError
 from sdm_ray.frontier import Point, pareto_front
 from sdm_ray.sweep.background import FrontierWriter, TrackerThread
-from sdm_ray.sweep.cluster import cluster, quiet_logs
+from sdm_ray.sweep.cluster import cluster, quiet_logs, ray_environment
 from sdm_ray.sweep.ledger import Ledger
 from sdm_ray.sweep.live import View, default_view
 from sdm_ray.sweep.resume import claimed_folder
@@ -93,6 +93,7 @@ def run_sweep(
     with ExitStack() as stack:
         stack.enter_context(stop_on_signals(switch, view.message))
         folder = stack.enter_context(claimed_folder(settings, resume=resume))
+        stack.enter_context(ray_environment(local=settings.resources.ray_address is None))
         stack.enter_context(quiet_logs(folder / "sweep.log"))
         ledger = Ledger(folder)
         stack.callback(ledger.close)
@@ -200,7 +201,7 @@ class _Run:
             tune_config=TuneConfig(
                 search_alg=searcher,
                 scheduler=SweepScheduler(self.state),
-                num_samples=self.state.num_missing(),
+                num_samples=-1,  # the searcher says when it is finished
                 reuse_actors=True,
                 trial_name_creator=lambda trial: trial.config[TRIAL],
                 trial_dirname_creator=lambda trial: trial.config[TRIAL],

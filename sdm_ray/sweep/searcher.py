@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,10 @@ from sdm_ray.sweep.worker import Job
 from sdm_ray.types import Status, TrialResult
 
 OnResult = Callable[[TrialResult], None]
+
+
+MAX_EARLY_DEATHS = 3
+"""Times that a trial is handed out again because its process died before the trial began."""
 
 
 class DriverOnly:
@@ -58,14 +63,15 @@ class SweepSearcher(DriverOnly, Searcher):
         self._references = state.missing_references()
         self._by_tune_id: dict[str, str] = {}
         self._untold = untold
+        self._num_deaths: Counter[str] = Counter()
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
-        """The next trial as a config, or None while as many run as may."""
+        """The next trial as a config, None while as many run as may, `FINISHED` when all have ended."""
         if len(self._by_tune_id) >= self._state.concurrency:
             return None
         entry = self._next_entry()
         if entry is None:
-            return None
+            return None if self._by_tune_id else Searcher.FINISHED
         self._by_tune_id[trial_id] = entry.trial_id
         return {TRIAL: entry.trial_id, JOB: self._job(entry).to_json()}
 
@@ -73,12 +79,19 @@ class SweepSearcher(DriverOnly, Searcher):
         """Progress is the callback's business."""
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Record an end. A trial that neither reported its result nor failed was interrupted: it stays unfinished."""
+        """Record an end. A trial that neither reported its result nor failed was interrupted: it stays unfinished.
+
+        When the process dies that a trial was about to take over, Tune gives the trial up at once; it is handed out
+        again.
+        """
         ours = self._by_tune_id.pop(trial_id, None)
         if ours is None:
             return
         if result and result.get("result"):
             self._finish(TrialResult.from_dict(json.loads(result["result"]), self._state.ledger.output_dir(ours)))
+        elif error and ours not in self._state.running and self._num_deaths[ours] < MAX_EARLY_DEATHS:
+            self._num_deaths[ours] += 1
+            self._adopted.append(self._state.ledger.entries[ours])
         elif error:
             self._finish(self._lost(ours))
 

@@ -1,0 +1,107 @@
+"""What a person sees: in a wide terminal, in a narrow one, and in a log."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from sdm_ray.frontier import Point
+from sdm_ray.sweep.ledger import Entry
+from sdm_ray.sweep.live import LinesView, LiveView, clock, render
+from sdm_ray.sweep.state import Running, Snapshot
+from sdm_ray.types import Metric, Status, TrialResult
+
+
+def result(trial_id: str, status: Status, error: str | None = None) -> TrialResult:
+    metrics = {str(Metric.DESIRED_ACCURACY): 0.96, str(Metric.HARMFUL_WORST_ACCURACY): 0.8}
+    return TrialResult(
+        trial_id=trial_id,
+        config_hash="0",
+        method="mlac",
+        seed=0,
+        status=status,
+        metrics=metrics,
+        output_dir=Path(trial_id),
+        error=error,
+    )
+
+
+SNAPSHOT = Snapshot(
+    name="fake",
+    num_trials=12,
+    num_references=4,
+    counts={Status.COMPLETE: 3, Status.FAILED: 1, Status.INFEASIBLE: 1, Status.STOPPED: 0},
+    references=(result("tuned", Status.COMPLETE), result("random", Status.FAILED, "no")),
+    running=(Running(Entry("t0005", "search", "mlac", 5), stage="attack", done=3, total=4, retries=1),),
+    front=(Point(trial_id="t0002", method="mlac", desired=0.95, harmful=0.61),),
+    elapsed_seconds=65,
+    seconds_left=3700,
+)
+
+
+def drawn(width: int) -> list[str]:
+    console = Console(file=io.StringIO(), width=width, force_terminal=False)
+    console.print(render(SNAPSHOT))
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue().splitlines()
+
+
+def test_table_says_everything() -> None:
+    text = "\n".join(drawn(200))
+    for words in (
+        "5/12 trials",
+        "1 running",
+        "1 failed",
+        "1 infeasible",
+        "references 2/4",
+        "1 min 05 s elapsed",
+        "about 1 h 01 min left",
+        "tuned",
+        "0.960",
+        "t0002",
+        "0.610",
+        "t0005 mlac: attack 75%, started 2 times",
+    ):
+        assert words in text
+
+
+@pytest.mark.parametrize("width", [20, 40, 80])
+def test_table_survives_narrow_windows(width: int) -> None:
+    lines = drawn(width)
+    assert max(len(line) for line in lines) <= width
+    if width >= 40:
+        assert "0.610" in "\n".join(lines)
+
+
+def test_lines_view_is_sparse() -> None:
+    lines: list[str] = []
+    view = LinesView(lines.append)
+    view.start("sweep fake")
+    for _ in range(100):
+        view.update(lambda: SNAPSHOT)
+    view.finished(result("t0001", Status.FAILED, "out of memory"), SNAPSHOT)
+    view.message("stopping")
+    assert len(lines) == 3
+    assert lines[1].startswith("t0001 (mlac) failed: out of memory | 5/12 trials")
+
+
+def test_live_view_leaves_failures_and_messages_behind() -> None:
+    console = Console(file=io.StringIO(), width=80, force_terminal=True)
+    view = LiveView(console)
+    view.start("sweep fake")
+    view.update(lambda: SNAPSHOT)
+    view.finished(result("t0001", Status.FAILED, "out of memory"), SNAPSHOT)
+    view.message("[stopping]")
+    view.close()
+    assert isinstance(console.file, io.StringIO)
+    text = console.file.getvalue()
+    assert "t0001 (mlac) failed: out of memory" in text
+    assert "[stopping]" in text
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0.4, "0 s"), (59.6, "1 min 00 s"), (3600, "1 h 00 min")])
+def test_clock(seconds: float, text: str) -> None:
+    assert clock(seconds) == text

@@ -1,0 +1,182 @@
+"""Whole sweeps with fake trials on one local Ray: order, feasibility, failures, warm start, overheads, resources."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+
+from sdm_ray.config import ResourceSettings
+from sdm_ray.errors import UsageError
+from sdm_ray.frontier import read_tables
+from sdm_ray.sweep import SilentView, SweepOutcome, run_sweep
+from sdm_ray.sweep import runner as runner_module
+from sdm_ray.sweep.cluster import cluster, num_fitting
+from sdm_ray.types import Status, TrialResult
+from tests import sweep_fakes
+from tests.sweep_fakes import RATE, WEIGHT
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ray_cluster() -> Iterator[None]:
+    """One Ray for the module."""
+    with cluster(ResourceSettings()):
+        yield
+
+
+def run(folder: Path, function: str = "smooth", *, view: SilentView | None = None, **changes: Any) -> SweepOutcome:
+    settings = sweep_fakes.settings(folder, **{"resources__max_concurrent_trials": 2, **changes})
+    return run_sweep(settings, trial_function=f"tests.sweep_fakes:{function}", view=view or SilentView())
+
+
+def stored_trials(outcome: SweepOutcome) -> list[optuna.trial.FrozenTrial]:
+    storage = f"sqlite:///{outcome.folder}/optuna.db"
+    (name,) = optuna.get_all_study_names(storage)
+    return optuna.load_study(storage=storage, study_name=name).trials
+
+
+class RecordingTracker:
+    """Keeps its calls; `broken` raises in every one but the first."""
+
+    def __init__(self, broken: bool = False) -> None:
+        self.calls: list[tuple[Any, ...]] = []
+        self.broken = broken
+
+    def __getattr__(self, method: str) -> Any:
+        def call(*arguments: Any) -> str:
+            self.calls.append((method, *arguments))
+            if self.broken and method not in ("start_sweep", "ui_hint"):
+                raise ConnectionError("no answer")
+            return "mlflow ui"
+
+        return call
+
+
+def test_sweep_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """References first, tuned first of all; warm-start points once; infeasible trials off the front; all is on disk."""
+    tracker = RecordingTracker()
+    monkeypatch.setattr(runner_module, "open_tracker", lambda settings, folder: tracker)
+    view = SilentView()
+    points = json.dumps([{RATE: 1e-3, WEIGHT: 3.0}, {WEIGHT: 1.0}, {WEIGHT: 0.5}])
+    outcome = run(
+        tmp_path, view=view, search__points=points, search__num_trials=6, search__sampler="tpe",
+        search__max_desired_drop=0.05,
+    )  # fmt: skip
+    assert not outcome.interrupted
+    assert [result.trial_id for result in outcome.results] == [*sweep_fakes.REFERENCES_IN_ORDER, *ids(6)]
+    started = [json.loads(line) for line in (outcome.folder / "trials.jsonl").read_text().splitlines()]
+    order = [event["trial_id"] for event in started if event["event"] == "trial"]
+    assert order == [*sweep_fakes.REFERENCES_IN_ORDER, *ids(6)]
+
+    searched = outcome.results[4:]
+    assert searched[0].params == {RATE: 1e-3, WEIGHT: 3.0}
+    assert [result.params[WEIGHT] for result in searched[1:3]] == [1.0, 0.5]
+    assert {result.status for result in searched[:3]} == {Status.INFEASIBLE, Status.COMPLETE}
+    assert searched[0].status is Status.INFEASIBLE
+    assert outcome.front
+    assert "t0000" not in {point.trial_id for point in outcome.front}
+    assert not {point.trial_id for point in outcome.front} & set(sweep_fakes.REFERENCES)
+    assert all(point.desired >= 0.96 - 0.05 for point in outcome.front)
+
+    trials = stored_trials(outcome)
+    assert [trial.state.name for trial in trials] == ["COMPLETE"] * 6
+    assert [trial.params[WEIGHT] for trial in trials[:3]] == [3.0, 1.0, 0.5]
+    for result in outcome.results:
+        assert len(sweep_fakes.events(result.output_dir, "started")) == 1
+        assert (result.output_dir / "result.json").exists()
+    assert [point.trial_id for point in read_tables(outcome.folder)] == [point.trial_id for point in outcome.points]
+    assert (outcome.folder / "frontier.png").stat().st_size > 1000
+    check_tracking(tracker, outcome)
+
+    again = run_sweep_again(outcome, tmp_path, search__points=points)
+    assert [result.metrics for result in again.results] == [result.metrics for result in outcome.results]
+
+
+def check_tracking(tracker: RecordingTracker, outcome: SweepOutcome) -> None:
+    methods = [call[0] for call in tracker.calls]
+    assert methods[0] == "start_sweep"
+    assert methods[-2:] == ["log_sweep_artifacts", "finish_sweep"]
+    assert tracker.calls[-1][1] == "complete"
+    assert methods.count("start_trial") == methods.count("finish_trial") == len(outcome.results)
+    logged = [call[3] for call in tracker.calls if call[0] == "log" and call[1] == "t0000"]
+    assert logged == [1, 2]
+    ended = {call[1].trial_id: call[1].status for call in tracker.calls if call[0] == "finish_trial"}
+    assert ended["t0000"] is Status.INFEASIBLE
+    assert outcome.tracking_hint == "mlflow ui"
+
+
+def run_sweep_again(outcome: SweepOutcome, folder: Path, **changes: Any) -> SweepOutcome:
+    """`--resume` of a complete sweep returns it and runs nothing."""
+    settings = sweep_fakes.settings(
+        folder, search__num_trials=6, search__sampler="tpe", search__max_desired_drop=0.05, **changes
+    )
+    again = run_sweep(settings, resume=True, trial_function="tests.sweep_fakes:smooth", view=SilentView())
+    for result in outcome.results:
+        assert len(sweep_fakes.events(result.output_dir, "started")) == 1
+    return again
+
+
+def ids(count: int) -> list[str]:
+    return [f"t{index:04d}" for index in range(count)]
+
+
+def test_failures_of_every_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """None ends the sweep, none becomes a point, each has its reason; a killed process is started again."""
+    tracker = RecordingTracker(broken=True)
+    monkeypatch.setattr(runner_module, "open_tracker", lambda settings, folder: tracker)
+    view = SilentView()
+    outcome = run(
+        tmp_path, "troubled", view=view, search__num_trials=9, references="[tuned]", resources__max_failures=1
+    )
+    results = {result.trial_id: result for result in outcome.results}
+    assert list(results) == ["tuned", *ids(9)]
+    failed = {result.trial_id: str(result.error) for result in outcome.failures}
+    assert list(failed) == ["t0000", "t0001", "t0002", "t0003", "t0005"]
+    assert failed["t0000"].startswith("RuntimeError: the loss is not finite")
+    assert failed["t0001"] == "harmful/worst_accuracy is nan"
+    assert failed["t0002"] == "the trial reported no desired/accuracy"
+    assert failed["t0003"].startswith("SystemExit")
+    assert "started 2 times" in failed["t0005"]
+    assert {point.trial_id for point in outcome.points} == results.keys() - failed.keys()
+    assert len(sweep_fakes.events(results["t0004"].output_dir, "started")) == 2
+    assert len(sweep_fakes.events(results["t0006"].output_dir, "finished")) == 1
+    states = [trial.state.name for trial in stored_trials(outcome)]
+    assert states == ["FAIL" if trial_id in failed else "COMPLETE" for trial_id in ids(9)]
+    assert sum("tracking failed" in message for message in view.messages) == 1
+
+
+def test_reused_processes_keep_nothing(tmp_path: Path) -> None:
+    outcome = run(tmp_path, "leaky", search__num_trials=6, references="[]", resources__max_concurrent_trials=1)
+    found = [json.loads((result.output_dir / "found.json").read_text()) for result in outcome.results]
+    assert len({tuple(trial[1:]) for trial in found}) == 1
+    assert len({trial[0] for trial in found}) == 1, "one process ran all trials"
+
+
+def test_a_tracker_that_does_not_open_ends_the_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(settings: Any, folder: Path) -> Any:
+        raise UsageError("tracking.uri: no MLflow server answers")
+
+    monkeypatch.setattr(runner_module, "open_tracker", refuse)
+    with pytest.raises(UsageError, match="no MLflow server answers"):
+        run(tmp_path)
+
+
+def test_resources_that_never_fit_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"cpus_per_trial is 512 but the cluster has \d+ CPUs"):
+        run(tmp_path, resources__cpus_per_trial=512)
+    with pytest.raises(UsageError, match=r"gpus_per_trial is 0.5 but the cluster has 0 GPUs"):
+        num_fitting(ResourceSettings(gpus_per_trial=0.5), {"CPU": 4.0})
+    assert num_fitting(ResourceSettings(cpus_per_trial=1, gpus_per_trial=0.25), {"CPU": 16.0, "GPU": 2.0}) == 8
+    assert num_fitting(ResourceSettings(max_concurrent_trials=3), {"CPU": 16.0}) == 3
+
+
+def test_results_are_judged_in_the_view(tmp_path: Path) -> None:
+    view = SilentView()
+    run(tmp_path, view=view, search__max_desired_drop=0.0, references="[tuned]", search__num_trials=2)
+    assert any(message.startswith("feasible: desired accuracy of at least 0.960") for message in view.messages)
+    ended: list[TrialResult] = [result for result in view.ended if result.trial_id != "tuned"]
+    assert [result.status for result in ended] == [Status.INFEASIBLE] * 2

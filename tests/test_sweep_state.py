@@ -1,0 +1,182 @@
+"""The ledger, the sweep's folder, and what follows from results."""
+
+from __future__ import annotations
+
+import json
+import math
+import multiprocessing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sdm_ray.errors import RunError, UsageError
+from sdm_ray.sweep.ledger import Entry, Ledger
+from sdm_ray.sweep.lock import FolderLock
+from sdm_ray.sweep.resume import claimed_folder
+from sdm_ray.sweep.state import SweepState
+from sdm_ray.types import Metric, Status, TrialResult
+from tests import sweep_fakes
+
+
+def result(trial_id: str, desired: float, harmful: float = 0.5, **more: Any) -> TrialResult:
+    values: dict[str, Any] = {
+        "trial_id": trial_id,
+        "config_hash": "0",
+        "method": "mlac",
+        "seed": 0,
+        "status": Status.COMPLETE,
+        "metrics": {str(Metric.DESIRED_ACCURACY): desired, str(Metric.HARMFUL_WORST_ACCURACY): harmful},
+        "output_dir": Path(trial_id),
+    }
+    return TrialResult(**{**values, **more})
+
+
+def make_state(folder: Path, **changes: Any) -> SweepState:
+    return SweepState(sweep_fakes.settings(folder, **changes), Ledger(folder))
+
+
+def add(state: SweepState, ended: TrialResult) -> TrialResult:
+    role = "reference" if ended.trial_id in sweep_fakes.REFERENCES else "search"
+    state.ledger.start(Entry(ended.trial_id, role, "mlac", 0))  # type: ignore[arg-type]
+    return state.finish(ended)
+
+
+def test_ledger_survives_a_kill_in_the_middle_of_a_line(tmp_path: Path) -> None:
+    state = make_state(tmp_path)
+    add(state, result("t0000", 0.9))
+    path = state.ledger.path
+    with path.open("a") as file:
+        file.write('{"event": "trial", "trial_id": "t00')
+    again = Ledger(tmp_path)
+    assert list(again.entries) == ["t0000"]
+    again.start(Entry("t0001", "search", "mlac", 1))
+    assert list(Ledger(tmp_path).entries) == ["t0000", "t0001"]
+
+
+def test_ledger_refuses_damage(tmp_path: Path) -> None:
+    state = make_state(tmp_path)
+    add(state, result("t0000", 0.9))
+    lines = state.ledger.path.read_text().splitlines()
+    state.ledger.path.write_text("\n".join(["{", *lines]) + "\n")
+    with pytest.raises(RunError, match=r"line 1, is damaged"):
+        Ledger(tmp_path)
+
+
+def test_ledger_is_strict_json_and_keeps_nan(tmp_path: Path) -> None:
+    state = make_state(tmp_path)
+    add(state, result("t0000", math.nan))
+    for line in state.ledger.path.read_text().splitlines():
+        json.loads(line, parse_constant=lambda name: pytest.fail(name))
+    kept = Ledger(tmp_path).entries["t0000"].result
+    assert kept is not None
+    assert math.isnan(kept.metrics[Metric.DESIRED_ACCURACY])
+
+
+@pytest.mark.parametrize(
+    ("metrics", "error"),
+    [({}, "reported no desired/accuracy"), ({"harmful/worst_accuracy": math.inf}, "worst_accuracy is inf")],
+)
+def test_missing_and_infinite_objectives_are_failures(tmp_path: Path, metrics: dict[str, float], error: str) -> None:
+    state = make_state(tmp_path)
+    base = {} if not metrics else result("t0000", 0.9).metrics
+    ended = add(state, result("t0000", 0.9, metrics=base | metrics))
+    assert ended.status is Status.FAILED
+    assert error in str(ended.error)
+    assert state.points() == []
+
+
+def test_feasibility_is_relative_to_tuned(tmp_path: Path) -> None:
+    state = make_state(tmp_path, search__max_desired_drop=0.02)
+    add(state, result("t0000", 0.939, 0.1))
+    assert state.floor_is_pending
+    assert not any(point.feasible for point in state.points()), "nothing is feasible before the bound is known"
+    add(state, result("tuned", 0.96))
+    add(state, result("t0001", 0.9401, 0.6))
+    statuses = {ended.trial_id: ended.status for ended in state.results()}
+    assert statuses == {"tuned": Status.COMPLETE, "t0000": Status.INFEASIBLE, "t0001": Status.COMPLETE}
+    assert [point.trial_id for point in state.snapshot().front] == ["t0001"]
+    assert state.violation(result("t0002", 0.95)) == pytest.approx(-0.01)
+
+
+def test_stopped_trials_are_infeasible_and_no_points(tmp_path: Path) -> None:
+    state = make_state(tmp_path)
+    ended = add(state, result("t0000", 0.99, 0.1, status=Status.STOPPED))
+    assert state.violation(ended) == 1.0
+    assert state.points() == []
+
+
+def test_failed_references_are_run_again(tmp_path: Path) -> None:
+    state = make_state(tmp_path, search__max_desired_drop=0.02)
+    add(state, result("tuned", 0.9, status=Status.FAILED))
+    add(state, result("t0000", 0.9, status=Status.FAILED))
+    assert state.desired_floor is None
+    assert not state.floor_is_pending
+    state.restart_failed_references()
+    assert state.floor_is_pending
+    assert [entry.trial_id for entry in state.unfinished()] == ["tuned"]
+    assert state.num_missing() == 1 + 3 + 3
+
+
+def test_time_left_counts_what_is_missing(tmp_path: Path) -> None:
+    state = make_state(tmp_path)
+    assert state.snapshot().seconds_left is None
+    state.ledger.start(Entry("t0000", "search", "mlac", 0))
+    state.begin("t0000")
+    state.running["t0000"].started -= 10
+    state.finish(result("t0000", 0.9))
+    state.concurrency = 2
+    assert state.snapshot().seconds_left == pytest.approx((3 + 4) * 10 / 2, rel=0.01)
+
+
+def test_folder_is_entered_again_only_as_asked(tmp_path: Path) -> None:
+    settings = sweep_fakes.settings(tmp_path)
+    with pytest.raises(UsageError, match="no sweep to resume"), claimed_folder(settings, resume=True):
+        pass
+    with claimed_folder(settings, resume=False) as folder:
+        assert folder == tmp_path / "fake"
+    with pytest.raises(UsageError, match=r"--resume.*--set name="), claimed_folder(settings, resume=False):
+        pass
+    with claimed_folder(settings, resume=True):
+        pass
+    changed = sweep_fakes.settings(tmp_path, seed=3, trial__train__num_outer_steps=7)
+    with pytest.raises(UsageError) as refusal, claimed_folder(changed, resume=True):
+        pass
+    assert "seed was 0, is 3" in str(refusal.value)
+    assert "trial.train.num_outer_steps was 1000, is 7" in str(refusal.value)
+    longer = sweep_fakes.settings(tmp_path, search__num_trials=9, resources__cpus_per_trial=2)
+    with claimed_folder(longer, resume=True):
+        assert "num_trials: 9" in (folder / "sweep.yaml").read_text()
+
+
+def test_unwritable_folder_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    settings = sweep_fakes.settings(tmp_path / "file")
+    with pytest.raises(RunError, match="choose another output_dir"), claimed_folder(settings, resume=False):
+        pass
+
+
+def _hold(path: Path, ready: Any) -> None:
+    lock = FolderLock(path)
+    lock.acquire()
+    ready.set()
+    multiprocessing.Event().wait(60)
+
+
+def test_second_driver_is_refused_and_a_dead_ones_lock_is_not(tmp_path: Path) -> None:
+    settings = sweep_fakes.settings(tmp_path)
+    context = multiprocessing.get_context("spawn")
+    ready = context.Event()
+    (tmp_path / "fake").mkdir()
+    holder = context.Process(target=_hold, args=(tmp_path / "fake" / "sweep.lock", ready))
+    holder.start()
+    try:
+        assert ready.wait(30)
+        busy = f"in use by process {holder.pid} on"
+        with pytest.raises(RunError, match=busy), claimed_folder(settings, resume=False):
+            pass
+    finally:
+        holder.kill()
+        holder.join()
+    with claimed_folder(settings, resume=False):
+        pass

@@ -1,0 +1,89 @@
+"""Optuna's side: every trial is told what it was, also after a driver died."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import optuna
+import pytest
+
+from sdm_ray.errors import UsageError
+from sdm_ray.sweep.study import SearchStudy, make_sampler
+from tests import sweep_fakes
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+def open_study(folder: Path, *, create: bool = True, **changes: object) -> SearchStudy:
+    settings = sweep_fakes.settings(folder, **changes)
+    return SearchStudy.open(settings, storage=f"sqlite:///{folder}/optuna.db", name="study", create=create)
+
+
+def stored(folder: Path) -> optuna.Study:
+    return optuna.load_study(storage=f"sqlite:///{folder}/optuna.db", study_name="study")
+
+
+def test_ends_are_told_as_what_they_are(tmp_path: Path) -> None:
+    study = open_study(tmp_path)
+    numbers = [study.ask()[0] for _ in range(4)]
+    study.tell(numbers[0], [0.9, 0.6], violation=-0.1)
+    study.tell(numbers[1], [0.95, 0.5], violation=0.2)
+    study.fail(numbers[2])
+    study.tell(numbers[3], [0.8, 0.7], violation=-0.1)
+    assert study.states() == ["COMPLETE", "COMPLETE", "FAIL", "COMPLETE"]
+    best = [trial.number for trial in stored(tmp_path).best_trials]
+    assert best == [0], "trial 1 dominates all but is infeasible, trial 3 is dominated"
+
+
+def test_telling_twice_changes_nothing(tmp_path: Path) -> None:
+    study = open_study(tmp_path)
+    number, _ = study.ask()
+    study.tell(number, [0.9, 0.6], violation=None)
+    study.tell(number, [0.1, 0.1], violation=None)
+    study.fail(number)
+    assert stored(tmp_path).trials[0].values == [0.9, 0.6]
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "random"])
+def test_a_new_driver_goes_on(tmp_path: Path, sampler: str) -> None:
+    """It adopts a running trial, fails what nobody runs, and does not draw the first points again."""
+    first = open_study(tmp_path, search__sampler=sampler)
+    asked = [first.ask() for _ in range(3)]
+    second = open_study(tmp_path, create=False, search__sampler=sampler)
+    assert second.reconcile({asked[0][0]}) == 2
+    second.tell(asked[0][0], [0.9, 0.6], violation=0.5)
+    assert second.states() == ["COMPLETE", "FAIL", "FAIL"]
+    assert stored(tmp_path).trials[0].system_attrs, "the adopted trial carries its constraint"
+    number, params = second.ask()
+    assert number == 3
+    assert params not in [values for _, values in asked]
+
+
+def test_point_is_asked_for_at_once_and_completed(tmp_path: Path) -> None:
+    study = open_study(tmp_path)
+    _, params = study.ask({sweep_fakes.RATE: 1e-3})
+    assert params[sweep_fakes.RATE] == 1e-3
+    assert 0.1 <= params[sweep_fakes.WEIGHT] <= 4
+    assert study.ask()[1][sweep_fakes.RATE] != 1e-3
+
+
+def test_same_seed_same_search(tmp_path: Path) -> None:
+    searches = []
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        study = open_study(tmp_path / name)
+        searches.append([study.ask()[1] for _ in range(3)])
+    assert searches[0] == searches[1]
+    other = make_sampler(sweep_fakes.settings(tmp_path).search, seed=1)
+    assert isinstance(other, optuna.samplers.RandomSampler)
+
+
+def test_wrong_storages_are_refused(tmp_path: Path) -> None:
+    settings = sweep_fakes.settings(tmp_path)
+    with pytest.raises(UsageError, match="cannot be used"):
+        SearchStudy.open(settings, storage="sqlite:////nowhere/optuna.db", name="study", create=True)
+    open_study(tmp_path)
+    with pytest.raises(UsageError, match="does not hold study 'other'"):
+        SearchStudy.open(settings, storage=f"sqlite:///{tmp_path}/optuna.db", name="other", create=False)
+    with pytest.raises(UsageError, match="other objectives"):
+        open_study(tmp_path, create=False, objectives="[{metric: desired/loss, direction: minimize}]")
