@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shlex
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -358,3 +361,79 @@ def test_an_unwritable_journal_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "tracking").write_text("a file where the folder should be")
     with pytest.raises(RunError, match="tracking cannot write to"):
         started(tmp_path)
+
+
+@pytest.mark.slow
+def test_a_server_that_goes_away_and_comes_back_gets_everything_once(
+    tmp_path: Path, empty_database: Path, free_port: int
+) -> None:
+    database = tmp_path / "server.db"
+    shutil.copy(empty_database, database)
+    uri = f"http://127.0.0.1:{free_port}"
+    sweep = tmp_path / "sweep"
+    sweep.mkdir()
+    (sweep / "frontier.json").write_text("{}")
+    server = mlflow_server(database, free_port)
+    try:
+        tracker = started(sweep, uri)
+        tracker.start_trial("t0", {"a": 1}, {})
+        tracker.log("t0", {"train/loss": 0.0}, 0)
+        assert tracker._journal.wait_delivered(60)
+    finally:
+        stop(server)
+    start = time.monotonic()
+    for step in range(1, 50):
+        tracker.log("t0", {"train/loss": float(step)}, step)
+    assert time.monotonic() - start < 1, "a sweep does not wait for a server that is away"
+    time.sleep(1)
+    server = mlflow_server(database, free_port)
+    try:
+        tracker.log_sweep_artifacts([sweep / "frontier.json"])
+        tracker.finish_trial(result_of("t0", sweep))
+        tracker.finish_sweep("complete")
+        assert tracker.ui_hint().startswith(f"{uri}/#/experiments/")
+        client = sink._client(uri)
+        found = client.search_runs([client.get_experiment_by_name("sdm-ray").experiment_id])
+        runs = {run.data.tags[TRIAL_TAG]: run for run in found}
+        assert len(found) == 2
+        history = client.get_metric_history(runs["t0"].info.run_id, "train/loss")
+        assert [metric.step for metric in history] == list(range(50))
+        assert [file.path for file in client.list_artifacts(runs[SWEEP_RUN].info.run_id)] == ["frontier.json"]
+        assert runs["t0"].info.status == "FINISHED"
+    finally:
+        stop(server)
+
+
+def mlflow_server(database: Path, port: int) -> subprocess.Popen[bytes]:
+    """Start a server on loopback and wait until it answers."""
+    store, artifacts = sqlite_uri(database), str(database.parent / "artifacts")
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", store, "--artifacts-destination", artifacts]
+    environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"}
+    log = (database.parent / "server.log").open("ab")
+    server = subprocess.Popen(
+        command, stdout=log, stderr=log, env=environment, start_new_session=True, cwd=database.parent
+    )
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2):
+                return server
+        except OSError:
+            time.sleep(0.3)
+    stop(server)
+    raise AssertionError((database.parent / "server.log").read_text()[-2000:])
+
+
+def stop(server: subprocess.Popen[bytes]) -> None:
+    """End the server and the processes that it started."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(server.pid, signal.SIGKILL)
+    server.wait()
+
+
+@pytest.fixture
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
