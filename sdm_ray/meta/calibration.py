@@ -62,7 +62,8 @@ def calibrate(logits: Tensor, labels: Tensor) -> Tensor:
     """
     num_classes = logits.shape[-1]
     z = logits.detach().double()
-    onehot = F.one_hot(labels, num_classes).to(z.dtype)
+    classes = torch.arange(num_classes, device=labels.device)
+    onehot = (labels[:, None] == classes).to(z.dtype)
     if num_classes == 2:
         difference = _interior_point(z, onehot[:, :1], 2.0, TWO_CLASSES)
         weights = torch.cat([difference / 2, difference / -2], dim=-1)

@@ -1,0 +1,151 @@
+"""Small trunks, worlds and episodes in float64, on which meta-training is checked by finite differences."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from sdm_ray.config import TrainSettings
+from sdm_ray.meta.functional import FlatModel
+from sdm_ray.meta.inner_loop import Episode, Start
+from sdm_ray.meta.trainer import Trainer, TrainOutcome
+from sdm_ray.models.trunk import params_digest
+from sdm_ray.types import Batch, Progress, Split, Task
+
+VOCABULARY_SIZE = 40
+
+
+class MlpTrunk(nn.Module):
+    """Mean of token embeddings, then one tanh layer."""
+
+    def __init__(self, width: int = 6, seed: int = 0, dtype: torch.dtype = torch.float64) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.feature_dim = width
+        self.embedding = nn.Parameter(torch.randn(VOCABULARY_SIZE, width, generator=generator, dtype=dtype))
+        self.weight = nn.Parameter(torch.randn(width, width, generator=generator, dtype=dtype) / width**0.5)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        mask = attention_mask.to(self.embedding.dtype).unsqueeze(-1)
+        mean = (nn.functional.embedding(input_ids, self.embedding) * mask).sum(-2) / mask.sum(-2)
+        return torch.tanh(mean @ self.weight)
+
+    def digest(self) -> str:
+        return params_digest(dict(self.named_parameters()))
+
+
+def bert_trunk(folder: Path) -> Any:
+    """The tiny BERT of `conftest` in float64."""
+    from sdm_ray.config import EncoderSettings
+    from sdm_ray.models.encoder import load_trunk
+
+    return load_trunk(EncoderSettings(name=str(folder)), cache_dir=folder).double()
+
+
+def random_batch(*shape: int, seed: int, length: int = 7, num_classes: int = 2) -> Batch:
+    """Random tokens (shape, L) with some padding, and labels (shape)."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(5, VOCABULARY_SIZE, (*shape, length), generator=generator)
+    lengths = torch.randint(3, length + 1, (*shape, 1), generator=generator)
+    mask = (torch.arange(length) < lengths).long()
+    return Batch(ids * mask, mask, torch.randint(num_classes, shape, generator=generator))
+
+
+def start_of(model: FlatModel, *, rate: float = 0.05, seed: int = 1, learned: bool = True) -> Start:
+    """Leaves to differentiate: the trunk as it is, a random head, a learning rate."""
+    generator = torch.Generator().manual_seed(seed)
+    head = torch.randn(2, model.feature_dim, generator=generator, dtype=torch.float64) * 0.5
+    log_rate = torch.tensor(rate, dtype=torch.float64).log()
+    return Start(
+        model.initial().requires_grad_(), head.requires_grad_(learned), log_rate.detach().requires_grad_(learned)
+    )
+
+
+def episode_of(**changes: Any) -> Episode:
+    """Three inner steps of Adam on batches of five, watched on a batch of six."""
+    values: dict[str, Any] = {
+        "inner": random_batch(3, 5, seed=2),
+        "outer": random_batch(6, seed=3),
+        "optimizer": "adam",
+        "frozen": False,
+        "gradient_clip": 100.0,
+        "mode": "unrolled",
+    }
+    return Episode(**{**values, **changes})
+
+
+class FakeData:
+    """A world without text, with the interface of `DeviceData`.
+
+    Token 10 + class of every example says its profession; tokens 20 to 39 are names, the even ones of gender 0.
+    """
+
+    def __init__(self, num_examples: int = 240, seed: int = 0) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self.device = torch.device("cpu")
+        self.digest = f"fake-{num_examples}-{seed}"
+        desired = torch.randint(3, (num_examples,), generator=generator)
+        names = torch.randint(20, VOCABULARY_SIZE, (num_examples,), generator=generator)
+        noise = torch.randint(5, 10, (num_examples, 2), generator=generator)
+        self._ids = torch.cat([(10 + desired)[:, None], names[:, None], noise], dim=1)
+        self._labels = {Task.DESIRED: desired, Task.HARMFUL: names % 2}
+        self.batches: list[tuple[Tensor, Task]] = []
+
+    def num_classes(self, task: Task) -> int:
+        return 3 if task is Task.DESIRED else 2
+
+    def indices(self, split: Split) -> Tensor:
+        half = len(self._ids) // 2
+        return torch.arange(half) if split is Split.META_TRAIN else torch.arange(half, len(self._ids))
+
+    def labels_host(self, task: Task) -> Tensor:
+        return self._labels[task].clone()
+
+    def batch(self, indices: Tensor, task: Task, *, pad_to: int | None = None) -> Batch:
+        self.batches.append((indices, task))
+        return Batch(self._ids[indices], torch.ones_like(self._ids[indices]), self._labels[task][indices])
+
+
+def train_settings(**values: Any) -> TrainSettings:
+    """Short training with small batches."""
+    common = {
+        "num_outer_steps": 12, "desired_batch_size": 8, "harmful_batch_size": 10, "log_every_steps": 4,
+        "checkpoint_every_steps": 5,
+    }  # fmt: skip
+    return TrainSettings.model_validate({**common, **values})
+
+
+def drive(trainer: Trainer, stop_at: int | None = None) -> tuple[TrainOutcome | None, list[Progress]]:
+    """Run a trainer to its end, or abandon it at the first progress at or past a step."""
+    seen: list[Progress] = []
+    generator = trainer.iterate()
+    while True:
+        try:
+            seen.append(next(generator))
+        except StopIteration as stop:
+            return stop.value, seen
+        if stop_at is not None and seen[-1].done >= stop_at:
+            generator.close()
+            return None, seen
+
+
+def train(settings: TrainSettings, *, seed: int = 0, trunk: Any = None, data: Any = None) -> TrainOutcome:
+    """Train to the end without checkpoints."""
+    outcome, _ = drive(Trainer(settings, trunk=trunk or MlpTrunk(), data=data or FakeData(), seed=seed))
+    assert outcome is not None
+    return outcome
+
+
+class NoHostSync(TorchDispatchMode):
+    """Refuses every operation that would make the host wait for a device."""
+
+    SYNCS = ("_local_scalar_dense", "nonzero", "unique", "masked_select", "is_nonzero", "equal")
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.__name__.split(".")[0].strip("_")
+        assert not any(name == sync.strip("_") or name.startswith("unique") for sync in self.SYNCS), func
+        return func(*args, **(kwargs or {}))
