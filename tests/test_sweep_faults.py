@@ -1,0 +1,217 @@
+"""Drivers that are interrupted and killed: nothing is lost, nothing runs twice, nothing is left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+
+from sdm_ray.sweep.ledger import Entry, Ledger
+from tests import sweep_fakes
+
+ROOT = Path(__file__).parent.parent
+NUM_STEPS = 50
+CHANGES = ["search.num_trials=4", "references=[tuned]", f"trial.train.num_outer_steps={NUM_STEPS}"]
+
+
+class Driver:
+    """A sweep in a session of its own, as a terminal starts it."""
+
+    def __init__(self, folder: Path, *arguments: str) -> None:
+        self.output = folder / f"output-{time.monotonic_ns()}"
+        with self.output.open("w") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "tests.sweep_driver", str(folder), "slow", *arguments, *CHANGES],
+                cwd=ROOT,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def wait_for(self, condition: Callable[[], bool], seconds: float = 120) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert self.process.poll() is None, self.output.read_text()
+            assert time.monotonic() < deadline, self.output.read_text()
+            time.sleep(0.05)
+
+    def outcome(self, seconds: float = 120) -> dict[str, Any]:
+        assert self.process.wait(seconds) == 0, self.output.read_text()
+        outcome: dict[str, Any] = json.loads(self.output.read_text().splitlines()[-1])
+        return outcome
+
+    def family(self) -> set[int]:
+        """The driver's process and all below it."""
+        parents = {int(path.name): parent_of(path) for path in Path("/proc").iterdir() if path.name.isdigit()}
+        family = {self.process.pid}
+        while more := {pid for pid, parent in parents.items() if parent in family} - family:
+            family |= more
+        return family
+
+
+def parent_of(path: Path) -> int | None:
+    try:
+        return int(path.joinpath("stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return None
+
+
+def alive(pids: set[int]) -> dict[int, str]:
+    """Processes that still run (zombies do not), with their command lines."""
+    running = {}
+    for pid in pids:
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+            if state != "Z":
+                running[pid] = Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+        except OSError:
+            continue
+    return running
+
+
+def listeners(pids: set[int]) -> list[str]:
+    """Addresses that these processes listen on."""
+    sockets = set()
+    for pid in pids:
+        for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+            try:
+                sockets.add(str(descriptor.readlink()))
+            except OSError:
+                continue
+    addresses = []
+    for table, family in (("tcp", socket.AF_INET), ("tcp6", socket.AF_INET6)):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and f"socket:[{fields[9]}]" in sockets:
+                words = bytes.fromhex(fields[1].split(":")[0])
+                packed = b"".join(words[start : start + 4][::-1] for start in range(0, len(words), 4))
+                addresses.append(socket.inet_ntop(family, packed))
+    return addresses
+
+
+def wait_gone(pids: set[int], seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while left := alive(pids):
+        assert time.monotonic() < deadline, left
+        time.sleep(0.1)
+
+
+def entries(folder: Path) -> dict[str, Entry]:
+    """What the ledger says, read without touching it."""
+    path = folder / "fake" / "trials.jsonl"
+    copy = folder / "copy"
+    copy.mkdir(exist_ok=True)
+    (copy / "trials.jsonl").write_bytes(path.read_bytes() if path.exists() else b"")
+    ledger = Ledger(copy)
+    ledger.close()
+    return ledger.entries
+
+
+def num_ended(folder: Path) -> int:
+    return sum(entry.result is not None for entry in entries(folder).values())
+
+
+def is_under_way(folder: Path, at_least: int) -> Callable[[], bool]:
+    """Whether so many trials have ended and another has done some steps."""
+
+    def check() -> bool:
+        running = [trial_id for trial_id, entry in entries(folder).items() if entry.result is None]
+        trials = folder / "fake" / "trials"
+        busy = any(sweep_fakes.events(trials / trial_id, "step3") for trial_id in running)
+        return num_ended(folder) >= at_least and busy
+
+    return check
+
+
+def check_complete(folder: Path, outcome: dict[str, Any], num_kills: int) -> None:
+    """Every trial ended once; no step but the one under way at a kill was done twice; Optuna knows them all."""
+    names = ["tuned", *(f"t{index:04d}" for index in range(4))]
+    assert outcome == {"interrupted": False, "ended": names, "failed": 0}
+    repeated = 0
+    for name in names:
+        trial = folder / "fake" / "trials" / name
+        assert len(sweep_fakes.events(trial, "finished")) == 1
+        counts = [len(sweep_fakes.events(trial, f"step{step}")) for step in range(1, NUM_STEPS + 1)]
+        assert min(counts) == 1
+        repeated += sum(counts) - NUM_STEPS
+    assert repeated <= 2 * num_kills, "of the two trials that run at a kill, each repeats at most one step"
+    (study,) = optuna.get_all_study_summaries(f"sqlite:///{folder}/fake/optuna.db")
+    trials = optuna.load_study(storage=f"sqlite:///{folder}/fake/optuna.db", study_name=study.study_name).trials
+    states = [trial.state.name for trial in trials]
+    assert states.count("COMPLETE") == 4
+    assert set(states) <= {"COMPLETE", "FAIL"}, "no zombie is left"
+
+
+def test_interrupted_then_killed_then_complete(tmp_path: Path) -> None:
+    """Ctrl-C reaches every process of the terminal's group; then SIGKILL takes the driver; then the rest is run."""
+    first = Driver(tmp_path)
+    first.wait_for(is_under_way(tmp_path, 1))
+    family = first.family()
+    assert len(family) > 5
+    assert set(listeners(family)) <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+    second = subprocess.run(
+        [sys.executable, "-m", "tests.sweep_driver", str(tmp_path), "slow", "--resume", *CHANGES],
+        cwd=ROOT, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert f"is in use by process {first.process.pid} on" in second.stderr
+
+    os.killpg(first.process.pid, signal.SIGINT)
+    assert first.outcome(60)["interrupted"]
+    wait_gone(family)
+    running = [name for name, entry in entries(tmp_path).items() if entry.result is None]
+    assert running
+    for name in running:
+        trial = tmp_path / "fake" / "trials" / name
+        assert sweep_fakes.events(trial, "closed"), "the trial was stopped at a yield, not killed"
+    ended = num_ended(tmp_path)
+
+    killed = Driver(tmp_path, "--resume")
+    killed.wait_for(is_under_way(tmp_path, ended + 1))
+    family = killed.family()
+    killed.process.kill()
+    killed.process.wait()
+    last = Driver(tmp_path, "--resume")
+    outcome = last.outcome()
+    wait_gone(family)
+    check_complete(tmp_path, outcome, num_kills=1)
+
+
+@pytest.mark.slow
+def test_sigterm_is_clean(tmp_path: Path) -> None:
+    driver = Driver(tmp_path)
+    driver.wait_for(is_under_way(tmp_path, 0))
+    family = driver.family()
+    driver.process.send_signal(signal.SIGTERM)
+    assert driver.outcome(60)["interrupted"]
+    wait_gone(family)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_ten_kills_at_random_moments(tmp_path: Path) -> None:
+    moments = random.Random(0)
+    resume: list[str] = []
+    for _ in range(10):
+        driver = Driver(tmp_path, *resume)
+        family = set[int]()
+        deadline = time.monotonic() + moments.uniform(3, 25)
+        while time.monotonic() < deadline and driver.process.poll() is None:
+            family |= driver.family()
+            time.sleep(0.1)
+        driver.process.kill()
+        driver.process.wait()
+        wait_gone(family)
+        resume = ["--resume"] if (tmp_path / "fake" / "sweep.yaml").exists() else []
+    outcome = Driver(tmp_path, *resume).outcome()
+    check_complete(tmp_path, outcome, num_kills=10)
