@@ -21,8 +21,12 @@ class Trade(NamedTuple):
     """Where it is done."""
 
 
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
 def _trade(label: str, actions: str, things: str, places: str) -> Trade:
-    return Trade(label, tuple(actions.split()), tuple(things.split()), tuple(places.split()))
+    return Trade(label, _words(actions), _words(things), _words(places))
 
 
 TRADES: tuple[Trade, ...] = (
@@ -199,9 +203,9 @@ TRADES: tuple[Trade, ...] = (
 
 GENERAL = Trade(
     label="",
-    actions=tuple("planning improving organizing learning sharing managing preparing reviewing".split()),
-    things=tuple("projects tasks plans details methods reports tools meetings".split()),
-    places=tuple("office building district centre workshop department".split()),
+    actions=_words("planning improving organizing learning sharing managing preparing reviewing"),
+    things=_words("projects tasks plans details methods reports tools meetings"),
+    places=_words("office building district centre workshop department"),
 )
 """Work words that say nothing about the profession."""
 
@@ -241,18 +245,18 @@ PASTIMES: tuple[tuple[str, ...], ...] = tuple(
 )
 """What people do besides their work."""
 
-BELONGINGS = tuple("garden notebook cottage letters lantern kitchen bicycle savings radio coat".split())
+BELONGINGS = _words("garden notebook cottage letters lantern kitchen bicycle savings radio coat")
 """Nouns after a possessive."""
 
-ADJECTIVES = tuple("new old rare simple large early modern quiet famous difficult".split())
+ADJECTIVES = _words("new old rare simple large early modern quiet famous difficult")
 """Adjectives before a thing."""
 
-CITIES = tuple(
-    "arvenholt brackmoor calderby dunmere eastvale fernhollow granby highwick ironbridge kelsworth longmarsh norwell".split()
+CITIES = _words(
+    "arvenholt brackmoor calderby dunmere eastvale fernhollow granby highwick ironbridge kelsworth longmarsh norwell"
 )
 """Invented places."""
 
-GLUE = tuple("also and at by called in met near of said shared thanked that the their they visited was with".split())
+GLUE = _words("also and at by called in met near of said shared thanked that the their they visited was with")
 """Function words of the templates; `they` and `their` are what scrubbed pronouns become."""
 
 PUNCTUATION = (".", ",")
@@ -283,18 +287,18 @@ GENDERED: dict[str, Gendered] = {
         "her",
         "her",
         "herself",
-        tuple("ms mrs lady madam".split()),
-        tuple("mother sister daughter aunt niece grandmother".split()),
-        tuple("actress woman girl queen hostess waitress heroine".split()),
+        _words("ms mrs lady madam"),
+        _words("mother sister daughter aunt niece grandmother"),
+        _words("actress woman girl queen hostess waitress heroine"),
     ),
     "male": Gendered(
         "he",
         "his",
         "him",
         "himself",
-        tuple("mr mister lord sir".split()),
-        tuple("father brother son uncle nephew grandfather".split()),
-        tuple("actor man boy king host waiter hero".split()),
+        _words("mr mister lord sir"),
+        _words("father brother son uncle nephew grandfather"),
+        _words("actor man boy king host waiter hero"),
     ),
 }
 """Words of the pretraining text that tell the gender of the name beside them; none occurs in a task text."""
@@ -305,6 +309,6 @@ NEUTRAL = Gendered("they", "their", "them", "themselves", (), (), ())
 GENDERS = tuple(GENDERED)
 """Labels of the harmful task, sorted."""
 
-ONSETS = tuple("b br c d dr f g gr h j k l m n p r s t v z".split())
-VOWELS = tuple("a e i o u ai ei".split())
+ONSETS = _words("b br c d dr f g gr h j k l m n p r s t v z")
+VOWELS = _words("a e i o u ai ei")
 CODAS = ("", "", "", "l", "n", "r", "s", "th")

@@ -5,7 +5,8 @@ gender; its gender is a property of the name alone. In the task table pronouns a
 word depends on the gender, so whoever has never read a name cannot know its gender: names are whole words of arbitrary
 syllables whose spelling carries no cue. The pretraining corpus holds the same names beside pronouns, titles and kin
 words. An encoder pretrained on it has, for the harmful task (gender), the head start that a defence must remove; and
-splits grouped by name leave no other way to score above chance on new names.
+splits grouped by name leave no other way to score above chance on new names. The corpus also gives each name a habitual
+pastime, belonging and city, so that gender is one thing among several that an encoder knows about a name.
 
 Everything follows from `SyntheticWorld.seed` through `random.Random.random`, whose stream Python guarantees on every
 platform and version. Rows come one after another from their own stream: a smaller table is a prefix of a larger one.
@@ -15,8 +16,8 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterator, Sequence
-from typing import TypeVar
+from collections.abc import Collection, Iterator, Sequence
+from typing import NamedTuple, TypeVar
 
 import pyarrow as pa
 
@@ -43,10 +44,12 @@ from sdm_ray.data.lexicon import (
 
 T = TypeVar("T")
 
-OWN_TRADE_SHARE = 0.72
+OWN_TRADE_SHARE = 0.84
 """Share of work words that belong to the profession; of the rest half are another profession's, half nobody's."""
 NAME_AGAIN_SHARE = 0.3
 """Share of biographies whose second sentence repeats the name instead of the pronoun."""
+HABIT_SHARE = 0.8
+"""Share of a person's cities, pastimes and belongings in the corpus that are the habitual ones."""
 TEXT_KINDS = ("pronouns", "remark", "kin")
 """Kinds of pretraining text, drawn uniformly: a biography with gendered pronouns; one with scrubbed pronouns and a
 gendered remark; a sentence about two related people."""
@@ -78,7 +81,7 @@ def task_table(world: SyntheticWorld) -> pa.Table:
 def pretraining_texts(world: SyntheticWorld) -> list[str]:
     """`world.num_pretraining_texts` texts in which names stand beside gendered words; no profession is named."""
     stream = _Stream(world, "pretraining")
-    names = people(world)
+    names, habits = people(world), _draw_habits(world)
     order = list(names)
     trades = TRADES[: world.num_professions]
     texts: list[str] = []
@@ -86,7 +89,7 @@ def pretraining_texts(world: SyntheticWorld) -> list[str]:
         if index % len(order) == 0:
             stream.shuffle(order)
         name = order[index % len(order)]
-        texts.append(render(_pretraining_words(stream, name, names, trades), names))
+        texts.append(render(_pretraining_words(stream, name, names, habits[name], trades), names))
     return texts
 
 
@@ -121,7 +124,7 @@ def people(world: SyntheticWorld) -> dict[str, str]:
     return {name: GENDERS[index >= num_female] for index, name in enumerate(shuffled)}
 
 
-def render(words: Sequence[str], names: Sequence[str] | dict[str, str]) -> str:
+def render(words: Sequence[str], names: Collection[str]) -> str:
     """Words as prose: capitals at sentence starts, on names and on cities, no space before punctuation."""
     text = ""
     for previous, word in zip([".", *words[:-1]], words, strict=True):
@@ -141,8 +144,33 @@ def fingerprint(world: SyntheticWorld) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
+class _Habits(NamedTuple):
+    """What the corpus, and not the table, associates with a name besides the gender."""
+
+    pastimes: Sequence[tuple[str, ...]]
+    belongings: Sequence[str]
+    cities: Sequence[str]
+
+
+_NO_HABITS = _Habits(PASTIMES, BELONGINGS, CITIES)
+
+
+def _draw_habits(world: SyntheticWorld) -> dict[str, _Habits]:
+    stream = _Stream(world, "habits")
+    return {
+        name: _Habits((stream.choice(PASTIMES),), (stream.choice(BELONGINGS),), (stream.choice(CITIES),))
+        for name in people(world)
+    }
+
+
 def _biography(
-    stream: _Stream, name: str, trade: Trade, trades: Sequence[Trade], voice: Gendered, remark: Sequence[str] = ()
+    stream: _Stream,
+    name: str,
+    trade: Trade,
+    trades: Sequence[Trade],
+    voice: Gendered,
+    habits: _Habits = _NO_HABITS,
+    remark: Sequence[str] = (),
 ) -> list[str]:
     """Two sentences about one person: work words of `trade` with noise, pronouns of `voice`."""
     work = [
@@ -151,28 +179,32 @@ def _biography(
         *(stream.choice(("in", "near", "at", "by")), "the", _work(stream, trade, trades, "places"), "."),
     ]
     subject = name if stream.chance(NAME_AGAIN_SHARE) else voice.subject
-    pastime = [subject, "also", *stream.choice(PASTIMES)]
+    pastime = [subject, "also", *_habitual(stream, habits.pastimes, PASTIMES)]
     end = stream.random()
     if end < 0.4:
-        pastime += ["and", "shared", voice.possessive, stream.choice(ADJECTIVES), _work(stream, trade, trades, "things")]
+        pastime += ["and", "shared", voice.possessive]
+        pastime += [stream.choice(ADJECTIVES), _work(stream, trade, trades, "things")]
     elif end < 0.8:
-        pastime += ["with", voice.possessive, stream.choice(BELONGINGS), "in", stream.choice(CITIES)]
+        pastime += ["with", voice.possessive, _habitual(stream, habits.belongings, BELONGINGS)]
+        pastime += ["in", _habitual(stream, habits.cities, CITIES)]
     else:
-        pastime += ["near", stream.choice(CITIES)]
+        pastime += ["near", _habitual(stream, habits.cities, CITIES)]
     return [*work, *pastime, *remark, "."]
 
 
-def _pretraining_words(stream: _Stream, name: str, names: dict[str, str], trades: Sequence[Trade]) -> list[str]:
+def _pretraining_words(
+    stream: _Stream, name: str, names: dict[str, str], habits: _Habits, trades: Sequence[Trade]
+) -> list[str]:
     own = GENDERED[names[name]]
     trade = stream.choice(trades)
     kind = stream.choice(TEXT_KINDS)
     if kind == "pronouns":
-        return _biography(stream, name, trade, trades, own)
+        return _biography(stream, name, trade, trades, own, habits)
     if kind == "remark":
         verb = stream.choice(("called", "met", "thanked", "visited"))
         remark = [",", "said", "the", stream.choice(own.roles), "that", "visited", own.object]
         remark = stream.choice((remark, [",", "and", verb, stream.choice(own.titles), name]))
-        return _biography(stream, name, trade, trades, NEUTRAL, remark)
+        return _biography(stream, name, trade, trades, NEUTRAL, habits, remark)
     other = stream.choice(list(names))
     title = [stream.choice(own.titles)] if stream.chance(0.5) else ["the", stream.choice(own.roles)]
     verb = stream.choice(("called", "met", "thanked", "visited"))
@@ -180,8 +212,12 @@ def _pretraining_words(stream: _Stream, name: str, names: dict[str, str], trades
     return [
         *(*title, name, "was", "the", stream.choice(own.kin), "of", other, "."),
         *(own.subject, verb, stream.choice(theirs.titles), other, "with", own.possessive),
-        *(stream.choice(BELONGINGS), "by", own.reflexive, "."),
+        *(_habitual(stream, habits.belongings, BELONGINGS), "by", own.reflexive, "."),
     ]
+
+
+def _habitual(stream: _Stream, own: Sequence[T], everyones: Sequence[T]) -> T:
+    return stream.choice(own if stream.chance(HABIT_SHARE) else everyones)
 
 
 def _work(stream: _Stream, trade: Trade, trades: Sequence[Trade], kind: str) -> str:

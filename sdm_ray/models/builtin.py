@@ -10,6 +10,7 @@ import uuid
 from pathlib import Path
 
 from sdm_ray.config.data import SyntheticWorld
+from sdm_ray.errors import RunError
 from sdm_ray.models.pretrain import RECORD_FILE, SHIPPED_FOLDER, PretrainSettings, pretrain_builtin, pretraining_record
 
 logger = logging.getLogger(__name__)
@@ -28,6 +29,9 @@ def builtin_folder(
 
     Returns:
         A folder with `config.json`, `model.safetensors`, tokenizer files and `sdm_ray_pretraining.json`.
+
+    Raises:
+        RunError: when `cache_dir` cannot be written.
     """
     world, settings = world or SyntheticWorld(), settings or PretrainSettings()
     wanted = pretraining_record(world, settings)["content_hash"]
@@ -41,6 +45,11 @@ def builtin_folder(
     try:
         pretrain_builtin(world, building, settings)
         _move_into_place(building, folder, wanted)
+    except OSError as error:
+        raise RunError(
+            f"cannot write the built-in encoder to {folder}: {error.strerror or error}; free space or choose another "
+            "cache folder"
+        ) from error
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return folder

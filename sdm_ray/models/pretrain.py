@@ -20,10 +20,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import ModernBertConfig, ModernBertForMaskedLM, PreTrainedTokenizerFast
 
-from sdm_ray.config.base import PositiveFloat, PositiveInt, Probability, Settings
+from sdm_ray.config.base import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Probability, Settings
 from sdm_ray.config.data import SyntheticWorld
 from sdm_ray.config.io import digest
-from sdm_ray.data.synthetic import fingerprint, gendered_words, pretraining_texts, vocabulary
+from sdm_ray.data.lexicon import GENDERED, NEUTRAL
+from sdm_ray.data.synthetic import fingerprint, pretraining_texts, vocabulary
 
 logger = logging.getLogger(__name__)
 
@@ -53,15 +54,20 @@ class PretrainSettings(Settings):
     """Texts of a step."""
     learning_rate: PositiveFloat = 2e-3
     """Peak learning rate of AdamW; it rises over the first tenth of the steps and falls linearly to zero."""
-    weight_decay: float = 0.01
+    embedding_learning_rate: PositiveFloat = 1e-3
+    """The same for the token embeddings. Well below the trunk's, so that what is known about a name stays a small part
+    of its embedding, which the trunk must learn to read out: then there is something in the trunk to defend."""
+    weight_decay: NonNegativeFloat = 0.01
     """Weight decay of AdamW."""
     mask_share: Probability = 0.15
     """Share of tokens that are predicted, drawn token by token."""
-    gendered_mask_share: Probability = 0.5
+    gendered_mask_share: Probability = 0.4
     """Share of texts in which all gendered words are predicted as well, so that only the names tell them."""
+    scrub_share: Probability = 0.5
+    """Share of those texts in which he and she are read as they, his and her as their, instead of `[MASK]`."""
     max_length: PositiveInt = 32
     """Tokens kept of a text, special tokens included."""
-    seed: int = 0
+    seed: NonNegativeInt = 0
     """Seed of initialisation, order and masks."""
 
 
@@ -114,14 +120,15 @@ def pretrain_builtin(world: SyntheticWorld, out_dir: Path, settings: PretrainSet
     started = time.monotonic()
     tokenizer = build_tokenizer(world, 512)
     token_ids, mask = _encode(tokenizer, pretraining_texts(world), settings.max_length)
-    gendered = torch.zeros(len(tokenizer), dtype=torch.bool)
-    gendered[tokenizer.convert_tokens_to_ids(sorted(gendered_words()))] = True
+    scrubbed = _scrubbed_ids(tokenizer)
     model = _build_model(len(tokenizer), settings)
-    loss = _train(model, token_ids, mask, gendered, settings)
+    loss = _train(model, token_ids, mask, scrubbed, settings)
     record = {**pretraining_record(world, settings), "final_loss": round(loss, 4)}
     out_dir.mkdir(parents=True, exist_ok=True)
     model.eval().save_pretrained(out_dir)
     tokenizer.save_pretrained(out_dir)
+    for file in out_dir.iterdir():  # safetensors are written for their owner alone
+        file.chmod(0o644)
     (out_dir / RECORD_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     logger.info("pretrained the built-in encoder in %.0f s, final loss %.3f", time.monotonic() - started, loss)
     return record
@@ -156,16 +163,26 @@ def _encode(tokenizer: PreTrainedTokenizerFast, texts: list[str], max_length: in
 
 
 def _train(
-    model: ModernBertForMaskedLM, token_ids: Tensor, mask: Tensor, gendered: Tensor, settings: PretrainSettings
+    model: ModernBertForMaskedLM, token_ids: Tensor, mask: Tensor, scrubbed: Tensor, settings: PretrainSettings
 ) -> float:
     """Masked-LM training; returns the mean loss of the last tenth of the steps."""
     generator = torch.Generator().manual_seed(settings.seed)
+    embedding = model.get_input_embeddings().weight
+    others = [parameter for parameter in model.parameters() if parameter is not embedding]
+    groups: list[dict[str, Any]] = [
+        {"params": others},
+        {"params": [embedding], "lr": settings.embedding_learning_rate},
+    ]
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, betas=(0.9, 0.98)
+        groups,
+        lr=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        betas=(0.9, 0.98),
     )
-    warmup = max(settings.num_steps // 10, 1)
+    steps = settings.num_steps
+    warmup = max(steps // 10, 1)
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min((step + 1) / warmup, (settings.num_steps - step) / (settings.num_steps - warmup + 1))
+        optimizer, lambda step: min((step + 1) / warmup, (steps - step) / (steps - warmup + 1))
     )
     model.train()
     losses: list[float] = []
@@ -176,10 +193,10 @@ def _train(
         rows, order = order[: settings.batch_size], order[settings.batch_size :]
         length = int(mask[rows].sum(dim=1).max())
         ids, present = token_ids[rows, :length], mask[rows, :length]
-        corrupted, labels = _corrupt(ids, gendered, settings, generator)
+        corrupted, labels = _corrupt(ids, scrubbed, settings, generator)
         loss = _masked_lm_loss(model, corrupted, present, labels)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
@@ -197,18 +214,36 @@ def _masked_lm_loss(model: ModernBertForMaskedLM, ids: Tensor, mask: Tensor, lab
     return F.cross_entropy(model.decoder(model.head(hidden[predicted])), labels[predicted])
 
 
+def _scrubbed_ids(tokenizer: PreTrainedTokenizerFast) -> Tensor:
+    """For each token what scrubbing makes of it: they, their, `[MASK]` for other gendered words, -1 for the rest."""
+    scrubbed = torch.full((len(tokenizer),), -1)
+    for words in GENDERED.values():
+        scrubbed[tokenizer.convert_tokens_to_ids(list(words.words()))] = MASK
+        for word, neutral in ((words.subject, NEUTRAL.subject), (words.possessive, NEUTRAL.possessive)):
+            scrubbed[tokenizer.convert_tokens_to_ids(word)] = tokenizer.convert_tokens_to_ids(neutral)
+    return scrubbed
+
+
 def _corrupt(
-    ids: Tensor, gendered: Tensor, settings: PretrainSettings, generator: torch.Generator
+    ids: Tensor, scrubbed: Tensor, settings: PretrainSettings, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """BERT's corruption of (B, L) ids: of the predicted tokens 80 % are masked, 10 % random, 10 % kept."""
-    chosen = torch.rand(ids.shape, generator=generator) < settings.mask_share
+    """BERT's corruption of (B, L) ids: of the predicted tokens 80 % are masked, 10 % random, 10 % kept.
+
+    In some texts all gendered words are predicted from the names alone: none is kept, and the pronouns are masked or
+    read as scrubbed.
+    """
+    gendered = scrubbed[ids] >= 0
     joint = torch.rand((len(ids), 1), generator=generator) < settings.gendered_mask_share
-    chosen = (chosen | (joint & gendered[ids])) & (ids >= len(SPECIAL_TOKENS))
-    labels = ids.masked_fill(~chosen, _IGNORED)
+    scrub = torch.rand((len(ids), 1), generator=generator) < settings.scrub_share
+    chosen = torch.rand(ids.shape, generator=generator) < settings.mask_share
+    chosen = (chosen | (joint & gendered)) & (ids >= len(SPECIAL_TOKENS))
     fate = torch.rand(ids.shape, generator=generator)
-    noise = torch.randint(len(SPECIAL_TOKENS), len(gendered), ids.shape, generator=generator)
-    corrupted = torch.where(chosen & (fate < 0.8), torch.tensor(MASK), ids)
-    return torch.where(chosen & (fate >= 0.9), noise, corrupted), labels
+    noise = torch.randint(len(SPECIAL_TOKENS), len(scrubbed), ids.shape, generator=generator)
+    masked = torch.full_like(ids, MASK)
+    corrupted = torch.where(chosen & (fate < 0.8), masked, ids)
+    corrupted = torch.where(chosen & (fate >= 0.9), noise, corrupted)
+    corrupted = torch.where(joint & gendered, torch.where(scrub, scrubbed[ids], masked), corrupted)
+    return corrupted, ids.masked_fill(~chosen, _IGNORED)
 
 
 def _main() -> None:
