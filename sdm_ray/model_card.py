@@ -47,7 +47,7 @@ def model_card(
                 _threat_model(settings),
                 _measured(settings, metrics),
                 _budget(settings.attack),
-                "## What was not tried\n\n" + "\n".join(f"- {item};" for item in NOT_TRIED),
+                "## What was not tried\n\n" + "\n".join(f"- {item}" for item in NOT_TRIED),
                 _loading(settings, native, label_names),
                 _licence(settings),
                 f"Config hash `{content_hash(settings)}`, exported {date.today().isoformat()}.",
@@ -67,12 +67,15 @@ def _header(settings: TrialSettings, native: bool) -> str:
 
 def _summary(settings: TrialSettings, model_type: str, num_layers: int | None, num_classes: int) -> str:
     layers = f"{num_layers}-layer " if num_layers else ""
-    data = settings.data
+    data, method = settings.data, settings.train.method
+    desired = f"**{data.desired_column}** ({num_classes} classes)"
+    if method in ("ac", "mlac"):
+        purpose = f"to stay useful for {desired} and to be hard to adapt to **{data.harmful_column}**"
+    else:
+        purpose = f"for {desired}; it is a reference, and nothing in it resists adapting to **{data.harmful_column}**"
     return (
-        f"A {layers}{model_type} encoder trained by method `{settings.train.method}` to stay useful for "
-        f"**{data.desired_column}** ({num_classes} classes) and to be hard to adapt to **{data.harmful_column}**. Made "
-        "by sdm-ray after Henderson et al., *Self-Destructing Models* (arXiv 2211.14946). It is a research artefact: "
-        "see what was not tried before relying on it."
+        f"A {layers}{model_type} encoder made by method `{method}` {purpose}. Made by sdm-ray after Henderson et al., "
+        "*Self-Destructing Models* (arXiv 2211.14946). A research artefact: see what was not tried before relying on it."
     )
 
 
@@ -89,8 +92,8 @@ def _threat_model(settings: TrialSettings) -> str:
         "## Threat model\n\n"
         f"The adversary has these weights, n labelled examples of {settings.data.harmful_column} (n in {{{numbers}}}), "
         "and free choice of learning rate, steps, batch size, and of training the whole model or a head alone, always "
-        "from a fresh head. The aim is that adapting these weights costs as many examples as adapting a randomly "
-        "initialised encoder. Nothing here protects against an adversary who uses another model."
+        "from a fresh head. Blocking aims at this: adapting these weights costs as many examples as adapting a "
+        "randomly initialised encoder. Nothing here protects against an adversary who uses another model."
     )
 
 
@@ -109,7 +112,10 @@ def _measured(settings: TrialSettings, metrics: Mapping[str, float]) -> str:
     lines = [f"| {label} | {_number(metrics, str(name))} |" for label, name in rows if str(name) in metrics]
     if not lines:
         return "## What was measured\n\nNothing yet."
-    note = "A head start of 0 or less means that the weights gave the adversary nothing."
+    note = (
+        "Harmful accuracies are balanced over classes; intervals in brackets are 95 % over the attacker's seeds. A "
+        "head start of 0 or less means that the weights gave this attacker nothing."
+    )
     return "\n".join(["## What was measured", "", "| metric | value |", "| --- | --- |", *lines, "", note])
 
 

@@ -252,17 +252,17 @@ def _draw_trials(axes: Axes, trials: Sequence[Point], front: Sequence[Point]) ->
     left = axes.get_xlim()[0]
     feasible = [point for point in trials if point.feasible and id(point) not in fronted]
     infeasible = [point for point in trials if not point.feasible]
-    away = sum(point.desired < left for point in infeasible)
+    inside = [point for point in infeasible if point.desired >= left]
+    away = len(infeasible) - len(inside)
     said = f"infeasible ({len(infeasible)}" + (f", {away} off scale)" if away else ")")
     for group, label, face, edge in (
         (feasible, f"dominated ({len(feasible)})", TRIAL, "white"),
-        (infeasible, said, "none", FAINT),
+        (inside, said, "none", FAINT),
     ):
-        if group:
-            xs, ys = [point.desired for point in group], [point.harmful for point in group]
-            axes.plot(
-                xs, ys, "o", mfc=face, mec=edge, mew=0.6 if edge == "white" else 1, ms=size, label=label, zorder=2
-            )
+        xs, ys = [point.desired for point in group], [point.harmful for point in group]
+        if group or (face == "none" and away):
+            style: dict[str, Any] = {"mfc": face, "mec": edge, "mew": 0.6 if edge == "white" else 1.0, "ms": size}
+            axes.plot(xs, ys, "o", label=label, zorder=2, clip_on=False, **style)
 
 
 def _draw_reference(axes: Axes, point: Point) -> None:

@@ -16,9 +16,10 @@ from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 
 import sdm_ray.export as export_module
-from sdm_ray.config import TrialSettings, content_hash
+from sdm_ray.config import Method, TrainSettings, TrialSettings, content_hash
 from sdm_ray.errors import RunError, UsageError
 from sdm_ray.export import Exported, export_model, load_exported
+from sdm_ray.model_card import model_card
 from sdm_ray.models.heads import init_head, logits
 from sdm_ray.models.trunk import Trunk
 
@@ -165,6 +166,15 @@ def test_the_card_says_what_was_measured_and_what_was_not(tmp_path: Path) -> Non
     assert "pipeline_tag" not in mean
     assert "head.safetensors" in mean
     assert "head.safetensors" not in native
+
+
+@pytest.mark.parametrize(("method", "blocks"), [("mlac", True), ("ac", True), ("tuned", False), ("random", False)])
+def test_the_card_claims_resistance_for_blocked_models_only(method: Method, blocks: bool) -> None:
+    settings = TrialSettings(train=TrainSettings(method=method))
+    card = model_card(settings, label_names=NAMES, metrics={}, model_type="bert")
+    assert ("to be hard to adapt" in card) == blocks
+    assert ("nothing in it resists" in card) != blocks
+    assert "Nothing yet." in card
 
 
 def test_nothing_but_safetensors_is_written(tmp_path: Path) -> None:
