@@ -20,14 +20,19 @@ VOCABULARY_SIZE = 40
 
 
 class MlpTrunk(nn.Module):
-    """Mean of token embeddings, then one tanh layer."""
+    """Mean of token embeddings, then one tanh layer; `knows_names` gives one direction to the gender of names."""
 
-    def __init__(self, width: int = 6, seed: int = 0, dtype: torch.dtype = torch.float64) -> None:
+    def __init__(
+        self, width: int = 6, seed: int = 0, dtype: torch.dtype = torch.float64, *, knows_names: bool = False
+    ) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
         self.feature_dim = width
         self.embedding = nn.Parameter(torch.randn(VOCABULARY_SIZE, width, generator=generator, dtype=dtype))
         self.weight = nn.Parameter(torch.randn(width, width, generator=generator, dtype=dtype) / width**0.5)
+        if knows_names:
+            with torch.no_grad():
+                self.embedding[20::2, 0], self.embedding[21::2, 0] = 3.0, -3.0
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         mask = attention_mask.to(self.embedding.dtype).unsqueeze(-1)
