@@ -108,7 +108,7 @@ def gendered_words() -> frozenset[str]:
 
 
 def people(world: SyntheticWorld) -> dict[str, str]:
-    """Gender by name, half of the names each (an odd one is female), in an order that says nothing about gender."""
+    """Gender by name, half of the names each (an odd one is female), the female ones first."""
     stream = _Stream(world, "names")
     taken = {word for trade in TRADES for word in _trade_words(trade)} | set(GLUE) | gendered_words()
     names: dict[str, None] = {}
