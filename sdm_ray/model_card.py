@@ -74,8 +74,9 @@ def _summary(settings: TrialSettings, model_type: str, num_layers: int | None, n
     else:
         purpose = f"for {desired}; it is a reference, and nothing in it resists adapting to **{data.harmful_column}**"
     return (
-        f"A {layers}{model_type} encoder made by method `{method}` {purpose}. Made by sdm-ray after Henderson et al., "
-        "*Self-Destructing Models* (arXiv 2211.14946). A research artefact: see what was not tried before relying on it."
+        f"A {layers}{model_type} encoder made by method `{method}` {purpose}. Made by sdm-ray after Henderson et "
+        "al., *Self-Destructing Models* (arXiv 2211.14946). A research artefact: see what was not tried before "
+        "relying on it."
     )
 
 
