@@ -12,7 +12,7 @@ import torch
 from sdm_ray.attack.desired import desired_scores
 from sdm_ray.attack.evaluate import AttackReport, attack_model, regret
 from sdm_ray.attack.floors import cached_report
-from sdm_ray.config import AttackSettings, DataSettings, EncoderSettings, TrialSettings, digest
+from sdm_ray.config import AttackSettings, DataSettings, EncoderSettings, SyntheticWorld, TrialSettings, digest
 from sdm_ray.data.device import DeviceData
 from sdm_ray.data.tokenized import prepare
 from sdm_ray.errors import UsageError
@@ -31,6 +31,8 @@ class Workspace:
 
     data: DeviceData
     tokenizer: Any
+    world: SyntheticWorld
+    """The world whose corpus the built-in encoder has read."""
     cache_dir: Path
     device: torch.device
 
@@ -60,14 +62,18 @@ def open_workspace(settings: TrialSettings) -> Workspace:
 
 @lru_cache(maxsize=1)
 def _open_workspace(data: DataSettings, encoder: EncoderSettings, device: str, cache_dir: Path) -> Workspace:
-    tokenizer = load_tokenizer(encoder, cache_dir=cache_dir)
+    tokenizer = load_tokenizer(encoder, cache_dir=cache_dir, world=data.synthetic)
     tokenized = prepare(data, tokenizer, tokenizer_digest(tokenizer), cache_dir)
-    return Workspace(DeviceData(tokenized, torch.device(device)), tokenizer, cache_dir, torch.device(device))
+    return Workspace(
+        DeviceData(tokenized, torch.device(device)), tokenizer, data.synthetic, cache_dir, torch.device(device)
+    )
 
 
 def load_trunk_on(work: Workspace, encoder: EncoderSettings, initialisation: Initialisation, seed: int) -> Trunk:
     """The encoder on the workspace's device, pretrained or freshly initialised from `seed`."""
-    return load_trunk(encoder, cache_dir=work.cache_dir, initialisation=initialisation, seed=seed).to(work.device)
+    trunk = load_trunk(encoder, cache_dir=work.cache_dir, world=work.world, initialisation=initialisation, seed=seed)
+    trunk.check_data(work.data.width, work.data.max_id)
+    return trunk.to(work.device)
 
 
 def trunk_params(trunk: Trunk) -> Params:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Generator
 from importlib.metadata import version
@@ -16,6 +17,7 @@ from sdm_ray.attack.evaluate import attack_model
 from sdm_ray.config import TrialSettings, content_hash, to_yaml
 from sdm_ray.errors import UsageError
 from sdm_ray.evaluate import (
+    Initialisation,
     Workspace,
     attack_untrained,
     floor_report,
@@ -56,7 +58,7 @@ def iterate_trial(
         return finished
     torch.set_num_threads(settings.runtime.num_threads)
     work = open_workspace(settings)
-    initialisation = "random" if settings.train.method == "random" else "pretrained"
+    initialisation: Initialisation = "random" if settings.train.method == "random" else "pretrained"
     trunk = load_trunk_on(work, settings.encoder, initialisation, settings.seed)
     provenance = _provenance(work, trunk.digest())
     trainer = Trainer(
@@ -98,6 +100,7 @@ def iterate_trial(
         provenance=provenance | {"weights": params_digest(outcome.params)},
     )
     write_json(output_dir / "result.json", _finite(result))
+    shutil.rmtree(output_dir / "checkpoint", ignore_errors=True)
     return result
 
 

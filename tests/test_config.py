@@ -45,6 +45,7 @@ def trial(*overrides: str) -> TrialSettings:
         ("attack.batch_sizes=[]", "attack.batch_sizes"),
         ("encoder.pooling=max", "encoder.pooling: got 'max'"),
         ("runtime.num_threads=0", "runtime.num_threads: got 0"),
+        ("data.source=bios.parquet", "encoder.name 'builtin' knows the words of the synthetic world alone"),
         ("noequals", "write it as dotted.path=value"),
         ("seed=[1", "not valid YAML"),
     ],
@@ -95,7 +96,7 @@ def test_settings_are_immutable() -> None:
 
 
 def test_yaml_round_trip(tmp_path: Path) -> None:
-    settings = trial("seed=3", "train.learning_rate=3e-4", "data.source=a.parquet")
+    settings = trial("seed=3", "train.learning_rate=3e-4", "data.source=a.parquet", "encoder.name=some/encoder")
     path = tmp_path / "trial.yaml"
     path.write_text(to_yaml(settings))
     assert load_settings(TrialSettings, path) == settings

@@ -17,10 +17,9 @@ from sdm_ray.types import Metric
 def run(model: str, config: Path | None, overrides: tuple[str, ...], out: Path | None) -> None:
     """Attack `model`, its random re-initialisation and its public encoder under one budget; print what came out."""
     from sdm_ray.attack.evaluate import attack_model
-    from sdm_ray.evaluate import floor_report, open_workspace, release_metrics, trunk_params
+    from sdm_ray.evaluate import floor_report, load_trunk_on, open_workspace, release_metrics, trunk_params
     from sdm_ray.export import META, load_exported
     from sdm_ray.files import write_json
-    from sdm_ray.models.encoder import load_trunk
 
     exported = load_exported(model) if (Path(model) / META).is_file() else None
     released = exported.meta.settings if exported is not None and exported.meta is not None else None
@@ -28,7 +27,7 @@ def run(model: str, config: Path | None, overrides: tuple[str, ...], out: Path |
     public = None if released is None else released.encoder
     encoder = _released_encoder(model, settings, public)
     work = open_workspace(settings.model_copy(update={"encoder": encoder}))
-    trunk = load_trunk(encoder, cache_dir=work.cache_dir).to(work.device)
+    trunk = load_trunk_on(work, encoder, "pretrained", settings.seed)
     params = trunk_params(trunk)
     head = None if exported is None or exported.head is None else exported.head.to(work.device)
     try:

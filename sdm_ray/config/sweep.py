@@ -63,6 +63,15 @@ class TrialSettings(Settings):
     origin: Origin | None = None
     """Where this config came from."""
 
+    @model_validator(mode="after")
+    def _builtin_reads_the_synthetic_world_only(self) -> Self:
+        if self.encoder.name == "builtin" and self.data.source != "synthetic":
+            raise ValueError(
+                f"encoder.name 'builtin' knows the words of the synthetic world alone, and data.source is "
+                f"{self.data.source!r}: set encoder.name to a Hugging Face encoder (a hub id or a local folder)"
+            )
+        return self
+
 
 class FloatDistribution(Settings):
     """A real number between two bounds."""

@@ -19,7 +19,7 @@ import torch
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging as hf_logging
 
-from sdm_ray.config import EncoderSettings
+from sdm_ray.config import EncoderSettings, SyntheticWorld
 from sdm_ray.errors import RunError, UsageError
 from sdm_ray.models.native import NATIVE, native_pooling
 from sdm_ray.models.trunk import Pooling, Trunk, params_digest
@@ -31,14 +31,14 @@ _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 T = TypeVar("T")
 
 
-def load_tokenizer(settings: EncoderSettings, *, cache_dir: Path) -> Any:
-    """The encoder's fast tokenizer.
+def load_tokenizer(settings: EncoderSettings, *, cache_dir: Path, world: SyntheticWorld | None = None) -> Any:
+    """The encoder's fast tokenizer; arguments as in `load_trunk`.
 
     Raises:
         UsageError: for a folder without tokenizer files, or a tokenizer without a fast version or a padding token.
         RunError: when the hub cannot be reached or does not know the encoder.
     """
-    source = _resolve(settings, cache_dir)
+    source = _resolve(settings, cache_dir, world)
     try:
         tokenizer = _fetch(source, settings.revision, AutoTokenizer.from_pretrained)
     except (ValueError, KeyError, ImportError) as error:
@@ -67,6 +67,7 @@ def load_trunk(
     settings: EncoderSettings,
     *,
     cache_dir: Path,
+    world: SyntheticWorld | None = None,
     initialisation: Literal["pretrained", "random"] = "pretrained",
     seed: int = 0,
 ) -> Trunk:
@@ -77,6 +78,7 @@ def load_trunk(
     Args:
         settings: the encoder.
         cache_dir: where the built-in encoder is kept.
+        world: the synthetic world whose corpus the built-in encoder has read; None is the default one.
         initialisation: `random` keeps the architecture and draws every weight, embeddings included, as
             transformers does.
         seed: seed of `random`; pretrained weights do not depend on it.
@@ -86,7 +88,7 @@ def load_trunk(
             more layers than there are, or `native` pooling of an architecture it is not known for.
         RunError: when the hub cannot be reached or does not know the encoder.
     """
-    source = _resolve(settings, cache_dir)
+    source = _resolve(settings, cache_dir, world)
     try:
         config = _fetch(source, settings.revision, AutoConfig.from_pretrained)
     except (ValueError, KeyError) as error:
@@ -105,13 +107,13 @@ def load_trunk(
     return trunk
 
 
-def _resolve(settings: EncoderSettings, cache_dir: Path) -> str | Path:
+def _resolve(settings: EncoderSettings, cache_dir: Path, world: SyntheticWorld | None) -> str | Path:
     """A local folder (Path) or a hub id (str)."""
     name = settings.name
     if name == "builtin":
         from sdm_ray.models.builtin import builtin_folder
 
-        return builtin_folder(cache_dir=cache_dir)
+        return builtin_folder(world, cache_dir=cache_dir)
     folder = Path(name).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
