@@ -19,7 +19,7 @@ from torch.func import functional_call, vmap
 from sdm_ray.attack.families import Attacker
 from sdm_ray.attack.optim import OPTIMIZERS, narrow, narrow_state
 from sdm_ray.attack.rows import Rows
-from sdm_ray.attack.views import ScoringSet
+from sdm_ray.attack.views import ScoringSet, tight_batch
 from sdm_ray.models.heads import logits
 from sdm_ray.types import Params, Task
 
@@ -125,7 +125,7 @@ def train_full(
     Returns:
         The trained stack, and (S,) training losses of each attacker's last step.
     """
-    size, device = len(plan.attackers), plan_device(params)
+    size, device, lengths = len(plan.attackers), plan_device(params), data.lengths_host()
     stacked = {name: value for name, value in params.items() if name != embedding}
     stacked = {name: value.detach().expand(size, *value.shape).clone() for name, value in stacked.items()}
     rows = None
@@ -143,7 +143,7 @@ def train_full(
     optimizer = OPTIMIZERS[plan.attackers[0].optimizer]
     state = optimizer.init(stacked)
     for start, stop, active in plan.segments(STEPS_PER_TRANSFER[device.type]):
-        block = data.batch(plan.indices(start, stop, active), task)
+        block = tight_batch(data, lengths, plan.indices(start, stop, active), task)
         views, moments = narrow(stacked, active), narrow_state(state, active)
         for step in range(start, stop):
             batch = [part[step - start] for part in block]

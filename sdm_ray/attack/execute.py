@@ -33,8 +33,10 @@ from sdm_ray.types import Params, Split, Task
 if TYPE_CHECKING:
     from sdm_ray.data.device import DeviceData
 
-LARGEST_STACK = {"cpu": 8, "cuda": 128}
-"""Attackers in a stack at most. On one CPU thread larger stacks fall out of the caches and are no faster."""
+LARGEST_STACK = {"cpu": 32, "cuda": 128}
+"""Attackers in a stack at most."""
+CPU_STACK_TOKENS = 6144
+"""Tokens of a step over all attackers of a stack on a CPU: more fall out of the caches and are no faster."""
 CPU_STACK_BYTES = 2 * 1024**3
 """Memory that a stack may take on a CPU."""
 CUDA_FREE_SHARE = 0.5
@@ -85,6 +87,7 @@ class Executor:
         self._feature_dim = int(self._features(Split.ATTACKER_VAL).shape[1])
         self._pool = data.indices(Split.ATTACKER_TRAIN)
         self._pool_labels = data.labels_host(task)[self._pool]
+        self._longest = int(self.val.batches[-1].input_ids.shape[-1])
         self._largest_stack = self._estimate_stack()
 
     def run(self, attackers: Sequence[Attacker], *, with_test: bool) -> Iterator[list[Outcome]]:
@@ -100,12 +103,17 @@ class Executor:
         groups: dict[tuple[bool, int, str], list[Attacker]] = defaultdict(list)
         for attacker in attackers:
             groups[attacker.frozen, attacker.batch_size, attacker.optimizer].append(attacker)
-        for (frozen, _, _), group in sorted(groups.items()):
+        for (frozen, batch_size, _), group in sorted(groups.items()):
             waiting = sorted(group, key=lambda attacker: -attacker.num_steps)
             while waiting:
-                size = len(waiting) if frozen else self._largest_stack
+                size = len(waiting) if frozen else self._stack_size(batch_size)
                 stack, waiting = waiting[:size], waiting[size:]
                 yield self._run_or_split(stack, with_test)
+
+    def _stack_size(self, batch_size: int) -> int:
+        if self._device.type != "cpu":
+            return self._largest_stack
+        return max(1, min(self._largest_stack, CPU_STACK_TOKENS // (batch_size * self._longest)))
 
     def _run_or_split(self, stack: Sequence[Attacker], with_test: bool) -> list[Outcome]:
         started = time.perf_counter()
@@ -199,7 +207,7 @@ class Executor:
 
     def _estimate_stack(self) -> int:
         """Attackers that fit into memory, by a rough count of weights and activations."""
-        batch, length = max(self._settings.batch_sizes), self.val.batches[-1].input_ids.shape[-1]
+        batch, length = max(self._settings.batch_sizes), self._longest
         trained = sum(value.numel() for name, value in self._params.items() if name != self._embedding)
         if self._embedding is not None:
             rows = min(len(self._params[self._embedding]), max(self._settings.num_examples) * length)

@@ -18,9 +18,21 @@ EXAMPLES_PER_BATCH = 128
 """Texts that are scored at once."""
 
 
+def tight_batch(data: DeviceData, lengths: Tensor, indices: Tensor, task: Task) -> Batch:
+    """Examples padded to the longest of them and no further: short texts are cheap.
+
+    Args:
+        data: the examples.
+        lengths: (N,) host; tokens of every example of `data`.
+        indices: (..., B) host.
+        task: whose labels.
+    """
+    return data.batch(indices, task, pad_to=int(lengths[indices].max()))
+
+
 @dataclass(frozen=True)
 class ScoringSet:
-    """Examples in order of length, cut into batches that are padded to their own longest text."""
+    """Examples in order of length, cut into batches of similar ones."""
 
     batches: tuple[Batch, ...]
     indices: Tensor
@@ -31,9 +43,10 @@ class ScoringSet:
     @classmethod
     def of(cls, data: DeviceData, indices: Tensor, task: Task) -> ScoringSet:
         """The examples at `indices` (N,) (host)."""
-        ordered = indices[torch.argsort(data.lengths_host()[indices], stable=True)]
-        starts = range(0, len(ordered), EXAMPLES_PER_BATCH)
-        batches = tuple(data.batch(ordered[start : start + EXAMPLES_PER_BATCH], task) for start in starts)
+        lengths = data.lengths_host()
+        ordered = indices[torch.argsort(lengths[indices], stable=True)]
+        parts = [ordered[i : i + EXAMPLES_PER_BATCH] for i in range(0, len(ordered), EXAMPLES_PER_BATCH)]
+        batches = tuple(tight_batch(data, lengths, part, task) for part in parts)
         return cls(batches, ordered, data.labels_host(task)[ordered])
 
     def __len__(self) -> int:
