@@ -17,6 +17,7 @@ from typing import Any
 import optuna
 import pytest
 
+from sdm_ray.config import digest
 from sdm_ray.sweep.ledger import Entry, Ledger
 from tests import sweep_fakes
 
@@ -153,48 +154,48 @@ def check_complete(folder: Path, outcome: dict[str, Any], num_kills: int) -> Non
     assert set(states) <= {"COMPLETE", "FAIL"}, "no zombie is left"
 
 
-def test_interrupted_then_killed_then_complete(tmp_path: Path) -> None:
-    """Ctrl-C reaches every process of the terminal's group; then SIGKILL takes the driver; then the rest is run."""
-    first = Driver(tmp_path)
-    first.wait_for(is_under_way(tmp_path, 1))
-    family = first.family()
+def test_killed_then_resumed(tmp_path: Path) -> None:
+    """SIGKILL takes the driver: its processes end by themselves, and a second driver completes the sweep."""
+    killed = Driver(tmp_path)
+    killed.wait_for(is_under_way(tmp_path, 1))
+    family = killed.family()
     assert len(family) > 5
     assert set(listeners(family)) <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
-    second = subprocess.run(
+    other = subprocess.run(
         [sys.executable, "-m", "tests.sweep_driver", str(tmp_path), "slow", "--resume", *CHANGES],
-        cwd=ROOT, capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
-    assert f"is in use by process {first.process.pid} on" in second.stderr
-
-    os.killpg(first.process.pid, signal.SIGINT)
-    assert first.outcome(60)["interrupted"]
-    wait_gone(family)
-    running = [name for name, entry in entries(tmp_path).items() if entry.result is None]
-    assert running
-    for name in running:
-        trial = tmp_path / "fake" / "trials" / name
-        assert sweep_fakes.events(trial, "closed"), "the trial was stopped at a yield, not killed"
-    ended = num_ended(tmp_path)
-
-    killed = Driver(tmp_path, "--resume")
-    killed.wait_for(is_under_way(tmp_path, ended + 1))
-    family = killed.family()
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert f"is in use by process {killed.process.pid} on" in other.stderr
     killed.process.kill()
     killed.process.wait()
     last = Driver(tmp_path, "--resume")
     outcome = last.outcome()
     wait_gone(family)
     check_complete(tmp_path, outcome, num_kills=1)
+    assert not list(Path("/tmp").glob(f"sdm-{digest(str(tmp_path / 'fake'))}"))
 
 
 @pytest.mark.slow
-def test_sigterm_is_clean(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_are_clean(tmp_path: Path, number: signal.Signals) -> None:
+    """As a terminal sends Ctrl-C, to every process of the group; nothing is left behind."""
     driver = Driver(tmp_path)
     driver.wait_for(is_under_way(tmp_path, 0))
     family = driver.family()
-    driver.process.send_signal(signal.SIGTERM)
+    if number is signal.SIGINT:
+        os.killpg(driver.process.pid, number)
+    else:
+        driver.process.send_signal(number)
     assert driver.outcome(60)["interrupted"]
     wait_gone(family)
+    running = [name for name, entry in entries(tmp_path).items() if entry.result is None]
+    assert running
+    for name in running:
+        trial = tmp_path / "fake" / "trials" / name
+        assert sweep_fakes.events(trial, "closed") or not sweep_fakes.events(trial, "started")
 
 
 @pytest.mark.slow

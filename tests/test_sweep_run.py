@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import signal
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,12 +16,14 @@ import optuna
 import pytest
 
 from sdm_ray.config import ResourceSettings
-from sdm_ray.errors import UsageError
+from sdm_ray.errors import RunError, UsageError
 from sdm_ray.frontier import read_tables
 from sdm_ray.sweep import SilentView, SweepOutcome, run_sweep
 from sdm_ray.sweep import runner as runner_module
 from sdm_ray.sweep.cluster import cluster, num_fitting
-from sdm_ray.types import Status, TrialResult
+from sdm_ray.sweep.ledger import Ledger
+from sdm_ray.sweep.study import SearchStudy
+from sdm_ray.types import Status
 from tests import sweep_fakes
 from tests.sweep_fakes import RATE, WEIGHT
 
@@ -28,9 +35,12 @@ def ray_cluster() -> Iterator[None]:
         yield
 
 
-def run(folder: Path, function: str = "smooth", *, view: SilentView | None = None, **changes: Any) -> SweepOutcome:
+def run(
+    folder: Path, function: str = "smooth", *, view: SilentView | None = None, resume: bool = False, **changes: Any
+) -> SweepOutcome:
     settings = sweep_fakes.settings(folder, **{"resources__max_concurrent_trials": 2, **changes})
-    return run_sweep(settings, trial_function=f"tests.sweep_fakes:{function}", view=view or SilentView())
+    view = view or SilentView()
+    return run_sweep(settings, resume=resume, trial_function=f"tests.sweep_fakes:{function}", view=view)
 
 
 def stored_trials(outcome: SweepOutcome) -> list[optuna.trial.FrozenTrial]:
@@ -81,6 +91,10 @@ def test_sweep_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert "t0000" not in {point.trial_id for point in outcome.front}
     assert not {point.trial_id for point in outcome.front} & set(sweep_fakes.REFERENCES)
     assert all(point.desired >= 0.96 - 0.05 for point in outcome.front)
+
+    assert any(message == "feasible: desired accuracy of at least 0.910" for message in view.messages)
+    judged = {result.trial_id: result.status for result in view.ended}
+    assert judged == {result.trial_id: result.status for result in outcome.results}
 
     trials = stored_trials(outcome)
     assert [trial.state.name for trial in trials] == ["COMPLETE"] * 6
@@ -149,6 +163,51 @@ def test_failures_of_every_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert sum("tracking failed" in message for message in view.messages) == 1
 
 
+def test_a_failing_storage_ends_the_sweep_in_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ask = SearchStudy.ask
+
+    def ask_twice(self: SearchStudy, point: Any = None) -> Any:
+        if len(self.states()) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device", "optuna.db")
+        return ask(self, point)
+
+    monkeypatch.setattr(SearchStudy, "ask", ask_twice)
+    with pytest.raises(RunError, match=r"No space left on device: optuna.db; .* --resume"):
+        run(tmp_path, references="[]", resources__max_concurrent_trials=1)
+    assert [entry.result is not None for entry in Ledger(tmp_path / "fake").entries.values()] == [True, True]
+
+
+def test_interrupted_then_resumed(tmp_path: Path) -> None:
+    """SIGINT ends the sweep at the trials' next yield; resumed, every trial has ended once and no step ran twice."""
+    changes = {"references": "[tuned]", "search__num_trials": 3, "trial__train__num_outer_steps": 30}
+    interrupter = threading.Thread(target=interrupt_when, args=(tmp_path / "fake" / "trials" / "t0001",))
+    interrupter.start()
+    view = SilentView()
+    first = run(tmp_path, "slow", view=view, **changes)
+    interrupter.join()
+    assert first.interrupted
+    assert any(message.startswith("stopping") for message in view.messages)
+    assert "t0001" not in {result.trial_id for result in first.results}
+    assert sweep_fakes.events(tmp_path / "fake" / "trials" / "t0001", "closed")
+
+    second = run(tmp_path, "slow", resume=True, **changes)
+    assert not second.interrupted
+    assert [result.trial_id for result in second.results] == ["tuned", *ids(3)]
+    for result in second.results:
+        assert len(sweep_fakes.events(result.output_dir, "finished")) == 1
+        counts = [len(sweep_fakes.events(result.output_dir, f"step{step}")) for step in range(1, 31)]
+        assert counts == [1] * 30
+    assert [trial.state.name for trial in stored_trials(second)] == ["COMPLETE"] * 3
+
+
+def interrupt_when(trial: Path) -> None:
+    """Send SIGINT to this process when the trial has done some steps."""
+    deadline = time.monotonic() + 120
+    while not sweep_fakes.events(trial, "step3") and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.kill(os.getpid(), signal.SIGINT)
+
+
 def test_reused_processes_keep_nothing(tmp_path: Path) -> None:
     outcome = run(tmp_path, "leaky", search__num_trials=6, references="[]", resources__max_concurrent_trials=1)
     found = [json.loads((result.output_dir / "found.json").read_text()) for result in outcome.results]
@@ -172,11 +231,3 @@ def test_resources_that_never_fit_are_refused(tmp_path: Path) -> None:
         num_fitting(ResourceSettings(gpus_per_trial=0.5), {"CPU": 4.0})
     assert num_fitting(ResourceSettings(cpus_per_trial=1, gpus_per_trial=0.25), {"CPU": 16.0, "GPU": 2.0}) == 8
     assert num_fitting(ResourceSettings(max_concurrent_trials=3), {"CPU": 16.0}) == 3
-
-
-def test_results_are_judged_in_the_view(tmp_path: Path) -> None:
-    view = SilentView()
-    run(tmp_path, view=view, search__max_desired_drop=0.0, references="[tuned]", search__num_trials=2)
-    assert any(message.startswith("feasible: desired accuracy of at least 0.960") for message in view.messages)
-    ended: list[TrialResult] = [result for result in view.ended if result.trial_id != "tuned"]
-    assert [result.status for result in ended] == [Status.INFEASIBLE] * 2

@@ -10,13 +10,11 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
-from sdm_ray.config import ResourceSettings
+from sdm_ray.config import ResourceSettings, digest
 from sdm_ray.errors import RunError, UsageError
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 OBJECT_STORE_BYTES = 256 * 2**20
 """Object store of a local cluster: trials exchange reports only."""
@@ -37,10 +35,11 @@ ENVIRONMENT = {
 
 
 @contextmanager
-def cluster(resources: ResourceSettings) -> Iterator[int]:
+def cluster(resources: ResourceSettings, *, owner: Path | None = None) -> Iterator[int]:
     """Connect to Ray, or start it, for the time of the block; gives the number of trials that fit at once.
 
-    What is already connected in this process is used and left running.
+    What is already connected in this process is used and left running. The temporary folder of a local cluster belongs
+    to `owner`, the locked folder of a sweep, so that the next driver removes what a killed one left there.
 
     Raises:
         RunError: when Ray does not start or does not answer.
@@ -52,7 +51,7 @@ def cluster(resources: ResourceSettings) -> Iterator[int]:
         if ray.is_initialized():
             yield num_fitting(resources, ray.cluster_resources())
             return
-        folder = None if resources.ray_address else tempfile.mkdtemp(prefix="sdm-", dir=_short_folder())
+        folder = None if resources.ray_address else _make_folder(owner)
         try:
             _connect(resources, folder)
             yield num_fitting(resources, ray.cluster_resources())
@@ -153,6 +152,15 @@ def ray_environment(*, local: bool) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _short_folder() -> str | None:
+def _make_folder(owner: Path | None) -> str:
     """Ray's sockets lie below its folder, and their paths may hold 107 bytes: a deep TMPDIR would not do."""
-    return "/tmp" if os.access("/tmp", os.W_OK) else None
+    parent = Path("/tmp" if os.access("/tmp", os.W_OK) else tempfile.gettempdir())
+    if owner is None:
+        return tempfile.mkdtemp(prefix="sdm-", dir=parent)
+    folder = parent / f"sdm-{digest(str(owner))}"
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        folder.mkdir(mode=0o700)
+    except OSError as error:
+        raise RunError(f"cannot make {folder} for Ray: {error.strerror or error}") from None
+    return str(folder)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import uuid
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdm_ray.config import SweepSettings
-from sdm_ray.errors import RunError
+from sdm_ray.errors import RunError, UsageError
 from sdm_ray.frontier import Point, pareto_front
 from sdm_ray.sweep.background import FrontierWriter, TrackerThread
 from sdm_ray.sweep.cluster import cluster, quiet_logs, ray_environment
@@ -20,14 +19,12 @@ from sdm_ray.sweep.resume import claimed_folder
 from sdm_ray.sweep.space import check_sweep
 from sdm_ray.sweep.state import SweepState
 from sdm_ray.sweep.stop import StopSwitch, stop_on_signals
-from sdm_ray.sweep.worker import check_function
+from sdm_ray.sweep.worker import check_function, classify
 from sdm_ray.tracking import open_tracker
 from sdm_ray.types import Status, TrialResult
 
 if TYPE_CHECKING:
     from sdm_ray.sweep.study import SearchStudy
-
-log = logging.getLogger(__name__)
 
 RESUME_HINT = "run the same command with --resume to go on"
 
@@ -105,6 +102,13 @@ def run_sweep(
         return _Run(settings, state, folder, trial_function, view, switch).run()
 
 
+def stopped_by(error: BaseException) -> Exception:
+    """What ended a sweep before its time, as one sentence that says how to go on."""
+    if isinstance(error, UsageError):
+        return error
+    return RunError(f"the sweep stopped: {classify(error)}; what has ended is kept, {RESUME_HINT}")
+
+
 class _Run:
     """The parts of one run, wired together."""
 
@@ -137,6 +141,9 @@ class _Run:
             if self.switch.reason == "tracking" and self.tracker.error is not None:
                 raise self.tracker.error
             status = "stopped" if self.switch.reason else "complete"
+        except KeyboardInterrupt:
+            status = "stopped"
+            raise
         finally:
             self.frontier.update(self.state.points())
             self.frontier.close()
@@ -157,7 +164,7 @@ class _Run:
         self._tell_earlier_results(study)
         if self.state.num_missing() == 0:
             return
-        with cluster(self.settings.resources) as num_fitting:
+        with cluster(self.settings.resources, owner=self.folder) as num_fitting:
             self.state.concurrency = num_fitting
             if self.switch.reason is None:
                 self._tune(study)
@@ -185,6 +192,7 @@ class _Run:
 
     def _tune(self, study: SearchStudy) -> None:
         from ray import tune
+        from ray.exceptions import RayError
         from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner
         from ray.tune.error import TuneError
 
@@ -194,7 +202,12 @@ class _Run:
 
         resources = self.settings.resources
         searcher = SweepSearcher(
-            self.state, study, trial_function=self.trial_function, on_result=self._on_result, untold=self.untold
+            self.state,
+            study,
+            trial_function=self.trial_function,
+            on_result=self._on_result,
+            untold=self.untold,
+            stop=self.switch.request,
         )
         tuner = Tuner(
             tune.with_resources(TrialTrainable, {"cpu": resources.cpus_per_trial, "gpu": resources.gpus_per_trial}),
@@ -218,10 +231,10 @@ class _Run:
         )
         try:
             tuner.fit()
-        except TuneError as error:
-            words = str(error).strip().splitlines()
-            log.debug("Ray Tune stopped", exc_info=True)
-            raise RunError(f"Ray Tune stopped ({words[-1] if words else error}); {RESUME_HINT}") from error
+        except (TuneError, RayError) as error:
+            raise stopped_by(searcher.error or error.__cause__ or error) from error
+        if searcher.error is not None:
+            raise stopped_by(searcher.error) from searcher.error
         if self.state.num_missing() and self.switch.reason is None:
             raise RunError(f"{self.state.num_missing()} trials were not run; {RESUME_HINT}")
 

@@ -28,6 +28,7 @@ from sdm_ray.types import Status, TrialResult
 OnResult = Callable[[TrialResult], None]
 
 
+FINISHED: str = Searcher.FINISHED
 MAX_EARLY_DEATHS = 3
 """Times that a trial is handed out again because its process died before the trial began."""
 
@@ -53,6 +54,7 @@ class SweepSearcher(DriverOnly, Searcher):
         trial_function: str,
         on_result: OnResult,
         untold: list[TrialResult],
+        stop: Callable[[str], None],
     ) -> None:
         super().__init__()
         self._state = state
@@ -63,15 +65,23 @@ class SweepSearcher(DriverOnly, Searcher):
         self._references = state.missing_references()
         self._by_tune_id: dict[str, str] = {}
         self._untold = untold
+        self._stop = stop
+        self.error: Exception | None = None
+        """What made it impossible to go on."""
         self._num_deaths: Counter[str] = Counter()
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | None:
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """The next trial as a config, None while as many run as may, `FINISHED` when all have ended."""
+        if self.error is not None:
+            return FINISHED
         if len(self._by_tune_id) >= self._state.concurrency:
             return None
-        entry = self._next_entry()
+        try:
+            entry = self._next_entry()
+        except Exception as error:
+            return self._give_up(error)
         if entry is None:
-            return None if self._by_tune_id else Searcher.FINISHED
+            return None if self._by_tune_id else FINISHED
         self._by_tune_id[trial_id] = entry.trial_id
         return {TRIAL: entry.trial_id, JOB: self._job(entry).to_json()}
 
@@ -85,8 +95,14 @@ class SweepSearcher(DriverOnly, Searcher):
         again.
         """
         ours = self._by_tune_id.pop(trial_id, None)
-        if ours is None:
+        if ours is None or self.error is not None:
             return
+        try:
+            self._take_end(ours, result, error)
+        except Exception as problem:
+            self._give_up(problem)
+
+    def _take_end(self, ours: str, result: dict[str, Any] | None, error: bool) -> None:
         if result and result.get("result"):
             self._finish(TrialResult.from_dict(json.loads(result["result"]), self._state.ledger.output_dir(ours)))
         elif error and ours not in self._state.running and self._num_deaths[ours] < MAX_EARLY_DEATHS:
@@ -101,6 +117,12 @@ class SweepSearcher(DriverOnly, Searcher):
 
     def restore(self, checkpoint_path: str) -> None:
         """Nothing is in the snapshot."""
+
+    def _give_up(self, error: Exception) -> str:
+        """Ledger or storage failed: keep the error, which Tune would wrap beyond recognition, and end the sweep."""
+        self.error = self.error or error
+        self._stop("failed")
+        return FINISHED
 
     def _next_entry(self) -> Entry | None:
         if self._adopted:
