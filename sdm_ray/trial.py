@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import torch
 
 from sdm_ray.attack.evaluate import attack_model
+from sdm_ray.attack.plan import check_data
 from sdm_ray.config import TrialSettings, content_hash, to_yaml
 from sdm_ray.errors import UsageError
 from sdm_ray.evaluate import (
@@ -58,6 +59,7 @@ def iterate_trial(
         return finished
     torch.set_num_threads(settings.runtime.num_threads)
     work = open_workspace(settings)
+    check_data(work.data, settings.attack, Task.HARMFUL)  # before hours of training, not after
     initialisation: Initialisation = "random" if settings.train.method == "random" else "pretrained"
     trunk = load_trunk_on(work, settings.encoder, initialisation, settings.seed)
     provenance = _provenance(work, trunk.digest())

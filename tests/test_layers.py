@@ -35,6 +35,7 @@ LAYERS = {
     "trial": 3,
     "sweep": 4,
     "cli": 5,
+    "__main__": 5,
 }
 """The layer of a module is that of its longest prefix here (README, "How it is built")."""
 

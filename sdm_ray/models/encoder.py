@@ -176,6 +176,8 @@ def _auto_class(pooling: Pooling) -> Any:
 
 
 def _random_model(config: Any, settings: EncoderSettings) -> Any:
+    config = copy.deepcopy(config)
+    config.num_labels = 2  # the draws must not depend on the classifier, which an export has and a checkpoint may not
     try:
         return _auto_class(settings.pooling).from_config(
             config, attn_implementation="eager", dtype=torch.float32, trust_remote_code=False

@@ -1,0 +1,214 @@
+"""The command line: what it prints, what it writes, and one clear sentence with an exit code when it cannot."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from sdm_ray.cli import main
+from sdm_ray.config import TrialSettings, load_settings
+from sdm_ray.frontier import Point, write_tables
+
+SMALL_ATTACK = {
+    "num_examples": [4, 8],
+    "num_search_trials": 2,
+    "num_rerun_seeds": 2,
+    "num_steps_min": 2,
+    "num_steps_max": 4,
+    "batch_sizes": [4],
+}
+
+
+@pytest.fixture
+def trial_file(data_file: Path, encoder_folder: Path, tmp_path: Path) -> Path:
+    document = {
+        "data": {"source": str(data_file), "max_length": 24},
+        "encoder": {"name": str(encoder_folder)},
+        "train": {"num_outer_steps": 4, "adversary": {"num_steps": 1}},
+        "attack": SMALL_ATTACK,
+        "runtime": {"cache_dir": str(tmp_path / "cache")},
+    }
+    path = tmp_path / "trial.yaml"
+    path.write_text(yaml.safe_dump(document))
+    return path
+
+
+@pytest.fixture
+def sweep_folder(trial_file: Path, tmp_path: Path) -> Path:
+    """What a sweep of two searched trials leaves for `frontier` and `best`."""
+    folder = tmp_path / "runs" / "demo"
+    settings = trial_file.read_text()
+    points = [
+        Point(trial_id="tuned", method="tuned", desired=0.95, harmful=0.9, is_reference=True),
+        Point(trial_id="t0", method="mlac", desired=0.94, harmful=0.7, metrics={"desired/accuracy": 0.94}),
+        Point(trial_id="t1", method="mlac", desired=0.90, harmful=0.6),
+        Point(trial_id="t2", method="mlac", desired=0.2, harmful=0.5, feasible=False),
+    ]
+    for point in points:
+        (folder / "trials" / point.trial_id).mkdir(parents=True)
+        (folder / "trials" / point.trial_id / "config.yaml").write_text(settings)
+    (folder / "sweep.yaml").write_text("name: demo\n")
+    write_tables(points, folder)
+    return folder
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as stop:
+        main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    return int(stop.value.code or 0), captured.out, captured.err
+
+
+def test_train_then_attack_what_it_exported(
+    capsys: pytest.CaptureFixture[str], trial_file: Path, tmp_path: Path
+) -> None:
+    code, out, _ = run(capsys, "train", trial_file, "--out", tmp_path / "out")
+    assert code == 0
+    assert "worst-case harmful accuracy" in out
+    code, out, _ = run(
+        capsys, "attack", tmp_path / "out" / "model", "--out", tmp_path / "attack",
+        "--set", f"runtime.cache_dir={tmp_path / 'cache'}",
+    )  # fmt: skip
+    assert code == 0
+    assert "head start" in out
+    trained = json.loads((tmp_path / "out" / "result.json").read_text())["metrics"]
+    attacked = json.loads((tmp_path / "attack" / "metrics.json").read_text())
+    for name in ("harmful/worst_accuracy", "desired/accuracy", "regret/accuracy"):
+        assert attacked[name] == pytest.approx(trained[name], abs=1e-6)
+
+
+def test_attack_takes_a_hugging_face_folder_that_it_did_not_write(
+    capsys: pytest.CaptureFixture[str], trial_file: Path, bert_folder: Path, tmp_path: Path
+) -> None:
+    code, out, _ = run(capsys, "attack", bert_folder, "--config", trial_file, "--out", tmp_path / "attack")
+    assert code == 0
+    assert "released" in out
+    assert (tmp_path / "attack" / "attack.parquet").exists()
+
+
+def test_method_and_set_change_the_trial(capsys: pytest.CaptureFixture[str], trial_file: Path, tmp_path: Path) -> None:
+    code, _, _ = run(
+        capsys, "train", trial_file, "--method", "tuned", "--set", "train.num_outer_steps=3", "--out", tmp_path / "out"
+    )
+    assert code == 0
+    train = load_settings(TrialSettings, tmp_path / "out" / "config.yaml").train
+    assert (train.method, train.num_outer_steps) == ("tuned", 3)
+
+
+def test_frontier_prints_the_table_and_draws(capsys: pytest.CaptureFixture[str], sweep_folder: Path) -> None:
+    code, out, _ = run(capsys, "frontier", sweep_folder)
+    assert code == 0
+    assert "t0" in out
+    assert "t1" in out
+    assert (sweep_folder / "frontier.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "chosen"),
+    [
+        ([], "t1"),
+        (["--min-desired", "0.93"], "t0"),
+        (["--rule", "trial", "--trial", "tuned"], "tuned"),
+        (["--rule", "weighted", "--weight", "0.9"], "t1"),
+        (["--rule", "weighted", "--weight", "0.1"], "t0"),
+        (["--rule", "knee"], "t1"),
+    ],
+)
+def test_best_writes_a_config_that_train_takes(
+    capsys: pytest.CaptureFixture[str], sweep_folder: Path, tmp_path: Path, arguments: list[str], chosen: str
+) -> None:
+    out = tmp_path / "best.yaml"
+    code, _, _ = run(capsys, "best", sweep_folder, "--out", out, *arguments)
+    assert code == 0
+    origin = load_settings(TrialSettings, out).origin
+    assert origin is not None
+    assert (origin.sweep, origin.trial_id) == ("demo", chosen)
+
+
+def test_a_sweep_is_found_by_its_name(
+    capsys: pytest.CaptureFixture[str], sweep_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(sweep_folder.parent.parent)
+    assert run(capsys, "frontier", "demo")[0] == 0
+    code, _, err = run(capsys, "frontier", "dem")
+    assert code == 2
+    assert "did you mean 'demo'?" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "none.yaml"], "none.yaml does not exist"),
+        (["train", "TRIAL", "--set", "train.bogus=1"], "unknown setting 'train.bogus'"),
+        (["train", "TRIAL", "--set", "data.source=none.parquet"], "none.parquet"),
+        (["train", "TRIAL", "--set", "data.harmful_column=sex"], "'sex'"),
+        (["train", "TRIAL", "--set", "attack.num_examples=[5000]"], "5000"),
+        (["train", "TRIAL", "--set", "encoder.name=./nowhere"], "./nowhere"),
+        (["sweep", "TRIAL"], "unknown setting"),
+        (["attack", "./nowhere"], "./nowhere"),
+        (["frontier", "nowhere"], "no sweep 'nowhere'"),
+        (["best", "nowhere"], "no sweep 'nowhere'"),
+    ],
+)
+def test_mistakes_are_one_sentence_and_exit_code_2(
+    capsys: pytest.CaptureFixture[str], trial_file: Path, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    arguments = [str(trial_file) if argument == "TRIAL" else argument for argument in arguments]
+    extra = ["--out", str(tmp_path / "out")] if arguments[0] in ("train", "attack") else []
+    code, _, err = run(capsys, *arguments, *extra)
+    assert code == 2
+    assert err.startswith("error: ")
+    assert message in err
+    assert "Traceback" not in err
+
+
+def test_no_qualifying_point_says_what_there_is(
+    capsys: pytest.CaptureFixture[str], sweep_folder: Path, tmp_path: Path
+) -> None:
+    code, _, err = run(capsys, "best", sweep_folder, "--min-desired", "0.99", "--out", tmp_path / "best.yaml")
+    assert code == 2
+    assert "0.9400" in err
+    assert not (tmp_path / "best.yaml").exists()
+
+
+def test_an_unwritable_output_is_a_failure(
+    capsys: pytest.CaptureFixture[str], trial_file: Path, tmp_path: Path
+) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    code, _, err = run(capsys, "train", trial_file, "--out", blocked / "out")
+    assert code == 1
+    assert "cannot write" in err
+
+
+def test_debug_shows_the_traceback_wherever_it_stands(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run(capsys, "train", "none.yaml", "--debug")
+    assert code == 2
+    assert "Traceback" in err
+
+
+@pytest.mark.parametrize("document", ["trial", "sweep"])
+def test_schema_is_json(capsys: pytest.CaptureFixture[str], document: str) -> None:
+    code, out, _ = run(capsys, "schema", document)
+    assert code == 0
+    assert json.loads(out)["additionalProperties"] is False
+
+
+def test_doctor_lists_what_works(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "doctor")
+    assert code in (0, 1)
+    assert "torch" in out
+    assert "mlflow" in out
+
+
+@pytest.mark.parametrize("command", ["", "sweep", "train", "attack", "frontier", "best", "schema", "doctor"])
+def test_help_reads_everywhere(command: str) -> None:
+    arguments = [*([command] if command else []), "--help"]
+    done = subprocess.run([sys.executable, "-m", "sdm_ray", *arguments], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0
+    assert "Usage" in done.stdout

@@ -1,0 +1,142 @@
+"""One trial from its settings to its result, its resumption, and what a released model is compared with."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from transformers import pipeline
+
+from sdm_ray.attack.report import AttackReport
+from sdm_ray.config import DataSettings, EncoderSettings, TrialSettings, load_settings, parse_settings
+from sdm_ray.errors import UsageError
+from sdm_ray.evaluate import floor_report, load_trunk_on, open_workspace, resolve_device
+from sdm_ray.export import load_exported
+from sdm_ray.models.encoder import params_digest
+from sdm_ray.trial import iterate_trial, read_result, run_trial
+from sdm_ray.types import Metric, Progress, Status
+
+SMALL = (
+    "train.num_outer_steps=12",
+    "train.log_every_steps=4",
+    "train.checkpoint_every_steps=4",
+    "train.desired_batch_size=8",
+    "train.harmful_batch_size=8",
+    "train.adversary.num_steps=2",
+    "train.adversary.pool={size: 2, subset_size: 8}",
+    "attack.num_examples=[4, 8]",
+    "attack.num_search_trials=2",
+    "attack.num_rerun_seeds=2",
+    "attack.num_steps_min=2",
+    "attack.num_steps_max=4",
+    "attack.batch_sizes=[4]",
+)
+
+
+@pytest.fixture
+def settings(data_settings: DataSettings, encoder_settings: EncoderSettings, tmp_path: Path) -> TrialSettings:
+    document = {
+        "data": data_settings.model_dump(mode="json"),
+        "encoder": encoder_settings.model_dump(mode="json"),
+        "runtime": {"cache_dir": str(tmp_path / "cache"), "device": "cpu"},
+    }
+    return parse_settings(TrialSettings, document, SMALL)
+
+
+def with_method(settings: TrialSettings, method: str) -> TrialSettings:
+    train = settings.train.for_method(method)  # type: ignore[arg-type]
+    return settings.model_copy(update={"train": train})
+
+
+def test_a_trial_leaves_everything_that_its_result_speaks_of(settings: TrialSettings, tmp_path: Path) -> None:
+    seen: list[Progress] = []
+    folder = tmp_path / "trial"
+    result = run_trial(settings, folder, trial_id="t1", on_progress=seen.append)
+
+    assert result.status is Status.COMPLETE
+    assert {progress.stage for progress in seen} == {"train", "attack"}
+    names = {Metric.DESIRED_ACCURACY, Metric.HARMFUL_WORST_ACCURACY, Metric.REGRET_ACCURACY, Metric.COST_TRAIN_SECONDS}
+    assert all(math.isfinite(result.metrics[str(name)]) for name in names)
+    assert read_result(folder) == result
+    assert load_settings(TrialSettings, folder / "config.yaml") == settings
+    assert pq.read_table(folder / "train.parquet")["train/step"].to_pylist() == [4, 8, 12]
+    assert pq.read_table(folder / "attack.parquet").num_rows == 2 * (2 + 2)
+    assert not (folder / "checkpoint").exists()
+
+    exported = load_exported(folder / "model")
+    assert params_digest(exported.params) == result.provenance["weights"]
+    predicted = pipeline("text-classification", model=str(folder / "model"))("some words")[0]["label"]
+    assert exported.meta is not None
+    assert predicted in exported.meta.label_names
+
+
+def test_the_headline_is_the_mean_of_the_cells_on_disk(settings: TrialSettings, tmp_path: Path) -> None:
+    result = run_trial(settings, tmp_path / "trial")
+    report = AttackReport.read_json(tmp_path / "trial" / "attack.json")
+    mean = sum(cell.accuracy for cell in report.cells) / len(report.cells)
+    assert result.metrics[Metric.HARMFUL_WORST_ACCURACY] == pytest.approx(mean)
+
+
+def test_an_interrupted_trial_ends_as_an_undisturbed_one(settings: TrialSettings, tmp_path: Path) -> None:
+    whole = run_trial(settings, tmp_path / "whole")
+    generator = iterate_trial(settings, tmp_path / "broken")
+    for _ in range(2):
+        next(generator)
+    generator.close()
+    assert (tmp_path / "broken" / "checkpoint").is_dir()
+    resumed = run_trial(settings, tmp_path / "broken")
+    assert resumed.provenance == whole.provenance
+    same = [name for name in whole.metrics if not name.startswith("cost/")]
+    assert [resumed.metrics[name] for name in same] == [whole.metrics[name] for name in same]
+
+
+def test_a_finished_trial_is_not_run_again(settings: TrialSettings, tmp_path: Path) -> None:
+    first = run_trial(settings, tmp_path / "trial")
+    generator = iterate_trial(settings, tmp_path / "trial")
+    with pytest.raises(StopIteration) as stop:
+        next(generator)
+    assert stop.value.value == first
+    with pytest.raises(UsageError, match="holds the result of config"):
+        run_trial(settings.model_copy(update={"seed": 1}), tmp_path / "trial")
+
+
+def test_untrained_references_release_the_weights_that_they_are_named_after(
+    settings: TrialSettings, tmp_path: Path
+) -> None:
+    work = open_workspace(settings)
+    for method in ("pretrained", "random"):
+        result = run_trial(with_method(settings, method), tmp_path / method)
+        trunk = load_trunk_on(work, settings.encoder, method, settings.seed)  # type: ignore[arg-type]
+        assert result.provenance["weights"] == params_digest(dict(trunk.named_parameters()))
+        if method == "random":
+            assert result.metrics[Metric.REGRET_ACCURACY] == 0
+
+
+@pytest.mark.parametrize("method", ["tuned", "ac"])
+def test_trained_references_move_the_trunk(settings: TrialSettings, tmp_path: Path, method: str) -> None:
+    result = run_trial(with_method(settings, method), tmp_path / method)
+    trunk = load_trunk_on(open_workspace(settings), settings.encoder, "pretrained", 0)
+    assert result.provenance["weights"] != params_digest(dict(trunk.named_parameters()))
+
+
+def test_floors_are_attacked_once(settings: TrialSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    work = open_workspace(settings)
+    first = floor_report(work, settings.encoder, settings.attack, "random", 0)
+
+    def refuse(*args: object) -> None:
+        raise AssertionError("attacked again")
+
+    monkeypatch.setattr("sdm_ray.evaluate.attack_model", refuse)
+    assert floor_report(work, settings.encoder, settings.attack, "random", 0).cells == first.cells
+    with pytest.raises(AssertionError, match="attacked again"):
+        floor_report(work, settings.encoder, settings.attack, "random", 1)
+
+
+def test_devices_that_are_not_there_are_refused() -> None:
+    assert resolve_device("cpu") == torch.device("cpu")
+    for name in ("tpu-pod", "cuda:99"):
+        with pytest.raises(UsageError, match=r"runtime\.device"):
+            resolve_device(name)
