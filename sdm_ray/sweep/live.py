@@ -107,7 +107,7 @@ class LiveView:
     def start(self, title: str) -> None:
         """Take the bottom of the terminal."""
         self._live.start()
-        self._live.update(Text(title), refresh=True)
+        self._live.update(Text(f"{title}; starting"), refresh=True)
 
     def update(self, snapshot: Callable[[], Snapshot]) -> None:
         """Redraw at most twice a second."""

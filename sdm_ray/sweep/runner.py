@@ -164,8 +164,9 @@ class _Run:
         self._tell_earlier_results(study)
         if self.state.num_missing() == 0:
             return
-        with cluster(self.settings.resources, owner=self.folder) as num_fitting:
-            self.state.concurrency = num_fitting
+        with ExitStack() as stack:
+            self.state.concurrency = stack.enter_context(cluster(self.settings.resources, owner=self.folder))
+            stack.enter_context(stop_on_signals(self.switch, self.view.message))  # Ray has put its own SIGTERM in place
             if self.switch.reason is None:
                 self._tune(study)
 

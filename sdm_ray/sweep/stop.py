@@ -43,4 +43,5 @@ def stop_on_signals(switch: StopSwitch, announce: Callable[[str], None]) -> Iter
         yield
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            if handler is not None:  # None was not set from Python and cannot be put back
+                signal.signal(number, handler)
