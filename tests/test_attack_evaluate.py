@@ -38,10 +38,11 @@ STRONG = {"learning_rate": {"low": 1e-2, "high": 1e-1}, "num_steps_min": 40, "nu
 
 
 def test_a_planted_cue_is_found() -> None:
-    report = attack(FakeData(), quick(**STRONG))
-    assert [cell.num_examples for cell in report.cells] == [20, 40]
+    report = attack(FakeData(), quick(**STRONG, num_examples=(40, 100)))
+    assert [cell.num_examples for cell in report.cells] == [40, 100]
     assert all(cell.valid and cell.accuracy > 0.9 for cell in report.cells)
     assert report.worst_accuracy == pytest.approx(sum(cell.accuracy for cell in report.cells) / 2)
+    assert all(0 <= cell.accuracy_low <= cell.accuracy <= cell.accuracy_high <= 1 for cell in report.cells)
     assert all(cell.loss < 0.4 and cell.mutual_information > 0.3 for cell in report.cells)
 
 

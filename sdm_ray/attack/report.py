@@ -92,7 +92,7 @@ class Cell:
     accuracy: float
     """Mean balanced test accuracy over re-runs."""
     accuracy_low: float
-    """Lower end of the 95 % t interval over seeds; the test set is shared by them, see `metrics.t_interval`."""
+    """Lower end of the 95 % t interval over seeds, within [0, 1]; see `metrics.t_interval` for what it leaves out."""
     accuracy_high: float
     plain_accuracy: float
     loss: float
