@@ -65,6 +65,7 @@ class Metric(StrEnum):
     HARMFUL_WORST_ACCURACY = "harmful/worst_accuracy"
     """Mean over n of the worst case over the attacker's search at each n: what a sweep minimises."""
     HARMFUL_MEAN_ACCURACY = "harmful/mean_accuracy"
+    """Mean over n and over the search points that finished, on attacker-validation; secondary."""
     HARMFUL_BASE_RATE = "harmful/base_rate"
     REGRET_ACCURACY = "regret/accuracy"
     REGRET_LOSS = "regret/loss"

@@ -19,6 +19,7 @@ from sdm_ray.attack.plan import (
     subset_generator,
 )
 from sdm_ray.attack.search import Chance, Choice, Integer, LogFloat, SobolSampler
+from sdm_ray.attack.views import validation_sample
 from sdm_ray.errors import UsageError
 from sdm_ray.types import Split, Task
 from tests.attack_world import FakeData, quick
@@ -157,6 +158,21 @@ def test_too_few_examples(n: int, balanced: bool, words: list[str]) -> None:
     with pytest.raises(UsageError) as caught:
         check_data(data, quick(num_examples=(n,), class_balanced=balanced), Task.HARMFUL)  # type: ignore[arg-type]
     assert all(word in str(caught.value) for word in words), caught.value
+
+
+def test_validation_sample_keeps_rare_classes() -> None:
+    labels = torch.zeros(1000, dtype=torch.long)
+    labels[:3], labels[3:40] = 2, 1
+    indices = torch.arange(1000) + 5
+    sample = validation_sample(indices, labels, 100, 3, torch.Generator().manual_seed(0))
+    counts = torch.bincount(labels[sample - 5], minlength=3)
+    assert len(set(sample.tolist())) == len(sample) == 100
+    assert counts[2] == 3
+    assert counts[1] >= 8
+    again = validation_sample(indices, labels, 100, 3, torch.Generator().manual_seed(0))
+    assert torch.equal(sample, again)
+    tiny = validation_sample(indices, labels, 2, 3, torch.Generator().manual_seed(0))
+    assert torch.bincount(labels[tiny - 5]).tolist() == [1, 1, 1]
 
 
 @pytest.mark.parametrize("split", [Split.ATTACKER_VAL, Split.TEST])

@@ -30,7 +30,7 @@ HEAD = "attack.head"
 """Name under which the head is stacked with the trunk's parameters."""
 STEPS_PER_TRANSFER = {"cpu": 1, "cuda": 32}
 """Steps whose batches are gathered at once: a GPU wants few transfers, a CPU batches padded to their own length."""
-ATTACKERS_PER_SCORING = {"cpu": 1, "cuda": 64}
+ATTACKERS_PER_SCORING = {"cpu": 1, "cuda": 16}
 """Attackers that are scored at once. A CPU is faster one at a time: one model's weights stay in its cache."""
 
 
@@ -89,7 +89,7 @@ class Trained:
     def logits(self, examples: ScoringSet) -> Tensor:
         """(S, N, C) on the host, examples in the order of `examples`."""
         total = len(self._stacked[HEAD])
-        group = ATTACKERS_PER_SCORING[self._stacked[HEAD].device.type]
+        group = by_device(ATTACKERS_PER_SCORING, self._stacked[HEAD].device)
         parts = [self._group_logits(slice(i, min(i + group, total)), examples) for i in range(0, total, group)]
         return torch.cat(parts).cpu()
 
@@ -142,7 +142,7 @@ def train_full(
     rates = torch.tensor(plan.learning_rates(), device=device, dtype=last.dtype)
     optimizer = OPTIMIZERS[plan.attackers[0].optimizer]
     state = optimizer.init(stacked)
-    for start, stop, active in plan.segments(STEPS_PER_TRANSFER[device.type]):
+    for start, stop, active in plan.segments(by_device(STEPS_PER_TRANSFER, device)):
         block = tight_batch(data, lengths, plan.indices(start, stop, active), task)
         views, moments = narrow(stacked, active), narrow_state(state, active)
         for step in range(start, stop):
@@ -180,6 +180,11 @@ def train_heads(features: Tensor, labels: Tensor, plan: Plan, positions: Sequenc
             grads, last[:active] = _gradients(_head_losses, views, inputs, targets)
             optimizer.update_(views, moments, grads, rates[:active], step + 1)
     return stacked[HEAD], last
+
+
+def by_device(table: dict[str, int], device: torch.device) -> int:
+    """The entry of a device: that of `cuda`, or that of `cpu` for all others."""
+    return table["cuda" if device.type == "cuda" else "cpu"]
 
 
 def plan_device(params: Params) -> torch.device:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sdm_ray.attack.batch import Plan, Trained, plan_device, train_full, train_heads
+from sdm_ray.attack.batch import Plan, Trained, by_device, plan_device, train_full, train_heads
 from sdm_ray.attack.families import Attacker
 from sdm_ray.attack.plan import (
     batch_order,
@@ -80,7 +80,9 @@ class Executor:
         self._dtype = next(iter(self._params.values())).dtype
         self._num_classes = data.num_classes(task)
         generator = seeded(settings.seed, "validation sample")
-        sample = validation_sample(data.indices(Split.ATTACKER_VAL), settings.max_validation_examples, generator)
+        candidates = data.indices(Split.ATTACKER_VAL)
+        labels = data.labels_host(task)[candidates]
+        sample = validation_sample(candidates, labels, settings.max_validation_examples, self._num_classes, generator)
         self.val = ScoringSet.of(data, sample, task)
         self.test = ScoringSet.of(data, data.indices(Split.TEST), task)
         self._frozen_features: dict[Split, Tensor] = {}
@@ -219,7 +221,7 @@ class Executor:
             budget = CUDA_FREE_SHARE * torch.cuda.mem_get_info(self._device)[0]
         else:
             budget = CPU_STACK_BYTES
-        return max(1, min(LARGEST_STACK[self._device.type], int(budget // needed)))
+        return max(1, min(by_device(LARGEST_STACK, self._device), int(budget // needed)))
 
     def _activations_per_token(self, length: int) -> int:
         config: Any = getattr(getattr(self._trunk, "hf_model", None), "config", None)

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 EXAMPLES_PER_BATCH = 128
 """Texts that are scored at once."""
+EXAMPLES_OF_A_CLASS = 8
+"""Examples of every class, rare ones too, that a validation sample holds where there are as many."""
 
 
 def tight_batch(data: DeviceData, lengths: Tensor, indices: Tensor, task: Task) -> Batch:
@@ -61,8 +63,25 @@ def trunk_features(trunk: nn.Module, params: Params, examples: ScoringSet) -> Te
     )
 
 
-def validation_sample(indices: Tensor, size: int | None, generator: torch.Generator) -> Tensor:
-    """At most `size` of the validation examples, chosen at random; the same for every model."""
+def validation_sample(
+    indices: Tensor, labels: Tensor, size: int | None, num_classes: int, generator: torch.Generator
+) -> Tensor:
+    """At most `size` of the validation examples, chosen at random; the same for every model.
+
+    Rare classes stay scorable: of each class up to `EXAMPLES_OF_A_CLASS` come first, fewer where `size` is short, but
+    at least one, be `size` exceeded by that.
+
+    Args:
+        indices: (M,) candidates.
+        labels: (M,) their labels.
+        size: how many; None takes all.
+        num_classes: C.
+        generator: host generator.
+    """
     if size is None or len(indices) <= size:
         return indices
-    return indices[torch.randperm(len(indices), generator=generator)[:size]].sort().values
+    order = torch.randperm(len(indices), generator=generator)
+    share = max(1, min(EXAMPLES_OF_A_CLASS, size // num_classes))
+    first = torch.cat([order[labels[order] == label][:share] for label in range(num_classes)])
+    rest = order[~torch.isin(order, first)][: max(0, size - len(first))]
+    return indices[torch.cat([first, rest])].sort().values
