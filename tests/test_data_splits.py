@@ -108,9 +108,14 @@ def test_a_split_without_a_class_is_refused(data_file: Path) -> None:
     split = assign_splits(examples, settings)
     check_classes(examples, split, settings)
     in_val = split == SPLITS.index(Split.ATTACKER_VAL)
-    split[in_val & (examples.desired == 1)] = 0
-    with pytest.raises(UsageError, match=r"split attacker_val \(\d+ of 240 examples\) has no .* desired class 'pilot'"):
-        check_classes(examples, split, settings)
+    split[in_val & (examples.desired == 1)] = 0  # nobody trains or scores the desired task there
+    check_classes(examples, split, settings)
+    in_test = split == SPLITS.index(Split.TEST)
+    with pytest.raises(UsageError, match=r"split test \(\d+ of 240 examples\) has no .* desired class 'pilot'"):
+        check_classes(examples, np.where(in_test & (examples.desired == 1), 0, split), settings)
+    female = examples.harmful_labels[0]
+    with pytest.raises(UsageError, match=rf"split attacker_val .* has no .* harmful class '{female}'"):
+        check_classes(examples, np.where(in_val & (examples.harmful == 0), 0, split), settings)
 
 
 def test_synthetic_test_names_occur_in_no_other_split() -> None:

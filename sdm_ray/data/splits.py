@@ -58,17 +58,21 @@ def check_disjoint(examples: Examples, split: np.ndarray) -> None:
 
 
 def check_classes(examples: Examples, split: np.ndarray, settings: DataSettings) -> None:
-    """Refuse splits that lack a class of either task.
+    """Refuse splits that lack a class that is trained or scored there.
+
+    The attacker's two splits need the harmful classes alone: rare desired classes may be absent from them.
 
     Raises:
         UsageError: naming split and class.
     """
     tasks = {
-        Task.DESIRED: (examples.desired, examples.desired_labels),
-        Task.HARMFUL: (examples.harmful, examples.harmful_labels),
+        Task.DESIRED: (examples.desired, examples.desired_labels, (Split.META_TRAIN, Split.TEST)),
+        Task.HARMFUL: (examples.harmful, examples.harmful_labels, SPLITS),
     }
     for code, name in enumerate(SPLITS):
-        for task, (labels, label_names) in tasks.items():
+        for task, (labels, label_names, needing) in tasks.items():
+            if name not in needing:
+                continue
             counts = np.bincount(labels[split == code], minlength=len(label_names))
             if not counts.all():
                 missing = label_names[int(np.argmin(counts))]
