@@ -12,12 +12,13 @@ import torch
 from sdm_ray.attack.desired import desired_scores
 from sdm_ray.attack.evaluate import AttackReport, attack_model, regret
 from sdm_ray.attack.floors import cached_report
+from sdm_ray.attack.plan import check_data
 from sdm_ray.config import AttackSettings, DataSettings, EncoderSettings, SyntheticWorld, TrialSettings, digest
 from sdm_ray.data.device import DeviceData
 from sdm_ray.data.tokenized import prepare
 from sdm_ray.errors import UsageError
 from sdm_ray.models.encoder import Trunk, load_tokenizer, load_trunk, tokenizer_digest
-from sdm_ray.types import Metric, Params, Split
+from sdm_ray.types import Metric, Params, Split, Task
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -67,6 +68,19 @@ def _open_workspace(data: DataSettings, encoder: EncoderSettings, device: str, c
     return Workspace(
         DeviceData(tokenized, torch.device(device)), tokenizer, data.synthetic, cache_dir, torch.device(device)
     )
+
+
+def check_inputs(settings: TrialSettings) -> None:
+    """Load data and encoder once on the CPU, so that what a trial would refuse is refused before many of them start.
+
+    Raises:
+        UsageError: for data, an encoder or an attack that do not fit together.
+        RunError: when a hub cannot be reached or the cache cannot be written.
+    """
+    cpu = settings.model_copy(update={"runtime": settings.runtime.model_copy(update={"device": "cpu"})})
+    work = open_workspace(cpu)
+    check_data(work.data, settings.attack, Task.HARMFUL)
+    load_trunk_on(work, settings.encoder, "pretrained", settings.seed)
 
 
 def load_trunk_on(work: Workspace, encoder: EncoderSettings, initialisation: Initialisation, seed: int) -> Trunk:

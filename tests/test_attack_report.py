@@ -45,12 +45,16 @@ def test_json_round_trip(which: str, request: pytest.FixtureRequest, tmp_path: P
 
 def test_metrics_are_named_as_declared(report: AttackReport) -> None:
     metrics = report.metrics()
+    with_interval = [str(Metric.HARMFUL_WORST_ACCURACY), *map(Metric.harmful_accuracy, (20, 40))]
     assert set(metrics) == {
+        *(end(name) for name in with_interval for end in (Metric.low, Metric.high)),
         *map(str, (Metric.HARMFUL_WORST_ACCURACY, Metric.HARMFUL_MEAN_ACCURACY, Metric.HARMFUL_BASE_RATE)),
         *map(str, (Metric.COST_ATTACK_SECONDS, Metric.COST_NUM_FINE_TUNES)),
         *(name(n) for n in (20, 40) for name in (Metric.harmful_accuracy, Metric.harmful_loss)),
     }
     assert metrics[Metric.HARMFUL_WORST_ACCURACY] == report.worst_accuracy
+    for name in with_interval:
+        assert metrics[Metric.low(name)] <= metrics[name] <= metrics[Metric.high(name)]
     assert 0.5 <= metrics[Metric.HARMFUL_BASE_RATE] < 0.7
     assert metrics[Metric.HARMFUL_MEAN_ACCURACY] == pytest.approx(
         sum(cell.mean_search_accuracy for cell in report.cells) / 2

@@ -167,6 +167,30 @@ def test_mistakes_are_one_sentence_and_exit_code_2(
     assert "Traceback" not in err
 
 
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("trial.data.source=none.parquet", "none.parquet"),
+        ("trial.data.harmful_column=sex", "'sex'"),
+        ("trial.attack.num_examples=[5000]", "n = 5000"),
+        ("trial.encoder.name=./nowhere", "./nowhere"),
+        ("space={train.bogus: {type: int, low: 1, high: 2}}", "train.bogus"),
+        ("resources.cpus_per_trial=4096", "4096"),
+    ],
+)
+def test_a_sweep_that_cannot_work_is_refused_before_anything_starts(
+    capsys: pytest.CaptureFixture[str], trial_file: Path, tmp_path: Path, assignment: str, message: str
+) -> None:
+    sweep_file = tmp_path / "sweep.yaml"
+    document = {"name": "demo", "output_dir": str(tmp_path / "runs"), "trial": yaml.safe_load(trial_file.read_text())}
+    document["space"] = {"train.learning_rate": {"type": "float", "low": 0.001, "high": 0.01}}
+    sweep_file.write_text(yaml.safe_dump(document))
+    code, _, err = run(capsys, "sweep", sweep_file, "--set", assignment)
+    assert code == 2
+    assert message in err
+    assert not list((tmp_path / "runs").glob("demo/trials/*"))
+
+
 def test_no_qualifying_point_says_what_there_is(
     capsys: pytest.CaptureFixture[str], sweep_folder: Path, tmp_path: Path
 ) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
 from sdm_ray.attack.families import Phase
+from sdm_ray.attack.metrics import t_interval
 from sdm_ray.errors import RunError
 from sdm_ray.files import atomic_path, read_json, write_json
 from sdm_ray.types import Metric
@@ -142,8 +143,14 @@ class AttackReport:
             str(Metric.COST_ATTACK_SECONDS): self.seconds,
             str(Metric.COST_NUM_FINE_TUNES): float(len(self.records)),
         }
+        # Seeds of different n are independent draws, so pairing them by index gives as many draws of the mean over n.
+        by_seed = zip(*(cell.seed_accuracies for cell in self.cells), strict=True)
+        low, high = t_interval([_mean(list(values)) for values in by_seed if not any(map(math.isnan, values))])
+        worst = str(Metric.HARMFUL_WORST_ACCURACY)
+        result |= {Metric.low(worst): low, Metric.high(worst): high}
         for cell in self.cells:
-            result[Metric.harmful_accuracy(cell.num_examples)] = cell.accuracy
+            name = Metric.harmful_accuracy(cell.num_examples)
+            result |= {name: cell.accuracy, Metric.low(name): cell.accuracy_low, Metric.high(name): cell.accuracy_high}
             result[Metric.harmful_loss(cell.num_examples)] = cell.loss
         return result
 

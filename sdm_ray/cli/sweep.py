@@ -23,8 +23,11 @@ BEST = "best.yaml"
 
 def run(settings: SweepSettings, config: Path, *, resume: bool) -> None:
     """Run a sweep and print its frontier and what to do next; exit code 130 when it was interrupted."""
+    from sdm_ray.evaluate import check_inputs
     from sdm_ray.sweep.runner import run_sweep
 
+    if settings.resources.ray_address is None:  # on a cluster the driver may not see what the trials see
+        check_inputs(settings.trial)
     outcome = run_sweep(settings, resume=resume)
     for result in outcome.failures:
         error_console.print(f"failed: {result.trial_id}: {result.error}", markup=False, soft_wrap=True)
@@ -73,6 +76,7 @@ def _say_next(folder: Path, trial_id: str, tracking_hint: str) -> None:
     model = folder / "trials" / trial_id / "model"
     rows = [
         ("picture", str(folder / FIGURE)),
+        ("attacks", str(folder / "attack_curves.png")),
         ("table", f"{folder / 'frontier.parquet'} and .json"),
         ("best config", str(folder / BEST)),
         ("best model", str(model)),
@@ -87,4 +91,5 @@ def _say_next(folder: Path, trial_id: str, tracking_hint: str) -> None:
     ]
     for name, command in commands:
         if command:
-            console.print(f"  # {name}\n  {escape(command)}", soft_wrap=True)
+            lines = "\n  ".join(escape(command).splitlines())
+            console.print(f"  # {name}\n  {lines}", soft_wrap=True)

@@ -13,6 +13,7 @@ from sdm_ray.data.device import DeviceData
 from sdm_ray.data.sampler import EpochSampler
 from sdm_ray.meta.functional import FlatModel, TrunkLike
 from sdm_ray.meta.generators import Generators
+from sdm_ray.meta.inner_loop import FROZEN_RATE_FACTOR
 from sdm_ray.meta.outer_optimizer import Group, OuterOptimizer
 from sdm_ray.models.heads import init_head, logits
 from sdm_ray.types import Params, Split, Task
@@ -21,7 +22,7 @@ FEATURE_BATCH_SIZE = 256
 
 
 class LinearStep:
-    """The desired head on features that are computed once.
+    """The desired head on features that are computed once; like every head alone, at ten times the learning rate.
 
     Args:
         settings: batch size, head learning rate and warm-up are used.
@@ -47,7 +48,7 @@ class LinearStep:
         rows = torch.arange(len(self._labels))
         self._sampler = EpochSampler(rows, settings.desired_batch_size, generators["desired"])
         self._optimizer = OuterOptimizer(
-            [Group([self.desired_head], settings.head_learning_rate, None)], settings.warmup_steps
+            [Group([self.desired_head], settings.head_learning_rate * FROZEN_RATE_FACTOR, None)], settings.warmup_steps
         )
 
     def step(self) -> Tensor:

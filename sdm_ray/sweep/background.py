@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sdm_ray.frontier import Point, write_tables
+from sdm_ray.frontier import Point, pareto_front, write_tables
 from sdm_ray.tracking.base import Tracker
 from sdm_ray.types import TrialResult
 
@@ -86,7 +86,7 @@ class TrackerThread:
 
 
 class FrontierWriter:
-    """Writes the frontier's tables and picture when points have changed, never more than the thread keeps up with."""
+    """Writes the frontier's tables and pictures when points have changed, never more than the thread keeps up with."""
 
     def __init__(self, folder: Path, *, warn: Callable[[str], None], pause_seconds: float = 5.0) -> None:
         self._folder = folder
@@ -130,12 +130,15 @@ class FrontierWriter:
 
     def _write(self, points: list[Point]) -> None:
         try:
-            from sdm_ray.report import frontier_figure
+            from sdm_ray.report import Curve, attack_curves_figure, frontier_figure
 
-            picture = self._folder / "frontier.png"
-            files = [*write_tables(points, self._folder)]
-            frontier_figure(points, picture)
-            self.files = [*files, picture]
+            files = [*write_tables(points, self._folder), frontier_figure(points, self._folder / "frontier.png")]
+            shown = [*pareto_front(points)[:1], *(point for point in points if point.is_reference)]
+            curves = [Curve.from_point(point) for point in shown]
+            curves = [curve for curve in curves if curve.num_examples]
+            if curves:
+                files.append(attack_curves_figure(curves, self._folder / "attack_curves.png"))
+            self.files = files
         except Exception as error:
             if not self._warned:
                 self._warned = True

@@ -76,7 +76,6 @@ class TrialWorker:
         self.job = job
         self._lock = FolderLock(Path(job.output_dir) / ".lock")
         self._steps: Generator[Progress, None, TrialResult] | None = None
-        self._num_reports = 0
 
     def advance(self, seconds: float = REPORT_SECONDS) -> Report:
         """Run for about this long (at least to the next yield), or to the end.
@@ -92,8 +91,7 @@ class TrialWorker:
             while time.monotonic() < deadline or report.progress is None:
                 report.progress = next(self._steps)
                 if report.progress.metrics:
-                    self._num_reports += 1
-                    report.rows.append((self._num_reports, dict(report.progress.metrics)))
+                    report.rows.append((report.progress.done, dict(report.progress.metrics)))
         except StopIteration as stop:
             report.result = stop.value
         except (Exception, SystemExit) as error:
