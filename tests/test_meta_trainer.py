@@ -19,6 +19,7 @@ from sdm_ray.meta import adversary as adversary_module
 from sdm_ray.meta import pool as pool_module
 from sdm_ray.meta.functional import FlatModel
 from sdm_ray.meta.generators import Generators
+from sdm_ray.meta.linear import whitening
 from sdm_ray.meta.outer import OuterStep, Plan
 from sdm_ray.meta.trainer import GENERATORS, Trainer, TrainOutcome
 from sdm_ray.types import Split, Task
@@ -399,3 +400,11 @@ def test_settings_of_every_method_train_on_the_real_pipeline(
         assert outcome is not None
         assert outcome.params.keys() == dict(trunk.named_parameters()).keys()
         assert outcome.desired_head.shape == (data.num_classes(Task.DESIRED), trunk.feature_dim)
+
+
+def test_whitening_makes_second_moments_the_identity() -> None:
+    generator = torch.Generator().manual_seed(0)
+    scales = torch.tensor([1e2, 1.0, 1e-1], dtype=torch.float64)
+    features = torch.randn(500, 3, generator=generator, dtype=torch.float64) * scales + 3
+    white = features @ whitening(features)
+    assert torch.allclose(white.T @ white / 500, torch.eye(3, dtype=torch.float64), atol=1e-4)

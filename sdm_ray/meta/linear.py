@@ -1,4 +1,8 @@
-"""The step of `pretrained` and `random`: the trunk stands still and the desired head is fitted to its features."""
+"""The step of `pretrained` and `random`: the trunk stands still and the desired head is fitted to its features.
+
+Features of a pretrained encoder point almost all one way, and a head that is trained on them as they are is still far
+from its optimum after thousands of steps. So it is trained on whitened features, and the whitening is folded into it.
+"""
 
 from __future__ import annotations
 
@@ -13,16 +17,16 @@ from sdm_ray.data.device import DeviceData
 from sdm_ray.data.sampler import EpochSampler
 from sdm_ray.meta.functional import FlatModel, TrunkLike
 from sdm_ray.meta.generators import Generators
-from sdm_ray.meta.inner_loop import FROZEN_RATE_FACTOR
 from sdm_ray.meta.outer_optimizer import Group, OuterOptimizer
 from sdm_ray.models.heads import init_head, logits
 from sdm_ray.types import Params, Split, Task
 
 FEATURE_BATCH_SIZE = 256
+SMALLEST_MOMENT = 1e-6
 
 
 class LinearStep:
-    """The desired head on features that are computed once; like every head alone, at ten times the learning rate.
+    """The desired head on whitened features that are computed once.
 
     Args:
         settings: batch size, head learning rate and warm-up are used.
@@ -37,18 +41,20 @@ class LinearStep:
         self._model = FlatModel(trunk)
         self._flat = self._model.initial()
         self._generators = generators
-        self.desired_head = init_head(
+        features, self._labels = self._encode(data)
+        self._whitening = whitening(features)
+        self._features = features @ self._whitening
+        self._head = init_head(
             self._model.feature_dim,
             data.num_classes(Task.DESIRED),
             generators["heads"],
             device=self._flat.device,
             dtype=self._flat.dtype,
         ).requires_grad_()
-        self._features, self._labels = self._encode(data)
         rows = torch.arange(len(self._labels))
         self._sampler = EpochSampler(rows, settings.desired_batch_size, generators["desired"])
         self._optimizer = OuterOptimizer(
-            [Group([self.desired_head], settings.head_learning_rate * FROZEN_RATE_FACTOR, None)], settings.warmup_steps
+            [Group([self._head], settings.head_learning_rate, None)], settings.warmup_steps
         )
 
     def step(self) -> Tensor:
@@ -59,12 +65,17 @@ class LinearStep:
         """
         rows = self._sampler.next().to(self._labels.device, non_blocking=True)
         labels = self._labels[rows]
-        scores = logits(self._features[rows], self.desired_head)
+        scores = logits(self._features[rows], self._head)
         loss = F.cross_entropy(scores, labels)
-        (gradient,) = torch.autograd.grad(loss, self.desired_head)
+        (gradient,) = torch.autograd.grad(loss, self._head)
         norm = self._optimizer.step([[gradient]])
         accuracy = (scores.detach().argmax(-1) == labels).to(torch.float64).mean()
         return torch.stack([loss.detach().to(torch.float64), accuracy, norm.to(torch.float64)])
+
+    @property
+    def desired_head(self) -> Tensor:
+        """(C, D) head on the features as they are."""
+        return self._head @ self._whitening
 
     def describe_draw(self) -> str:
         """There is no adversary."""
@@ -77,7 +88,7 @@ class LinearStep:
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next step depends on; the features are computed again."""
         return {
-            "desired_head": self.desired_head,
+            "head": self._head,
             "optimizer": self._optimizer.state_dict(),
             "sampler": self._sampler.state_dict(),
             "generators": self._generators.state_dict(),
@@ -86,7 +97,7 @@ class LinearStep:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where `state_dict` was taken."""
         with torch.no_grad():
-            self.desired_head.copy_(state["desired_head"])
+            self._head.copy_(state["head"])
         self._optimizer.load_state_dict(state["optimizer"])
         self._sampler.load_state_dict(state["sampler"])
         self._generators.load_state_dict(state["generators"])
@@ -98,3 +109,18 @@ class LinearStep:
         ]
         features = torch.cat([self._model.features(self._flat, batch) for batch in batches])
         return features, torch.cat([batch.labels for batch in batches])
+
+
+def whitening(features: Tensor) -> Tensor:
+    """The symmetric (D, D) matrix P for which the second moments of `features @ P` are the identity.
+
+    Directions with less than `SMALLEST_MOMENT` of the largest second moment count as if they had that much.
+
+    Args:
+        features: (N, D).
+    """
+    values = features.double()
+    moments, directions = torch.linalg.eigh(values.T @ values / len(values))
+    scales = moments.clamp_min(SMALLEST_MOMENT * float(moments[-1])).rsqrt()
+    matrix: Tensor = (directions * scales) @ directions.T
+    return matrix.to(features.dtype)

@@ -41,7 +41,9 @@ class Step(Protocol):
     """What the trainer drives: `OuterStep` or `LinearStep`."""
 
     metric_names: tuple[str, ...]
-    desired_head: Tensor
+
+    @property
+    def desired_head(self) -> Tensor: ...
 
     def step(self) -> Tensor: ...
 
