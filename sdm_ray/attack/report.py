@@ -147,7 +147,7 @@ class AttackReport:
         by_seed = zip(*(cell.seed_accuracies for cell in self.cells), strict=True)
         low, high = t_interval([_mean(list(values)) for values in by_seed if not any(map(math.isnan, values))])
         worst = str(Metric.HARMFUL_WORST_ACCURACY)
-        result |= {Metric.low(worst): low, Metric.high(worst): high}
+        result |= {Metric.low(worst): max(low, 0.0), Metric.high(worst): min(high, 1.0)}
         for cell in self.cells:
             name = Metric.harmful_accuracy(cell.num_examples)
             result |= {name: cell.accuracy, Metric.low(name): cell.accuracy_low, Metric.high(name): cell.accuracy_high}
