@@ -60,6 +60,8 @@ class Progress(NamedTuple):
 class Metric(StrEnum):
     """Names of logged metrics. Accuracies are shares in [0, 1], losses are in nats."""
 
+    TRAIN_STEP = "train/step"
+    """Outer steps done: the axis of training curves, not a measurement."""
     DESIRED_ACCURACY = "desired/accuracy"
     DESIRED_LOSS = "desired/loss"
     HARMFUL_WORST_ACCURACY = "harmful/worst_accuracy"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import shlex
@@ -247,11 +248,19 @@ def test_a_run_deleted_by_a_user_costs_its_own_records_only(sweep_dir: Path, cap
     assert any("skips a record" in record.getMessage() for record in caplog.records)
 
 
-def test_the_hint_names_the_command_and_a_page_that_shows_the_children(sweep_dir: Path) -> None:
+def test_the_hint_names_the_command_and_a_page_that_shows_the_trials(
+    sweep_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tracker = started(sweep_dir)
     for trial_id in ("t0", "t1"):
         tracker.start_trial(trial_id, {}, {})
     tracker.finish_sweep("complete")
+    runs = {trial: run.info.run_id for trial, run in runs_of(sweep_dir).items() if trial != SWEEP_RUN}
+    path, _, query = urlsplit(tracker.ui_hint().splitlines()[1]).fragment.partition("?")
+    assert path == "/compare-runs"
+    assert json.loads(parse_qs(query)["runs"][0]) == [runs["t0"], runs["t1"]]
+
+    monkeypatch.setattr("sdm_ray.tracking.mlflow.MAX_COMPARED_RUNS", 1)
     command, page = tracker.ui_hint().splitlines()
     words = shlex.split(command)
     assert words[:2] == ["mlflow", "ui"]
@@ -282,7 +291,7 @@ def test_a_new_database_does_not_delay_the_sweep(
     tracker.start_trial("t0", {}, {})
     assert time.monotonic() - start < 0.9
     assert seen.wait(30)
-    assert "/experiments/" in tracker.ui_hint(), "the hint waits for the database"
+    assert "experiments" in tracker.ui_hint(), "the hint waits for the database"
     tracker.finish_sweep("complete")
     assert set(runs_of(tmp_path)) == {SWEEP_RUN, "t0"}
 
@@ -391,7 +400,7 @@ def test_a_server_that_goes_away_and_comes_back_gets_everything_once(
         tracker.log_sweep_artifacts([sweep / "frontier.json"])
         tracker.finish_trial(result_of("t0", sweep))
         tracker.finish_sweep("complete")
-        assert tracker.ui_hint().startswith(f"{uri}/#/experiments/")
+        assert tracker.ui_hint().startswith(f"{uri}/#/compare-runs?runs=")
         client = sink._client(uri)
         found = client.search_runs([client.get_experiment_by_name("sdm-ray").experiment_id])
         runs = {run.data.tags[TRIAL_TAG]: run for run in found}

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sdm_ray.errors import RunError
+from sdm_ray.types import Metric
 
 
 class MetricLog:
@@ -41,7 +42,7 @@ class MetricLog:
         """
         values = self.check()
         means = [math.fsum(column) / len(values) for column in zip(*values, strict=True)]
-        row = {"train/step": float(step), **dict(zip(self._names, means, strict=True))}
+        row = {str(Metric.TRAIN_STEP): float(step), **dict(zip(self._names, means, strict=True))}
         self.rows.append(row)
         self._steps, self._draws = [], []
         return row

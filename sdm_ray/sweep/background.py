@@ -77,6 +77,7 @@ class TrackerThread:
                 getattr(tracker, method)(*arguments)
             except Exception as error:
                 self._warn_once(f"{method}: {' '.join(str(error).split())[:200]}")
+        self.hint = tracker.ui_hint()  # by now it can name the trials
 
     def _warn_once(self, problem: str) -> None:
         log.debug("tracking: %s", problem, exc_info=True)

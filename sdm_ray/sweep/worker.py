@@ -20,7 +20,7 @@ from typing import Any
 from sdm_ray.config import TrialSettings, content_hash, override
 from sdm_ray.errors import RunError, UsageError
 from sdm_ray.sweep.lock import FolderLock
-from sdm_ray.types import Progress, Status, TrialResult
+from sdm_ray.types import Metric, Progress, Status, TrialResult
 
 TrialFunction = Callable[..., Generator[Progress, None, TrialResult]]
 
@@ -90,8 +90,9 @@ class TrialWorker:
                 self._steps = self._begin()
             while time.monotonic() < deadline or report.progress is None:
                 report.progress = next(self._steps)
-                if report.progress.metrics:
-                    report.rows.append((report.progress.done, dict(report.progress.metrics)))
+                measured = {k: v for k, v in report.progress.metrics.items() if k != Metric.TRAIN_STEP}
+                if measured:
+                    report.rows.append((report.progress.done, measured))
         except StopIteration as stop:
             report.result = stop.value
         except (Exception, SystemExit) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shlex
 import threading
@@ -31,6 +32,8 @@ SCHEMA_TIMEOUT_SECONDS = 60.0
 CLOSE_TIMEOUT_SECONDS, AWAY_TIMEOUT_SECONDS = 45.0, 3.0
 """How long the end of a sweep waits for the last records: from a server that answers, and from one that does not."""
 HINT_TIMEOUT_SECONDS = 20.0
+MAX_COMPARED_RUNS = 100
+"""MLflow's page of comparison names every run in its address."""
 UI_PORT = 5000
 RUN_STATUS = {
     Status.COMPLETE: "FINISHED",
@@ -139,14 +142,13 @@ class MlflowTracker:
         self._courier = self._journal = None
 
     def ui_hint(self) -> str:
-        """The command that opens MLflow's interface, where one is needed, and the page of this sweep's trials.
+        """The command that opens MLflow's interface, where one is needed, and the page that compares the trials.
 
         Waits some seconds for a new database, whose schema is still being created.
         """
         page = "#/experiments"
         if self._sink is not None and self._sink.wait_connected(HINT_TIMEOUT_SECONDS if self._courier else 0.0):
-            query = f"tags.`{SWEEP_TAG}` = '{self._sink.sweep_id}' and tags.`{TRIAL_TAG}` != '{SWEEP_RUN}'"
-            page += f"/{self._sink.experiment_id}/runs?searchFilter={quote(query, safe='')}&compareRunsMode=CHART"
+            page = _page(self._sink)
         if self._uri.startswith(("http://", "https://")):
             return f"{masked(self._uri).rstrip('/')}/{page}"
         command = f"mlflow ui --backend-store-uri {shlex.quote(masked(self._uri))} --host 127.0.0.1 --port {UI_PORT}"
@@ -225,3 +227,13 @@ def _within(connect: Callable[[], None], uri: str) -> None:
     if isinstance(failure[0], UsageError):
         raise failure[0]
     raise unreachable(uri, " ".join(str(failure[0]).split())[:200])
+
+
+def _page(sink: MlflowSink) -> str:
+    """The comparison of the sweep's trials; their list, where there are none yet or too many for an address."""
+    runs = sink.trial_runs()
+    if 0 < len(runs) <= MAX_COMPARED_RUNS:
+        lists = (json.dumps(values, separators=(",", ":")) for values in (runs, [sink.experiment_id]))
+        return "#/compare-runs?runs={}&experiments={}".format(*map(quote, lists))
+    query = f"tags.`{SWEEP_TAG}` = '{sink.sweep_id}' and tags.`{TRIAL_TAG}` != '{SWEEP_RUN}'"
+    return f"#/experiments/{sink.experiment_id}/runs?searchFilter={quote(query, safe='')}&compareRunsMode=CHART"

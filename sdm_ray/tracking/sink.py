@@ -75,6 +75,10 @@ class MlflowSink:
         self._client = client
         self._connected.set()
 
+    def trial_runs(self) -> list[str]:
+        """Run ids of the sweep's trials, in the order in which they began."""
+        return [run_id for trial_id, run_id in self._runs.items() if trial_id != SWEEP_RUN]
+
     def wait_connected(self, seconds: float) -> bool:
         """Whether the experiment is known, after waiting for it."""
         return self._connected.wait(seconds)
