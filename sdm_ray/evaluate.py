@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -18,7 +19,7 @@ from sdm_ray.data.device import DeviceData
 from sdm_ray.data.tokenized import prepare
 from sdm_ray.errors import UsageError
 from sdm_ray.models.encoder import Trunk, load_tokenizer, load_trunk, tokenizer_digest
-from sdm_ray.types import Metric, Params, Split, Task
+from sdm_ray.types import Metric, Params, Progress, Split, Task
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -95,27 +96,21 @@ def trunk_params(trunk: Trunk) -> Params:
     return {name: value.detach() for name, value in trunk.named_parameters()}
 
 
-def attack_untrained(work: Workspace, trunk: Trunk, attack: AttackSettings) -> AttackReport:
+def attack_untrained(work: Workspace, trunk: Trunk, attack: AttackSettings) -> Generator[Progress, None, AttackReport]:
     """Attack a trunk as it is; from the cache when its weights, the data and the attack are the same as before."""
     key = digest([trunk.digest(), work.data.digest, attack.model_dump(mode="json")])
-
-    def build() -> AttackReport:
-        generator = attack_model(trunk, trunk_params(trunk), work.data, attack)
-        while True:
-            try:
-                next(generator)
-            except StopIteration as stop:
-                report: AttackReport = stop.value
-                return report
-
-    return cached_report(key, work.cache_dir, build)
+    report = yield from cached_report(
+        key, work.cache_dir, lambda: attack_model(trunk, trunk_params(trunk), work.data, attack)
+    )
+    return report
 
 
 def floor_report(
     work: Workspace, encoder: EncoderSettings, attack: AttackSettings, initialisation: Initialisation, seed: int
-) -> AttackReport:
+) -> Generator[Progress, None, AttackReport]:
     """The same attack on the untrained encoder: `random` is the floor, `pretrained` the ceiling."""
-    return attack_untrained(work, load_trunk_on(work, encoder, initialisation, seed), attack)
+    report = yield from attack_untrained(work, load_trunk_on(work, encoder, initialisation, seed), attack)
+    return report
 
 
 def release_metrics(

@@ -71,11 +71,11 @@ def iterate_trial(
 
     start = time.perf_counter()
     if settings.train.method in ("pretrained", "random"):
-        report = attack_untrained(work, trunk, settings.attack)
+        report = yield from attack_untrained(work, trunk, settings.attack)
     else:
         report = yield from attack_model(trunk, outcome.params, work.data, settings.attack)
     attack_seconds = time.perf_counter() - start
-    floor = floor_report(work, settings.encoder, settings.attack, "random", settings.seed)
+    floor = yield from floor_report(work, settings.encoder, settings.attack, "random", settings.seed)
     metrics = release_metrics(
         work, report, floor, trunk=trunk, params=outcome.params, desired_head=outcome.desired_head
     ) | {str(Metric.COST_TRAIN_SECONDS): outcome.seconds, str(Metric.COST_ATTACK_SECONDS): attack_seconds}

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import threading
+from collections.abc import Generator
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -16,8 +17,8 @@ from sdm_ray.attack.desired import desired_scores
 from sdm_ray.attack.floors import cached_report, load_report, store_report
 from sdm_ray.attack.report import AttackRecord, AttackReport
 from sdm_ray.errors import RunError
-from sdm_ray.types import Metric, Split, Task
-from tests.attack_world import FakeData, TinyTrunk, attack, params_of, quick
+from sdm_ray.types import Metric, Progress, Split, Task
+from tests.attack_world import FakeData, TinyTrunk, attack, drain, params_of, quick
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +31,11 @@ def failed() -> AttackReport:
     """Every search point diverged: no winner, NaN throughout."""
     settings = quick(learning_rate={"low": 1e30, "high": 1e30}, frozen_probability=0.0, num_examples=(20,))
     return attack(FakeData(), settings)
+
+
+def building(report: AttackReport) -> Generator[Progress, None, AttackReport]:
+    yield Progress("attack", 1, 1, {})
+    return report
 
 
 @pytest.mark.parametrize("which", ["report", "failed"])
@@ -89,20 +95,20 @@ def test_damaged_floors_are_rebuilt(report: AttackReport, tmp_path: Path, conten
     with pytest.raises(RunError, match=path.name):
         AttackReport.read_json(path)
     assert load_report("key", tmp_path) is None
-    assert cached_report("key", tmp_path, lambda: report) is report
+    assert drain(cached_report("key", tmp_path, lambda: building(report))) is report
     assert repr(load_report("key", tmp_path)) == repr(report)
 
 
 def test_floors_are_built_once_for_each_key(report: AttackReport, tmp_path: Path) -> None:
     built: list[str] = []
 
-    def build(name: str) -> AttackReport:
+    def build(name: str) -> Generator[Progress, None, AttackReport]:
         built.append(name)
-        return report
+        return building(report)
 
-    first = cached_report("a", tmp_path, lambda: build("a"))
-    again = cached_report("a", tmp_path, lambda: build("a again"))
-    cached_report("b", tmp_path, lambda: build("b"))
+    first = drain(cached_report("a", tmp_path, lambda: build("a")))
+    again = drain(cached_report("a", tmp_path, lambda: build("a again")))
+    drain(cached_report("b", tmp_path, lambda: build("b")))
     assert built == ["a", "b"]
     assert repr(first) == repr(again)
 

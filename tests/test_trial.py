@@ -18,6 +18,7 @@ from sdm_ray.export import load_exported
 from sdm_ray.models.encoder import params_digest
 from sdm_ray.trial import iterate_trial, read_result, run_trial
 from sdm_ray.types import Metric, Progress, Status
+from tests.attack_world import drain
 
 SMALL = (
     "train.num_outer_steps=12",
@@ -124,15 +125,15 @@ def test_trained_references_move_the_trunk(settings: TrialSettings, tmp_path: Pa
 
 def test_floors_are_attacked_once(settings: TrialSettings, monkeypatch: pytest.MonkeyPatch) -> None:
     work = open_workspace(settings)
-    first = floor_report(work, settings.encoder, settings.attack, "random", 0)
+    first = drain(floor_report(work, settings.encoder, settings.attack, "random", 0))
 
     def refuse(*args: object) -> None:
         raise AssertionError("attacked again")
 
     monkeypatch.setattr("sdm_ray.evaluate.attack_model", refuse)
-    assert floor_report(work, settings.encoder, settings.attack, "random", 0).cells == first.cells
+    assert drain(floor_report(work, settings.encoder, settings.attack, "random", 0)).cells == first.cells
     with pytest.raises(AssertionError, match="attacked again"):
-        floor_report(work, settings.encoder, settings.attack, "random", 1)
+        drain(floor_report(work, settings.encoder, settings.attack, "random", 1))
 
 
 def test_devices_that_are_not_there_are_refused() -> None:

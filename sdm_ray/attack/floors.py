@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 from sdm_ray.attack.report import FORMAT_VERSION, AttackReport
 from sdm_ray.errors import RunError
+from sdm_ray.types import Progress
 
 
 def load_report(key: str, cache_dir: Path) -> AttackReport | None:
@@ -25,7 +26,9 @@ def store_report(key: str, cache_dir: Path, report: AttackReport) -> None:
     report.write_json(_path(key, cache_dir))
 
 
-def cached_report(key: str, cache_dir: Path, build: Callable[[], AttackReport]) -> AttackReport:
+def cached_report(
+    key: str, cache_dir: Path, build: Callable[[], Generator[Progress, None, AttackReport]]
+) -> Generator[Progress, None, AttackReport]:
     """The report kept under `key`, built and kept if there is none or it is damaged.
 
     Two processes that miss at once both build, and either file is whole.
@@ -34,10 +37,13 @@ def cached_report(key: str, cache_dir: Path, build: Callable[[], AttackReport]) 
         key: content hash of everything that the report depends on; a file name.
         cache_dir: reports lie in its folder `floors`.
         build: makes the report.
+
+    Yields:
+        The progress of `build`.
     """
     report = load_report(key, cache_dir)
     if report is None:
-        report = build()
+        report = yield from build()
         store_report(key, cache_dir, report)
     return report
 

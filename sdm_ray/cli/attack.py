@@ -31,11 +31,12 @@ def run(model: str, config: Path | None, overrides: tuple[str, ...], out: Path |
     params = trunk_params(trunk)
     head = None if exported is None or exported.head is None else exported.head.to(work.device)
     try:
-        report = follow(attack_model(trunk, params, work.data, settings.attack))
-        floor = floor_report(work, encoder, settings.attack, "random", settings.seed)
+        report = follow(attack_model(trunk, params, work.data, settings.attack), "released model")
+        floor = follow(floor_report(work, encoder, settings.attack, "random", settings.seed), "random initialisation")
         reports = {"released": report, "random": floor}
         if public is not None:
-            reports["pretrained"] = floor_report(work, public, settings.attack, "pretrained", settings.seed)
+            ceiling = floor_report(work, public, settings.attack, "pretrained", settings.seed)
+            reports["pretrained"] = follow(ceiling, "public encoder")
     except KeyboardInterrupt:
         error_console.print("stopped; nothing was written")
         raise typer.Exit(130) from None

@@ -17,12 +17,17 @@ T = TypeVar("T")
 SECONDS_BETWEEN_LINES = 10.0
 
 
-def follow(work: Generator[Progress, None, T]) -> T:
-    """Run a generator of progress to its end while showing where it is; returns what it returns."""
-    return _bars(work) if error_console.is_terminal else _lines(work)
+def follow(work: Generator[Progress, None, T], subject: str = "") -> T:
+    """Run a generator of progress to its end while showing where it is; returns what it returns.
+
+    Args:
+        work: the generator.
+        subject: what is worked on, where a command works on several things.
+    """
+    return _bars(work, subject) if error_console.is_terminal else _lines(work, subject)
 
 
-def _bars(work: Generator[Progress, None, T]) -> T:
+def _bars(work: Generator[Progress, None, T], subject: str) -> T:
     columns = (
         TextColumn("{task.description:6}"),
         BarColumn(bar_width=24),
@@ -40,13 +45,15 @@ def _bars(work: Generator[Progress, None, T]) -> T:
                 return result
             task = tasks.get(progress.stage)
             if task is None:
-                task = tasks[progress.stage] = bars.add_task(progress.stage, total=progress.total, metrics="")
+                task = tasks[progress.stage] = bars.add_task(
+                    f"{progress.stage} {subject}", total=progress.total, metrics=""
+                )
             bars.update(task, completed=progress.done, total=progress.total)
             if progress.metrics:
                 bars.update(task, metrics=_short(progress.metrics))
 
 
-def _lines(work: Generator[Progress, None, T]) -> T:
+def _lines(work: Generator[Progress, None, T], subject: str) -> T:
     last = 0.0
     while True:
         try:
@@ -57,7 +64,8 @@ def _lines(work: Generator[Progress, None, T]) -> T:
         now = time.monotonic()
         if now - last >= SECONDS_BETWEEN_LINES or progress.done == progress.total:
             last = now
-            line = f"{progress.stage} {progress.done}/{progress.total} {_short(progress.metrics)}".rstrip()
+            parts = (progress.stage, subject, f"{progress.done}/{progress.total}", _short(progress.metrics))
+            line = " ".join(part for part in parts if part)
             error_console.print(line, soft_wrap=True, markup=False)
 
 

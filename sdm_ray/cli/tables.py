@@ -23,7 +23,7 @@ def attack_table(reports: Mapping[str, AttackReport]) -> Table:
     table.add_column("mean over n", justify="right")
     for name, report in reports.items():
         cells = [
-            f"{cell.accuracy:.3f} [{cell.accuracy_low:.3f}, {cell.accuracy_high:.3f}]" if cell.valid else "invalid"
+            f"{cell.accuracy:.3f}\n{cell.accuracy_low:.2f} to {cell.accuracy_high:.2f}" if cell.valid else "invalid"
             for cell in report.cells
         ]
         table.add_row(name, *cells, f"{report.worst_accuracy:.3f}")

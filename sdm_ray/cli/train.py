@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 from rich.markup import escape
@@ -13,6 +14,11 @@ from sdm_ray.cli.progress import follow
 from sdm_ray.cli.tables import attack_table
 from sdm_ray.config import TrialSettings, content_hash
 from sdm_ray.types import Metric
+
+if TYPE_CHECKING:
+    from sdm_ray.evaluate import Initialisation
+
+INITIALISATIONS: tuple[Initialisation, ...] = ("random", "pretrained")
 
 
 def run(settings: TrialSettings, config: Path, out: Path | None) -> None:
@@ -25,15 +31,15 @@ def run(settings: TrialSettings, config: Path, out: Path | None) -> None:
     try:
         result = follow(iterate_trial(settings, folder, trial_id=settings.name))
         work = open_workspace(settings)
-        reports = {
-            initialisation: floor_report(work, settings.encoder, settings.attack, initialisation, settings.seed)
-            for initialisation in ("random", "pretrained")
+        floors: dict[str, AttackReport] = {
+            name: follow(floor_report(work, settings.encoder, settings.attack, name, settings.seed), name)
+            for name in INITIALISATIONS
         }
     except KeyboardInterrupt:
         error_console.print(f"stopped; the same command resumes from {folder / 'checkpoint'}", markup=False)
         raise typer.Exit(130) from None
     released = AttackReport.read_json(folder / "attack.json")
-    console.print(attack_table({settings.train.method: released, **reports}))
+    console.print(attack_table({settings.train.method: released, **floors}))
     metrics = result.metrics
     console.print(
         f"desired accuracy {metrics[Metric.DESIRED_ACCURACY]:.3f}, "
