@@ -10,6 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +140,7 @@ def ray_environment(*, local: bool) -> Iterator[None]:
     """
     values = dict(ENVIRONMENT)
     if local and not {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
-        values["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+        values["RAY_AUTH_TOKEN"] = _token()
     before = {name: os.environ.get(name) for name in (*values, "RAY_AUTH_MODE")}
     os.environ.update(values)
     try:
@@ -150,6 +151,12 @@ def ray_environment(*, local: bool) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+@cache
+def _token() -> str:
+    """One for all local clusters of this process: Ray keeps the first token that it has read."""
+    return secrets.token_hex(32)
 
 
 def _make_folder(owner: Path | None) -> str:
