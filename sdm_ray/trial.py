@@ -30,6 +30,7 @@ from sdm_ray.export import export_model
 from sdm_ray.files import atomic_path, read_json, write_json, write_text
 from sdm_ray.meta.trainer import Trainer
 from sdm_ray.models.encoder import params_digest
+from sdm_ray.progress import run_through
 from sdm_ray.types import Metric, Progress, Status, Task, TrialResult
 
 if TYPE_CHECKING:
@@ -114,15 +115,8 @@ def run_trial(
     on_progress: Callable[[Progress], None] | None = None,
 ) -> TrialResult:
     """`iterate_trial` to its end; `on_progress` sees every step on the way."""
-    generator = iterate_trial(settings, output_dir, trial_id=trial_id)
-    while True:
-        try:
-            progress = next(generator)
-        except StopIteration as stop:
-            result: TrialResult = stop.value
-            return result
-        if on_progress is not None:
-            on_progress(progress)
+    work = iterate_trial(settings, output_dir, trial_id=trial_id)
+    return run_through(work, on_progress or (lambda progress: None))
 
 
 def read_result(output_dir: Path) -> TrialResult | None:

@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bars
 
 from sdm_ray.cli.console import error_console
+from sdm_ray.progress import run_through
 from sdm_ray.types import Progress
 
 T = TypeVar("T")
@@ -37,36 +38,31 @@ def _bars(work: Generator[Progress, None, T], subject: str) -> T:
     )
     tasks: dict[str, Any] = {}
     with Bars(*columns, console=error_console) as bars:
-        while True:
-            try:
-                progress = next(work)
-            except StopIteration as stop:
-                result: T = stop.value
-                return result
+
+        def show(progress: Progress) -> None:
             task = tasks.get(progress.stage)
             if task is None:
-                task = tasks[progress.stage] = bars.add_task(
-                    f"{progress.stage} {subject}", total=progress.total, metrics=""
-                )
+                title = f"{progress.stage} {subject}"
+                task = tasks[progress.stage] = bars.add_task(title, total=progress.total, metrics="")
             bars.update(task, completed=progress.done, total=progress.total)
             if progress.metrics:
                 bars.update(task, metrics=_short(progress.metrics))
 
+        return run_through(work, show)
+
 
 def _lines(work: Generator[Progress, None, T], subject: str) -> T:
     last = 0.0
-    while True:
-        try:
-            progress = next(work)
-        except StopIteration as stop:
-            result: T = stop.value
-            return result
+
+    def show(progress: Progress) -> None:
+        nonlocal last
         now = time.monotonic()
         if now - last >= SECONDS_BETWEEN_LINES or progress.done == progress.total:
             last = now
             parts = (progress.stage, subject, f"{progress.done}/{progress.total}", _short(progress.metrics))
-            line = " ".join(part for part in parts if part)
-            error_console.print(line, soft_wrap=True, markup=False)
+            error_console.print(" ".join(part for part in parts if part), soft_wrap=True, markup=False)
+
+    return run_through(work, show)
 
 
 def _short(metrics: dict[str, float]) -> str:
