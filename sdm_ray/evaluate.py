@@ -18,6 +18,11 @@ from sdm_ray.config import AttackSettings, DataSettings, EncoderSettings, Synthe
 from sdm_ray.data.device import DeviceData
 from sdm_ray.data.tokenized import prepare
 from sdm_ray.errors import UsageError
+from sdm_ray.meta.objectives import load_terms
+from sdm_ray.meta.outer_optimizer import check_optimizer
+from sdm_ray.meta.plan import Plan
+from sdm_ray.meta.retention import GeneralSources, load_general_sources
+from sdm_ray.meta.validation import split_meta_train
 from sdm_ray.models.encoder import Trunk, load_tokenizer, load_trunk, tokenizer_digest
 from sdm_ray.types import Metric, Params, Progress, Split, Task
 
@@ -81,7 +86,31 @@ def check_inputs(settings: TrialSettings) -> None:
     cpu = settings.model_copy(update={"runtime": settings.runtime.model_copy(update={"device": "cpu"})})
     work = open_workspace(cpu)
     check_data(work.data, settings.attack, Task.HARMFUL)
-    load_trunk_on(work, settings.encoder, "pretrained", settings.seed)
+    check_optimizer(settings.train)
+    load_terms(settings.train.term_modules, settings.train.blocking.weights())
+    Plan.of(settings.train)
+    split_meta_train(work.data, settings.train)
+    trunk = load_trunk_on(work, settings.encoder, "pretrained", settings.seed)
+    general_sources(work, settings, trunk)
+
+
+def general_sources(work: Workspace, settings: TrialSettings, trunk: Trunk) -> GeneralSources | None:
+    """General text and masked-LM head of the `retain_*` terms; None where no weight asks for them.
+
+    Raises:
+        UsageError: for text or an encoder that cannot be used.
+        RunError: when a hub cannot be reached.
+    """
+    return load_general_sources(
+        settings.train,
+        settings.encoder,
+        trunk=trunk,
+        tokenizer=work.tokenizer,
+        world=work.world,
+        max_length=settings.data.max_length,
+        device=work.device,
+        cache_dir=work.cache_dir,
+    )
 
 
 def load_trunk_on(work: Workspace, encoder: EncoderSettings, initialisation: Initialisation, seed: int) -> Trunk:

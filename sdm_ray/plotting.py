@@ -88,9 +88,9 @@ def bar_lengths(values: Sequence[float], low: Sequence[float], high: Sequence[fl
     return lengths if any(map(any, lengths)) else None
 
 
-def draw_chance(axes: Axes, chance: float) -> None:
+def draw_chance(axes: Axes, chance: float, words: str = "guessing ") -> None:
     """What guessing scores."""
-    axes.axhline(chance, color=INK, lw=0.9, ls=(0, (1, 2)), zorder=1, label=f"guessing  {chance:.2f}")
+    axes.axhline(chance, color=INK, lw=0.9, ls=(0, (1, 2)), zorder=1, label=f"{words} {chance:.2f}")
 
 
 def draw_legend(figure: Figure, axes: Axes) -> None:

@@ -5,36 +5,40 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Generator
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
+from sdm_ray.attack.desired import desired_scores
 from sdm_ray.attack.evaluate import attack_model
 from sdm_ray.attack.plan import check_data
 from sdm_ray.config import TrialSettings, content_hash, to_yaml
-from sdm_ray.errors import UsageError
+from sdm_ray.errors import RunError, UsageError
 from sdm_ray.evaluate import (
     Initialisation,
     Workspace,
     attack_untrained,
     floor_report,
+    general_sources,
     load_trunk_on,
     open_workspace,
     release_metrics,
 )
 from sdm_ray.export import export_model
-from sdm_ray.files import atomic_path, read_json, write_json, write_text
+from sdm_ray.files import read_json, write_json, write_text
 from sdm_ray.meta.trainer import Trainer
 from sdm_ray.models.encoder import params_digest
+from sdm_ray.plotting import WORDS
 from sdm_ray.progress import run_through
-from sdm_ray.types import Metric, Progress, Status, Task, TrialResult
+from sdm_ray.training_report import FIGURE, LOG, TRAJECTORY, trajectory_figure, write_log, write_trajectory
+from sdm_ray.types import Metric, Progress, Split, Status, Task, TrialResult
 
 if TYPE_CHECKING:
     from sdm_ray.meta.trainer import TrainOutcome
+    from sdm_ray.models.encoder import Trunk
 
 
 def iterate_trial(
@@ -43,12 +47,12 @@ def iterate_trial(
     """Train, release and attack one model, yielding wherever it may be interrupted.
 
     Called again with the same settings and folder, it resumes from its last checkpoint, or returns the result that is
-    already there.
+    already there. A training that validation stops ends as infeasible: it is neither attacked nor exported.
 
     Args:
         settings: the trial.
-        output_dir: its folder: `config.yaml`, `checkpoint/` while it trains, then `train.parquet`, `attack.parquet`,
-            `attack.json`, `model/` and, last of all, `result.json`.
+        output_dir: its folder: `config.yaml`, `checkpoint/` while it trains, then `train.parquet`, `trajectory.parquet`
+            and `trajectory.png`, `attack.parquet`, `attack.json`, `model/` and, last of all, `result.json`.
         trial_id: name of the trial in its sweep.
 
     Raises:
@@ -65,41 +69,28 @@ def iterate_trial(
     trunk = load_trunk_on(work, settings.encoder, initialisation, settings.seed)
     provenance = _provenance(work, trunk.digest())
     trainer = Trainer(
-        settings.train, trunk=trunk, data=work.data, seed=settings.seed, checkpoint_dir=output_dir / "checkpoint"
-    )
-    outcome = yield from trainer.iterate()
-    _write_log(outcome, output_dir / "train.parquet")
-
-    start = time.perf_counter()
-    if settings.train.method in ("pretrained", "random"):
-        report = yield from attack_untrained(work, trunk, settings.attack)
-    else:
-        report = yield from attack_model(trunk, outcome.params, work.data, settings.attack)
-    attack_seconds = time.perf_counter() - start
-    floor = yield from floor_report(work, settings.encoder, settings.attack, "random", settings.seed)
-    metrics = release_metrics(
-        work, report, floor, trunk=trunk, params=outcome.params, desired_head=outcome.desired_head
-    ) | {str(Metric.COST_TRAIN_SECONDS): outcome.seconds, str(Metric.COST_ATTACK_SECONDS): attack_seconds}
-    report.write_parquet(output_dir / "attack.parquet")
-    report.write_json(output_dir / "attack.json")
-    export_model(
-        output_dir / "model",
+        settings.train,
         trunk=trunk,
-        params=outcome.params,
-        desired_head=outcome.desired_head,
-        tokenizer=work.tokenizer,
-        label_names=work.data.label_names(Task.DESIRED),
-        settings=settings,
-        metrics=metrics,
+        data=work.data,
+        seed=settings.seed,
+        checkpoint_dir=output_dir / "checkpoint",
+        general=general_sources(work, settings, trunk),
     )
+    outcome = yield from _train(trainer, output_dir)
+    _report_training(settings, work, outcome, output_dir)
+    if outcome.stopped is None:
+        metrics = yield from _attack_and_export(settings, work, trunk, outcome, output_dir)
+    else:
+        metrics = _stopped_metrics(work, trunk, outcome)
     result = TrialResult(
         trial_id=trial_id,
         config_hash=content_hash(settings),
         method=settings.train.method,
         seed=settings.seed,
-        status=Status.COMPLETE,
+        status=Status.COMPLETE if outcome.stopped is None else Status.INFEASIBLE,
         metrics=metrics,
         output_dir=output_dir,
+        error=outcome.stopped,
         provenance=provenance | {"weights": params_digest(outcome.params)},
     )
     write_json(output_dir / "result.json", _finite(result))
@@ -160,8 +151,63 @@ def _provenance(work: Workspace, encoder_digest: str) -> dict[str, str]:
     }
 
 
-def _write_log(outcome: TrainOutcome, path: Path) -> None:
-    names = sorted({name for row in outcome.log for name in row})
-    table = pa.table({name: pa.array([row.get(name) for row in outcome.log], pa.float64()) for name in names})
-    with atomic_path(path) as temporary:
-        pq.write_table(table, temporary)
+def _train(trainer: Trainer, output_dir: Path) -> Generator[Progress, None, TrainOutcome]:
+    """Train; where it fails, the log so far is left behind."""
+    try:
+        outcome = yield from trainer.iterate()
+    except RunError:
+        with suppress(RunError):  # the disk may be what failed
+            if trainer.log:
+                write_log(trainer.log, output_dir / LOG)
+        raise
+    return outcome
+
+
+def _report_training(settings: TrialSettings, work: Workspace, outcome: TrainOutcome, output_dir: Path) -> None:
+    write_log(outcome.log, output_dir / LOG)
+    start, end = outcome.trajectory_start, outcome.trajectory_end
+    if start is not None and end is not None:
+        write_trajectory(start, end, output_dir / TRAJECTORY)
+        method, num_classes = settings.train.method, work.data.num_classes(Task.HARMFUL)
+        trajectory_figure(start, end, output_dir / FIGURE, num_classes=num_classes, method=WORDS.get(method, method))
+
+
+def _attack_and_export(
+    settings: TrialSettings, work: Workspace, trunk: Trunk, outcome: TrainOutcome, output_dir: Path
+) -> Generator[Progress, None, dict[str, float]]:
+    """Attack what was trained, write the attack and the model; the metrics of both."""
+    start = time.perf_counter()
+    if settings.train.method in ("pretrained", "random"):
+        report = yield from attack_untrained(work, trunk, settings.attack)
+    else:
+        report = yield from attack_model(trunk, outcome.params, work.data, settings.attack)
+    attack_seconds = time.perf_counter() - start
+    floor = yield from floor_report(work, settings.encoder, settings.attack, "random", settings.seed)
+    metrics = release_metrics(
+        work, report, floor, trunk=trunk, params=outcome.params, desired_head=outcome.desired_head
+    ) | {str(Metric.COST_TRAIN_SECONDS): outcome.seconds, str(Metric.COST_ATTACK_SECONDS): attack_seconds}
+    report.write_parquet(output_dir / "attack.parquet")
+    report.write_json(output_dir / "attack.json")
+    export_model(
+        output_dir / "model",
+        trunk=trunk,
+        params=outcome.params,
+        desired_head=outcome.desired_head,
+        tokenizer=work.tokenizer,
+        label_names=work.data.label_names(Task.DESIRED),
+        settings=settings,
+        metrics=metrics,
+    )
+    return metrics
+
+
+def _stopped_metrics(work: Workspace, trunk: Trunk, outcome: TrainOutcome) -> dict[str, float]:
+    """What is known of a model that is not worth an attack."""
+    accuracy, loss = desired_scores(trunk, outcome.params, outcome.desired_head, work.data, Split.TEST)
+    validated = {name: outcome.log[-1][name] for name in (Metric.VALIDATION_ACCURACY, Metric.VALIDATION_LOSS)}
+    return {
+        str(Metric.DESIRED_ACCURACY): accuracy,
+        str(Metric.DESIRED_LOSS): loss,
+        **{str(name): value for name, value in validated.items()},
+        str(Metric.COST_TRAIN_SECONDS): outcome.seconds,
+    }

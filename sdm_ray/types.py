@@ -36,12 +36,24 @@ class Split(StrEnum):
 class Batch(NamedTuple):
     """Examples of one task on the device."""
 
-    input_ids: Tensor
-    """(..., B, L) int64 token ids."""
-    attention_mask: Tensor
-    """(..., B, L) int64, 1 on tokens and 0 on padding."""
+    inputs: tuple[Tensor, ...]
+    """What the trunk's `forward` takes, each (..., B, ·): token ids and mask of texts, or vectors, or images."""
     labels: Tensor
-    """(..., B) int64 class indices."""
+    """(..., B) int64 class indices, or floating-point targets of a regression."""
+
+    @property
+    def input_ids(self) -> Tensor:
+        """(..., B, L) int64 token ids of texts."""
+        return self.inputs[0]
+
+    @property
+    def attention_mask(self) -> Tensor:
+        """(..., B, L) int64, 1 on the tokens of texts and 0 on padding."""
+        return self.inputs[1]
+
+    def at(self, index: Any) -> Batch:
+        """The batch at an index (or slice) of the leading dimensions."""
+        return Batch(tuple(value[index] for value in self.inputs), self.labels[index])
 
 
 class Progress(NamedTuple):
@@ -62,6 +74,11 @@ class Metric(StrEnum):
 
     TRAIN_STEP = "train/step"
     """Outer steps done: the axis of training curves, not a measurement."""
+    TRAIN_SPEED = "train/steps_per_second"
+    TRAIN_SECONDS_LEFT = "train/seconds_left"
+    VALIDATION_ACCURACY = "validation/desired_accuracy"
+    """On meta-training examples that are held out, while training."""
+    VALIDATION_LOSS = "validation/desired_loss"
     DESIRED_ACCURACY = "desired/accuracy"
     DESIRED_LOSS = "desired/loss"
     HARMFUL_WORST_ACCURACY = "harmful/worst_accuracy"
@@ -74,6 +91,8 @@ class Metric(StrEnum):
     COST_TRAIN_SECONDS = "cost/train_seconds"
     COST_ATTACK_SECONDS = "cost/attack_seconds"
     COST_NUM_FINE_TUNES = "cost/num_fine_tunes"
+    COST_MEMORY_BYTES = "cost/memory_bytes"
+    """Most memory that training has taken so far: of the GPU, or of the process where there is none."""
 
     @staticmethod
     def harmful_accuracy(num_examples: int) -> str:
@@ -126,7 +145,8 @@ class TrialResult:
     status: Status
     metrics: dict[str, float]
     output_dir: Path
-    """Holds `config.yaml`, `result.json`, `train.parquet`, `attack.parquet`, `attack.json` and `model/`."""
+    """Holds `config.yaml`, `result.json` and `train.parquet`, where adversaries were simulated `trajectory.parquet` and
+    `trajectory.png`, and, unless training was stopped, `attack.parquet`, `attack.json` and `model/`."""
     error: str | None = None
     params: dict[str, Any] = field(default_factory=dict)
     """The searched settings by dotted path; empty outside a sweep."""

@@ -57,7 +57,7 @@ class FakeData:
         length = pad_to or WIDTH
         assert length >= int(self.lengths[indices].max())
         ids = self.ids[indices][..., :length]
-        return Batch(ids, (ids != 0).long(), self.labels[task][indices])
+        return Batch((ids, (ids != 0).long()), self.labels[task][indices])
 
 
 class TinyTrunk(nn.Module):

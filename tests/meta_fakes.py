@@ -5,13 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sdm_ray.config import TrainSettings
+from sdm_ray.meta.adversary import Adversary
+from sdm_ray.meta.episode import Episode, Start
 from sdm_ray.meta.functional import FlatModel
-from sdm_ray.meta.inner_loop import Episode, Start
+from sdm_ray.meta.problems import Data, Watch
 from sdm_ray.meta.trainer import Trainer, TrainOutcome
 from sdm_ray.models.trunk import params_digest
 from sdm_ray.types import Batch, Progress, Split, Task
@@ -21,6 +24,12 @@ VOCABULARY_SIZE = 40
 
 class MlpTrunk(nn.Module):
     """Mean of token embeddings, then one tanh layer; `knows_names` gives one direction to the gender of names."""
+
+    embedding_name: str | None = "embedding"
+    fixed_ids = 0
+    num_depths = 2
+    has_shortcut = False
+    has_dropout = False
 
     def __init__(
         self, width: int = 6, seed: int = 0, dtype: torch.dtype = torch.float64, *, knows_names: bool = False
@@ -38,6 +47,9 @@ class MlpTrunk(nn.Module):
         mask = attention_mask.to(self.embedding.dtype).unsqueeze(-1)
         mean = (nn.functional.embedding(input_ids, self.embedding) * mask).sum(-2) / mask.sum(-2)
         return torch.tanh(mean @ self.weight)
+
+    def depth_of(self, name: str) -> int:
+        return ["embedding", "weight"].index(name)
 
     def digest(self) -> str:
         return params_digest(dict(self.named_parameters()))
@@ -57,28 +69,52 @@ def random_batch(*shape: int, seed: int, length: int = 7, num_classes: int = 2) 
     ids = torch.randint(5, VOCABULARY_SIZE, (*shape, length), generator=generator)
     lengths = torch.randint(3, length + 1, (*shape, 1), generator=generator)
     mask = (torch.arange(length) < lengths).long()
-    return Batch(ids * mask, mask, torch.randint(num_classes, shape, generator=generator))
+    return Batch((ids * mask, mask), torch.randint(num_classes, shape, generator=generator))
 
 
-def start_of(model: FlatModel, *, rate: float = 0.05, seed: int = 1, learned: bool = True) -> Start:
-    """Leaves to differentiate: the trunk as it is, a random head, a learning rate."""
+def start_of(
+    model: FlatModel, *, rate: float = 0.05, seed: int = 1, learned: bool = True, count: int = 1, num_classes: int = 2
+) -> Start:
+    """Leaves to differentiate: the trunk as it is, random heads, learning rates that differ a little."""
     generator = torch.Generator().manual_seed(seed)
-    head = torch.randn(2, model.feature_dim, generator=generator, dtype=torch.float64) * 0.5
-    log_rate = torch.tensor(rate, dtype=torch.float64).log()
-    return Start(
-        model.initial().requires_grad_(), head.requires_grad_(learned), log_rate.detach().requires_grad_(learned)
-    )
+    head = torch.randn(count, num_classes, model.feature_dim, generator=generator, dtype=torch.float64) * 0.5
+    log_rates = torch.tensor([rate * 1.2**index for index in range(count)], dtype=torch.float64).log()
+    trunk = model.initial()[None].requires_grad_()
+    return Start(trunk, head.requires_grad_(learned), log_rates.requires_grad_(learned))
 
 
-def episode_of(**changes: Any) -> Episode:
-    """Three inner steps of Adam on batches of five, watched on a batch of six."""
+def adversary_of(**changes: Any) -> Adversary:
+    """Adam on the whole model."""
     values: dict[str, Any] = {
-        "inner": random_batch(3, 5, seed=2),
-        "outer": random_batch(6, seed=3),
-        "optimizer": "adam",
-        "frozen": False,
-        "gradient_clip": 100.0,
+        "optimizer": "adam", "batch_size": 5, "num_steps": 3, "learning_rate": None, "schedule": "constant",
+        "adaptation": "full", "depth": 0, "rank": 0, "reset_head": False, "noise": 0.0,
+    }  # fmt: skip
+    return Adversary(**{**values, **changes})
+
+
+ADVERSARY_FIELDS = ("optimizer", "schedule", "adaptation", "depth", "rank")
+
+
+def episode_of(
+    *, num_steps: int = 3, count: int = 1, watches: tuple[Watch, ...] | None = None, **changes: Any
+) -> Episode:
+    """Three inner steps of Adam on batches of five, watched on a batch of six after every step.
+
+    Fields of the adversary and of the episode may be given by name.
+    """
+    inner = random_batch(num_steps, count, 5, seed=2)
+    habits = {name: changes.pop(name) for name in ADVERSARY_FIELDS if name in changes}
+    values: dict[str, Any] = {
+        "data": Data(
+            tuple(inner.at(step) for step in range(num_steps)),
+            watches or (Watch(random_batch(6, seed=3), None),),
+            changes.pop("seed", 5),
+            changes.pop("dropout", False),
+        ),
+        "adversary": adversary_of(num_steps=num_steps, **habits),
+        "moments": tuple(range(num_steps + 1)),
         "mode": "unrolled",
+        "gradient_clip": 100.0,
     }
     return Episode(**{**values, **changes})
 
@@ -110,9 +146,12 @@ class FakeData:
     def labels_host(self, task: Task) -> Tensor:
         return self._labels[task].clone()
 
+    def occurring_tokens(self, indices: Tensor) -> Tensor:
+        return torch.from_numpy(np.unique(self._ids[indices.reshape(-1)].numpy()))
+
     def batch(self, indices: Tensor, task: Task, *, pad_to: int | None = None) -> Batch:
         self.batches.append((indices, task))
-        return Batch(self._ids[indices], torch.ones_like(self._ids[indices]), self._labels[task][indices])
+        return Batch((self._ids[indices], torch.ones_like(self._ids[indices])), self._labels[task][indices])
 
 
 def train_settings(**values: Any) -> TrainSettings:

@@ -17,7 +17,7 @@ from sdm_ray.attack.batch import HEAD, Plan, Trained, train_full, train_heads
 from sdm_ray.attack.execute import Executor
 from sdm_ray.attack.families import Attacker
 from sdm_ray.attack.optim import adam_init, adam_update_
-from sdm_ray.attack.rows import Rows, token_embedding_name, without_padding_index
+from sdm_ray.attack.rows import Rows
 from sdm_ray.attack.views import trunk_features
 from sdm_ray.models.heads import logits
 from sdm_ray.models.trunk import Trunk
@@ -149,12 +149,24 @@ def test_rows_survive_the_round_trip() -> None:
         assert torch.equal(taken[i][rows.localise(ids)[i]], embedding[ids[i]])
 
 
-def test_the_copy_without_padding_index_leaves_the_trunk_alone() -> None:
-    trunk: Any = make_trunk("bert")
-    assert token_embedding_name(trunk) == "hf_model.bert.embeddings.word_embeddings.weight"
-    clone: Any = without_padding_index(trunk)
-    assert clone.hf_model.get_input_embeddings().padding_idx is None
-    assert trunk.hf_model.get_input_embeddings().padding_idx == 0
+def test_fixed_tokens_keep_their_place_though_they_do_not_occur() -> None:
+    ids = torch.tensor([[0, 5, 9], [7, 7, 2]])
+    rows = Rows.of(ids, 50, 2)
+    assert rows.tokens[:, :4].tolist() == [[0, 1, 5, 9], [0, 1, 2, 7]]
+    assert rows.localise(ids).tolist() == [[0, 2, 3], [3, 3, 2]]
+
+
+def test_texts_without_padding_keep_their_positions_where_these_are_told_from_token_ids() -> None:
+    # RoBERTa numbers positions by `input_ids != padding_idx`, whatever token a restricted embedding has in that row.
+    trunk, data, executor, plan = prepared("roberta")
+    data.ids[data.ids == 0] = 7
+    data.lengths.fill_(data.ids.shape[1])
+    restricted, _ = executor._train_full(plan)
+    everything, _ = train_full(trunk, params_of(trunk), None, data, Task.HARMFUL, plan)  # type: ignore[arg-type]
+    assert restricted._stacked[executor._embedding].shape[1] < VOCABULARY  # type: ignore[index]
+    left, right = restricted.params(slice(None))[0], everything.params(slice(None))[0]
+    for name in right:
+        torch.testing.assert_close(left[name], right[name], rtol=0, atol=1e-9)
 
 
 def test_heads_equal_serial() -> None:

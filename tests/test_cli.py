@@ -70,6 +70,8 @@ def test_train_then_attack_what_it_exported(
     code, out, _ = run(capsys, "train", trial_file, "--out", tmp_path / "out")
     assert code == 0
     assert "worst-case harmful accuracy" in out
+    for name, file in (("log", "train.parquet"), ("plot", "trajectory.png"), ("attacks", "attack.parquet")):
+        assert any(line.split() == [name, str(tmp_path / "out" / file)] for line in out.splitlines())
     code, out, _ = run(
         capsys, "attack", tmp_path / "out" / "model", "--out", tmp_path / "attack",
         "--set", f"runtime.cache_dir={tmp_path / 'cache'}",
@@ -80,6 +82,18 @@ def test_train_then_attack_what_it_exported(
     attacked = json.loads((tmp_path / "attack" / "metrics.json").read_text())
     for name in ("harmful/worst_accuracy", "desired/accuracy", "regret/accuracy"):
         assert attacked[name] == pytest.approx(trained[name], abs=1e-6)
+
+
+def test_a_training_that_stops_itself_says_why_and_where_its_log_lies(
+    capsys: pytest.CaptureFixture[str], trial_file: Path, tmp_path: Path
+) -> None:
+    bound = "train.validation={every_steps: 2, min_desired_accuracy: 1.0, patience: 0}"
+    for _ in range(2):
+        code, out, err = run(capsys, "train", trial_file, "--set", bound, "--out", tmp_path / "out")
+        assert code == 1
+        assert "error: training stopped at outer step 2: the desired accuracy on held-out examples is 0." in err
+        assert str(tmp_path / "out" / "train.parquet") in out
+        assert "harmful accuracy" not in out
 
 
 def test_attack_takes_a_hugging_face_folder_that_it_did_not_write(
@@ -148,6 +162,8 @@ def test_a_sweep_is_found_by_its_name(
         (["train", "TRIAL", "--set", "data.source=none.parquet"], "none.parquet"),
         (["train", "TRIAL", "--set", "data.harmful_column=sex"], "'sex'"),
         (["train", "TRIAL", "--set", "attack.num_examples=[5000]"], "5000"),
+        (["train", "TRIAL", "--set", "train.optimizer=Adem"], "train.optimizer: torch.optim has no 'Adem'"),
+        (["train", "TRIAL", "--set", "train.schedule=LambdaLR"], "train.schedule 'LambdaLR' cannot be used"),
         (["train", "TRIAL", "--set", "encoder.name=./nowhere"], "./nowhere"),
         (["sweep", "TRIAL"], "unknown setting"),
         (["attack", "./nowhere"], "./nowhere"),

@@ -61,7 +61,7 @@ def test_bad_values_name_path_value_and_rule(assignment: str, message: str) -> N
     [
         (["train.method=tuned", "train.blocking.harmful_base=1"], "does not block"),
         (["train.method=ac", "train.blocking.harmful_adapted=1"], "uses blocking.harmful_base alone"),
-        (["train.blocking.harmful_base=1"], "needs an adapted term"),
+        (["train.blocking.harmful_base=1"], "needs a blocking term besides harmful_base"),
         (["train.adversary.num_steps=0"], "needs an adversary"),
     ],
 )
@@ -73,13 +73,10 @@ def test_inconsistent_methods_are_refused(assignments: list[str], message: str) 
 def test_a_method_brings_its_own_default_term() -> None:
     assert trial("train.method=mlac").train.blocking.harmful_adapted_calibrated == 1
     assert trial("train.method=ac").train.blocking.harmful_base == 1
-    assert trial("train.method=tuned").train.blocking.model_dump() == {
-        "desired_base": 1,
-        "harmful_base": 0,
-        "harmful_adapted": 0,
-        "harmful_adapted_calibrated": 0,
-        "harmful_adapted_clamped": 0,
+    assert trial("train.method=mlac", "train.blocking.gradient_coupling=1").train.blocking.weights() == {
+        "gradient_coupling": 1
     }
+    assert trial("train.method=tuned").train.blocking.weights() == {}
 
 
 def test_another_method_keeps_the_budget_and_drops_what_it_does_not_use() -> None:

@@ -27,6 +27,7 @@ LAYERS = {
     "tracking": 2,
     "frontier": 2,
     "report": 2,
+    "training_report": 2,
     "plotting": 2,
     "model_card": 2,
     "reuse": 2,
@@ -40,7 +41,7 @@ LAYERS = {
 }
 """The layer of a module is that of its longest prefix here (README, "How it is built")."""
 
-SIDE = {"tracking", "frontier", "report", "plotting", "model_card", "reuse", "export", "doctor"}
+SIDE = {"tracking", "frontier", "report", "training_report", "plotting", "model_card", "reuse", "export", "doctor"}
 """Side modules of layer 2: they know neither meta-training nor attacks."""
 
 ONLY_IN = {"ray": "sweep", "optuna": "sweep", "mlflow": "tracking"}

@@ -106,6 +106,19 @@ def test_stopped_trials_are_infeasible_and_no_points(tmp_path: Path) -> None:
     assert state.points() == []
 
 
+@pytest.mark.parametrize("drop", ["0.02", "null"])
+def test_a_trial_that_stopped_itself_is_infeasible_and_no_point(tmp_path: Path, drop: str) -> None:
+    """It has no objective, which would be a failure of any other trial."""
+    state = make_state(tmp_path, search__max_desired_drop=drop)
+    add(state, result("tuned", 0.96))
+    metrics = {str(Metric.DESIRED_ACCURACY): 0.99}
+    ended = add(state, result("t0000", 0.9, metrics=metrics, status=Status.INFEASIBLE, error="training stopped"))
+    assert (ended.status, ended.error) == (Status.INFEASIBLE, "training stopped")
+    assert state.violation(ended) == 1.0
+    assert [point.trial_id for point in state.points()] == ["tuned"]
+    assert state.snapshot().counts[Status.INFEASIBLE] == 1
+
+
 def test_failed_references_are_run_again(tmp_path: Path) -> None:
     state = make_state(tmp_path, search__max_desired_drop=0.02)
     add(state, result("tuned", 0.9, status=Status.FAILED))

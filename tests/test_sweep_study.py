@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import optuna
 import pytest
 
 from sdm_ray.errors import UsageError
+from sdm_ray.sweep.ledger import Entry, Ledger
+from sdm_ray.sweep.state import SweepState
 from sdm_ray.sweep.study import SearchStudy, make_sampler
+from sdm_ray.types import Status, TrialResult
 from tests import sweep_fakes
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -42,6 +46,45 @@ def test_telling_twice_changes_nothing(tmp_path: Path) -> None:
     study.tell(number, [0.1, 0.1], violation=None)
     study.fail(number)
     assert stored(tmp_path).trials[0].values == [0.9, 0.6]
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "random"])
+def test_a_trial_without_objectives_is_told_as_infeasible(tmp_path: Path, sampler: str) -> None:
+    """Half of the trials stop early: the search goes on, and no stopped one is among the best."""
+    study = open_study(tmp_path, search__sampler=sampler, search__num_startup_trials=2)
+    for index in range(12):
+        number, params = study.ask()
+        if index % 2:
+            study.tell(number, [0.9, params[sweep_fakes.WEIGHT]], violation=None)
+        else:
+            study.stop(number, violation=1.0)
+            study.stop(number, violation=1.0)
+    assert study.states() == ["PRUNED", "COMPLETE"] * 6
+    trials = stored(tmp_path).trials
+    assert [bool(trial.constraints) for trial in trials] == [True, False] * 6
+    assert all(trial.number % 2 for trial in stored(tmp_path).best_trials)
+
+
+def test_optuna_hears_of_stopped_trials_once_feasibility_is_known(tmp_path: Path) -> None:
+    from sdm_ray.sweep.searcher import tell_optuna
+
+    study = open_study(tmp_path, search__max_desired_drop=0.02)
+    state = SweepState(sweep_fakes.settings(tmp_path, search__max_desired_drop=0.02), Ledger(tmp_path))
+    number, params = study.ask()
+    state.ledger.start(Entry("t0000", "search", "mlac", number, params))
+    stopped = TrialResult(
+        trial_id="t0000", config_hash="0", method="mlac", seed=0, status=Status.INFEASIBLE, metrics={},
+        output_dir=tmp_path, error="training stopped",
+    )  # fmt: skip
+    untold = [state.finish(stopped)]
+    tell_optuna(state, study, untold)
+    assert study.states() == ["RUNNING"]
+    state.ledger.start(Entry("tuned", "reference", "tuned"))
+    measures = sweep_fakes.measures(state.settings.trial)
+    state.finish(dataclasses.replace(stopped, trial_id="tuned", status=Status.COMPLETE, metrics=measures))
+    tell_optuna(state, study, untold)
+    assert study.states() == ["PRUNED"]
+    assert untold == []
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "nsga2", "random"])

@@ -8,13 +8,15 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
+from torch import Tensor
 from transformers import pipeline
 
 from sdm_ray.attack.report import AttackReport
-from sdm_ray.config import DataSettings, EncoderSettings, TrialSettings, load_settings, parse_settings
-from sdm_ray.errors import UsageError
+from sdm_ray.config import DataSettings, EncoderSettings, TrialSettings, load_settings, override, parse_settings
+from sdm_ray.errors import RunError, UsageError
 from sdm_ray.evaluate import floor_report, load_trunk_on, open_workspace, resolve_device
 from sdm_ray.export import load_exported
+from sdm_ray.meta.outer import OuterStep
 from sdm_ray.models.encoder import params_digest
 from sdm_ray.trial import iterate_trial, read_result, run_trial
 from sdm_ray.types import Metric, Progress, Status
@@ -65,6 +67,8 @@ def test_a_trial_leaves_everything_that_its_result_speaks_of(settings: TrialSett
     assert load_settings(TrialSettings, folder / "config.yaml") == settings
     assert pq.read_table(folder / "train.parquet")["train/step"].to_pylist() == [4, 8, 12]
     assert pq.read_table(folder / "attack.parquet").num_rows == 2 * (2 + 2)
+    assert pq.read_table(folder / "trajectory.parquet")["inner_step"].to_pylist() == [0, 1, 2] * 2
+    assert (folder / "trajectory.png").read_bytes().startswith(b"\x89PNG")
     assert not (folder / "checkpoint").exists()
 
     exported = load_exported(folder / "model")
@@ -92,6 +96,47 @@ def test_an_interrupted_trial_ends_as_an_undisturbed_one(settings: TrialSettings
     assert resumed.provenance == whole.provenance
     same = [name for name in whole.metrics if not name.startswith("cost/")]
     assert [resumed.metrics[name] for name in same] == [whole.metrics[name] for name in same]
+
+
+def test_a_training_that_is_stopped_is_infeasible_and_not_attacked(settings: TrialSettings, tmp_path: Path) -> None:
+    validation = {"every_steps": 2, "min_desired_accuracy": 1.0, "patience": 1}
+    strict = override(settings, {"train.validation": validation})
+    seen: list[Progress] = []
+    folder = tmp_path / "trial"
+    result = run_trial(strict, folder, on_progress=seen.append)
+    assert result.status is Status.INFEASIBLE
+    assert result.error is not None
+    assert result.error.startswith("training stopped at outer step 4: the desired accuracy on held-out examples is 0.")
+    measured = {Metric.DESIRED_ACCURACY, Metric.DESIRED_LOSS, Metric.COST_TRAIN_SECONDS}
+    assert result.metrics.keys() == measured | {Metric.VALIDATION_ACCURACY, Metric.VALIDATION_LOSS}
+    assert {progress.stage for progress in seen} == {"train"}
+    assert read_result(folder) == result
+    kept = sorted(path.name for path in folder.iterdir())
+    assert kept == ["config.yaml", "result.json", "train.parquet", "trajectory.parquet", "trajectory.png"]
+    log = pq.read_table(folder / "train.parquet")
+    assert log["train/step"].to_pylist() == [2, 4]
+    assert log["validation/desired_accuracy"].null_count == 0
+    assert log["train/desired_loss"].null_count == 1
+    assert run_trial(strict, folder) == result
+
+
+def test_a_diverged_training_leaves_its_log_and_its_last_good_checkpoint(
+    settings: TrialSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tuned, plain, calls = with_method(settings, "tuned"), OuterStep.step, iter(range(100))
+
+    def poisoned(step: OuterStep) -> Tensor:
+        return plain(step) * (math.nan if next(calls) == 9 else 1.0)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(OuterStep, "step", poisoned)
+        with pytest.raises(RunError, match="training diverged at outer step 10: desired_loss is nan"):
+            run_trial(tuned, tmp_path / "trial")
+    assert pq.read_table(tmp_path / "trial" / "train.parquet")["train/step"].to_pylist() == [4, 8]
+    assert [path.name for path in (tmp_path / "trial" / "checkpoint").iterdir()] == ["step-000000008"]
+    assert read_result(tmp_path / "trial") is None
+    assert run_trial(tuned, tmp_path / "trial").status is Status.COMPLETE
+    assert not (tmp_path / "trial" / "trajectory.png").exists(), "tuning simulates no adversary"
 
 
 def test_a_finished_trial_is_not_run_again(settings: TrialSettings, tmp_path: Path) -> None:

@@ -98,7 +98,7 @@ class Trained:
         if len(head) == 1:
             single = {name: value[0] for name, value in params.items()}
             return torch.cat(
-                [logits(functional_call(self._trunk, single, batch[:2]), head[0]) for batch in examples.batches]
+                [logits(functional_call(self._trunk, single, batch.inputs), head[0]) for batch in examples.batches]
             )[None]
 
         def features(params: Params, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
@@ -106,7 +106,7 @@ class Trained:
             return result
 
         forward = vmap(features, in_dims=(0, None, None))
-        return torch.cat([logits(forward(params, *batch[:2]), head) for batch in examples.batches], dim=1)
+        return torch.cat([logits(forward(params, *batch.inputs), head) for batch in examples.batches], dim=1)
 
 
 def train_full(
@@ -115,7 +115,7 @@ def train_full(
     """Fine-tune everything.
 
     Args:
-        trunk: the architecture; its token embedding has no padding index where `embedding` is given.
+        trunk: the architecture.
         params: released weights.
         embedding: name of the token embedding, of which only the rows that occur are trained; None trains all of it.
         data: texts and labels.
@@ -130,7 +130,7 @@ def train_full(
     stacked = {name: value.detach().expand(size, *value.shape).clone() for name, value in stacked.items()}
     rows = None
     if embedding is not None:
-        rows = _occurring_rows(data, task, plan, params[embedding])
+        rows = _occurring_rows(data, task, plan, len(params[embedding]), getattr(trunk, "fixed_ids", 0))
         stacked[embedding] = rows.take(params[embedding].detach())
     stacked[HEAD] = plan.heads.to(device, copy=True)
 
@@ -146,8 +146,8 @@ def train_full(
         block = tight_batch(data, lengths, plan.indices(start, stop, active), task)
         views, moments = narrow(stacked, active), narrow_state(state, active)
         for step in range(start, stop):
-            batch = [part[step - start] for part in block]
-            grads, last[:active] = _gradients(losses, views, *batch)
+            batch = block.at(step - start)
+            grads, last[:active] = _gradients(losses, views, *batch.inputs, batch.labels)
             optimizer.update_(views, moments, grads, rates[:active], step + 1)
     return Trained(trunk, params, stacked, rows, embedding), last
 
@@ -192,10 +192,10 @@ def plan_device(params: Params) -> torch.device:
     return next(iter(params.values())).device
 
 
-def _occurring_rows(data: DeviceData, task: Task, plan: Plan, embedding: Tensor) -> Rows:
+def _occurring_rows(data: DeviceData, task: Task, plan: Plan, vocab_size: int, num_fixed: int) -> Rows:
     longest = max(len(subset) for subset in plan.subsets)
     padded = torch.stack([subset[torch.arange(longest) % len(subset)] for subset in plan.subsets])
-    return Rows.of(data.batch(padded, task).input_ids, len(embedding))
+    return Rows.of(data.batch(padded, task).input_ids, vocab_size, num_fixed)
 
 
 def _loss(trunk: nn.Module) -> Callable[[Params, Tensor, Tensor, Tensor], Tensor]:

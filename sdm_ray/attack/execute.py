@@ -24,7 +24,6 @@ from sdm_ray.attack.plan import (
     subset_generator,
 )
 from sdm_ray.attack.report import RecordStatus
-from sdm_ray.attack.rows import token_embedding_name, without_padding_index
 from sdm_ray.attack.views import ScoringSet, trunk_features, validation_sample
 from sdm_ray.config.attack import AttackSettings
 from sdm_ray.models.heads import init_head, logits
@@ -73,9 +72,8 @@ class Executor:
         self, trunk: nn.Module, params: Params, data: DeviceData, settings: AttackSettings, task: Task
     ) -> None:
         self._params = {name: value.detach() for name, value in params.items()}
-        self._embedding = token_embedding_name(trunk)
-        self._trunk = trunk if self._embedding is None else without_padding_index(trunk)
-        self._data, self._settings, self._task = data, settings, task
+        self._embedding: str | None = getattr(trunk, "embedding_name", None)
+        self._trunk, self._data, self._settings, self._task = trunk, data, settings, task
         self._device = plan_device(self._params)
         self._dtype = next(iter(self._params.values())).dtype
         self._num_classes = data.num_classes(task)

@@ -6,35 +6,13 @@ occur changes nothing (exact also for plain SGD and momentum; not for optimisers
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 ROW_MULTIPLE = 32
 """The number of rows is rounded up to a multiple of this, so that few shapes occur."""
-
-
-def token_embedding_name(trunk: nn.Module) -> str | None:
-    """Name of the trunk's token embedding among its parameters; None where it cannot be told."""
-    model: Any = getattr(trunk, "hf_model", None)
-    if model is None:
-        return None
-    weight = model.get_input_embeddings().weight
-    return next((name for name, value in trunk.named_parameters() if value is weight), None)
-
-
-def without_padding_index(trunk: nn.Module) -> nn.Module:
-    """A copy whose token embedding treats the padding token as any other.
-
-    `nn.Embedding.padding_idx` names a row of the full matrix and would point at another token's row of a restricted
-    one. The padding token needs no special case: masked positions have a gradient of exactly zero.
-    """
-    clone: Any = copy.deepcopy(trunk)
-    clone.hf_model.get_input_embeddings().padding_idx = None
-    return clone  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
@@ -49,11 +27,18 @@ class Rows:
     """(S, R) whether a row is used."""
 
     @classmethod
-    def of(cls, input_ids: Tensor, vocab_size: int) -> Rows:
-        """Rows of the tokens in `input_ids` (S, ...). Reads one number back from the device."""
+    def of(cls, input_ids: Tensor, vocab_size: int, num_fixed: int = 0) -> Rows:
+        """Rows of the tokens in `input_ids` (S, ...). Reads one number back from the device.
+
+        Args:
+            input_ids: what the attackers read.
+            vocab_size: V.
+            num_fixed: leading tokens that keep their place whether or not they occur (`TrunkLike.fixed_ids`).
+        """
         ids = input_ids.flatten(1)
         present = torch.zeros(len(ids), vocab_size, dtype=torch.bool, device=ids.device)
         present.scatter_(1, ids, torch.ones_like(ids, dtype=torch.bool))
+        present[:, :num_fixed] = True
         counts = present.sum(1)
         size = min(-(-int(counts.max()) // ROW_MULTIPLE) * ROW_MULTIPLE, vocab_size)
         tokens = present.to(torch.uint8).sort(dim=1, descending=True, stable=True).indices[:, :size]

@@ -58,9 +58,7 @@ class ScoringSet:
 @torch.no_grad()
 def trunk_features(trunk: nn.Module, params: Params, examples: ScoringSet) -> Tensor:
     """(N, D) features in the order of `examples`."""
-    return torch.cat(
-        [functional_call(trunk, params, (batch.input_ids, batch.attention_mask)) for batch in examples.batches]
-    )
+    return torch.cat([functional_call(trunk, params, batch.inputs) for batch in examples.batches])
 
 
 def validation_sample(

@@ -13,12 +13,16 @@ from sdm_ray.cli.console import console, error_console
 from sdm_ray.cli.progress import follow
 from sdm_ray.cli.tables import attack_table
 from sdm_ray.config import TrialSettings, content_hash
-from sdm_ray.types import Metric
+from sdm_ray.errors import RunError
+from sdm_ray.training_report import FIGURE, LOG
+from sdm_ray.types import Metric, Status
 
 if TYPE_CHECKING:
     from sdm_ray.evaluate import Initialisation
 
 INITIALISATIONS: tuple[Initialisation, ...] = ("random", "pretrained")
+FILES = {"log": LOG, "plot": FIGURE, "model": "model", "attacks": "attack.parquet"}
+"""What a trial leaves behind, by what it is called."""
 
 
 def run(settings: TrialSettings, config: Path, out: Path | None) -> None:
@@ -30,6 +34,8 @@ def run(settings: TrialSettings, config: Path, out: Path | None) -> None:
     folder = out or Path("runs") / f"{settings.name}-{content_hash(settings)}"
     try:
         result = follow(iterate_trial(settings, folder, trial_id=settings.name))
+        if result.status is Status.INFEASIBLE:
+            raise RunError(f"{result.error}; it is not attacked: lower the bound, or what costs the desired task")
         work = open_workspace(settings)
         floors: dict[str, AttackReport] = {
             name: follow(floor_report(work, settings.encoder, settings.attack, name, settings.seed), name)
@@ -38,6 +44,9 @@ def run(settings: TrialSettings, config: Path, out: Path | None) -> None:
     except KeyboardInterrupt:
         error_console.print(f"stopped; the same command resumes from {folder / 'checkpoint'}", markup=False)
         raise typer.Exit(130) from None
+    except RunError:
+        _say_where(folder)
+        raise
     released = AttackReport.read_json(folder / "attack.json")
     console.print(attack_table({settings.train.method: released, **floors}))
     metrics = result.metrics
@@ -47,6 +56,12 @@ def run(settings: TrialSettings, config: Path, out: Path | None) -> None:
         f"(base rate {metrics[Metric.HARMFUL_BASE_RATE]:.3f}), "
         f"{metrics[Metric.COST_TRAIN_SECONDS]:.0f} s of training, {metrics[Metric.COST_ATTACK_SECONDS]:.0f} s of attack"
     )
-    console.print(f"model   {escape(str(folder / 'model'))}", soft_wrap=True)
-    console.print(f"attacks {escape(str(folder / 'attack.parquet'))}", soft_wrap=True)
+    _say_where(folder)
     console.print(f"next    sdm-ray attack {escape(shlex.quote(str(folder / 'model')))}", soft_wrap=True)
+
+
+def _say_where(folder: Path) -> None:
+    """Name what lies in a trial's folder."""
+    for name, file in FILES.items():
+        if (folder / file).exists():
+            console.print(f"{name:7} {escape(str(folder / file))}", soft_wrap=True)

@@ -1,7 +1,9 @@
 """Validated, immutable settings; the same classes describe YAML files, dotted overrides and the JSON schema."""
 
+from sdm_ray.config.adversary import AdversarySettings, PoolSettings
 from sdm_ray.config.attack import AttackSettings
 from sdm_ray.config.base import LogRange, Settings
+from sdm_ray.config.blocking import BlockingSettings
 from sdm_ray.config.data import DataSettings, EncoderSettings, SplitFractions, SyntheticWorld
 from sdm_ray.config.io import (
     check_path,
@@ -23,7 +25,7 @@ from sdm_ray.config.sweep import (
     TrackingSettings,
     TrialSettings,
 )
-from sdm_ray.config.train import AdversarySettings, BlockingSettings, Method, PoolSettings, TrainSettings
+from sdm_ray.config.train import Method, RetainSettings, TrainSettings, ValidationSettings
 
 __all__ = [
     "AdversarySettings",
@@ -37,6 +39,7 @@ __all__ = [
     "Origin",
     "PoolSettings",
     "ResourceSettings",
+    "RetainSettings",
     "RuntimeSettings",
     "SearchSettings",
     "Settings",
@@ -46,6 +49,7 @@ __all__ = [
     "TrackingSettings",
     "TrainSettings",
     "TrialSettings",
+    "ValidationSettings",
     "check_path",
     "content_hash",
     "digest",

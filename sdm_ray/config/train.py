@@ -1,4 +1,4 @@
-"""Settings of meta-training: the adversary distribution, the blocking terms, the outer loop."""
+"""Settings of meta-training: the method and the outer loop."""
 
 from __future__ import annotations
 
@@ -6,93 +6,53 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from sdm_ray.config.base import (
-    LogRange,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    Probability,
-    Settings,
-)
+from sdm_ray.config.adversary import AdversarySettings
+from sdm_ray.config.base import NonNegativeInt, PositiveFloat, PositiveInt, Probability, Settings
+from sdm_ray.config.blocking import BlockingSettings
 
 Method = Literal["pretrained", "random", "tuned", "ac", "mlac"]
+ADAPTED_TERMS = (
+    "harmful_adapted", "harmful_adapted_calibrated", "harmful_adapted_clamped", "harmful_adapted_entropy",
+    "harmful_adapted_inverse", "harmful_adapted_uniform",
+)  # fmt: skip
+"""Terms that any adversary serves, fresh or persistent."""
+FRESH_TERMS = ("adapted_grad_norm", "desired_adapted", "desired_adapted_harmful", "mutual_information")
+"""Terms that are read off the inner steps of fresh adversaries alone."""
 DEFAULT_TERM = {"mlac": "harmful_adapted_calibrated", "ac": "harmful_base"}
 """The term that a method blocks with when the settings give no weights."""
 
-InnerOptimizer = Literal["sgd", "momentum", "adam"]
+GradientMode = Literal["auto", "unrolled", "adjoint_stored", "adjoint", "truncated", "first_order"]
 
 
-class PoolSettings(Settings):
-    """Persistent adversaries: each keeps its displacement from the weights across outer steps."""
+class ValidationSettings(Settings):
+    """Watching the desired task while training, on examples that are held out of meta-training."""
 
-    size: NonNegativeInt = 0
-    """Adversaries in the pool; 0 switches the pool off."""
-    lifespan_steps: PositiveInt = 100
-    """An adversary's life ends uniformly between 1 and this many of its own steps; then it is drawn anew."""
-    subset_size: PositiveInt | None = 100
-    """Labelled examples that each adversary owns; None lets it see all of meta-training."""
-    steps_per_turn: PositiveInt = 1
-    """Steps the adversary whose turn it is takes in an outer step."""
-    learning_rate: LogRange = LogRange(low=3e-4, high=5e-3)
-    """Range of learning rates, log-uniform."""
-    frozen_probability: Probability = 0.2
-    """Share of adversaries that train the head alone (at ten times the learning rate)."""
+    every_steps: NonNegativeInt = 0
+    """Outer steps between two validations; 0 holds nothing out and never validates."""
+    fraction: Probability = 0.1
+    """Share of the meta-training examples that is held out."""
+    min_desired_accuracy: Probability | None = None
+    """Stop training when the desired accuracy lies below this; the trial is then infeasible. None never stops."""
+    patience: NonNegativeInt = 1
+    """Validations below the bound that are let pass before one stops the training."""
 
 
-class AdversarySettings(Settings):
-    """The distribution that simulated adversaries are drawn from."""
+class RetainSettings(Settings):
+    """The general text that the `retain_*` terms are read on."""
 
-    num_steps: NonNegativeInt = 4
-    """Inner steps K of a fresh adversary; 0 takes none (adversarial censoring, or the pool alone)."""
-    optimizers: Annotated[tuple[InnerOptimizer, ...], Field(min_length=1)] = ("adam",)
-    """Inner optimisers, drawn uniformly."""
-    learning_rate_mode: Literal["meta_learned", "log_uniform"] = "meta_learned"
-    """Learn the inner learning rate (it descends the adversary's loss), or draw it afresh each time."""
-    learning_rate_initial: PositiveFloat = 3e-4
-    """Start of the meta-learned learning rate."""
-    learning_rate: LogRange = LogRange(low=1e-6, high=1e-2)
-    """Bounds of the learning rate; it is drawn from here when the mode is `log_uniform`."""
-    batch_sizes: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (8, 16, 24)
-    """Inner batch sizes, drawn uniformly."""
-    head: Literal["meta_learned", "reset"] = "meta_learned"
-    """Start from the meta-learned harmful head, or from a fresh one."""
-    frozen_probability: Probability = 0.0
-    """Probability that an adversary trains the head alone."""
-    subset_size: PositiveInt | None = None
-    """Labelled examples an adversary has; None lets it see all of meta-training."""
-    gradient_clip: PositiveFloat = 100.0
-    """Norm that inner gradients are clipped to."""
-    pool: PoolSettings = PoolSettings()
-    """Persistent adversaries."""
-
-    @model_validator(mode="after")
-    def _initial_in_range(self) -> Self:
-        low, high = self.learning_rate.low, self.learning_rate.high
-        if not low <= self.learning_rate_initial <= high:
-            raise ValueError(
-                f"learning_rate_initial ({self.learning_rate_initial:g}) must lie in learning_rate [{low:g}, {high:g}]"
-            )
-        return self
-
-
-class BlockingSettings(Settings):
-    """Weights of the outer loss. Base and adapted terms are those of the method; a weight of 0 leaves a term out."""
-
-    desired_base: NonNegativeFloat = 1.0
-    """Desired loss of the un-adapted model; minimised."""
-    harmful_base: NonNegativeFloat = 0.0
-    """Harmful loss of the un-adapted model; maximised (adversarial censoring)."""
-    harmful_adapted: NonNegativeFloat = 0.0
-    """Mean over inner steps of the adapted harmful loss; maximised."""
-    harmful_adapted_calibrated: NonNegativeFloat = 0.0
-    """The same after calibration, so that flipped labels do not count; maximised."""
-    harmful_adapted_clamped: NonNegativeFloat = 0.0
-    """The same with each example's cross-entropy clamped at log C; maximised (MLAC-AR)."""
-
-    def adapted_weight(self) -> float:
-        """Sum of the weights of terms that need an adapted model."""
-        return self.harmful_adapted + self.harmful_adapted_calibrated + self.harmful_adapted_clamped
+    source: str | None = None
+    """None takes the texts of meta-training, `pretraining` the corpus of the synthetic world; else a local file or
+    folder (.parquet, .csv, .jsonl, .arrow) or a Hugging Face dataset id."""
+    revision: str | None = None
+    """Revision of a hub dataset."""
+    text_column: str = "text"
+    """Column that holds the text."""
+    max_texts: PositiveInt = 20_000
+    """Texts kept, chosen by content hash."""
+    batch_size: PositiveInt = 16
+    """Texts of an outer step."""
+    mask_share: Annotated[float, Field(gt=0, le=1)] = 0.15
+    """Share of tokens that the masked-LM loss predicts."""
 
 
 class TrainSettings(Settings):
@@ -108,22 +68,56 @@ class TrainSettings(Settings):
     harmful_batch_size: PositiveInt = 32
     """Examples in the outer harmful batch."""
     learning_rate: PositiveFloat = 3e-4
-    """Outer learning rate of trunk (Adam)."""
+    """Outer learning rate of the trunk."""
     head_learning_rate: PositiveFloat = 3e-3
-    """Outer learning rate of the desired head (Adam)."""
+    """Outer learning rate of the desired head."""
     adversary_learning_rate: PositiveFloat = 1e-3
-    """Outer learning rate of the adversary's head and of the logarithm of its learning rate (Adam)."""
+    """Outer learning rate of what the adversary learns: head, logarithm of its learning rate, predictors."""
+    optimizer: str = "Adam"
+    """Outer optimiser: a class of `torch.optim`."""
+    optimizer_options: dict[str, Any] = {}
+    """Its further arguments, such as betas or weight_decay."""
+    schedule: str = "constant"
+    """Course of the outer learning rates after the warm-up: `constant`, or a class of `torch.optim.lr_scheduler`."""
+    schedule_options: dict[str, Any] = {}
+    """Its arguments, such as T_max."""
     warmup_steps: NonNegativeInt = 0
     """Outer steps over which the learning rates rise linearly."""
     gradient_clip: PositiveFloat = 10.0
     """Norm that the outer gradient of the trunk is clipped to."""
-    gradient_mode: Literal["unrolled", "first_order"] = "unrolled"
-    """`unrolled` differentiates through the inner loop (second order); `first_order` does not."""
+    accumulation_steps: PositiveInt = 1
+    """Batches and adversaries whose gradients are averaged before an outer step is taken."""
+    gradient_mode: GradientMode = "auto"
+    """How meta-gradients pass the inner loop. `unrolled` is autograd through all of it, `adjoint_stored` walks it back
+    step by step (the fastest), `adjoint` recomputes each step on the way back (memory flat in K), `truncated`
+    differentiates the last `truncation_steps` updates only, `first_order` none. `auto` is the faster exact one that the
+    memory allows."""
+    truncation_steps: PositiveInt = 4
+    """Updates that `truncated` differentiates."""
+    outer_steps: Literal["all", "last", "sampled"] = "all"
+    """Inner steps after which the adapted model is watched: all, the last, or as many as `num_outer_evaluations` drawn
+    uniformly (an unbiased estimate of all)."""
+    num_outer_evaluations: PositiveInt = 4
+    """Inner steps that `sampled` draws."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """`bfloat16` runs first derivatives under autocast; whatever is differentiated twice, and the adjoint, stays in
+    float32."""
+    dropout: Literal["off", "sampled"] = "off"
+    """`sampled` gives every inner step a dropout mask of its own, with the encoder's probabilities."""
+    compile: bool = False
+    """Compile the step functions of `adjoint` and `first_order` (as CUDA graphs on a GPU); the first steps then take
+    a minute, and results differ in the last bits."""
+    term_modules: tuple[str, ...] = ()
+    """Modules that are imported before training because they register blocking terms of their own."""
     blocking: BlockingSettings = BlockingSettings()
     """Weights of the outer loss. When no harmful weight is given, `mlac` takes `harmful_adapted_calibrated: 1`, `ac`
     `harmful_base: 1`, and the others block nothing."""
     adversary: AdversarySettings = AdversarySettings()
     """The adversary distribution."""
+    retain: RetainSettings = RetainSettings()
+    """General text for the `retain_*` terms."""
+    validation: ValidationSettings = ValidationSettings()
+    """Watching the desired task while training."""
     log_every_steps: PositiveInt = 50
     """Outer steps between two rows of the log (metrics stay on the device in between)."""
     checkpoint_every_steps: PositiveInt = 200
@@ -135,23 +129,27 @@ class TrainSettings(Settings):
         if not isinstance(values, dict) or not isinstance(values.get("blocking", {}), dict):
             return values
         blocking, term = values.get("blocking", {}), DEFAULT_TERM.get(values.get("method", "mlac"))
-        if term is None or any(name.startswith("harmful") for name in blocking):
+        if term is None or blocking.keys() - {"desired_base"}:
             return values
         return {**values, "blocking": {**blocking, term: 1.0}}
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        blocking, adversary = self.blocking, self.adversary
-        blocks = blocking.adapted_weight() + blocking.harmful_base
-        if self.method in ("pretrained", "random", "tuned") and blocks:
-            raise ValueError(f"method '{self.method}' does not block: set every harmful weight of blocking to 0")
-        if self.method == "ac" and (blocking.adapted_weight() or not blocking.harmful_base):
-            raise ValueError("method 'ac' uses blocking.harmful_base alone: give it a weight and the adapted terms 0")
-        if self.method == "mlac" and not blocking.adapted_weight():
-            raise ValueError("method 'mlac' needs an adapted term: give a blocking.harmful_adapted* weight above 0")
-        if self.method == "mlac" and adversary.num_steps == 0 and adversary.pool.size == 0:
+        weights, adversary = self.blocking.weights(), self.adversary
+        if self.method in ("pretrained", "random", "tuned") and weights:
+            raise ValueError(
+                f"method '{self.method}' does not block: set every weight of blocking but desired_base to 0"
+            )
+        if self.method == "ac" and weights.keys() != {"harmful_base"}:
+            raise ValueError("method 'ac' uses blocking.harmful_base alone: give it a weight and the other terms 0")
+        if self.method == "mlac" and not weights.keys() - {"harmful_base"}:
+            raise ValueError("method 'mlac' needs a blocking term besides harmful_base: give one a weight above 0")
+        if weights.keys() & set(ADAPTED_TERMS) and adversary.num_steps == 0 and adversary.pool.size == 0:
             raise ValueError("method 'mlac' needs an adversary: set adversary.num_steps or adversary.pool.size above 0")
-        if not blocking.desired_base:
+        if weights.keys() & set(FRESH_TERMS) and adversary.num_steps == 0:
+            named = ", ".join(sorted(weights.keys() & set(FRESH_TERMS)))
+            raise ValueError(f"blocking.{named} needs inner steps: set adversary.num_steps above 0")
+        if not self.blocking.desired_base:
             raise ValueError("blocking.desired_base must be above 0, or nothing trains the desired head")
         return self
 

@@ -30,6 +30,7 @@ class DeviceData:
         self._indices = {
             split: torch.from_numpy(np.flatnonzero(tokenized.split == code)) for code, split in enumerate(SPLITS)
         }
+        self._ids_host = tokenized.input_ids
         self._input_ids = torch.from_numpy(tokenized.input_ids.astype(np.int64)).to(self.device)
         self._lengths = torch.from_numpy(self._lengths_host).to(self.device)
         self._labels = {task: labels.to(self.device) for task, labels in self._labels_host.items()}
@@ -68,6 +69,13 @@ class DeviceData:
         """(N,) int64 tokens of each text on the host."""
         return torch.from_numpy(self._lengths_host.copy())  # type: ignore[return-value]
 
+    def occurring_tokens(self, indices: Tensor) -> LongTensor:
+        """Sorted token ids that occur in examples (host indices of any shape), padding included; int64 on the host."""
+        held = np.zeros(self._max_id + 1, dtype=bool)
+        held[self._ids_host[indices.reshape(-1).numpy()]] = True
+        held[self.pad_id] = True
+        return torch.from_numpy(np.flatnonzero(held))  # type: ignore[return-value]
+
     def batch(self, indices: Tensor, task: Task, *, pad_to: int | None = None) -> Batch:
         """Examples by index, gathered on the device without waiting for it.
 
@@ -90,7 +98,7 @@ class DeviceData:
         if pad_to is not None and pad_to > width:
             input_ids = torch.nn.functional.pad(input_ids, (0, pad_to - width), value=self.pad_id)
             mask = torch.nn.functional.pad(mask, (0, pad_to - width))
-        return Batch(input_ids, mask, self._labels[task][rows])
+        return Batch((input_ids, mask), self._labels[task][rows])
 
     def _send(self, indices: Tensor) -> Tensor:
         if self.device.type == "cuda":

@@ -1,178 +1,321 @@
-"""The inner loop: an adversary's K steps, and the meta-gradients through them.
+"""Episodes: simulated adversaries, and the meta-gradients through their inner loops.
 
 Trunk and adversary pull at the same trajectory in different directions: the trunk descends the (calibrated) blocking
 loss, the adversary's head and learning rate descend the adversary's own uncalibrated loss. Both are vector-Jacobian
-products of one unroll, which is built once; only where the two cotangents differ is it walked back twice.
+products of one loop; only where the two cotangents differ is it walked back twice.
 
-Modes: `unrolled` differentiates through the inner updates (MLAC, arXiv 2211.14946). `first_order` treats every update
-as a constant displacement, so that the gradient at each adapted model is applied to the model it started from (as
-TAR, arXiv 2408.00761); a head's gradient is then the adapted head's own, and the learning rate's is the displacement
-times the gradient there.
+Modes: `unrolled` is autograd through the whole loop (MLAC, arXiv 2211.14946), the reference. `adjoint` walks the loop
+back step by step, and `adjoint_stored` does so with the graphs of all steps kept (see `sdm_ray.meta.adjoint`); they
+agree with `unrolled`, and with each other to the bit. `truncated` differentiates the last updates only, `first_order`
+none (as TAR, arXiv 2408.00761).
 """
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from sdm_ray.meta.functional import FlatModel
-from sdm_ray.meta.objectives import Trajectory, blocking_loss, step_losses
-from sdm_ray.meta.optim import Tensors, clip_by_norm, make_optimizer
-from sdm_ray.models.heads import logits
-from sdm_ray.types import Batch
-
-GradientMode = Literal["unrolled", "first_order"]
-
-FROZEN_RATE_FACTOR = 10.0
-"""An adversary that trains the head alone does it at this many times its learning rate."""
-
-
-class Start(NamedTuple):
-    """Where an adversary starts. Meta-gradients are taken with respect to those of its tensors that require them."""
-
-    trunk: Tensor
-    """(P,) flat trunk parameters."""
-    head: Tensor
-    """(C, D) harmful head."""
-    log_learning_rate: Tensor
-    """0-d natural logarithm of the learning rate."""
+from sdm_ray.meta.adjoint import Adjoint, Course, Loop, Rule
+from sdm_ray.meta.episode import FROZEN_RATE_FACTOR, Episode, MetaGradients, Start, make_problem, parameter_noise
+from sdm_ray.meta.functional import FlatModel, Rows
+from sdm_ray.meta.kernels import Kernels
+from sdm_ray.meta.memory import ModeChooser
+from sdm_ray.meta.objectives import TERMS
+from sdm_ray.meta.optim import OptimizerState, clip_by_norm, make_optimizer, rate_factors
+from sdm_ray.meta.problems import Base, Data, TrunkProblem, View
+from sdm_ray.meta.reading import (
+    ASIDE,
+    MAIN,
+    Question,
+    Seen,
+    fixed_head_gradient,
+    own_loss,
+    predictor_gradient,
+    read_terms,
+)
 
 
-class Episode(NamedTuple):
-    """One simulated adversary's data and habits."""
-
-    inner: Batch | None
-    """(K, B, L) batches that it trains on; None where K = 0."""
-    outer: Batch
-    """(B, L) the batch that it is watched on."""
-    optimizer: str
-    """Inner optimiser."""
-    frozen: bool
-    """Whether it trains the head alone."""
-    gradient_clip: float
-    """Norm that inner gradients are clipped to."""
-    mode: GradientMode
-    """How meta-gradients pass the inner loop."""
-
-
-class MetaGradients(NamedTuple):
-    """What an episode asks of the outer step."""
-
-    trunk: Tensor
-    """(P,) gradient of the blocking loss."""
-    head: Tensor | None
-    """(C, D) gradient of the adversary's own loss; None where the start's head takes none."""
-    log_learning_rate: Tensor | None
-    """0-d, likewise."""
-    values: dict[str, Tensor]
-    """Blocking terms by name."""
-    trajectory: Trajectory
-    """Detached."""
-
-
-def meta_gradients(model: FlatModel, start: Start, episode: Episode, weights: dict[str, float]) -> MetaGradients:
-    """Simulate one adversary and take both meta-gradients.
+def meta_gradients(
+    model: FlatModel,
+    start: Start,
+    episode: Episode,
+    weights: dict[str, float],
+    *,
+    predictors: Tensor | None = None,
+    chooser: ModeChooser | None = None,
+    autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
+    compiled: bool = False,
+) -> MetaGradients:
+    """Simulate A adversaries and take all meta-gradients.
 
     Args:
         model: the trunk as a function.
         start: leaves; the trunk requires gradients, head and learning rate where they are meta-learned.
-        episode: what the adversary does.
-        weights: blocking terms and their weights.
+        episode: what the adversaries do.
+        weights: the terms that are read off it, and their weights.
+        predictors: (K+1, C, D), where a term reads them.
+        chooser: resolves the mode `auto`, and falls back where memory runs out.
+        autocast: context of first derivatives.
+        compiled: compile the step functions of modes that keep no graph; `auto` is then `adjoint`. An adversary that
+            trains the head alone, or has dropout, is computed eagerly all the same.
     """
-    outputs = unroll(model, start, episode)
-    trajectory = Trajectory(outputs.detach().requires_grad_(), episode.outer.labels)
-    blocking, values = blocking_loss(trajectory, weights)
-    (trunk_cotangent,) = torch.autograd.grad(blocking, trajectory.logits)
-    (own_cotangent,) = torch.autograd.grad(step_losses(trajectory).mean(), trajectory.logits)
-    learned = {name: value for name, value in _adversary(start).items() if value.requires_grad}
-    ratio = _constant_ratio(weights, len(outputs))
-    if learned and ratio is not None:
-        trunk, *rest = torch.autograd.grad(outputs, [start.trunk, *learned.values()], own_cotangent, allow_unused=True)
-        trunk = trunk * ratio
-    else:
-        (trunk,) = torch.autograd.grad(outputs, start.trunk, trunk_cotangent, retain_graph=bool(learned))
-        rest = _products(outputs, list(learned.values()), own_cotangent)
-    own = dict(zip(learned, rest, strict=True))
-    seen = Trajectory(trajectory.logits.detach(), trajectory.labels)
-    return MetaGradients(trunk, own.get("head"), own.get("log_learning_rate"), values, seen)
+    view = model if episode.rows is None else model.restricted(len(episode.rows.tokens))
+    data = episode.data if episode.rows is None else _localised(episode.data, episode.rows)
+    trunk = start.trunk if episode.rows is None else model.compress(start.trunk, episode.rows)
+    trunk = trunk.detach().requires_grad_()
+    leaves = start._replace(trunk=trunk, head=_leaf(start.head), log_learning_rate=_leaf(start.log_learning_rate))
+    run = _Run(view, leaves, episode._replace(data=data), weights, predictors, autocast, compiled)
+    mode = "adjoint" if compiled and episode.mode == "auto" else episode.mode
+    found = (chooser or ModeChooser()).run(mode, run.measure, run.gradients, key=run.key())
+    if episode.rows is not None:
+        found = found._replace(trunk=model.expand(found.trunk, episode.rows))
+    return found
 
 
-def unroll(model: FlatModel, start: Start, episode: Episode) -> Tensor:
-    """The adversary's scores (K+1, B, C) on the outer batch, connected to `start` as the episode's mode says."""
-    if episode.frozen:
-        return _unroll_head(model, start, episode)
-    num_steps = 0 if episode.inner is None else len(episode.inner.labels)
-    optimizer = make_optimizer(episode.optimizer)
-    exact = episode.mode == "unrolled"
-    rate = start.log_learning_rate.exp()
-    params: Tensors = tuple(_differentiable(value, exact) for value in (start.trunk, start.head))
-    state = optimizer.init(tuple(value.detach() for value in params))
-    outputs = [model.logits(start.trunk, start.head, episode.outer)]
-    for step in range(num_steps):
-        batch = Batch(*(value[step] for value in episode.inner or ()))
-        loss = F.cross_entropy(model.logits(params[0], params[1], batch), batch.labels)
-        grads = torch.autograd.grad(loss, params, create_graph=exact)
-        grads = clip_by_norm(grads, episode.gradient_clip)
-        with torch.set_grad_enabled(exact):
-            params, state = optimizer.update(grads, state, params, rate if exact else rate.detach())
-        if not exact:
-            params = tuple(value.requires_grad_() for value in params)
-        trunk, head = params if exact else _displaced(params, start, rate)
-        outputs.append(model.logits(trunk, head, episode.outer))
-    return torch.stack(outputs)
+class _Run:
+    """One episode, ready to be flown in any mode."""
+
+    def __init__(
+        self,
+        model: FlatModel,
+        start: Start,
+        episode: Episode,
+        weights: dict[str, float],
+        predictors: Tensor | None,
+        autocast: Callable[[], AbstractContextManager[object]],
+        compiled: bool,
+    ) -> None:
+        self._model, self._start, self._episode, self._weights = model, start, episode, weights
+        self._autocast, self._compiled = autocast, compiled
+        data, adversary = episode.data, episode.adversary
+        self._num_steps = len(data.inner)
+        self._problem = make_problem(model, (start.head.shape[1], start.head.shape[2]), adversary)
+        self._question = Question(weights, data.watches, episode.moments, predictors)
+        base_read = any(TERMS[name].reads == "harmful_base" for name in weights)
+        self._watched = tuple(sorted({*episode.moments, 0} if base_read else {*episode.moments}))
+        gradient_terms = {name: weights[name] for name in weights if TERMS[name].reads == "inner_gradient"}
+        assert len(gradient_terms) <= 1, gradient_terms
+        self._gradient_term = next(iter(gradient_terms), None) if self._num_steps else None
+        self._desired = any(TERMS[name].reads.startswith("desired") for name in weights)
+
+    def gradients(self, mode: str) -> MetaGradients:
+        """Fly the episode in a mode other than `auto`."""
+        with torch.enable_grad():
+            variables, base = self._begin(mode)
+        if mode == "unrolled":
+            return self._unrolled(variables, base)
+        course = Course(self._num_steps, self._watched, self._num_differentiated(mode), mode == "adjoint_stored")
+        loop = self._loop(course, base)
+        flight = loop.fly(variables, self._start.state)
+        seen = Seen.of(flight.views, self._watched).leaves()
+        total, values = read_terms(self._question, seen)
+        shown, shares = self._cotangents(seen, total)
+        gradient_weights = [self._gradient_weight() if index == 0 else 0.0 for index in range(len(shown))]
+        adjoint = loop.walk_back(shown, gradient_weights)
+        trunk, head, rate = self._landed(variables, base, adjoint, shares)
+        values |= self._gradient_value(flight.gradient_values)
+        return self._result(seen, values, flight.final, flight.final_state, trunk, head, rate)
+
+    def key(self) -> object:
+        """What the memory that an episode takes depends on."""
+        data = self._episode.data
+        shapes = tuple(batch.inputs[0].shape for batch in (*data.inner, *(watch.batch for watch in data.watches)))
+        return self._episode.adversary.shape(), tuple(sorted(shapes)), len(self._watched)
+
+    def measure(self) -> int:
+        """Bytes that keeping the graphs of all differentiated steps would take."""
+        with torch.enable_grad():
+            variables, base = self._begin("adjoint_stored")
+        course = Course(self._num_steps, self._watched, self._num_steps, True)
+        return self._loop(course, base).graph_bytes(variables)
+
+    def _begin(self, mode: str) -> tuple[Tensor, Base]:
+        trunk = self._start.trunk
+        if self._start.displacement is not None:
+            trunk = trunk + self._start.displacement
+        if any(self._episode.noise):
+            trunk = trunk + parameter_noise(self._model, trunk, self._episode.noise, self._episode.data.seed)
+        return self._problem.begin(trunk, self._start.head, self._episode.data)
+
+    def _loop(self, course: Course, base: Base) -> Loop:
+        return Loop(
+            self._problem,
+            self._episode.data,
+            self._rule(self._start.log_learning_rate.detach()),
+            course,
+            base,
+            gradient_function=None if self._gradient_term is None else partial(_read_gradient, self._gradient_term),
+            watching=self._autocast,
+            stepping=self._autocast,
+            kernels=None if course.keep else self._kernels(),
+        )
+
+    def _kernels(self) -> Kernels | None:
+        if not self._compiled or self._episode.data.dropout or not isinstance(self._problem, TrunkProblem):
+            return None
+        key = ("kernels", self._problem)
+        if key not in self._model.cache:
+            self._model.cache[key] = Kernels(self._problem, self._start.trunk.device)
+        kernels: Kernels = self._model.cache[key]
+        return kernels
+
+    def _rule(self, log_learning_rate: Tensor) -> Rule:
+        adversary = self._episode.adversary
+        factor = FROZEN_RATE_FACTOR if adversary.adaptation == "head" else 1.0
+        rates = (log_learning_rate.exp() * factor).unsqueeze(1)
+        factors = rate_factors(adversary.schedule, self._num_steps)
+        return Rule(make_optimizer(adversary.optimizer), rates, factors, self._episode.gradient_clip)
+
+    def _num_differentiated(self, mode: str) -> int:
+        if mode == "first_order":
+            return 0
+        return min(self._episode.truncation_steps, self._num_steps) if mode == "truncated" else self._num_steps
+
+    def _cotangents(self, seen: Seen, total: Tensor) -> tuple[list[list[list[View | None]]], tuple[float, int]]:
+        """What is walked back, and how the adversaries' own gradients follow: a factor and which of them it is of."""
+        shown = [seen.pulled(_gradients(total, seen.tensors()))]
+        if not self._learned() or self._desired:
+            return shown, (1.0, 0)
+        if (ratio := self._constant_ratio()) is not None:
+            return shown, (1.0 / ratio, 0)
+        shown.append(seen.pulled(_gradients(own_loss(self._question, seen), seen.tensors())))
+        return shown, (1.0, 1)
+
+    def _learned(self) -> bool:
+        return self._start.head.requires_grad or self._start.log_learning_rate.requires_grad
+
+    def _constant_ratio(self) -> float | None:
+        """The blocking loss over the adversary's own loss, where the one is a multiple of the other."""
+        own = {"harmful_adapted", "harmful_base"} if self._watched == (0,) else {"harmful_adapted"}
+        return -sum(self._weights.values()) if set(self._weights) <= own else None
+
+    def _landed(
+        self, variables: Tensor, base: Base, adjoint: Adjoint, shares: tuple[float, int]
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """From cotangents of variables and base to gradients of trunk, head and learning rate."""
+        start, (factor, which) = self._start, shares
+        outputs = [(value, index) for index, value in enumerate((variables, *base)) if value.requires_grad]
+
+        def pull(index: int, leaf: Tensor, *, retain: bool) -> Tensor:
+            cotangents = (adjoint.variables[index], *(value[index] for value in adjoint.base))
+            (found,) = torch.autograd.grad(
+                [value for value, _ in outputs],
+                leaf,
+                [cotangents[position] for _, position in outputs],
+                retain_graph=retain,
+                materialize_grads=True,
+            )
+            return found
+
+        head = rate = None
+        trunk = pull(0, start.trunk, retain=start.head.requires_grad)
+        if start.head.requires_grad:
+            head = pull(which, start.head, retain=False) * factor
+        if start.log_learning_rate.requires_grad and self._num_steps:
+            rate = adjoint.log_learning_rate[which] * factor
+        return trunk, head, rate
+
+    def _gradient_weight(self) -> float:
+        """Of the mean over steps of the term of inner gradients; it is a mean over adversaries already."""
+        if self._gradient_term is None:
+            return 0.0
+        sign = -1.0 if TERMS[self._gradient_term].maximised else 1.0
+        return sign * self._weights[self._gradient_term] * len(self._start.head)
+
+    def _gradient_value(self, values: tuple[Tensor, ...]) -> dict[str, Tensor]:
+        return {} if self._gradient_term is None else {self._gradient_term: torch.stack(values).mean().detach()}
+
+    def _result(
+        self,
+        seen: Seen,
+        values: dict[str, Tensor],
+        final: Tensor,
+        final_state: OptimizerState,
+        trunk: Tensor,
+        head: Tensor | None,
+        rate: Tensor | None,
+    ) -> MetaGradients:
+        question = self._question
+        predicted = any(TERMS[name].reads == "predicted" for name in self._weights)
+        aside = len(question.watches) > ASIDE
+        trajectory = seen.trajectory(MAIN, question.watches[MAIN].batch.labels, question.moments)
+        return MetaGradients(
+            trunk=trunk,
+            head=head,
+            log_learning_rate=rate,
+            predictors=predictor_gradient(question, seen) if predicted else None,
+            fixed_head=fixed_head_gradient(question, seen) if aside else None,
+            values=values,
+            trajectory=trajectory._replace(logits=trajectory.logits.detach(), features=trajectory.features.detach()),
+            final=final.detach(),
+            final_state=final_state,
+        )
+
+    def _unrolled(self, variables: Tensor, base: Base) -> MetaGradients:
+        """Autograd through everything."""
+        start = self._start
+        rule = self._rule(start.log_learning_rate)
+        state = start.state or rule.optimizer.init(variables.detach())
+        views, values = [], []
+        if not variables.requires_grad:
+            variables = variables.requires_grad_()
+        with torch.enable_grad():
+            for moment in range(self._num_steps + 1):
+                if moment in self._watched:
+                    views.append(self._problem.views(base, variables, self._episode.data))
+                if moment == self._num_steps:
+                    break
+                losses = self._problem.inner_loss(base, variables, self._episode.data, moment)
+                (gradient,) = torch.autograd.grad(losses.sum(), variables, create_graph=True)
+                if self._gradient_term is not None:
+                    values.append(_read_gradient(self._gradient_term, gradient))
+                clipped = clip_by_norm(gradient, rule.gradient_clip)
+                variables, state = rule.optimizer.update(clipped, state, variables, rule.rate_at(moment))
+            seen = Seen.of(views, self._watched)
+            total, read = read_terms(self._question, seen)
+            if values:
+                total = total + self._gradient_weight() * torch.stack(values).mean()
+            (trunk,) = torch.autograd.grad(total, start.trunk, retain_graph=True, materialize_grads=True)
+            own = total if self._desired else own_loss(self._question, seen)
+            head, rate = _learned_gradients(own, start, self._num_steps)
+        read |= self._gradient_value(tuple(values))
+        detached = OptimizerState(state.num_updates, tuple(value.detach() for value in state.moments))
+        return self._result(seen, read, variables, detached, trunk, head, rate)
 
 
-def _unroll_head(model: FlatModel, start: Start, episode: Episode) -> Tensor:
-    """The trunk stands still, so all inner batches pass through it once, and the loop runs on features."""
-    exact = episode.mode == "unrolled"
-    optimizer = make_optimizer(episode.optimizer)
-    rate = start.log_learning_rate.exp() * FROZEN_RATE_FACTOR
-    outer = model.features(start.trunk, episode.outer)
-    outputs = [logits(outer, start.head)]
-    if episode.inner is None:
-        return torch.stack(outputs)
-    with torch.set_grad_enabled(exact):
-        features = model.features(start.trunk, episode.inner)
-    head = _differentiable(start.head, exact)
-    state = optimizer.init((head.detach(),))
-    for inputs, labels in zip(features, episode.inner.labels, strict=True):
-        loss = F.cross_entropy(logits(inputs, head), labels)
-        grads = clip_by_norm(torch.autograd.grad(loss, (head,), create_graph=exact), episode.gradient_clip)
-        with torch.set_grad_enabled(exact):
-            (head,), state = optimizer.update(grads, state, (head,), rate if exact else rate.detach())
-        if not exact:
-            head.requires_grad_()
-        outputs.append(logits(outer, head if exact else _displace(head, start.head, rate)))
-    return torch.stack(outputs)
+def _read_gradient(term: str, gradient: Tensor) -> Tensor:
+    return TERMS[term].function(gradient)
 
 
-def _adversary(start: Start) -> dict[str, Tensor]:
-    return {"head": start.head, "log_learning_rate": start.log_learning_rate}
+def _learned_gradients(own: Tensor, start: Start, num_steps: int) -> tuple[Tensor | None, Tensor | None]:
+    wanted = {
+        "head": start.head if start.head.requires_grad else None,
+        "rate": start.log_learning_rate if start.log_learning_rate.requires_grad and num_steps else None,
+    }
+    leaves = {name: value for name, value in wanted.items() if value is not None}
+    if not leaves:
+        return None, None
+    found = torch.autograd.grad(own, list(leaves.values()), materialize_grads=True)
+    by_name = dict(zip(leaves, found, strict=True))
+    return by_name.get("head"), by_name.get("rate")
 
 
-def _products(outputs: Tensor, inputs: list[Tensor], cotangent: Tensor) -> list[Tensor]:
-    return list(torch.autograd.grad(outputs, inputs, cotangent, allow_unused=True)) if inputs else []
+def _gradients(value: Tensor, leaves: tuple[Tensor, ...]) -> list[Tensor | None]:
+    if not value.requires_grad:
+        return [None] * len(leaves)
+    return list(torch.autograd.grad(value, leaves, allow_unused=True, retain_graph=True))
 
 
-def _differentiable(value: Tensor, exact: bool) -> Tensor:
-    """The value itself where the meta-gradient passes through it, else a leaf of its own."""
-    return value if exact and value.requires_grad else value.detach().requires_grad_()
+def _leaf(value: Tensor) -> Tensor:
+    return value.detach().requires_grad_(value.requires_grad)
 
 
-def _displaced(params: Tensors, start: Start, rate: Tensor) -> Tensors:
-    return _displace(params[0], start.trunk, rate), _displace(params[1], start.head, rate)
-
-
-def _displace(adapted: Tensor, start: Tensor, rate: Tensor) -> Tensor:
-    """`adapted` as the start plus a constant direction times the learning rate: the first-order view of an update."""
-    direction = (adapted.detach() - start.detach()) / rate.detach()
-    return start + rate * direction
-
-
-def _constant_ratio(weights: dict[str, float], num_outputs: int) -> float | None:
-    """The blocking loss over the adversary's own loss, where the one is a multiple of the other."""
-    own = {"harmful_adapted", "harmful_base"} if num_outputs == 1 else {"harmful_adapted"}
-    return -sum(weights.values()) if set(weights) <= own else None
+def _localised(data: Data, rows: Rows) -> Data:
+    return data._replace(
+        inner=tuple(rows.localise(batch) for batch in data.inner),
+        watches=tuple(watch._replace(batch=rows.localise(watch.batch)) for watch in data.watches),
+    )

@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from sdm_ray.config import TrainSettings
 from sdm_ray.data.device import DeviceData
 from sdm_ray.data.sampler import EpochSampler
 from sdm_ray.meta.functional import FlatModel, TrunkLike
 from sdm_ray.meta.generators import Generators
+from sdm_ray.meta.objectives import task_loss
 from sdm_ray.meta.outer_optimizer import Group, OuterOptimizer
 from sdm_ray.models.heads import init_head, logits
 from sdm_ray.types import Params, Split, Task
@@ -29,33 +29,40 @@ class LinearStep:
     """The desired head on whitened features that are computed once.
 
     Args:
-        settings: batch size, head learning rate and warm-up are used.
+        settings: batch size, head learning rate and what the outer optimiser is are used.
         trunk: the encoder; it is not written to.
         data: examples on the device.
         generators: CPU generators of every draw.
+        indices: (N,) host indices that are trained on; None takes all of meta-training.
     """
 
     metric_names: tuple[str, ...] = ("train/desired_loss", "train/desired_accuracy", "train/gradient_norm")
 
-    def __init__(self, settings: TrainSettings, *, trunk: TrunkLike, data: DeviceData, generators: Generators) -> None:
-        self._model = FlatModel(trunk)
-        self._flat = self._model.initial()
+    def __init__(
+        self,
+        settings: TrainSettings,
+        *,
+        trunk: TrunkLike,
+        data: DeviceData,
+        generators: Generators,
+        indices: Tensor | None = None,
+    ) -> None:
+        self.model = FlatModel(trunk)
+        self.trunk = self.model.initial()
         self._generators = generators
-        features, self._labels = self._encode(data)
+        features, self._labels = self._encode(data, data.indices(Split.META_TRAIN) if indices is None else indices)
         self._whitening = whitening(features)
         self._features = features @ self._whitening
         self._head = init_head(
-            self._model.feature_dim,
+            self.model.feature_dim,
             data.num_classes(Task.DESIRED),
             generators["heads"],
-            device=self._flat.device,
-            dtype=self._flat.dtype,
+            device=self.trunk.device,
+            dtype=self.trunk.dtype,
         ).requires_grad_()
         rows = torch.arange(len(self._labels))
         self._sampler = EpochSampler(rows, settings.desired_batch_size, generators["desired"])
-        self._optimizer = OuterOptimizer(
-            [Group([self._head], settings.head_learning_rate, None)], settings.warmup_steps
-        )
+        self._optimizer = OuterOptimizer([Group([self._head], settings.head_learning_rate, None)], settings)
 
     def step(self) -> Tensor:
         """One step of the head.
@@ -66,7 +73,7 @@ class LinearStep:
         rows = self._sampler.next().to(self._labels.device, non_blocking=True)
         labels = self._labels[rows]
         scores = logits(self._features[rows], self._head)
-        loss = F.cross_entropy(scores, labels)
+        loss = task_loss(scores, labels)
         (gradient,) = torch.autograd.grad(loss, self._head)
         norm = self._optimizer.step([[gradient]])
         accuracy = (scores.detach().argmax(-1) == labels).to(torch.float64).mean()
@@ -81,9 +88,12 @@ class LinearStep:
         """There is no adversary."""
         return ""
 
+    def probe(self) -> None:
+        """There is no adversary."""
+
     def params(self) -> Params:
         """The trunk's parameters, copied."""
-        return {name: value.clone() for name, value in self._model.layout.unflatten(self._flat).items()}
+        return {name: value.clone() for name, value in self.model.layout.unflatten(self.trunk).items()}
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next step depends on; the features are computed again."""
@@ -103,11 +113,9 @@ class LinearStep:
         self._generators.load_state_dict(state["generators"])
 
     @torch.no_grad()
-    def _encode(self, data: DeviceData) -> tuple[Tensor, Tensor]:
-        batches = [
-            data.batch(chunk, Task.DESIRED) for chunk in torch.split(data.indices(Split.META_TRAIN), FEATURE_BATCH_SIZE)
-        ]
-        features = torch.cat([self._model.features(self._flat, batch) for batch in batches])
+    def _encode(self, data: DeviceData, indices: Tensor) -> tuple[Tensor, Tensor]:
+        batches = [data.batch(chunk, Task.DESIRED) for chunk in torch.split(indices, FEATURE_BATCH_SIZE)]
+        features = torch.cat([self.model.features(self.trunk, batch) for batch in batches])
         return features, torch.cat([batch.labels for batch in batches])
 
 

@@ -27,12 +27,15 @@ class MetricLog:
         self._buffer = torch.zeros(capacity, len(names), dtype=torch.float64, device=device)
         self._steps: list[int] = []
         self._draws: list[str] = []
+        self.last_draw = ""
+        """The adversaries of the last step, in words."""
 
     def add(self, step: int, values: Tensor, draw: str) -> None:
         """Take one step's metrics (M,), without reading them; `draw` names the adversaries of that step."""
         self._buffer[len(self._steps)] = values
         self._steps.append(step)
         self._draws.append(draw)
+        self.last_draw = draw
 
     def close_row(self, step: int) -> dict[str, float]:
         """Read the interval, append its row and start the next one.
@@ -47,6 +50,20 @@ class MetricLog:
         self._steps, self._draws = [], []
         return row
 
+    def note(self, step: int, values: dict[str, float]) -> dict[str, float]:
+        """Add what was measured after a step to that step's row, or append a row for it; returns the row.
+
+        Raises:
+            RunError: as `close_row`.
+        """
+        for name, value in values.items():
+            if not math.isfinite(value):
+                raise diverged(step, name, value, self.last_draw)
+        if not self.rows or self.rows[-1][Metric.TRAIN_STEP] != step:
+            self.rows.append({str(Metric.TRAIN_STEP): float(step)})
+        self.rows[-1].update(values)
+        return self.rows[-1]
+
     def check(self) -> list[list[float]]:
         """Read the open interval.
 
@@ -57,21 +74,31 @@ class MetricLog:
         for step, draw, row in zip(self._steps, self._draws, values, strict=True):
             for name, value in zip(self._names, row, strict=True):
                 if not math.isfinite(value):
-                    term = name.removeprefix("train/")
-                    blame = f", met with {draw}" if draw else ""
-                    raise RunError(
-                        f"training diverged at outer step {step}: {term} is {value}{blame}; "
-                        "lower train.learning_rate or the term's weight"
-                    )
+                    raise diverged(step, name, value, draw)
         return values
 
     def state_dict(self) -> dict[str, Any]:
         """Rows and the open interval."""
         buffer = self._buffer[: len(self._steps)]
-        return {"rows": [dict(row) for row in self.rows], "buffer": buffer, "steps": list(self._steps)}
+        return {
+            "rows": [dict(row) for row in self.rows],
+            "buffer": buffer,
+            "steps": list(self._steps),
+            "draws": list(self._draws),
+            "last_draw": self.last_draw,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where `state_dict` was taken."""
-        self.rows, self._steps = state["rows"], state["steps"]
-        self._draws = [""] * len(self._steps)
+        self.rows, self._steps, self._draws = state["rows"], state["steps"], state["draws"]
+        self.last_draw = state["last_draw"]
         self._buffer[: len(self._steps)] = state["buffer"].to(self._buffer.device)
+
+
+def diverged(step: int, name: str, value: float | None, draw: str) -> RunError:
+    """The error of a run whose metric (or, without a value, whose weights) is no longer finite, naming the culprits."""
+    found = f"{name} are not finite" if value is None else f"{name.removeprefix('train/')} is {value}"
+    blame = f", met with {draw}" if draw else ""
+    return RunError(
+        f"training diverged at outer step {step}: {found}{blame}; lower train.learning_rate or the term's weight"
+    )

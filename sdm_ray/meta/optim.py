@@ -1,111 +1,210 @@
-"""Inner optimisers as pure init/update pairs that can be differentiated through.
+"""Inner optimisers as pure init/update pairs on one flat tensor of variables, with their adjoints in closed form.
 
-Each follows the trajectory of its namesake in `torch.optim`. Parameters are a tuple of tensors; the states are
-NamedTuples. With detached inputs the same functions serve the persistent adversaries.
+Each follows the trajectory of its namesake in `torch.optim`, with that class's defaults (momentum: 0.9; AdamW: weight
+decay 0.01). Shapes: A adversaries that are alike with N variables each, and M cotangents side by side.
+
+`update` is differentiable (twice), which the gradient mode `unrolled` relies on; `adjoint` is what the other modes
+use, and a test holds the two together. At N of a million both are bound by memory traffic, hence the in-place
+arithmetic on temporaries.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-Tensors = tuple[Tensor, ...]
-
 MOMENTUM = 0.9
 ADAM_BETAS = (0.9, 0.999)
 ADAM_EPS = 1e-8
+WEIGHT_DECAY = 0.01
+RMSPROP_ALPHA = 0.99
+RMSPROP_EPS = 1e-8
+WARMUP_SHARE = 0.1
+"""Share of the inner steps over which a schedule other than `constant` rises."""
+
+Moments = tuple[Tensor, ...]
+Rate = Tensor | float
+"""A learning rate: a number, or a tensor that broadcasts against (A, N), with or without history."""
 
 
-class SgdState(NamedTuple):
-    """Gradient descent remembers nothing."""
-
-
-class MomentumState(NamedTuple):
-    """Heavy-ball momentum."""
-
-    buffers: Tensors
-    """Running sums of gradients, one for each parameter."""
-
-
-class AdamState(NamedTuple):
-    """Adam's moments."""
+class OptimizerState(NamedTuple):
+    """What an optimiser remembers."""
 
     num_updates: int
     """Updates done."""
-    means: Tensors
-    """First moments, one for each parameter."""
-    squares: Tensors
-    """Second moments, one for each parameter."""
+    moments: Moments
+    """Each (A, N): none (sgd), a buffer (momentum), a second moment (rmsprop), both moments (adam, adamw)."""
+
+
+class StepAdjoint(NamedTuple):
+    """Cotangents of what goes into an update."""
+
+    params: Tensor
+    """(M, A, N)."""
+    grads: Tensor
+    """(M, A, N)."""
+    moments: Moments
+    """Each (M, A, N)."""
+    learning_rate: Tensor
+    """(M, A)."""
 
 
 class InnerOptimizer(NamedTuple):
-    """An optimiser: a start and a step."""
+    """An optimiser: a start, a step, and the step's adjoint."""
 
     name: str
-    init: Callable[[Tensors], Any]
-    """`init(params) -> state`."""
-    update: Callable[[Tensors, Any, Tensors, Tensor | float], tuple[Tensors, Any]]
-    """`update(grads, state, params, lr) -> (params, state)`; the learning rate may be a 0-d tensor with history."""
-    state: type
-    """Class of the state."""
+    num_moments: int
+    update: Callable[[Tensor, OptimizerState, Tensor, Rate], tuple[Tensor, OptimizerState]]
+    """`update(grads, state, params, lr) -> (params, state)`, all (A, N)."""
+    adjoint: Callable[[Tensor, Moments, Tensor, OptimizerState, Tensor, Rate], StepAdjoint]
+    """`adjoint(cotangent_params, cotangent_moments, grads, state, params, lr)`: cotangents (M, A, N) of what the update
+    gave, then what it was given. The cotangents may be overwritten."""
+
+    def init(self, params: Tensor) -> OptimizerState:
+        """The state before the first update of parameters (A, N)."""
+        return OptimizerState(0, tuple(torch.zeros_like(params) for _ in range(self.num_moments)))
 
 
 def safe_sqrt(value: Tensor) -> Tensor:
     """Square root of a value >= 0 whose derivative at 0 is defined as 0.
 
-    Adam's second moment is 0 wherever a parameter never had a gradient (an embedding row that does not occur); the true
+    A second moment is 0 wherever a parameter never had a gradient (an embedding row that does not occur); the true
     one-sided derivative is infinite there and would turn a meta-gradient into NaN.
     """
-    return value.clamp_min(torch.finfo(value.dtype).tiny).sqrt()
+    return value.clamp_min(torch.finfo(value.dtype).tiny).sqrt_()
 
 
-def _sgd_update(grads: Tensors, state: SgdState, params: Tensors, lr: Tensor | float) -> tuple[Tensors, SgdState]:
-    return tuple(p - lr * g for p, g in zip(params, grads, strict=True)), state
+def _double_slope_(value: Tensor, root: Tensor) -> Tensor:
+    """Twice the derivative of `safe_sqrt` at a value, written over its root; 0 where the value is clamped."""
+    return root.reciprocal_().masked_fill_(value < torch.finfo(value.dtype).tiny, 0.0)
 
 
-def _momentum_init(params: Tensors) -> MomentumState:
-    return MomentumState(tuple(torch.zeros_like(p) for p in params))
+def _dot(cotangents: Tensor, values: Tensor) -> Tensor:
+    """(M, A) inner products of cotangents (M, A, N) and values (A, N), without a product in memory."""
+    return torch.matmul(cotangents.transpose(0, 1), values.unsqueeze(-1)).squeeze(-1).T
 
 
-def _momentum_update(
-    grads: Tensors, state: MomentumState, params: Tensors, lr: Tensor | float
-) -> tuple[Tensors, MomentumState]:
-    buffers = tuple(torch.add(g, b, alpha=MOMENTUM) for g, b in zip(grads, state.buffers, strict=True))
-    return tuple(p - lr * b for p, b in zip(params, buffers, strict=True)), MomentumState(buffers)
+def _sgd_update(grads: Tensor, state: OptimizerState, params: Tensor, lr: Rate) -> tuple[Tensor, OptimizerState]:
+    return params - lr * grads, OptimizerState(state.num_updates + 1, ())
 
 
-def _adam_init(params: Tensors) -> AdamState:
-    zeros = tuple(torch.zeros_like(p) for p in params)
-    return AdamState(0, zeros, zeros)
+def _sgd_adjoint(
+    params_bar: Tensor, moments_bar: Moments, grads: Tensor, state: OptimizerState, params: Tensor, lr: Rate
+) -> StepAdjoint:
+    return StepAdjoint(params_bar, params_bar * -lr, (), -_dot(params_bar, grads))
 
 
-def _adam_update(grads: Tensors, state: AdamState, params: Tensors, lr: Tensor | float) -> tuple[Tensors, AdamState]:
-    """Kingma and Ba, arXiv 1412.6980, in the order of operations of `torch.optim.Adam`."""
+def _momentum_update(grads: Tensor, state: OptimizerState, params: Tensor, lr: Rate) -> tuple[Tensor, OptimizerState]:
+    """Heavy-ball momentum (Polyak, 1964)."""
+    buffer = torch.add(grads, state.moments[0], alpha=MOMENTUM)
+    return params - lr * buffer, OptimizerState(state.num_updates + 1, (buffer,))
+
+
+def _momentum_adjoint(
+    params_bar: Tensor, moments_bar: Moments, grads: Tensor, state: OptimizerState, params: Tensor, lr: Rate
+) -> StepAdjoint:
+    buffer = torch.add(grads, state.moments[0], alpha=MOMENTUM)
+    buffer_bar = moments_bar[0].sub_(params_bar * lr)
+    return StepAdjoint(params_bar, buffer_bar, (buffer_bar * MOMENTUM,), -_dot(params_bar, buffer))
+
+
+def _adam_moments(grads: Tensor, state: OptimizerState) -> Moments:
     beta1, beta2 = ADAM_BETAS
+    mean = torch.lerp(state.moments[0], grads, 1 - beta1)
+    return mean, (state.moments[1] * beta2).addcmul_(grads, grads, value=1 - beta2)
+
+
+def _adam_corrections(state: OptimizerState) -> tuple[float, float]:
+    """Bias corrections of the first moment and of the root of the second."""
     count = state.num_updates + 1
-    correction, root = 1 - beta1**count, math.sqrt(1 - beta2**count)
-    means = tuple(torch.lerp(m, g, 1 - beta1) for m, g in zip(state.means, grads, strict=True))
-    squares = tuple(torch.addcmul(v * beta2, g, g, value=1 - beta2) for v, g in zip(state.squares, grads, strict=True))
-    size = lr / correction
-    new = tuple(
-        p - size * (m / (safe_sqrt(v) / root + ADAM_EPS)) for p, m, v in zip(params, means, squares, strict=True)
-    )
-    return new, AdamState(count, means, squares)
+    return 1 - ADAM_BETAS[0] ** count, math.sqrt(1 - ADAM_BETAS[1] ** count)
+
+
+def _adam_update(grads: Tensor, state: OptimizerState, params: Tensor, lr: Rate) -> tuple[Tensor, OptimizerState]:
+    """Kingma and Ba, arXiv 1412.6980, in the order of operations of `torch.optim.Adam`."""
+    correction, root_correction = _adam_corrections(state)
+    mean, square = _adam_moments(grads, state)
+    denominator = (safe_sqrt(square) / root_correction).add_(ADAM_EPS)
+    moved = params - (mean / denominator).mul_(lr / correction)
+    return moved, OptimizerState(state.num_updates + 1, (mean, square))
+
+
+def _adam_adjoint(
+    params_bar: Tensor, moments_bar: Moments, grads: Tensor, state: OptimizerState, params: Tensor, lr: Rate
+) -> StepAdjoint:
+    beta1, beta2 = ADAM_BETAS
+    correction, root_correction = _adam_corrections(state)
+    mean, square = _adam_moments(grads, state)
+    root = safe_sqrt(square)
+    # The step is size * mean * inverse: what depends on it alone is worked out once for all M.
+    size = lr * (root_correction / correction)
+    inverse = (root + ADAM_EPS * root_correction).reciprocal_()
+    shape = mean.mul_(inverse)
+    rate_bar = _dot(params_bar, shape).mul_(-root_correction / correction)
+    double_slope = _double_slope_(square, root).mul_(shape).mul_(inverse.mul_(size))
+    mean_bar = moments_bar[0].addcmul_(params_bar, inverse, value=-1)
+    square_bar = moments_bar[1].addcmul_(params_bar, double_slope, value=0.5)
+    grads_bar = (mean_bar * (1 - beta1)).addcmul_(square_bar, grads, value=2 * (1 - beta2))
+    return StepAdjoint(params_bar, grads_bar, (mean_bar.mul_(beta1), square_bar.mul_(beta2)), rate_bar)
+
+
+def _adamw_update(grads: Tensor, state: OptimizerState, params: Tensor, lr: Rate) -> tuple[Tensor, OptimizerState]:
+    """Decoupled weight decay (Loshchilov and Hutter, arXiv 1711.05101), as `torch.optim.AdamW`."""
+    return _adam_update(grads, state, params * (1 - lr * WEIGHT_DECAY), lr)
+
+
+def _adamw_adjoint(
+    params_bar: Tensor, moments_bar: Moments, grads: Tensor, state: OptimizerState, params: Tensor, lr: Rate
+) -> StepAdjoint:
+    decay_bar = _dot(params_bar, params).mul_(-WEIGHT_DECAY)
+    inner = _adam_adjoint(params_bar, moments_bar, grads, state, params, lr)
+    decayed = params_bar.mul_(1 - lr * WEIGHT_DECAY)
+    return inner._replace(params=decayed, learning_rate=inner.learning_rate + decay_bar)
+
+
+def _rmsprop_square(grads: Tensor, state: OptimizerState) -> Tensor:
+    return (state.moments[0] * RMSPROP_ALPHA).addcmul_(grads, grads, value=1 - RMSPROP_ALPHA)
+
+
+def _rmsprop_update(grads: Tensor, state: OptimizerState, params: Tensor, lr: Rate) -> tuple[Tensor, OptimizerState]:
+    """Tieleman and Hinton, lecture 6.5 of *Neural Networks for Machine Learning* (2012), as `torch.optim.RMSprop`."""
+    square = _rmsprop_square(grads, state)
+    moved = params - (grads / (safe_sqrt(square) + RMSPROP_EPS)).mul_(lr)
+    return moved, OptimizerState(state.num_updates + 1, (square,))
+
+
+def _rmsprop_adjoint(
+    params_bar: Tensor, moments_bar: Moments, grads: Tensor, state: OptimizerState, params: Tensor, lr: Rate
+) -> StepAdjoint:
+    square = _rmsprop_square(grads, state)
+    root = safe_sqrt(square)
+    inverse = (root + RMSPROP_EPS).reciprocal_()
+    shape = grads * inverse
+    rate_bar = -_dot(params_bar, shape)
+    double_slope = _double_slope_(square, root).mul_(shape).mul_(inverse.mul_(lr))
+    square_bar = moments_bar[0].addcmul_(params_bar, double_slope, value=0.5)
+    grads_bar = (params_bar * inverse).neg_().addcmul_(square_bar, grads, value=2 * (1 - RMSPROP_ALPHA))
+    return StepAdjoint(params_bar, grads_bar, (square_bar.mul_(RMSPROP_ALPHA),), rate_bar)
 
 
 _OPTIMIZERS = {
-    "sgd": InnerOptimizer("sgd", lambda params: SgdState(), _sgd_update, SgdState),
-    "momentum": InnerOptimizer("momentum", _momentum_init, _momentum_update, MomentumState),
-    "adam": InnerOptimizer("adam", _adam_init, _adam_update, AdamState),
+    optimizer.name: optimizer
+    for optimizer in (
+        InnerOptimizer("sgd", 0, _sgd_update, _sgd_adjoint),
+        InnerOptimizer("momentum", 1, _momentum_update, _momentum_adjoint),
+        InnerOptimizer("adam", 2, _adam_update, _adam_adjoint),
+        InnerOptimizer("adamw", 2, _adamw_update, _adamw_adjoint),
+        InnerOptimizer("rmsprop", 1, _rmsprop_update, _rmsprop_adjoint),
+    )
 }
 
 
 def make_optimizer(name: str) -> InnerOptimizer:
-    """The optimiser called `sgd`, `momentum` (0.9) or `adam` (0.9, 0.999, 1e-8).
+    """The optimiser called `sgd`, `momentum`, `adam`, `adamw` or `rmsprop`.
 
     Raises:
         ValueError: for an unknown name.
@@ -115,11 +214,43 @@ def make_optimizer(name: str) -> InnerOptimizer:
     return _OPTIMIZERS[name]
 
 
-def clip_by_norm(grads: Tensors, max_norm: float) -> Tensors:
-    """Scale gradients so that their joint norm is at most `max_norm`, as `torch.nn.utils.clip_grad_norm_` does.
+def clip_by_norm(grads: Tensor, max_norm: float) -> Tensor:
+    """Scale each adversary's gradient (A, N) to a norm of at most `max_norm`, as `torch.nn.utils.clip_grad_norm_`.
 
     Differentiable, with derivative 0 of the norm at 0, and without a branch on its value.
     """
-    norms = torch.stack([torch.linalg.vector_norm(g) for g in grads])
-    scale = (max_norm / (torch.linalg.vector_norm(norms) + 1e-6)).clamp(max=1.0)
-    return tuple(g * scale for g in grads)
+    norms = torch.linalg.vector_norm(grads, dim=-1, keepdim=True)
+    clipped: Tensor = grads * (max_norm / (norms + 1e-6)).clamp(max=1.0)
+    return clipped
+
+
+def clip_adjoint(cotangent: Tensor, grads: Tensor, max_norm: float) -> Tensor:
+    """Cotangents (M, A, N) of what was clipped, from those of what came out, for gradients (A, N)."""
+    norms = torch.linalg.vector_norm(grads, dim=-1, keepdim=True)
+    raw = max_norm / (norms + 1e-6)
+    along = _dot(cotangent, grads).unsqueeze(-1)
+    slope = torch.where(raw <= 1.0, raw / (norms + 1e-6) / norms.clamp_min(1e-30), 0.0)
+    pulled: Tensor = (cotangent * raw.clamp(max=1.0)).addcmul_(along * slope, grads, value=-1)
+    return pulled
+
+
+def rate_factors(schedule: str, num_steps: int) -> tuple[float, ...]:
+    """What each of K steps multiplies the learning rate by.
+
+    `constant`: 1. The others rise linearly over the first tenth of the steps (at least one), the last of which has 1;
+    `warmup` stays there, `linear` and `cosine` fall from there and would reach 0 one step after the last.
+
+    Raises:
+        ValueError: for an unknown schedule.
+    """
+    if schedule not in ("constant", "warmup", "linear", "cosine"):
+        raise ValueError(f"unknown learning rate schedule {schedule!r}; known: constant, warmup, linear, cosine")
+    if schedule == "constant":
+        return (1.0,) * num_steps
+    rising = max(1, round(WARMUP_SHARE * num_steps))
+    falling = num_steps - rising
+    factors = [(step + 1) / rising for step in range(min(rising, num_steps))]
+    for step in range(1, falling + 1):
+        left = 1 - step / (falling + 1)
+        factors.append({"warmup": 1.0, "linear": left, "cosine": 0.5 - 0.5 * math.cos(math.pi * left)}[schedule])
+    return tuple(factors)

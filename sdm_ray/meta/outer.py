@@ -1,52 +1,32 @@
-"""The outer step of `tuned`, `ac` and `mlac`: what moves the trunk, the desired head and the meta-learned adversary."""
+"""The outer step of `tuned`, `ac` and `mlac`: what moves the trunk, the desired head and what the adversary learns."""
 
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from sdm_ray.config import TrainSettings
 from sdm_ray.data.device import DeviceData
 from sdm_ray.data.sampler import EpochSampler
-from sdm_ray.meta.adversary import FewShot, InnerBatches, draw_fresh
+from sdm_ray.meta.adversary import FewShot
 from sdm_ray.meta.functional import FlatModel, TrunkLike
+from sdm_ray.meta.gathered import Gathered, ends, single
 from sdm_ray.meta.generators import Generators
-from sdm_ray.meta.inner_loop import Episode, MetaGradients, Start, meta_gradients
-from sdm_ray.meta.objectives import TERMS, Trajectory, accuracies, step_losses
+from sdm_ray.meta.memory import ModeChooser
+from sdm_ray.meta.objectives import TERMS, accuracies, load_terms, step_losses, task_loss
 from sdm_ray.meta.outer_optimizer import Group, OuterOptimizer
-from sdm_ray.meta.pool import AdversaryPool, Turn
+from sdm_ray.meta.plan import Plan
+from sdm_ray.meta.pool import AdversaryPool
+from sdm_ray.meta.probe import PROBED_EXAMPLES, mean_trajectory, probe_settings
+from sdm_ray.meta.problems import Watch
+from sdm_ray.meta.retention import GeneralSources, Retention
+from sdm_ray.meta.simulator import Heads, Simulator
 from sdm_ray.models.heads import init_head
 from sdm_ray.types import Batch, Params, Split, Task
-
-
-class Plan(NamedTuple):
-    """Which adversaries an outer step simulates, and which terms are read off each."""
-
-    fresh: dict[str, float]
-    """Terms and weights of the fresh adversary; empty where none is simulated."""
-    pool: dict[str, float]
-    """Terms and weights of the persistent adversary whose turn it is; empty where there is no pool."""
-    num_steps: int
-    """Inner steps K of the fresh adversary."""
-
-    @staticmethod
-    def of(settings: TrainSettings) -> Plan:
-        """A fresh adversary and a pool share the adapted terms: each term is the mean over both.
-
-        `ac` watches the un-adapted model alone, so it takes no inner step whatever the adversary's settings say.
-        """
-        weights = {name: getattr(settings.blocking, name) for name in TERMS}
-        base = {name: w for name, w in weights.items() if w and not TERMS[name].adapted}
-        adapted = {name: w for name, w in weights.items() if w and TERMS[name].adapted}
-        num_steps = settings.adversary.num_steps if adapted else 0
-        has_pool = bool(adapted) and settings.adversary.pool.size > 0
-        share = 0.5 if num_steps and has_pool else 1.0
-        shared = {name: w * share for name, w in adapted.items()}
-        return Plan(base | (shared if num_steps else {}), shared if has_pool else {}, num_steps)
 
 
 class OuterStep:
@@ -57,55 +37,122 @@ class OuterStep:
         trunk: where training starts; it is not written to.
         data: examples on the device.
         generators: CPU generators of every draw.
+        indices: (N,) host indices that are trained on; None takes all of meta-training.
+        general: text and masked-LM head of the `retain_*` terms; None where none is on.
+
+    Raises:
+        UsageError: for settings that do not fit the data, or a term that is not known.
     """
 
-    def __init__(self, settings: TrainSettings, *, trunk: TrunkLike, data: DeviceData, generators: Generators) -> None:
+    def __init__(
+        self,
+        settings: TrainSettings,
+        *,
+        trunk: TrunkLike,
+        data: DeviceData,
+        generators: Generators,
+        indices: Tensor | None = None,
+        general: GeneralSources | None = None,
+    ) -> None:
         self._settings, self._data, self._generators = settings, data, generators
+        load_terms(settings.term_modules, settings.blocking.weights())
         self._plan = Plan.of(settings)
         self.model = FlatModel(trunk)
         self.trunk = self.model.initial().requires_grad_()
         self.desired_head = self._new_head(Task.DESIRED).requires_grad_()
-        indices = data.indices(Split.META_TRAIN)
+        indices = self._indices = data.indices(Split.META_TRAIN) if indices is None else indices
         self._desired = EpochSampler(indices, settings.desired_batch_size, generators["desired"])
         self._harmful = EpochSampler(indices, settings.harmful_batch_size, generators["harmful"])
+        self._chooser = ModeChooser(data.device)
+        self._init_learned()
         self._init_adversaries(indices)
-        self._optimizer = OuterOptimizer(self._groups(), settings.warmup_steps)
-        self._draw = ""
+        self._retention = None
+        if self._plan.retention:
+            self._retention = Retention(
+                self._plan.retention,
+                settings.retain,
+                model=self.model,
+                trunk=trunk,
+                sources=general,
+                data=data,
+                indices=indices,
+                generator=generators["retain"],
+            )
+        self._optimizer = OuterOptimizer(self._groups(), settings)
+        self._count = 0
+        self._draws: list[str] = []
         self.metric_names = self._names()
 
-    def _init_adversaries(self, indices: Tensor) -> None:
-        adversary, generator = self._settings.adversary, self._generators["adversary"]
-        few_shot = FewShot(indices, self._data.labels_host(Task.HARMFUL)[indices])
-        few_shot.check(adversary.subset_size if self._plan.num_steps else None, "adversary.subset_size")
-        few_shot.check(adversary.pool.subset_size if self._plan.pool else None, "adversary.pool.subset_size")
-        rate = math.log(adversary.learning_rate_initial)
+    def _init_learned(self) -> None:
+        adversary, plan = self._settings.adversary, self._plan
         self.harmful_head = self._new_head(Task.HARMFUL)
-        self.log_learning_rate = self.trunk.new_tensor(rate).detach()
-        ac = self._settings.method == "ac"
-        if self._plan.fresh and (adversary.head == "meta_learned" or ac):
+        self.log_learning_rate = self.trunk.new_tensor(math.log(adversary.learning_rate_initial)).detach()
+        own_head = bool(plan.fresh) and (adversary.head != "reset" or not plan.simulates())
+        if own_head or plan.gradients or any(TERMS[name].reads == "desired_adapted_harmful" for name in plan.desired):
             self.harmful_head.requires_grad_()
-        if self._plan.num_steps and adversary.learning_rate_mode == "meta_learned":
+        if plan.num_steps and adversary.learning_rate_mode == "meta_learned" and self._fresh_adapts():
             self.log_learning_rate.requires_grad_()
-        self._inner = InnerBatches(indices, few_shot, adversary, generator)
+        self.predictors: Tensor | None = None
+        if any(TERMS[name].reads == "predicted" for name in plan.fresh):
+            shape = (plan.num_steps + 1, *self.harmful_head.shape)
+            self.predictors = self.trunk.new_zeros(shape).detach().requires_grad_()
+
+    def _init_adversaries(self, indices: Tensor) -> None:
+        settings = self._settings
+        few_shots = {task: FewShot(indices, _classes(self._data.labels_host(task)[indices])) for task in Task}
+        pool, fresh = settings.adversary.pool.subset_size, settings.adversary.subset_size
+        few_shots[Task.HARMFUL].check(fresh if self._plan.num_steps else None, "adversary.subset_size")
+        few_shots[Task.HARMFUL].check(pool if self._plan.pool else None, "adversary.pool.subset_size")
+        self._few_shots = few_shots
+        self._simulators = {
+            task: self._simulator(settings, task, self._generators[generator])
+            for task, generator in ((Task.HARMFUL, "adversary"), (Task.DESIRED, "desired_adversary"))
+        }
         self.pool = AdversaryPool(
-            adversary,
+            settings.adversary,
+            few_shot=few_shots[Task.HARMFUL],
+            generator=self._generators["pool"],
+            mode=settings.gradient_mode,
+            truncation_steps=settings.truncation_steps,
             model=self.model,
             data=self._data,
             indices=indices,
-            few_shot=few_shot,
-            generator=self._generators["pool"],
+            chooser=self._chooser,
+            autocast=self._autocast,
+            compiled=settings.compile,
         )
         if self._plan.pool:
             self.pool.start(self.trunk.detach())
 
+    def _simulator(self, settings: TrainSettings, task: Task, generator: torch.Generator) -> Simulator:
+        return Simulator(
+            settings,
+            model=self.model,
+            data=self._data,
+            task=task,
+            indices=self._indices,
+            few_shot=self._few_shots[task],
+            generator=generator,
+            chooser=self._chooser,
+            autocast=self._autocast,
+        )
+
     def _groups(self) -> list[Group]:
         settings = self._settings
-        learned = [value for value in (self.harmful_head, self.log_learning_rate) if value.requires_grad]
         return [
-            Group([self.trunk], settings.learning_rate, settings.gradient_clip),
+            Group([self.trunk], settings.learning_rate, settings.gradient_clip, self.model.layout.unflatten),
             Group([self.desired_head], settings.head_learning_rate, None),
-            Group(learned, settings.adversary_learning_rate, None),
+            Group([value for _, value in self._learned()], settings.adversary_learning_rate, None),
         ]
+
+    def _learned(self) -> list[tuple[str, Tensor]]:
+        """What the adversary learns, by name."""
+        named = {
+            "harmful_head": self.harmful_head,
+            "log_learning_rate": self.log_learning_rate,
+            "predictors": self.predictors,
+        }
+        return [(name, value) for name, value in named.items() if value is not None and value.requires_grad]
 
     def step(self) -> Tensor:
         """One outer step.
@@ -113,34 +160,35 @@ class OuterStep:
         Returns:
             (M,) metrics on the device, in the order of `metric_names`.
         """
-        desired_loss, desired_accuracy, trunk_gradient, head_gradient = self._desired_gradients()
-        row = [desired_loss, desired_accuracy]
-        values = {name: desired_loss.new_zeros(()) for name in self._terms()}
-        learned: list[Tensor | None] = [None] * (self.harmful_head.requires_grad + self.log_learning_rate.requires_grad)
-        draws = []
-        if self._plan.fresh or self._plan.pool:
-            outer = self._data.batch(self._harmful.next(), Task.HARMFUL)
-        if self._plan.fresh:
-            fresh = self._fresh(outer)
-            trunk_gradient = trunk_gradient + fresh.trunk
-            learned = self._learned(fresh)
-            _add(values, fresh.values, self._shares(self._plan.fresh))
-            row += [*_ends(fresh.trajectory), self.log_learning_rate.detach().exp()]
-            draws.append(self._draw)
-        if self._plan.pool:
-            turn: Turn = self.pool.turn(self.trunk, outer, self._plan.pool)
-            trunk_gradient = trunk_gradient + turn.trunk
-            _add(values, turn.values, self._shares(self._plan.pool))
-            row += [step_losses(turn.trajectory)[0], accuracies(turn.trajectory)[0]]
-            draws.append(turn.draw)
-        self._draw = " and ".join(draws)
-        norm = self._optimizer.step([[trunk_gradient], [head_gradient], learned])
+        gathered, parts = Gathered(), self._settings.accumulation_steps
+        self._draws = []
+        for _ in range(parts):
+            self._gather(gathered)
+        scaled = {name: value / parts if parts > 1 else value for name, value in gathered.gradients.items()}
+        self._count += 1
+        gathered.note("train/gradient_norm", self._optimizer.step(
+            [[scaled["trunk"]], [scaled["desired_head"]], [scaled.get(name) for name, _ in self._learned()]]
+        ), share=parts)  # fmt: skip
         self._bound_learning_rate()
-        return torch.stack([value.to(torch.float64) for value in [*row, *values.values(), norm]])
+        return torch.stack([gathered.metrics[name] for name in self.metric_names]) / parts
 
     def describe_draw(self) -> str:
         """The adversaries of the last step, in words; empty where there was none."""
-        return self._draw
+        return " and ".join(self._draws)
+
+    def probe(self) -> list[float] | None:
+        """Adapted harmful losses (K+1,) of the present weights, averaged over a few adversaries of the distribution.
+
+        The adversaries are the same at every call, and nothing that training depends on moves. None where the method
+        simulates no adversary. It waits for the device.
+        """
+        if not self._plan.simulates():
+            return None
+        settings = probe_settings(self._settings, fresh=self._fresh_adapts())
+        simulator = self._simulator(settings, Task.HARMFUL, torch.Generator().manual_seed(0))
+        indices = self._indices[:PROBED_EXAMPLES]
+        heads = Heads(self.trunk.detach(), self.harmful_head.detach(), self.log_learning_rate.detach())
+        return mean_trajectory(simulator, heads, self._data.batch(indices, Task.HARMFUL), indices)
 
     def params(self) -> Params:
         """The trunk's parameters, copied."""
@@ -150,60 +198,144 @@ class OuterStep:
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next step depends on."""
         return {
+            "count": self._count,
             "trunk": self.params(),
             "desired_head": self.desired_head,
             "harmful_head": self.harmful_head,
             "log_learning_rate": self.log_learning_rate,
+            "predictors": self.predictors,
             "optimizer": self._optimizer.state_dict(),
             "pool": self.pool.state_dict(),
             "desired_sampler": self._desired.state_dict(),
             "harmful_sampler": self._harmful.state_dict(),
-            "inner_sampler": self._inner.state_dict(),
+            "inner_samplers": {str(task): value.state_dict() for task, value in self._simulators.items()},
+            "retention": None if self._retention is None else self._retention.state_dict(),
             "generators": self._generators.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where `state_dict` was taken."""
+        self._count = state["count"]
         with torch.no_grad():
             self.trunk.copy_(self.model.layout.flatten(state["trunk"]))
-            for name in ("desired_head", "harmful_head", "log_learning_rate"):
-                getattr(self, name).copy_(state[name])
+            for name in ("desired_head", "harmful_head", "log_learning_rate", "predictors"):
+                if state[name] is not None:
+                    getattr(self, name).copy_(state[name])
         self._optimizer.load_state_dict(state["optimizer"])
         self.pool.load_state_dict(state["pool"])
         self._desired.load_state_dict(state["desired_sampler"])
         self._harmful.load_state_dict(state["harmful_sampler"])
-        self._inner.load_state_dict(state["inner_sampler"])
+        for task, simulator in self._simulators.items():
+            simulator.load_state_dict(state["inner_samplers"][str(task)])
+        if self._retention is not None:
+            self._retention.load_state_dict(state["retention"])
         self._generators.load_state_dict(state["generators"])
 
-    def _desired_gradients(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        batch = self._data.batch(self._desired.next(), Task.DESIRED)
-        scores = self.model.logits(self.trunk, self.desired_head, batch)
-        loss = F.cross_entropy(scores, batch.labels)
+    def _gather(self, gathered: Gathered) -> None:
+        """Gradients and metrics of one micro-step."""
+        plan = self._plan
+        desired_indices = self._desired.next()
+        desired = self._data.batch(desired_indices, Task.DESIRED)
+        self._gather_desired(gathered, desired)
+        if plan.fresh or plan.pool or plan.desired or plan.gradients:
+            harmful_indices = self._harmful.next()
+            harmful = self._data.batch(harmful_indices, Task.HARMFUL)
+            if plan.fresh:
+                self._gather_fresh(gathered, harmful, harmful_indices)
+            if plan.pool:
+                self._gather_pool(gathered, harmful, harmful_indices)
+            if plan.desired:
+                indices = torch.cat([desired_indices, harmful_indices])
+                self._gather_desired_adapted(gathered, desired, harmful, indices)
+            if plan.gradients:
+                self._gather_coupling(gathered, desired, harmful)
+        if self._retention is not None:
+            gradient, values = self._retention.gradient(self.trunk.detach(), desired)
+            gathered.pull("trunk", gradient)
+            for name, value in values.items():
+                gathered.note(f"train/{name}", value)
+
+    def _gather_desired(self, gathered: Gathered, batch: Batch) -> None:
+        with self._autocast():
+            scores = self.model.logits(self.trunk, self.desired_head, batch)
+            loss = task_loss(scores, batch.labels)
         weighted = self._settings.blocking.desired_base * loss
         trunk, head = torch.autograd.grad(weighted, (self.trunk, self.desired_head))
-        accuracy = (scores.detach().argmax(-1) == batch.labels).float().mean()
-        return loss.detach(), accuracy, trunk, head
+        gathered.pull("trunk", trunk)
+        gathered.pull("desired_head", head)
+        gathered.note("train/desired_loss", loss)
+        gathered.note("train/desired_accuracy", accuracies(single(scores, batch.labels))[0])
 
-    def _fresh(self, outer: Batch) -> MetaGradients:
-        settings, num_steps = self._settings.adversary, self._plan.num_steps
-        adversary = draw_fresh(settings, self._generators["adversary"])
-        inner = None
-        if num_steps:
-            inner = self._data.batch(self._inner.draw(adversary.batch_size, num_steps), Task.HARMFUL)
-        head, rate = self.harmful_head, self.log_learning_rate
-        if not head.requires_grad:
-            head = self._new_head(Task.HARMFUL)
-        if adversary.learning_rate is not None:
-            rate = torch.full_like(rate, math.log(adversary.learning_rate))
-        self._draw = f"fresh adversary ({adversary.describe()}, {num_steps} steps)"
-        episode = Episode(
-            inner, outer, adversary.optimizer, adversary.frozen, settings.gradient_clip, self._settings.gradient_mode
+    def _gather_fresh(self, gathered: Gathered, outer: Batch, indices: Tensor) -> None:
+        simulator, adapts = self._simulators[Task.HARMFUL], self._fresh_adapts()
+        adversaries = simulator.draw(self._count, takes_steps=adapts)
+        heads = Heads(self.trunk, self.harmful_head, self.log_learning_rate)
+        parts = simulator.fly(
+            adversaries,
+            heads,
+            (Watch(outer, None),),
+            indices,
+            self._plan.fresh,
+            takes_steps=adapts,
+            predictors=self.predictors,
         )
-        return meta_gradients(self.model, Start(self.trunk, head, rate), episode, self._plan.fresh)
+        for part in parts:
+            gathered.pull("trunk", part.found.trunk[0])
+            gathered.pull("harmful_head", part.learned_head)
+            gathered.pull("log_learning_rate", part.learned_rate)
+            if part.found.predictors is not None:
+                gathered.pull("predictors", part.found.predictors * part.share)
+            self._note_terms(gathered, part.found.values, self._plan.fresh, part.share)
+            for name, value in ends(part.found.trajectory, len(part.found.final)).items():
+                gathered.note(f"train/adversary_{name}", value, part.share)
+            self._draws.append(part.draw)
+        gathered.note("train/adversary_learning_rate", self.log_learning_rate.exp())
 
-    def _learned(self, fresh: MetaGradients) -> list[Tensor | None]:
-        pairs = ((self.harmful_head, fresh.head), (self.log_learning_rate, fresh.log_learning_rate))
-        return [gradient for value, gradient in pairs if value.requires_grad]
+    def _gather_pool(self, gathered: Gathered, outer: Batch, indices: Tensor) -> None:
+        turn = self.pool.turn(self.trunk, outer, indices, self._plan.pool)
+        gathered.pull("trunk", turn.trunk)
+        self._note_terms(gathered, turn.values, self._plan.pool)
+        gathered.note("train/pool_loss", step_losses(turn.trajectory)[-1])
+        gathered.note("train/pool_accuracy", accuracies(turn.trajectory)[-1])
+        self._draws.append(turn.draw)
+
+    def _gather_desired_adapted(self, gathered: Gathered, desired: Batch, harmful: Batch, indices: Tensor) -> None:
+        simulator = self._simulators[Task.DESIRED]
+        watches = [Watch(desired, None)]
+        if any(TERMS[name].reads == "desired_adapted_harmful" for name in self._plan.desired):
+            watches.append(Watch(harmful, self.harmful_head.detach()))
+        heads = Heads(self.trunk, self.desired_head, self.log_learning_rate.detach())
+        parts = simulator.fly(simulator.draw(self._count), heads, tuple(watches), indices, self._plan.desired)
+        for part in parts:
+            gathered.pull("trunk", part.found.trunk[0])
+            gathered.pull("desired_head", part.learned_head)
+            if part.found.fixed_head is not None:
+                gathered.pull("harmful_head", part.found.fixed_head * part.share)
+            self._note_terms(gathered, part.found.values, self._plan.desired, part.share)
+            self._draws.append(part.draw.replace("fresh adversary", "adaptation to the desired task"))
+
+    def _gather_coupling(self, gathered: Gathered, desired: Batch, harmful: Batch) -> None:
+        """Terms of the two tasks' gradients; the harmful head descends its own loss."""
+        losses = [
+            task_loss(self.model.logits(self.trunk, head, batch), batch.labels)
+            for head, batch in ((self.harmful_head, harmful), (self.desired_head.detach(), desired))
+        ]
+        gathered.couple(losses[0], losses[1], self.trunk, self._plan.gradients)
+        if not self._plan.fresh:
+            (head,) = torch.autograd.grad(losses[0], self.harmful_head)
+            gathered.pull("harmful_head", head)
+
+    def _note_terms(
+        self, gathered: Gathered, values: dict[str, Tensor], weights: dict[str, float], share: float = 1.0
+    ) -> None:
+        """A term that fresh adversaries and the pool share is logged as the mean over both."""
+        wanted = self._settings.blocking.weights()
+        for name, value in values.items():
+            gathered.note(f"train/{name}", value, share * weights[name] / wanted[name])
+
+    def _fresh_adapts(self) -> bool:
+        """Whether fresh adversaries take steps against the harmful task."""
+        return any(TERMS[name].reads != "harmful_base" for name in self._plan.fresh)
 
     def _bound_learning_rate(self) -> None:
         if self.log_learning_rate.requires_grad:
@@ -220,28 +352,21 @@ class OuterStep:
             dtype=self.trunk.dtype,
         )
 
-    def _terms(self) -> list[str]:
-        return list(dict.fromkeys([*self._plan.fresh, *self._plan.pool]))
-
-    def _shares(self, weights: dict[str, float]) -> dict[str, float]:
-        blocking = self._settings.blocking
-        return {name: weight / getattr(blocking, name) for name, weight in weights.items()}
+    def _autocast(self) -> AbstractContextManager[object]:
+        if self._settings.precision == "float32":
+            return nullcontext()
+        return torch.autocast(self.trunk.device.type, torch.bfloat16)
 
     def _names(self) -> tuple[str, ...]:
         names = ["train/desired_loss", "train/desired_accuracy"]
         if self._plan.fresh:
-            ends = [f"train/adversary_{what}_{end}" for what in ("loss", "accuracy") for end in ("first", "last")]
-            names += [*ends, "train/adversary_learning_rate"]
+            names += [f"train/adversary_{what}_{end}" for what in ("loss", "accuracy") for end in ("first", "last")]
+            names.append("train/adversary_learning_rate")
         if self._plan.pool:
             names += ["train/pool_loss", "train/pool_accuracy"]
-        return (*names, *(f"train/{name}" for name in self._terms()), "train/gradient_norm")
+        return (*names, *(f"train/{name}" for name in self._plan.terms()), "train/gradient_norm")
 
 
-def _ends(trajectory: Trajectory) -> list[Tensor]:
-    losses, shares = step_losses(trajectory), accuracies(trajectory)
-    return [losses[0], losses[-1], shares[0], shares[-1]]
-
-
-def _add(values: dict[str, Tensor], more: dict[str, Tensor], shares: dict[str, float]) -> None:
-    for name, value in more.items():
-        values[name] = values[name] + shares[name] * value
+def _classes(labels: Tensor) -> Tensor:
+    """Class indices; a regression has one class."""
+    return torch.zeros(len(labels), dtype=torch.int64) if labels.is_floating_point() else labels

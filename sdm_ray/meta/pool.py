@@ -3,41 +3,54 @@
 A short unroll soon finds nothing left to block, while an attacker of many more steps still recovers the task. So a
 pool of adversaries lives on across outer steps. Each keeps its displacement `delta` from the current weights, its
 head, its optimiser's state and its own few-shot subset. In each outer step the one whose turn it is trains for a step
-or two at `theta + delta`; then the blocking loss is evaluated there on the outer batch, and its (first-order)
-gradient moves `theta`. At the end of its life it is drawn anew. Compare persistent chains in contrastive divergence
-(Tieleman, ICML 2008) and replay in free adversarial training (Shafahi et al., arXiv 1904.12843).
+or more at `theta + delta`; then the blocking loss is evaluated there on the outer batch, and its gradient moves
+`theta`: first-order where the turn ends, or through the steps of the turn. At the end of its life it is drawn anew.
+Compare persistent chains in contrastive divergence (Tieleman, ICML 2008) and replay in free adversarial training
+(Shafahi et al., arXiv 1904.12843).
+
+A member that owns a subset never moves the embedding rows of tokens outside it (its optimiser treats every element by
+itself and starts from zero), so it holds the rows of its own tokens alone. Weight decay moves every row: a member with
+it, or without a subset, holds them all.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from sdm_ray.config import AdversarySettings
 from sdm_ray.data.device import DeviceData
 from sdm_ray.data.sampler import EpochSampler
 from sdm_ray.meta.adversary import Adversary, FewShot, draw_persistent, whole_number
-from sdm_ray.meta.functional import FlatModel
-from sdm_ray.meta.inner_loop import FROZEN_RATE_FACTOR
-from sdm_ray.meta.objectives import Trajectory, blocking_loss
-from sdm_ray.meta.optim import clip_by_norm, make_optimizer
-from sdm_ray.models.heads import init_head, logits
+from sdm_ray.meta.episode import Episode, MetaGradients, Start
+from sdm_ray.meta.functional import FlatModel, Rows
+from sdm_ray.meta.inner_loop import meta_gradients
+from sdm_ray.meta.memory import ModeChooser
+from sdm_ray.meta.objectives import Trajectory
+from sdm_ray.meta.optim import OptimizerState, make_optimizer
+from sdm_ray.meta.problems import Data, Watch
+from sdm_ray.models.heads import init_head
 from sdm_ray.types import Batch, Task
+
+DECAYING = ("adamw",)
+"""Optimisers that move parameters whose gradient is zero."""
 
 
 class Turn(NamedTuple):
     """What a pool's turn asks of the outer step."""
 
     trunk: Tensor
-    """(P,) first-order gradient of the blocking loss."""
+    """(P,) gradient of the blocking loss."""
     values: dict[str, Tensor]
     """Blocking terms by name."""
     trajectory: Trajectory
-    """Detached, of a single step."""
+    """Detached, over the watched moments of the turn."""
     draw: str
     """The adversary, in words."""
 
@@ -54,12 +67,14 @@ class Member:
     subset: Tensor | None
     """Host indices of its labelled examples; None for all of meta-training."""
     sampler: EpochSampler
+    rows: Rows | None
+    """Rows of the token embedding that it holds; None for all."""
     delta: Tensor | None
-    """(P,) displacement from the current weights; None where the trunk is frozen."""
+    """(P',) displacement from the current weights, in the layout of its rows; None where the trunk is frozen."""
     head: Tensor
     """(C, D)."""
-    state: Any
-    """State of its optimiser over (delta, head), or (head,) where the trunk is frozen."""
+    state: OptimizerState
+    """Over (delta, head) as one vector (1, N), or the head alone where the trunk is frozen."""
 
     def describe(self) -> str:
         """One phrase for error messages."""
@@ -76,6 +91,11 @@ class AdversaryPool:
         indices: (N,) host indices of meta-training.
         few_shot: draws the subsets.
         generator: CPU generator of all draws.
+        mode: gradient mode of turns that are differentiated.
+        truncation_steps: updates that the mode `truncated` differentiates.
+        chooser: resolves the mode `auto`.
+        autocast: context of first derivatives.
+        compiled: compile the step functions.
     """
 
     def __init__(
@@ -87,9 +107,16 @@ class AdversaryPool:
         indices: Tensor,
         few_shot: FewShot,
         generator: torch.Generator,
+        mode: str = "auto",
+        truncation_steps: int = 0,
+        chooser: ModeChooser | None = None,
+        autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
+        compiled: bool = False,
     ) -> None:
         self._settings, self._model, self._data = settings, model, data
         self._indices, self._few_shot, self._generator = indices, few_shot, generator
+        self._mode, self._truncation_steps = mode if settings.pool.second_order else "first_order", truncation_steps
+        self._chooser, self._autocast, self._compiled = chooser, autocast, compiled
         self._cursor = 0
         self.members: list[Member] = []
 
@@ -97,12 +124,13 @@ class AdversaryPool:
         """Draw every member, at rest at the trunk's parameters (P,)."""
         self.members = [self._born(trunk) for _ in range(self._settings.pool.size)]
 
-    def turn(self, trunk: Tensor, outer: Batch, weights: dict[str, float]) -> Turn:
-        """Train the next member a little and take the blocking loss's gradient where it then stands.
+    def turn(self, trunk: Tensor, outer: Batch, outer_indices: Tensor, weights: dict[str, float]) -> Turn:
+        """Train the next member a little and take the blocking loss's gradient on the way or where it then stands.
 
         Args:
             trunk: (P,) current weights.
             outer: (B, L) outer harmful batch.
+            outer_indices: (B,) its host indices.
             weights: blocking terms and their weights.
         """
         trunk = trunk.detach()
@@ -110,14 +138,31 @@ class AdversaryPool:
         if member.age >= member.lifespan:
             member = self.members[self._cursor] = self._born(trunk)
         self._cursor = (self._cursor + 1) % len(self.members)
-        for _ in range(min(self._settings.pool.steps_per_turn, member.lifespan - member.age)):
-            self._train(member, trunk)
-        point = (trunk if member.delta is None else trunk + member.delta).detach().requires_grad_()
-        trajectory = Trajectory(self._model.logits(point, member.head, outer).unsqueeze(0), outer.labels)
-        blocking, values = blocking_loss(trajectory, weights)
-        (gradient,) = torch.autograd.grad(blocking, point)
-        seen = Trajectory(trajectory.logits.detach(), outer.labels)
-        return Turn(gradient, values, seen, member.describe())
+        num_steps = min(self._settings.pool.steps_per_turn, member.lifespan - member.age)
+        inner = tuple(self._data.batch(member.sampler.next()[None], Task.HARMFUL) for _ in range(num_steps))
+        rows = self._episode_rows(member, outer_indices)
+        second_order = self._settings.pool.second_order
+        episode = Episode(
+            data=Data(inner, (Watch(outer, None),)),
+            adversary=member.adversary,
+            moments=tuple(range(num_steps + 1)) if second_order else (num_steps,),
+            mode=self._mode,
+            truncation_steps=self._truncation_steps,
+            gradient_clip=self._settings.gradient_clip,
+            rows=rows,
+        )
+        found = meta_gradients(
+            self._model,
+            self._start_of(member, trunk, rows),
+            episode,
+            weights,
+            chooser=self._chooser,
+            autocast=self._autocast,
+            compiled=self._compiled,
+        )
+        self._settle(member, trunk, rows, found)
+        member.age += num_steps
+        return Turn(found.trunk[0], found.values, found.trajectory, member.describe())
 
     def memory_bytes(self) -> int:
         """Bytes that the members' tensors take on the device."""
@@ -133,11 +178,53 @@ class AdversaryPool:
         self._cursor = state["cursor"]
         self.members = [self._restored(values) for values in state["members"]]
 
+    def _start_of(self, member: Member, trunk: Tensor, rows: Rows | None) -> Start:
+        assert member.adversary.learning_rate is not None
+        rate = trunk.new_full((1,), math.log(member.adversary.learning_rate))
+        displacement, state = member.delta, member.state
+        if member.rows is not None and displacement is not None:
+            assert rows is not None
+            displacement = self._model.regroup(displacement, member.rows, rows)
+            moments = tuple(self._model.regroup(value, member.rows, rows) for value in state.moments)
+            state = OptimizerState(state.num_updates, moments)
+        lead = None if displacement is None else displacement[None]
+        return Start(trunk[None], member.head[None], rate, lead, state)
+
+    def _settle(self, member: Member, trunk: Tensor, rows: Rows | None, found: MetaGradients) -> None:
+        """Let the member stand where its turn ended."""
+        size = member.head.numel()
+        final, state = found.final, found.final_state
+        member.head = final[0, -size:].view_as(member.head).clone()
+        if member.delta is not None:
+            base = trunk if rows is None else self._model.compress(trunk, rows)
+            delta, moments = final[0, :-size] - base, state.moments
+            if member.rows is not None:
+                assert rows is not None
+                delta = self._model.regroup(delta, rows, member.rows)
+                moments = tuple(self._model.regroup(value, rows, member.rows) for value in moments)
+            member.delta, state = delta, OptimizerState(state.num_updates, moments)
+        member.state = state
+
+    def _episode_rows(self, member: Member, outer_indices: Tensor) -> Rows | None:
+        if member.rows is None:
+            return None
+        return self._rows(torch.cat([member.rows.held, self._data.occurring_tokens(outer_indices)]))
+
+    def _rows(self, tokens: Tensor) -> Rows:
+        return self._model.plan_rows(tokens, self._data.device)
+
+    def _member_rows(self, adversary: Adversary, subset: Tensor | None) -> Rows | None:
+        trunk = self._model.trunk
+        if subset is None or adversary.adaptation == "head" or adversary.optimizer in DECAYING:
+            return None
+        return None if trunk.embedding_name is None else self._rows(self._data.occurring_tokens(subset))
+
     def _born(self, trunk: Tensor) -> Member:
         pool, generator = self._settings.pool, self._generator
         adversary = draw_persistent(self._settings, generator)
         lifespan = whole_number(1, pool.lifespan_steps, generator)
         subset = None if pool.subset_size is None else self._few_shot.draw(pool.subset_size, generator)
+        rows = self._member_rows(adversary, subset)
         head = init_head(
             self._model.feature_dim,
             self._data.num_classes(Task.HARMFUL),
@@ -145,48 +232,33 @@ class AdversaryPool:
             device=trunk.device,
             dtype=trunk.dtype,
         )
-        delta = None if adversary.frozen else torch.zeros_like(trunk)
-        params = (head,) if delta is None else (delta, head)
-        state = make_optimizer(adversary.optimizer).init(params)
-        return Member(adversary, lifespan, 0, subset, self._sampler(adversary, subset), delta, head, state)
+        delta = None
+        if adversary.adaptation != "head":
+            layout = self._model.layout if rows is None else self._model.restricted(len(rows.tokens)).layout
+            delta = trunk.new_zeros(layout.numel)
+        variables = head.flatten() if delta is None else torch.cat([delta, head.flatten()])
+        state = make_optimizer(adversary.optimizer).init(variables[None])
+        return Member(adversary, lifespan, 0, subset, self._sampler(adversary, subset), rows, delta, head, state)
 
     def _sampler(self, adversary: Adversary, subset: Tensor | None) -> EpochSampler:
         indices = self._indices if subset is None else subset
         return EpochSampler(indices, min(adversary.batch_size, len(indices)), self._generator)
-
-    def _train(self, member: Member, trunk: Tensor) -> None:
-        adversary = member.adversary
-        optimizer = make_optimizer(adversary.optimizer)
-        assert adversary.learning_rate is not None
-        batch = self._data.batch(member.sampler.next(), Task.HARMFUL)
-        head = member.head.detach().requires_grad_()
-        clip = self._settings.gradient_clip
-        if member.delta is None:
-            with torch.no_grad():
-                features = self._model.features(trunk, batch)
-            loss = F.cross_entropy(logits(features, head), batch.labels)
-            grads = clip_by_norm(torch.autograd.grad(loss, (head,)), clip)
-            rate = adversary.learning_rate * FROZEN_RATE_FACTOR
-            (member.head,), member.state = optimizer.update(grads, member.state, (member.head,), rate)
-        else:
-            point = (trunk + member.delta).requires_grad_()
-            loss = F.cross_entropy(self._model.logits(point, head, batch), batch.labels)
-            grads = clip_by_norm(torch.autograd.grad(loss, (point, head)), clip)
-            params = (member.delta, member.head)
-            (member.delta, member.head), member.state = optimizer.update(
-                grads, member.state, params, adversary.learning_rate
-            )
-        member.age += 1
 
     def _restored(self, values: dict[str, Any]) -> Member:
         adversary = Adversary(**values["adversary"])
         subset = values["subset"]
         sampler = self._sampler(adversary, subset)
         sampler.load_state_dict(values["sampler"])
-        fields = {name: tuple(v) if isinstance(v, list) else v for name, v in values["state"].items()}
-        state = make_optimizer(adversary.optimizer).state(**fields)
         return Member(
-            adversary, values["lifespan"], values["age"], subset, sampler, values["delta"], values["head"], state
+            adversary,
+            values["lifespan"],
+            values["age"],
+            subset,
+            sampler,
+            self._member_rows(adversary, subset),
+            values["delta"],
+            values["head"],
+            OptimizerState(values["num_updates"], tuple(values["moments"])),
         )
 
 
@@ -199,10 +271,10 @@ def _member_state(member: Member) -> dict[str, Any]:
         "sampler": member.sampler.state_dict(),
         "delta": member.delta,
         "head": member.head,
-        "state": {name: list(v) if isinstance(v, tuple) else v for name, v in member.state._asdict().items()},
+        "num_updates": member.state.num_updates,
+        "moments": list(member.state.moments),
     }
 
 
 def _tensors(member: Member) -> list[Tensor]:
-    moments = [value for field in member.state if isinstance(field, tuple) for value in field]
-    return [value for value in (member.delta, member.head, *moments) if value is not None]
+    return [value for value in (member.delta, member.head, *member.state.moments) if value is not None]

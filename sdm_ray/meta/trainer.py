@@ -1,26 +1,33 @@
-"""The trainer: steps, a log that is read from the device once an interval, checkpoints, exact resume."""
+"""The trainer: steps, a log that is read from the device once an interval, validation, checkpoints, exact resume."""
 
 from __future__ import annotations
 
+import resource
+import sys
 import time
 from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
+import torch
 from torch import Tensor
 
 from sdm_ray.config import TrainSettings
 from sdm_ray.data.device import DeviceData
 from sdm_ray.meta.checkpoint import load_checkpoint, save_checkpoint
-from sdm_ray.meta.functional import TrunkLike
+from sdm_ray.meta.functional import FlatModel, TrunkLike
 from sdm_ray.meta.generators import Generators
 from sdm_ray.meta.linear import LinearStep
-from sdm_ray.meta.log import MetricLog
+from sdm_ray.meta.log import MetricLog, diverged
 from sdm_ray.meta.outer import OuterStep
-from sdm_ray.types import Params, Progress
+from sdm_ray.meta.validation import UNTRAINED, Validation, split_meta_train
+from sdm_ray.types import Metric, Params, Progress
 
-GENERATORS = ("desired", "harmful", "adversary", "pool", "heads")
+if TYPE_CHECKING:
+    from sdm_ray.meta.retention import GeneralSources
+
+GENERATORS = ("desired", "harmful", "adversary", "desired_adversary", "pool", "heads", "retain")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,15 +39,24 @@ class TrainOutcome:
     desired_head: Tensor
     """(C, D)."""
     log: list[dict[str, float]]
-    """One row an interval: `train/step` and the interval's means. It does not depend on interruptions."""
+    """Rows by rising `train/step`: the means of an interval, what a validation measured after that step, or both. They
+    do not depend on interruptions."""
     seconds: float
     """Wall time of the training loop, interruptions excluded."""
+    stopped: str | None = None
+    """Why training ended before its last step, as a sentence."""
+    trajectory_start: list[float] | None = None
+    """Adapted harmful losses after 0 to K inner steps, before training; None where no adversary is simulated."""
+    trajectory_end: list[float] | None = None
+    """The same after training."""
 
 
 class Step(Protocol):
     """What the trainer drives: `OuterStep` or `LinearStep`."""
 
     metric_names: tuple[str, ...]
+    model: FlatModel
+    trunk: Tensor
 
     @property
     def desired_head(self) -> Tensor: ...
@@ -48,6 +64,8 @@ class Step(Protocol):
     def step(self) -> Tensor: ...
 
     def describe_draw(self) -> str: ...
+
+    def probe(self) -> list[float] | None: ...
 
     def params(self) -> Params: ...
 
@@ -66,9 +84,11 @@ class Trainer:
         data: examples on the device.
         seed: of heads, batches and adversaries.
         checkpoint_dir: where the last checkpoint is kept and looked for; None keeps none.
+        general: text and masked-LM head of the `retain_*` terms; None where none is on.
 
     Raises:
-        UsageError: when a few-shot subset is larger than the meta-training split.
+        UsageError: for settings that cannot work: an optimiser or schedule that torch does not have, a few-shot subset
+            larger than what is trained on, a validation that leaves nothing to train on.
     """
 
     def __init__(
@@ -79,14 +99,19 @@ class Trainer:
         data: DeviceData,
         seed: int,
         checkpoint_dir: Path | None = None,
+        general: GeneralSources | None = None,
     ) -> None:
         self._settings, self._checkpoint_dir, self._device = settings, checkpoint_dir, data.device
+        indices, held_out = split_meta_train(data, settings)
         generators = Generators(seed, GENERATORS)
         self._step: Step
-        if settings.method in ("pretrained", "random"):
-            self._step = LinearStep(settings, trunk=trunk, data=data, generators=generators)
+        if settings.method in UNTRAINED:
+            self._step = LinearStep(settings, trunk=trunk, data=data, generators=generators, indices=indices)
         else:
-            self._step = OuterStep(settings, trunk=trunk, data=data, generators=generators)
+            self._step = OuterStep(
+                settings, trunk=trunk, data=data, generators=generators, indices=indices, general=general
+            )
+        self._validation = Validation(data, held_out, settings)
         self._log = MetricLog(self._step.metric_names, settings.log_every_steps, data.device)
         self._identity = {
             "train": settings.model_dump(mode="json"),
@@ -96,57 +121,118 @@ class Trainer:
         }
         self._done = 0
         self._seconds = 0.0
+        self._stopped: str | None = None
+        self._trajectory: list[float] | None = None
+
+    @property
+    def log(self) -> list[dict[str, float]]:
+        """The rows so far."""
+        return self._log.rows
 
     def iterate(self) -> Generator[Progress, None, TrainOutcome]:
-        """Train, yielding a `Progress` every log interval, after any checkpoint due at that step.
+        """Train, yielding a `Progress` every log interval and validation, after any checkpoint due at that step.
 
         Where `checkpoint_dir` holds a checkpoint of the same run, training goes on from it and ends with the same
         parameters and log, bit for bit (CPU, same number of threads).
 
         Raises:
             UsageError: when the checkpoint there is of another run.
-            RunError: when a metric is no longer finite (the last good checkpoint is kept), or a checkpoint cannot be
-                read or written.
+            RunError: when a metric or the weights are no longer finite (the last good checkpoint is kept), or a
+                checkpoint cannot be read or written.
         """
-        settings, total = self._settings, self._settings.num_outer_steps
-        self._resume()
+        total = self._settings.num_outer_steps
+        if not self._resume():
+            self._trajectory = self._step.probe()
         start, earlier, since = time.perf_counter(), self._seconds, self._done
-        while self._done < total:
-            values = self._step.step()
-            self._done += 1
-            self._log.add(self._done, values, self._step.describe_draw())
-            last = self._done == total
-            row = self._log.close_row(self._done) if last or self._done % settings.log_every_steps == 0 else None
-            if last or self._done % settings.checkpoint_every_steps == 0:
-                self._seconds = earlier + time.perf_counter() - start
+        while self._done < total and self._stopped is None:
+            row = self._advance()
+            elapsed = time.perf_counter() - start
+            self._seconds = earlier + elapsed
+            if self._ends() or self._done % self._settings.checkpoint_every_steps == 0:
                 self._save()
             if row is not None:
-                elapsed = time.perf_counter() - start
-                speed = {"train/steps_per_second": (self._done - since) / max(elapsed, 1e-9)}
-                yield Progress("train", self._done, total, row | speed)
+                yield Progress("train", self._done, total, row | self._costs((self._done - since) / max(elapsed, 1e-9)))
         return TrainOutcome(
             params=self._step.params(),
             desired_head=self._step.desired_head.detach().clone(),
             log=self._log.rows,
             seconds=self._seconds,
+            stopped=self._stopped,
+            trajectory_start=self._trajectory,
+            trajectory_end=self._step.probe(),
         )
 
+    def _advance(self) -> dict[str, float] | None:
+        """One outer step with what is due after it; the row of that step where there is one."""
+        values = self._step.step()
+        self._done += 1
+        self._log.add(self._done, values, self._step.describe_draw())
+        measured: dict[str, float] = {}
+        if self._validation.due(self._done):
+            self._log.check()  # of a diverged run the steps are to blame, not their sequel
+            measured = self._validation.measure(self._step.model, self._step.trunk, self._step.desired_head)
+            self._stopped = self._validation.judge(self._done, measured[Metric.VALIDATION_ACCURACY])
+        row = None
+        if self._ends() or self._done % self._settings.log_every_steps == 0:
+            row = self._log.close_row(self._done)
+        return self._log.note(self._done, measured) if measured else row
+
+    def _ends(self) -> bool:
+        return self._done == self._settings.num_outer_steps or self._stopped is not None
+
+    def _costs(self, speed: float) -> dict[str, float]:
+        """What depends on the machine, and so is no part of the log."""
+        return {
+            str(Metric.TRAIN_SPEED): speed,
+            str(Metric.TRAIN_SECONDS_LEFT): (self._settings.num_outer_steps - self._done) / speed,
+            str(Metric.COST_MEMORY_BYTES): float(peak_bytes(self._device)),
+        }
+
     def _save(self) -> None:
+        self._log.check()
+        step = self._step.state_dict()
+        if not _is_finite(step):
+            raise diverged(self._done, "weights", None, self._log.last_draw)
         if self._checkpoint_dir is None:
             return
-        self._log.check()
-        state = {"step": self._step.state_dict(), "log": self._log.state_dict(), "seconds": self._seconds}
+        state = {
+            "step": step,
+            "log": self._log.state_dict(),
+            "validation": self._validation.state_dict(),
+            "seconds": self._seconds,
+            "stopped": self._stopped,
+            # A tensor, because JSON has no NaN.
+            "trajectory": None if self._trajectory is None else torch.tensor(self._trajectory, dtype=torch.float64),
+        }
         save_checkpoint(self._checkpoint_dir, self._done, self._identity, state)
 
-    def _resume(self) -> None:
+    def _resume(self) -> bool:
         if self._checkpoint_dir is None:
-            return
+            return False
         found = load_checkpoint(self._checkpoint_dir, self._identity, self._device)
-        if found is not None:
-            self._done, state = found
-            self._step.load_state_dict(state["step"])
-            self._log.load_state_dict(state["log"])
-            self._seconds = state["seconds"]
+        if found is None:
+            return False
+        self._done, state = found
+        self._step.load_state_dict(state["step"])
+        self._log.load_state_dict(state["log"])
+        self._validation.load_state_dict(state["validation"])
+        self._seconds, self._stopped = state["seconds"], state["stopped"]
+        self._trajectory = None if state["trajectory"] is None else state["trajectory"].tolist()
+        return True
+
+
+def peak_bytes(device: torch.device) -> int:
+    """Most memory so far: allocated on a GPU, or resident in this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB
+
+
+def _is_finite(state: dict[str, Any]) -> bool:
+    """Whether the weights of a step's state are: the trunk's, and the tensors that lie beside it."""
+    weights = [value for value in (*state.get("trunk", {}).values(), *state.values()) if isinstance(value, Tensor)]
+    return all(bool(value.isfinite().all()) for value in weights)
 
 
 __all__ = ["TrainOutcome", "Trainer"]

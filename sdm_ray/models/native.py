@@ -21,7 +21,8 @@ class NativePooling(NamedTuple):
     last_linear: str
     """Dotted name of the last linear layer within ForSequenceClassification."""
     features: Callable[[nn.Module, Any, Tensor], Tensor]
-    """(model, output of its encoder, attention mask (B, L)) -> features (B, D)."""
+    """(model, output of its encoder, attention mask (B, L)) -> features (B, D), after the dropout that precedes the
+    last linear layer (nothing in evaluation mode)."""
 
 
 def mean_pool(hidden: Tensor, attention_mask: Tensor) -> Tensor:
@@ -35,8 +36,8 @@ def cls_pool(hidden: Tensor) -> Tensor:
     return hidden[:, 0]
 
 
-def _pooler(model: nn.Module, output: Any, attention_mask: Tensor) -> Tensor:
-    pooled: Tensor = output.pooler_output
+def _pooler(model: Any, output: Any, attention_mask: Tensor) -> Tensor:
+    pooled: Tensor = model.dropout(output.pooler_output)
     return pooled
 
 
@@ -46,13 +47,14 @@ def _classification_head(model: Any, output: Any, attention_mask: Tensor) -> Ten
 
 
 def _distilbert(model: Any, output: Any, attention_mask: Tensor) -> Tensor:
-    return torch.relu(model.pre_classifier(cls_pool(output.last_hidden_state)))
+    pooled: Tensor = model.dropout(torch.relu(model.pre_classifier(cls_pool(output.last_hidden_state))))
+    return pooled
 
 
 def _modernbert(model: Any, output: Any, attention_mask: Tensor) -> Tensor:
     hidden = output.last_hidden_state
     pooled = cls_pool(hidden) if model.config.classifier_pooling == "cls" else mean_pool(hidden, attention_mask)
-    features: Tensor = model.head(pooled)
+    features: Tensor = model.drop(model.head(pooled))
     return features
 
 

@@ -4,6 +4,9 @@ It must survive `torch.func.functional_call`, `vmap` over stacked parameters and
 on the contents of a 2-D attention mask, which `vmap` cannot trace, and passes a 4-D mask through; so the additive 4-D
 mask is built here, arithmetically, and attention is the eager implementation, which has a second derivative everywhere.
 
+By default `forward` computes to the bit what transformers computes. Two options depart from that, for training: a
+shortcut with the same features up to rounding (`first_token.py`), and dropout with masks drawn from a seed.
+
 In float64 the architectures keep double precision but for ModernBERT, whose rotary embedding and softmax are computed
 in float32 by transformers whatever the type of its weights.
 """
@@ -13,13 +16,16 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from sdm_ray.errors import UsageError
+from sdm_ray.models.embedding import depths_of, drop_padding_index, num_fixed_ids, token_embedding_name
+from sdm_ray.models.first_token import SHORTCUTS, first_token_output
 from sdm_ray.models.native import cls_pool, mean_pool, native_pooling
 from sdm_ray.types import Params
 
@@ -33,10 +39,11 @@ _NOT_DIGESTED = {
 
 
 class Trunk(nn.Module):
-    """An encoder with its pooling, without its last linear layer and without dropout.
+    """An encoder with its pooling, without its last linear layer; a `TrunkLike` of texts.
 
     `forward` maps `input_ids` (B, L) and `attention_mask` (B, L) to features (B, D). The module stays in evaluation
-    mode (`train()` does not change it); its parameters are exactly the weights that the features depend on.
+    mode (`train()` does not change it), and dropout happens only where `forward` is given a seed. Its parameters are
+    exactly the weights that the features depend on.
 
     Args:
         hf_model: a `ForSequenceClassification` where `pooling` is `native`, else the bare encoder. It is taken over:
@@ -53,17 +60,26 @@ class Trunk(nn.Module):
             self._replace_last_linear(hf_model, nn.Identity())
         elif getattr(hf_model, "pooler", None) is not None:
             hf_model.pooler = None
-        for module in hf_model.modules():
-            if isinstance(module, nn.Dropout):
-                module.p = 0.0
         self.hf_model = hf_model
+        self._padding_index = drop_padding_index(hf_model)
+        self.embedding_name = token_embedding_name(self, hf_model)
+        self.fixed_ids = num_fixed_ids(hf_model.config) or 0
+        self.has_shortcut = self.model_type in SHORTCUTS and self._reads_first_token()
+        self.has_dropout = any(isinstance(module, nn.Dropout) and module.p > 0 for module in hf_model.modules())
+        self._depths = depths_of(name for name, _ in self.named_parameters())
+        self.num_depths = 1 + max(self._depths.values())
         self.train(False)
+
+    def _reads_first_token(self) -> bool:
+        if self.pooling == "native" and self.model_type == "modernbert":
+            return str(self.hf_model.config.classifier_pooling) == "cls"
+        return self.pooling != "mean"
 
     def _replace_last_linear(self, hf_model: Any, layer: nn.Module) -> None:
         hf_model.set_submodule(native_pooling(self.model_type).last_linear, layer)
 
     def train(self, mode: bool = True) -> Trunk:
-        """Stay in evaluation mode: dropout would make an attack's trajectory depend on the random state."""
+        """Stay in evaluation mode: dropout would make an attack's trajectory depend on global random state."""
         super().train(False)
         return self
 
@@ -102,15 +118,66 @@ class Trunk(nn.Module):
                 "embeddings; tokenizer and weights do not belong together"
             )
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Features (B, D) of tokens (B, L); `attention_mask` (B, L) is 1 on tokens and 0 on padding."""
-        encoder = self.hf_model.base_model
-        output = encoder(input_ids=input_ids, attention_mask=self._additive_masks(attention_mask))
+    def depth_of(self, name: str) -> int:
+        """Depth of a parameter: 0 is the embeddings, i + 1 layer i, and L + 1 what follows the last of L layers."""
+        return self._depths[name]
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        *,
+        shortcut: bool = False,
+        hidden_states: bool = False,
+        dropout_seed: int | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Features of texts.
+
+        Args:
+            input_ids: (B, L) int64.
+            attention_mask: (B, L), 1 on tokens and 0 on padding.
+            shortcut: leave out of the last layer what the first token does not need; only where `has_shortcut`. The
+                features differ by rounding alone. Parameters that cannot change them (a last key bias) are not read.
+            hidden_states: also give all hidden states; not with `shortcut`.
+            dropout_seed: sample every dropout of the architecture, the last linear layer's included. The same seed
+                gives the same masks for the same shapes, device and `shortcut`; global random state is left as it was.
+                Not under `vmap`. None is without dropout.
+
+        Returns:
+            (B, D) features. With `hidden_states`, these and (H, B, L, D) what the embeddings and each layer put out,
+            the last of them after the encoder's final norm where it has one.
+        """
+        assert not shortcut or (self.has_shortcut and not hidden_states), (self.model_type, self.pooling)
+        masks = self._additive_masks(attention_mask)
+        with nullcontext() if dropout_seed is None else self._dropout(dropout_seed, input_ids.device):
+            output: Any
+            if shortcut:
+                output = first_token_output(self.hf_model.base_model, input_ids, masks)
+            else:
+                options = {"output_hidden_states": True} if hidden_states else {}
+                output = self.hf_model.base_model(input_ids=input_ids, attention_mask=masks, **options)
+            features = self._pool(output, attention_mask)
+        return (features, torch.stack(output.hidden_states)) if hidden_states else features
+
+    def _pool(self, output: Any, attention_mask: Tensor) -> Tensor:
         if self.pooling == "native":
             return native_pooling(self.model_type).features(self.hf_model, output, attention_mask)
         if self.pooling == "cls":
             return cls_pool(output.last_hidden_state)
         return mean_pool(output.last_hidden_state, attention_mask)
+
+    @contextmanager
+    def _dropout(self, seed: int, device: torch.device) -> Iterator[None]:
+        """Dropout draws from the device's global generator: seed it, and put its state back, without waiting."""
+        generator = torch.default_generator if device.type == "cpu" else torch.cuda.default_generators[device.index]
+        state = generator.get_state()
+        generator.manual_seed(seed)
+        self.hf_model.train(True)
+        try:
+            yield
+        finally:
+            self.hf_model.train(False)
+            generator.set_state(state)
 
     def _additive_masks(self, attention_mask: Tensor) -> Any:
         keep = attention_mask.to(self.dtype)[:, None, None, :]
@@ -144,6 +211,7 @@ class Trunk(nn.Module):
             last.weight.copy_(head.detach())
             last.bias.zero_()
         self._replace_last_linear(model, last)
+        model.get_input_embeddings().padding_idx = self._padding_index
         model.config.id2label = dict(enumerate(label_names))
         model.config.label2id = {name: index for index, name in enumerate(label_names)}
         model.config.problem_type = "single_label_classification"

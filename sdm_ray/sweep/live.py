@@ -169,7 +169,7 @@ def progress_line(snapshot: Snapshot) -> str:
 
 def result_line(result: TrialResult) -> str:
     """How a trial ended, in one line."""
-    if result.status in (Status.FAILED, Status.STOPPED):
+    if result.status in (Status.FAILED, Status.STOPPED) or result.error is not None:
         return f"{result.trial_id} ({result.method}) {result.status}: {result.error}"
     desired = result.metrics.get(Metric.DESIRED_ACCURACY, float("nan"))
     harmful = result.metrics.get(Metric.HARMFUL_WORST_ACCURACY, float("nan"))

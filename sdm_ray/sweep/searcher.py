@@ -185,10 +185,14 @@ def tell_optuna(state: SweepState, study: SearchStudy, untold: list[TrialResult]
         if number is None:
             continue
         values = [result.metrics.get(objective.metric) for objective in state.settings.objectives]
-        if result.status is Status.FAILED or None in values:
+        violation = state.violation(result)
+        if result.status is Status.INFEASIBLE:
+            assert violation is not None
+            study.stop(number, violation=violation)
+        elif result.status is Status.FAILED or None in values:
             study.fail(number)
         else:
-            study.tell(number, [value for value in values if value is not None], violation=state.violation(result))
+            study.tell(number, [value for value in values if value is not None], violation=violation)
     untold[:] = waiting
 
 

@@ -137,8 +137,11 @@ class SweepState:
         return tuned is None or tuned.result is None
 
     def violation(self, result: TrialResult) -> float | None:
-        """How far a trial misses the bound on desired accuracy (at most 0: feasible); None without a bound."""
-        if result.status is Status.STOPPED:
+        """How far a trial misses the bound on desired accuracy (at most 0: feasible); None without a bound.
+
+        A trial that was stopped, or stopped itself because of the desired task, misses it by as much as can be.
+        """
+        if result.status in (Status.STOPPED, Status.INFEASIBLE):
             return 1.0
         floor = self.desired_floor
         return None if floor is None else floor - result.metrics.get(Metric.DESIRED_ACCURACY, math.nan)

@@ -1,4 +1,4 @@
-"""Optuna behind four verbs: ask, tell, fail, reconcile. Every trial it hands out is told about, whatever happens."""
+"""Optuna behind five verbs: ask, tell, stop, fail, reconcile. Every trial that it hands out is told about."""
 
 from __future__ import annotations
 
@@ -73,6 +73,18 @@ class SearchStudy:
         if violation is not None:
             (trial or self._adopt(number)).set_constraint(CONSTRAINT, violation)
         self._study.tell(number, list(values))
+
+    def stop(self, number: int, *, violation: float) -> None:
+        """Record a trial that ended without objectives because it is infeasible.
+
+        It is told as pruned, for a completed one needs values; with its violated constraint it still tells samplers
+        where not to look.
+        """
+        if self._state(number) is not TrialState.RUNNING:
+            return
+        trial = self._asked.pop(number, None) or self._adopt(number)
+        trial.set_constraint(CONSTRAINT, violation)
+        self._study.tell(number, state=TrialState.PRUNED)
 
     def fail(self, number: int) -> None:
         """Record a failed trial."""

@@ -41,7 +41,10 @@ RUN_STATUS = {
     Status.FAILED: "FAILED",
     Status.STOPPED: "KILLED",
 }
-ARTIFACTS = ("config.yaml", "result.json", "train.parquet", "attack.parquet", "attack.json", "model/README.md")
+ARTIFACTS = (
+    "config.yaml", "result.json", "train.parquet", "trajectory.parquet", "trajectory.png", "attack.parquet",
+    "attack.json", "model/README.md",
+)  # fmt: skip
 """Files of a trial's folder that its run keeps; weights stay in the folder, which a tag names."""
 
 

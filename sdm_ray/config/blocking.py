@@ -1,0 +1,63 @@
+"""Weights of the outer loss: one field a blocking term."""
+
+from __future__ import annotations
+
+from typing import Self
+
+from pydantic import model_validator
+
+from sdm_ray.config.base import NonNegativeFloat, PositiveFloat, Settings
+
+
+class BlockingSettings(Settings):
+    """Weights of the outer loss; a weight of 0 leaves a term out. `sdm_ray.meta.objectives` defines the terms."""
+
+    desired_base: NonNegativeFloat = 1.0
+    """Desired loss of the un-adapted model; minimised."""
+    harmful_base: NonNegativeFloat = 0.0
+    """Harmful loss of the un-adapted model; maximised (adversarial censoring)."""
+    harmful_adapted: NonNegativeFloat = 0.0
+    """Mean over inner steps of the adapted harmful loss; maximised."""
+    harmful_adapted_calibrated: NonNegativeFloat = 0.0
+    """The same after calibration, so that flipped labels do not count; maximised."""
+    harmful_adapted_clamped: NonNegativeFloat = 0.0
+    """The same with each example's cross-entropy clamped at log C; maximised (MLAC-AR)."""
+    harmful_adapted_entropy: NonNegativeFloat = 0.0
+    """Mean over inner steps of the entropy of the adapted harmful prediction; maximised (TAR)."""
+    harmful_adapted_inverse: NonNegativeFloat = 0.0
+    """Mean over inner steps of the inverse cross-entropy of the adapted harmful prediction; minimised (SOPHON)."""
+    harmful_adapted_uniform: NonNegativeFloat = 0.0
+    """Mean over inner steps of its divergence from the uniform distribution; minimised (SOPHON)."""
+    adapted_grad_norm: NonNegativeFloat = 0.0
+    """Mean over inner steps of the norm of the harmful gradient; minimised."""
+    desired_adapted: NonNegativeFloat = 0.0
+    """Desired loss after adapting to the desired task, mean over inner steps; minimised."""
+    desired_adapted_harmful: NonNegativeFloat = 0.0
+    """Harmful loss of the model adapted to the desired task, mean over inner steps; maximised."""
+    mutual_information: NonNegativeFloat = 0.0
+    """Information about the harmful label that a learned predictor of every inner step reads from the adapted
+    features; minimised."""
+    gradient_coupling: NonNegativeFloat = 0.0
+    """Cosine of the harmful and the desired gradient at the un-adapted model; minimised (SEAM)."""
+    retain_mlm: NonNegativeFloat = 0.0
+    """Masked-LM loss of the un-adapted model on general text; minimised."""
+    retain_distill: NonNegativeFloat = 0.0
+    """Mean squared difference of the last hidden states to the original encoder's on general text; minimised."""
+    retain_representation: NonNegativeFloat = 0.0
+    """The same over the hidden states of all layers, on the desired batch; minimised (TAR)."""
+    custom: dict[str, PositiveFloat] = {}
+    """Weights of terms that modules of `train.term_modules` register, by name."""
+
+    @model_validator(mode="after")
+    def _custom_names_are_new(self) -> Self:
+        taken = sorted(self.custom.keys() & type(self).model_fields.keys())
+        if taken:
+            raise ValueError(f"custom.{taken[0]} has a weight of its own: set blocking.{taken[0]} instead")
+        return self
+
+    def weights(self) -> dict[str, float]:
+        """Terms and weights above 0, `desired_base` apart."""
+        fixed = {
+            name: getattr(self, name) for name in type(self).model_fields if name not in ("desired_base", "custom")
+        }
+        return {name: weight for name, weight in (fixed | self.custom).items() if weight}

@@ -1,0 +1,81 @@
+"""What a distribution of adversaries can produce, so that two of them can be told apart.
+
+Held-out attackers are disjoint from the adversaries that a defence met in training by construction, and this is where
+that is checked; simulated adversaries and attackers describe themselves alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Support:
+    """The adversaries that one kind of draw can give; a dimension that is None is not restricted."""
+
+    name: str
+    """What is drawn, in words."""
+    optimizers: frozenset[str] | None = None
+    """Optimisers."""
+    schedules: frozenset[str] | None = None
+    """Courses of the learning rate."""
+    adaptations: frozenset[str] | None = None
+    """What is trained: `full`, `head`, `partial`, `lora`, and whatever else an attacker does."""
+    heads: frozenset[str] | None = None
+    """Where the head starts: `reset`, `meta_learned`."""
+    ranks: frozenset[int] | None = None
+    """Ranks of low-rank factors."""
+    batch_sizes: frozenset[int] | None = None
+    """Batch sizes."""
+    learning_rate: tuple[float, float] | None = None
+    """Smallest and largest learning rate."""
+    num_steps: tuple[int, int] | None = None
+    """Fewest and most steps."""
+    num_examples: tuple[int, int] | None = None
+    """Fewest and most labelled examples."""
+
+
+def disjoint(first: Iterable[Support], second: Iterable[Support]) -> bool:
+    """Whether no adversary can come from both."""
+    return not overlaps(first, second)
+
+
+def overlaps(first: Iterable[Support], second: Iterable[Support]) -> list[str]:
+    """Where the same adversary can come from both, in words; empty where nowhere.
+
+    Two supports are disjoint when one dimension that both restrict has no value in common.
+    """
+    others = list(second)
+    return [
+        f"{one.name} and {other.name} can both give {_common(one, other)}"
+        for one in first
+        for other in others
+        if all(_meet(getattr(one, name), getattr(other, name)) for name in _DIMENSIONS)
+    ]
+
+
+def _meet(one: Any, other: Any) -> bool:
+    if one is None or other is None:
+        return True
+    if isinstance(one, frozenset):
+        return bool(one & other)
+    return bool(max(one[0], other[0]) <= min(one[1], other[1]))
+
+
+def _common(one: Support, other: Support) -> str:
+    parts = []
+    for name in _DIMENSIONS:
+        mine, theirs = getattr(one, name), getattr(other, name)
+        if mine is None or theirs is None:
+            continue
+        if isinstance(mine, frozenset):
+            values = ", ".join(str(value) for value in sorted(mine & theirs))
+        else:
+            values = f"{max(mine[0], theirs[0]):g} to {min(mine[1], theirs[1]):g}"
+        parts.append(f"{name.replace('_', ' ')} {values}")
+    return "; ".join(parts) or "any adversary"
+
+
+_DIMENSIONS = tuple(field.name for field in fields(Support) if field.name != "name")

@@ -1,0 +1,184 @@
+"""General text for the terms that keep an encoder what it was: read, tokenised and moved to the device once."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from sdm_ray.config import RetainSettings, SyntheticWorld
+from sdm_ray.data.device import DeviceData
+from sdm_ray.data.readers import Source, data_files, read_files, read_hub
+from sdm_ray.data.sources import normalise
+from sdm_ray.data.synthetic import pretraining_texts
+from sdm_ray.data.tokenized import _encode, round_up
+from sdm_ray.errors import RunError, UsageError
+from sdm_ray.types import Task
+
+CHUNK_TEXTS = 8192
+"""Texts that are copied from the device at a time."""
+
+
+class GeneralText:
+    """N unlabelled texts on `device`; ids and lengths are known on the host too.
+
+    Args:
+        input_ids: (N, L) integers, padded on the right.
+        lengths: (N,) tokens of each text, special ones included.
+        device: where batches are wanted.
+    """
+
+    def __init__(self, input_ids: np.ndarray, lengths: np.ndarray, device: torch.device | str) -> None:
+        self.device = torch.device(device)
+        self.digest = _digest(input_ids, lengths)
+        self._lengths_host = lengths.astype(np.int64)
+        self._ids_host = torch.from_numpy(input_ids.astype(np.int64))
+        self._input_ids = self._ids_host.to(self.device)
+        self._lengths = torch.from_numpy(self._lengths_host).to(self.device)
+        self._positions = torch.arange(self.width, device=self.device)
+
+    def __len__(self) -> int:
+        return len(self._lengths_host)
+
+    @property
+    def width(self) -> int:
+        """L: tokens of the widest batch."""
+        return int(self._ids_host.shape[1])
+
+    @property
+    def max_id(self) -> int:
+        """Largest token id, padding included."""
+        return int(self._ids_host.max())
+
+    def host_ids(self, indices: Tensor) -> Tensor:
+        """(B, L') int64 token ids of texts (host indices (B,)) on the host, as wide as in their batch."""
+        return self._ids_host[:, : self._width_of(indices)][indices]
+
+    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Token ids and mask (B, L') of texts (host indices (B,)), gathered on the device without waiting for it.
+
+        They are as wide as the longest of these texts, rounded up to a multiple of 8.
+        """
+        width, rows = self._width_of(indices), self.send(indices)
+        return self._input_ids[:, :width][rows], (self._positions[:width] < self._lengths[rows].unsqueeze(-1)).long()
+
+    def send(self, values: Tensor) -> Tensor:
+        """A host tensor on the device, without waiting for it."""
+        if self.device.type == "cuda":
+            # From pageable memory the copy would wait for the device.
+            values = values.pin_memory()
+        return values.to(self.device, non_blocking=True)
+
+    def _width_of(self, indices: Tensor) -> int:
+        return min(round_up(int(self._lengths_host[indices.numpy()].max())), self.width)
+
+
+def load_general_text(
+    settings: RetainSettings,
+    tokenizer: Any,
+    *,
+    world: SyntheticWorld,
+    max_length: int,
+    device: torch.device | str,
+) -> GeneralText:
+    """Read and tokenise the text of a source that is not None; blank and repeated texts count once or not at all.
+
+    The `max_texts` with the smallest content hashes are kept, in that order, whatever the order of the source's rows.
+
+    Args:
+        settings: source, column and number of texts.
+        tokenizer: the encoder's fast tokenizer.
+        world: the synthetic world whose corpus `pretraining` is.
+        max_length: tokens kept of a text.
+        device: where batches are wanted.
+
+    Raises:
+        UsageError: for a source or column that cannot be used, or one without text.
+        RunError: when the hub cannot be reached.
+    """
+    assert settings.source is not None
+    with _own_settings_named():
+        texts = pretraining_texts(world) if settings.source == "pretraining" else _read(settings)
+        kept = _smallest_hashes([text for text in texts if text.strip()], settings.max_texts)
+        if not kept:
+            raise UsageError(f"data.source: {settings.source} holds no text in column {settings.text_column!r}")
+        input_ids, lengths = _encode(kept, tokenizer, max_length, int(tokenizer.pad_token_id))
+    return GeneralText(input_ids, lengths, device)
+
+
+def meta_training_text(data: DeviceData, indices: Tensor, max_texts: int) -> GeneralText:
+    """The texts of examples as general text: the `max_texts` with the smallest hashes of their tokens.
+
+    Args:
+        data: examples on the device, which is waited for.
+        indices: (N,) host indices.
+        max_texts: texts that are kept.
+    """
+    chunks = torch.split(indices, CHUNK_TEXTS)
+    width = max(data.batch(chunk, Task.DESIRED).input_ids.shape[1] for chunk in chunks)
+    batches = [data.batch(chunk, Task.DESIRED, pad_to=width) for chunk in chunks]
+    ids = torch.cat([batch.input_ids for batch in batches]).cpu().numpy()
+    lengths = torch.cat([batch.attention_mask.sum(1) for batch in batches]).cpu().numpy()
+    by_hash = {
+        _key(row[:length].tobytes()): index for index, (row, length) in enumerate(zip(ids, lengths, strict=True))
+    }
+    kept = [by_hash[key] for key in sorted(by_hash)[:max_texts]]
+    return GeneralText(ids[kept], lengths[kept], data.device)
+
+
+def _read(settings: RetainSettings) -> list[str]:
+    assert settings.source is not None
+    columns = {"text_column": settings.text_column}
+    files = data_files(settings.source)
+    if files is not None:
+        return _texts(read_files(files, columns), settings)
+    if settings.source.count("/") != 1:
+        raise UsageError(
+            f"data.source {settings.source!r} is neither 'pretraining', nor an existing file or folder, nor a hub id "
+            "(owner/name)"
+        )
+    return _texts(read_hub(settings.source, settings.revision, columns), settings)
+
+
+def _texts(source: Source, settings: RetainSettings) -> list[str]:
+    """Values that are there."""
+    column = source.table[settings.text_column]
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)):
+        raise UsageError(f"data.text_column: column {settings.text_column!r} holds {kind}, it must hold text")
+    values: list[str] = column.cast(pa.large_string()).drop_null().to_pylist()
+    return values
+
+
+def _smallest_hashes(texts: list[str], count: int) -> list[str]:
+    by_hash = {_key(normalise(text).encode()): text for text in texts}
+    return [by_hash[key] for key in sorted(by_hash)[:count]]
+
+
+def _key(content: bytes) -> bytes:
+    return hashlib.sha256(b"general\0" + content).digest()
+
+
+def _digest(input_ids: np.ndarray, lengths: np.ndarray) -> str:
+    """SHA-256 (hex) of the texts."""
+    result = hashlib.sha256(repr(input_ids.shape).encode())
+    for array in (input_ids, lengths):
+        result.update(np.ascontiguousarray(array, dtype="<i8").data)
+    return result.hexdigest()
+
+
+@contextmanager
+def _own_settings_named() -> Iterator[None]:
+    """The readers speak of `data.source`; the settings here are those of `train.retain`."""
+    try:
+        yield
+    except (UsageError, RunError) as error:
+        message = re.sub(r"\bdata\.(source|text_column)\b", r"train.retain.\1", str(error))
+        raise type(error)(message) from None

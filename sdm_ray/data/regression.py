@@ -1,0 +1,104 @@
+"""The regression of the paper (Henderson et al., arXiv 2211.14946): Gaussian vectors with two random linear labels.
+
+Nothing is known about either label but what the examples show, and a network learns both equally well: a world to see
+task blocking at work in seconds. (The paper's released code turns the labels into classes by their sign.)
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import LongTensor, Tensor
+
+from sdm_ray.types import Batch, Split, Task
+
+SHARES = {Split.META_TRAIN: 0.5, Split.ATTACKER_TRAIN: 0.2, Split.ATTACKER_VAL: 0.1, Split.TEST: 0.2}
+"""Share of each split. Examples are independent draws, so a split is a run of them."""
+
+
+class RegressionWorld:
+    """N vectors x ~ N(0, 1) with labels w'x for a desired and a harmful w, each of length 1; on `device`, made once.
+
+    It has what meta-training reads of `DeviceData`. A label has mean 0 and variance 1, so a squared error of 1 is that
+    of knowing nothing.
+
+    Args:
+        num_examples: N.
+        seed: of the vectors and of both w; drawn on the CPU, so that one seed is one world on every device.
+        input_dim: I, 25 in the paper.
+        device: where batches are wanted.
+        dtype: type of vectors and labels.
+
+    Raises:
+        ValueError: if `num_examples` leaves a split empty, or `input_dim` is below 2.
+    """
+
+    def __init__(
+        self,
+        num_examples: int,
+        seed: int,
+        *,
+        input_dim: int = 25,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        if num_examples < 10:
+            raise ValueError(f"num_examples is {num_examples}, but every split needs one: give at least 10")
+        if input_dim < 2:
+            raise ValueError(f"input_dim is {input_dim}, but two labels need at least 2")
+        generator = torch.Generator().manual_seed(seed)
+        weights = torch.randn(input_dim, len(Task), generator=generator, dtype=torch.float64)
+        inputs = torch.randn(num_examples, input_dim, generator=generator, dtype=torch.float64)
+        labels = inputs @ (weights / weights.norm(dim=0))
+        self.device = torch.device(device)
+        self._num_examples = num_examples
+        self._indices = _runs(num_examples)
+        self._inputs = inputs.to(self.device, dtype)
+        self._labels_host = {task: labels[:, index].to(dtype) for index, task in enumerate(Task)}
+        self._labels = {task: values.to(self.device) for task, values in self._labels_host.items()}
+        told = f"regression\0{num_examples}\0{seed}\0{input_dim}\0{dtype}"
+        self.digest = hashlib.sha256(told.encode() + inputs.numpy().tobytes() + labels.numpy().tobytes()).hexdigest()
+
+    def __len__(self) -> int:
+        return self._num_examples
+
+    def num_classes(self, task: Task) -> int:
+        """1: a head has one output."""
+        return 1
+
+    def indices(self, split: Split) -> LongTensor:
+        """Sorted indices of a split's examples, int64 on the host."""
+        return self._indices[split].clone()  # type: ignore[return-value]
+
+    def labels_host(self, task: Task) -> Tensor:
+        """(N,) floating-point labels of a task on the host."""
+        labels: Tensor = self._labels_host[task].clone()
+        return labels
+
+    def batch(self, indices: Tensor, task: Task) -> Batch:
+        """Examples by index, gathered on the device without waiting for it.
+
+        Args:
+            indices: (..., B) int64 on the host.
+            task: whose labels.
+
+        Returns:
+            Vectors (..., B, I) and floating-point labels (..., B).
+        """
+        if self.device.type == "cuda":
+            # From pageable memory the copy would wait for the device.
+            indices = indices.pin_memory()
+        rows = indices.to(self.device, non_blocking=True)
+        return Batch((self._inputs[rows],), self._labels[task][rows])
+
+
+def _runs(num_examples: int) -> dict[Split, Tensor]:
+    """Runs of examples of about the lengths that `SHARES` asks for."""
+    runs, start, share = {}, 0, 0.0
+    for split, part in SHARES.items():
+        share += part
+        stop = round(share * num_examples)
+        runs[split] = torch.arange(start, stop)
+        start = stop
+    return runs

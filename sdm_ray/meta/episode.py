@@ -1,0 +1,110 @@
+"""An episode: where simulated adversaries start, what they do, and what they ask of the outer step."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sdm_ray.meta.adversary import Adversary
+from sdm_ray.meta.functional import FlatModel, Rows
+from sdm_ray.meta.objectives import Trajectory
+from sdm_ray.meta.optim import OptimizerState
+from sdm_ray.meta.problems import Data, HeadProblem, LoraProblem, Problem, UpperProblem
+
+FROZEN_RATE_FACTOR = 10.0
+"""An adversary that trains the head alone does it at this many times its learning rate."""
+
+
+class Start(NamedTuple):
+    """Where A adversaries start. Meta-gradients are taken with respect to those of its tensors that require them."""
+
+    trunk: Tensor
+    """(1, P) flat trunk parameters that all share, or (A, P)."""
+    head: Tensor
+    """(A, C, D) heads."""
+    log_learning_rate: Tensor
+    """(A,) natural logarithms of the learning rates."""
+    displacement: Tensor | None = None
+    """(A, P') how far an adversary that lives already is from the trunk, in the layout of the episode's rows."""
+    state: OptimizerState | None = None
+    """State of the optimiser over the adversary's variables, in that layout; None is a fresh one."""
+
+
+class Episode(NamedTuple):
+    """What A simulated adversaries that are alike do, and how they are looked at."""
+
+    data: Data
+    """Inner batches and outer ones, token ids as they are in the data."""
+    adversary: Adversary
+    """Optimiser, schedule, and what is trained; batch size, head and learning rate are read from data and start."""
+    moments: tuple[int, ...]
+    """Moments (0 is before the first inner step) at which terms of adapted models are read; sorted."""
+    mode: str
+    """How meta-gradients pass the inner loop."""
+    truncation_steps: int = 0
+    """Updates that `truncated` differentiates."""
+    gradient_clip: float = float("inf")
+    """Norm that inner gradients are clipped to."""
+    rows: Rows | None = None
+    """Rows of the token embedding that occur; None holds all of them."""
+    noise: tuple[float, ...] = ()
+    """(A,) standard deviations of each adversary's parameter noise, relative to each parameter's root mean square."""
+
+
+class MetaGradients(NamedTuple):
+    """What an episode asks of the outer step: sums over its adversaries, which share their weights equally."""
+
+    trunk: Tensor
+    """(1, P) or (A, P), as the start's: gradient of the blocking loss."""
+    head: Tensor | None
+    """(A, C, D) gradient of each adversary's own loss (of the blocking loss where it adapts to the desired task); None
+    where the start's head takes none."""
+    log_learning_rate: Tensor | None
+    """(A,) likewise."""
+    predictors: Tensor | None
+    """(K+1, C, D) gradient of the predictors' own loss."""
+    fixed_head: Tensor | None
+    """(C, D) gradient of the harmful head beside an adaptation to the desired task."""
+    values: dict[str, Tensor]
+    """Blocking terms by name, means over adversaries."""
+    trajectory: Trajectory
+    """Detached, on the task that is adapted to."""
+    final: Tensor
+    """(A, N) variables after the last step."""
+    final_state: OptimizerState
+    """The optimiser's state then."""
+
+
+def make_problem(model: FlatModel, head_shape: tuple[int, int], adversary: Adversary) -> Problem:
+    """The variables that an adversary trains; one object for all adversaries that train the same."""
+    key = ("problem", head_shape, adversary.adaptation, adversary.depth, adversary.rank)
+    if key not in model.cache:
+        model.cache[key] = _new_problem(model, head_shape, adversary)
+    problem: Problem = model.cache[key]
+    return problem
+
+
+def _new_problem(model: FlatModel, head_shape: tuple[int, int], adversary: Adversary) -> Problem:
+    if adversary.adaptation == "head":
+        return HeadProblem(model, head_shape)
+    if adversary.adaptation == "lora":
+        return LoraProblem(model, head_shape, adversary.rank)
+    return UpperProblem(model, head_shape, adversary.depth if adversary.adaptation == "partial" else 0)
+
+
+def parameter_noise(model: FlatModel, trunk: Tensor, scales: tuple[float, ...], seed: int) -> Tensor:
+    """(A, P) Gaussian noise with standard deviations of `scales` (A,) times each parameter's root mean square.
+
+    Args:
+        model: tells the parameters apart.
+        trunk: (A or 1, P) parameters.
+        scales: one an adversary.
+        seed: of the draws, on the CPU.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randn(len(scales), trunk.shape[1], generator=generator)
+    noise = (drawn * torch.tensor(scales)[:, None]).to(trunk, non_blocking=True)
+    pieces = zip(model.layout.pieces(noise), model.layout.pieces(trunk.detach()), strict=True)
+    return torch.cat([part * value.square().mean(-1, keepdim=True).sqrt() for part, value in pieces], -1)

@@ -1,0 +1,113 @@
+"""The step functions of an inner loop, compiled.
+
+Autograd's double backward does not pass through a compiled function, so each kernel is a function that nests
+`torch.func` transforms, and it computes its step again instead of keeping a graph. On CUDA the kernels are captured as
+CUDA graphs. A kernel is compiled for every shape that it meets: the caller pads to few of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sdm_ray.meta.problems import Base, TrunkProblem, View
+from sdm_ray.types import Batch
+
+Inputs = tuple[Tensor, ...]
+
+
+class Kernels:
+    """Compiled functions of one kind of problem.
+
+    Args:
+        problem: what is trained; it holds no data.
+        device: where the kernels run.
+    """
+
+    def __init__(self, problem: TrunkProblem, device: torch.device) -> None:
+        self._problem = problem
+        mode = "reduce-overhead" if device.type == "cuda" else "default"
+
+        def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+            return torch.compile(function, fullgraph=True, dynamic=False, mode=mode)
+
+        self._gradient, self._products = compiled(self._eager_gradient), compiled(self._eager_products)
+        self._view, self._pull_view = compiled(self._eager_view), compiled(self._eager_pull_view)
+
+    def gradient(self, variables: Tensor, base: Base, batch: Batch) -> Tensor:
+        """(A, N) gradients of the adversaries' losses on a batch (A, B, ·)."""
+        gradient: Tensor = _own(self._gradient(variables, base, batch.inputs, batch.labels))
+        return gradient
+
+    def products(self, variables: Tensor, base: Base, batch: Batch, pushes: Tensor) -> tuple[Tensor, ...]:
+        """Products of pushes (M, A, N) with the derivative of the gradient: of the variables, then of the base."""
+        found: tuple[Tensor, ...] = _own(self._products(variables, base, batch.inputs, batch.labels, pushes))
+        return found
+
+    def view(self, variables: Tensor, base: Base, inputs: Inputs, head: Tensor | None) -> View:
+        """What is seen of the models on inputs (B, ·), by their own heads or a fixed one (C, D)."""
+        return View(*_own(self._view(variables, base, inputs, head)))
+
+    def pull_view(
+        self, variables: Tensor, base: Base, inputs: Inputs, head: Tensor | None, cotangents: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, ...]:
+        """Cotangents of variables and base for M cotangents of features (M, A, B, D) and logits (M, A, B, C)."""
+        found: tuple[Tensor, ...] = _own(self._pull_view(variables, base, inputs, head, cotangents))
+        return found
+
+    def stack(self, shown: Sequence[View | None]) -> tuple[Tensor, Tensor] | None:
+        """M cotangents of a view as one pair, zero where there is none; None where there is none at all."""
+        present = [view for view in shown if view is not None]
+        if not present:
+            return None
+        features = [view.features for view in present if view.features is not None]
+        logits = [view.logits for view in present if view.logits is not None]
+        lead = (features or logits)[0]
+        blanks = [
+            lead.new_zeros(*lead.shape[:-1], size) for size in (self._problem.feature_dim, self._problem.num_classes)
+        ]
+        pairs = [(None, None) if view is None else view for view in shown]
+        filled = [[blank if part is None else part for blank, part in zip(blanks, pair, strict=True)] for pair in pairs]
+        return torch.stack([pair[0] for pair in filled]), torch.stack([pair[1] for pair in filled])
+
+    def _eager_gradient(self, variables: Tensor, base: Base, inputs: Inputs, labels: Tensor) -> Tensor:
+        batch = Batch(inputs, labels)
+        result: Tensor = torch.func.grad(lambda moved: self._problem.batch_loss(base, moved, batch).sum())(variables)
+        return result
+
+    def _eager_products(
+        self, variables: Tensor, base: Base, inputs: Inputs, labels: Tensor, pushes: Tensor
+    ) -> tuple[Tensor, ...]:
+        def gradient(moved: Tensor, moved_base: Base) -> Tensor:
+            return self._eager_gradient(moved, moved_base, inputs, labels)
+
+        pull = torch.func.vjp(gradient, variables, base)[1]
+        return _stacked([pull(push) for push in pushes.unbind(0)])
+
+    def _eager_view(self, variables: Tensor, base: Base, inputs: Inputs, head: Tensor | None) -> tuple[Tensor, Tensor]:
+        view = self._problem.view(base, variables, inputs, head)
+        return view.features, view.logits
+
+    def _eager_pull_view(
+        self, variables: Tensor, base: Base, inputs: Inputs, head: Tensor | None, cotangents: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, ...]:
+        def view(moved: Tensor, moved_base: Base) -> tuple[Tensor, Tensor]:
+            return self._eager_view(moved, moved_base, inputs, head)
+
+        pull = torch.func.vjp(view, variables, base)[1]
+        return _stacked([pull(pair) for pair in zip(*(value.unbind(0) for value in cotangents), strict=True)])
+
+
+def _stacked(pulled: list[tuple[Tensor, Base]]) -> tuple[Tensor, ...]:
+    flat = [(variables, *base) for variables, base in pulled]
+    return tuple(torch.stack(column) for column in zip(*flat, strict=True))
+
+
+def _own(values: Any) -> Any:
+    """Copies of what a CUDA graph returns, which the next replay would overwrite."""
+    if isinstance(values, Tensor):
+        return values.clone() if values.is_cuda else values
+    return tuple(_own(value) for value in values)

@@ -1,0 +1,59 @@
+"""Blocking terms: pure functions from what is seen of a model to a scalar, one family a file, in a registry by name."""
+
+from sdm_ray.meta.objectives.information import mutual_information, predictor_loss
+from sdm_ray.meta.objectives.losses import accuracies, example_losses, step_losses, task_loss
+from sdm_ray.meta.objectives.mlac import (
+    adapted_grad_norm,
+    desired_adapted,
+    desired_adapted_harmful,
+    harmful_adapted,
+    harmful_adapted_calibrated,
+    harmful_base,
+)
+from sdm_ray.meta.objectives.registry import (
+    TERMS,
+    TRAJECTORY_READS,
+    Reads,
+    Term,
+    Trajectory,
+    blocking_loss,
+    blocking_term,
+    load_terms,
+    weighted_sum,
+)
+from sdm_ray.meta.objectives.retention import retain_distill, retain_mlm
+from sdm_ray.meta.objectives.seam import gradient_coupling
+from sdm_ray.meta.objectives.sophon import harmful_adapted_inverse, harmful_adapted_uniform
+from sdm_ray.meta.objectives.tar import harmful_adapted_clamped, harmful_adapted_entropy, retain_representation
+
+__all__ = [
+    "TERMS",
+    "TRAJECTORY_READS",
+    "Reads",
+    "Term",
+    "Trajectory",
+    "accuracies",
+    "adapted_grad_norm",
+    "blocking_loss",
+    "blocking_term",
+    "desired_adapted",
+    "desired_adapted_harmful",
+    "example_losses",
+    "gradient_coupling",
+    "harmful_adapted",
+    "harmful_adapted_calibrated",
+    "harmful_adapted_clamped",
+    "harmful_adapted_entropy",
+    "harmful_adapted_inverse",
+    "harmful_adapted_uniform",
+    "harmful_base",
+    "load_terms",
+    "mutual_information",
+    "predictor_loss",
+    "retain_distill",
+    "retain_mlm",
+    "retain_representation",
+    "step_losses",
+    "task_loss",
+    "weighted_sum",
+]

@@ -1,0 +1,60 @@
+"""The trajectory plot's probe: how fast a few adversaries of the distribution learn from the present weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sdm_ray.config import TrainSettings
+from sdm_ray.meta.objectives import step_losses
+from sdm_ray.meta.problems import Watch
+from sdm_ray.meta.simulator import Heads, Simulator
+from sdm_ray.types import Batch
+
+PROBED_ADVERSARIES = 4
+PROBED_EXAMPLES = 64
+PROBED_POOL_STEPS = 50
+"""What is averaged over: adversaries, watched examples, and the steps of adversaries of the pool's kind."""
+
+
+def probe_settings(settings: TrainSettings, *, fresh: bool) -> TrainSettings:
+    """The training with a few adversaries of equal length; without fresh ones, of the pool's kind."""
+    adversary = settings.adversary
+    changes: dict[str, Any] = {
+        "num_adversaries": PROBED_ADVERSARIES, "num_steps_min": None, "growing_steps": 0, "parameter_noise": 0.0,
+    }  # fmt: skip
+    if not fresh:
+        pool = adversary.pool
+        changes |= {
+            "num_steps": min(pool.lifespan_steps, PROBED_POOL_STEPS),
+            "subset_size": pool.subset_size,
+            "learning_rate_mode": "log_uniform",
+            "learning_rate": pool.learning_rate,
+            "learning_rate_schedules": ("constant",),
+            "frozen_probability": pool.frozen_probability,
+            "partly_frozen_probability": 0.0,
+            "lora_probability": 0.0,
+            "head": "reset",
+        }
+    changed = adversary.model_copy(update=changes)
+    return settings.model_copy(update={"adversary": changed, "outer_steps": "all", "dropout": "off"})
+
+
+def mean_trajectory(simulator: Simulator, heads: Heads, outer: Batch, indices: Tensor) -> list[float]:
+    """Adapted harmful losses (K+1,), averaged over adversaries.
+
+    Args:
+        simulator: of `probe_settings`, with a generator of its own.
+        heads: what they start from, detached.
+        outer: (B, L) the batch that they are watched on.
+        indices: (B,) its host indices.
+    """
+    adversaries = simulator.draw(0)
+    parts = simulator.fly(
+        adversaries, heads, (Watch(outer, None),), indices, {"harmful_adapted": 1.0}, mode="first_order"
+    )
+    losses = [step_losses(part.found.trajectory).view(len(part.found.final), -1).mean(0) * part.share for part in parts]
+    result: list[float] = torch.stack(losses).sum(0).tolist()
+    return result

@@ -1,0 +1,234 @@
+"""What an adversary trains, and from where: the whole model, its upper part, low-rank factors, or the head alone.
+
+Every kind is seen the same way: variables `x` that the adversary's optimiser moves, and a `base` that they act on and
+that stands still, both of them functions of the trunk and the head that the adversary starts from. Meta-gradients are
+walked back to `x_0` and `base`, and from there to the trunk.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from sdm_ray.meta.functional import FlatModel, Layout
+from sdm_ray.meta.objectives import example_losses
+from sdm_ray.models.heads import logits
+from sdm_ray.types import Batch, Params
+
+LORA_ALPHA = 16.0
+"""Low-rank updates are scaled by this over the rank (Hu et al., arXiv 2106.09685)."""
+
+SEEDS_OF_A_STEP = 1009
+"""Distance between the dropout seeds of two steps; adversaries of one batch take the seeds in between."""
+
+Base = tuple[Tensor, ...]
+
+
+class Watch(NamedTuple):
+    """An outer batch that the adapted model is watched on."""
+
+    batch: Batch
+    """(B, ·), the same at every moment."""
+    head: Tensor | None
+    """(C, D) a head that stands still; None takes the adversary's own."""
+
+
+class View(NamedTuple):
+    """What is seen of A adapted models on one outer batch."""
+
+    features: Tensor
+    """(A, B, D)."""
+    logits: Tensor
+    """(A, B, C)."""
+
+
+class Data(NamedTuple):
+    """The texts (or vectors) of an episode."""
+
+    inner: tuple[Batch, ...]
+    """K batches (A, B, ·) that the adversaries train on, each as wide as its own texts."""
+    watches: tuple[Watch, ...]
+    """What they are watched on."""
+    seed: int = 0
+    """Of whatever is drawn for the episode: low-rank factors, parameter noise, dropout masks."""
+    dropout: bool = False
+    """Whether inner steps have dropout masks, each its own."""
+
+    def seed_at(self, step: int) -> int | None:
+        """Seed of a step's dropout masks."""
+        return self.seed + SEEDS_OF_A_STEP * step if self.dropout else None
+
+
+class Problem(Protocol):
+    """An adversary's variables, and the losses as functions of them."""
+
+    def begin(self, trunk: Tensor, head: Tensor, data: Data) -> tuple[Tensor, Base]:
+        """Variables (A, N) and base at the start; differentiable functions of trunk (A or 1, P) and head (A, C, D)."""
+        ...
+
+    def inner_loss(self, base: Base, variables: Tensor, data: Data, step: int) -> Tensor:
+        """(A,) losses on the inner batch of a step."""
+        ...
+
+    def views(self, base: Base, variables: Tensor, data: Data) -> tuple[View, ...]:
+        """What is seen on every watch."""
+        ...
+
+    def head_of(self, variables: Tensor) -> Tensor:
+        """(A, C, D) heads."""
+        ...
+
+
+class TrunkProblem:
+    """What the kinds that train (part of) the trunk share: parameters from base and variables."""
+
+    def __init__(self, model: FlatModel, head_shape: tuple[int, int]) -> None:
+        self._model, self._head_shape = model, head_shape
+        self._head_size = math.prod(head_shape)
+        self.feature_dim, self.num_classes = model.feature_dim, head_shape[0]
+
+    def params(self, base: Base, variables: Tensor) -> tuple[Params, Tensor]:
+        raise NotImplementedError
+
+    def inner_loss(self, base: Base, variables: Tensor, data: Data, step: int) -> Tensor:
+        """(A,) losses on the inner batch of a step."""
+        return self.batch_loss(base, variables, data.inner[step], data.seed_at(step))
+
+    def batch_loss(self, base: Base, variables: Tensor, batch: Batch, dropout_seed: int | None = None) -> Tensor:
+        """(A,) losses on a batch (A, B, ·)."""
+        params, head = self.params(base, variables)
+        features = self._model.stacked(params, batch.inputs, shared=False, dropout_seed=dropout_seed)
+        return example_losses(logits(features, head), batch.labels).mean(-1)
+
+    def views(self, base: Base, variables: Tensor, data: Data) -> tuple[View, ...]:
+        """What is seen on every watch."""
+        return tuple(self.view(base, variables, watch.batch.inputs, watch.head) for watch in data.watches)
+
+    def view(self, base: Base, variables: Tensor, inputs: tuple[Tensor, ...], head: Tensor | None) -> View:
+        """What is seen on inputs (B, ·) by the adversaries' heads, or by a fixed one (C, D)."""
+        params, own = self.params(base, variables)
+        features = self._model.stacked(params, inputs, shared=True)
+        return View(features, logits(features, own if head is None else head))
+
+    def head_of(self, variables: Tensor) -> Tensor:
+        """(A, C, D) heads: the last variables."""
+        return variables[:, -self._head_size :].view(-1, *self._head_shape)
+
+
+class UpperProblem(TrunkProblem):
+    """The head and the trunk from a depth upwards are trained (depth 0: all of it).
+
+    Args:
+        model: the trunk as a function.
+        head_shape: (C, D).
+        depth: blocks below it stand still.
+    """
+
+    def __init__(self, model: FlatModel, head_shape: tuple[int, int], depth: int) -> None:
+        super().__init__(model, head_shape)
+        position = model.first_of_depth[depth]
+        self._lower, self._upper = model.layout.part(0, position), model.layout.part(position)
+
+    def begin(self, trunk: Tensor, head: Tensor, data: Data) -> tuple[Tensor, Base]:
+        """The upper part and the head move, the lower part is the base."""
+        lower, upper = trunk[:, : self._lower.numel], trunk[:, self._lower.numel :]
+        variables = torch.cat([upper.expand(len(head), -1), head.flatten(1)], dim=1)
+        return variables, (lower.expand(len(head), -1),) if self._lower.numel else ()
+
+    def params(self, base: Base, variables: Tensor) -> tuple[Params, Tensor]:
+        """Named parameters and heads (A, C, D)."""
+        *pieces, head = self._upper.pieces(variables, self._head_size)
+        below = self._lower.unflatten(base[0]) if base else {}
+        return below | self._upper.named(tuple(pieces)), head.view(-1, *self._head_shape)
+
+
+class LoraProblem(TrunkProblem):
+    """Low-rank updates of the weight matrices above the embeddings, and the head (Hu et al., arXiv 2106.09685).
+
+    Args:
+        model: the trunk as a function.
+        head_shape: (C, D).
+        rank: of the factors. At the start one is normal and the other zero, so that the model starts unchanged.
+    """
+
+    def __init__(self, model: FlatModel, head_shape: tuple[int, int], rank: int) -> None:
+        super().__init__(model, head_shape)
+        self._scale = LORA_ALPHA / rank
+        shapes = dict(zip(model.layout.names, model.layout.shapes, strict=True))
+        lowest = 1 if model.trunk.num_depths > 1 else 0
+        self._targets = [
+            name for name, shape in shapes.items() if len(shape) == 2 and model.trunk.depth_of(name) >= lowest
+        ]
+        self._down = Layout({name: torch.Size((rank, shapes[name][1])) for name in self._targets})
+        self._up = Layout({name: torch.Size((shapes[name][0], rank)) for name in self._targets})
+
+    def begin(self, trunk: Tensor, head: Tensor, data: Data) -> tuple[Tensor, Base]:
+        """Factors and head move, the whole trunk is the base."""
+        generator = torch.Generator().manual_seed(data.seed)
+        widths = [shape[1] for shape in self._down.shapes]
+        pieces = [
+            torch.randn(len(head), size, generator=generator) / math.sqrt(width)
+            for size, width in zip(self._down.sizes, widths, strict=True)
+        ]
+        down = torch.cat(pieces, dim=1).to(trunk, non_blocking=True)
+        up = trunk.new_zeros(len(head), self._up.numel)
+        return torch.cat([down, up, head.flatten(1)], dim=1), (trunk.expand(len(head), -1),)
+
+    def params(self, base: Base, variables: Tensor) -> tuple[Params, Tensor]:
+        """Named parameters with their updates, and heads (A, C, D)."""
+        *pieces, head = self._down.pieces(variables, *self._up.sizes, self._head_size)
+        count = len(self._targets)
+        down, up = self._down.named(tuple(pieces[:count])), self._up.named(tuple(pieces[count:]))
+        params = self._model.layout.unflatten(base[0])
+        updates = {name: params[name] + self._scale * (up[name] @ down[name]) for name in self._targets}
+        return params | updates, head.view(-1, *self._head_shape)
+
+
+class HeadProblem:
+    """The head alone is trained: the trunk stands still, so all texts pass it once and the loop runs on features.
+
+    Args:
+        model: the trunk as a function.
+        head_shape: (C, D).
+    """
+
+    def __init__(self, model: FlatModel, head_shape: tuple[int, int]) -> None:
+        self._model, self._head_shape = model, head_shape
+
+    def begin(self, trunk: Tensor, head: Tensor, data: Data) -> tuple[Tensor, Base]:
+        """The head moves; features (A, B, D) of every inner batch and of the watches are the base."""
+        params, count = self._model.layout.unflatten(trunk), len(head)
+        if len(trunk) == 1:
+            params = {name: value[0] for name, value in params.items()}
+        inner = [self._inner_features(params, batch, data.seed_at(step)) for step, batch in enumerate(data.inner)]
+        watched = [
+            self._model.stacked(params, watch.batch.inputs, shared=True).expand(count, -1, -1) for watch in data.watches
+        ]
+        return head.flatten(1), (*inner, *watched)
+
+    def inner_loss(self, base: Base, variables: Tensor, data: Data, step: int) -> Tensor:
+        """(A,) losses on the features of a step's inner batch."""
+        scores = logits(base[step], self.head_of(variables))
+        return example_losses(scores, data.inner[step].labels).mean(-1)
+
+    def views(self, base: Base, variables: Tensor, data: Data) -> tuple[View, ...]:
+        """What is seen on every watch."""
+        head = self.head_of(variables)
+        watched = zip(base[len(data.inner) :], data.watches, strict=True)
+        return tuple(
+            View(features, logits(features, head if watch.head is None else watch.head)) for features, watch in watched
+        )
+
+    def head_of(self, variables: Tensor) -> Tensor:
+        """(A, C, D) heads."""
+        return variables.view(-1, *self._head_shape)
+
+    def _inner_features(self, params: Params, batch: Batch, dropout_seed: int | None) -> Tensor:
+        stacked = params[self._model.layout.names[0]].dim() > len(self._model.layout.shapes[0])
+        lead = batch.labels.shape
+        inputs = batch.inputs if stacked else tuple(value.flatten(0, 1) for value in batch.inputs)
+        features = self._model.stacked(params, inputs, shared=not stacked, dropout_seed=dropout_seed)
+        return features.view(*lead, -1)

@@ -1,0 +1,216 @@
+"""Fresh adversaries: drawn, grouped into those that are alike, and flown as one batch each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sdm_ray.config import TrainSettings
+from sdm_ray.data.device import DeviceData
+from sdm_ray.meta.adversary import Adversary, FewShot, InnerBatches, draw_fresh, whole_number
+from sdm_ray.meta.episode import Episode, MetaGradients, Start
+from sdm_ray.meta.functional import FlatModel
+from sdm_ray.meta.inner_loop import meta_gradients
+from sdm_ray.meta.memory import ModeChooser
+from sdm_ray.meta.problems import Data, Watch
+from sdm_ray.models.heads import init_head
+from sdm_ray.types import Task
+
+
+class Heads(NamedTuple):
+    """What the adversaries of an outer step may start from."""
+
+    trunk: Tensor
+    """(P,)."""
+    head: Tensor
+    """(C, D) the meta-learned head (of the desired task, the model's own)."""
+    log_learning_rate: Tensor
+    """0-d, meta-learned or not."""
+
+
+class Pulled(NamedTuple):
+    """What a group of adversaries asks of the outer step: means over all adversaries of the outer step."""
+
+    found: MetaGradients
+    share: float
+    """The group's share of the adversaries."""
+    learned_head: Tensor | None
+    """(C, D) mean gradient over those that start from the meta-learned head; None where none does."""
+    learned_rate: Tensor | None
+    """0-d mean gradient of the logarithm of the meta-learned learning rate; None where none uses it."""
+    draw: str
+    """The adversaries, in words."""
+
+
+class Simulator:
+    """Draws fresh adversaries and takes their meta-gradients.
+
+    Args:
+        settings: the training.
+        model: the trunk as a function.
+        data: examples on the device.
+        task: what the adversaries adapt to.
+        indices: (N,) host indices of meta-training.
+        few_shot: draws the subsets.
+        generator: CPU generator of all draws.
+        chooser: resolves the mode `auto`.
+        autocast: context of first derivatives.
+    """
+
+    def __init__(
+        self,
+        settings: TrainSettings,
+        *,
+        model: FlatModel,
+        data: DeviceData,
+        task: Task,
+        indices: Tensor,
+        few_shot: FewShot,
+        generator: torch.Generator,
+        chooser: ModeChooser,
+        autocast: Callable[[], AbstractContextManager[object]],
+    ) -> None:
+        self._settings, self._model, self._data, self._task = settings, model, data, task
+        self._generator, self._chooser, self._autocast = generator, chooser, autocast
+        self._inner = InnerBatches(indices, few_shot, settings.adversary, generator)
+
+    def draw(self, step: int, *, takes_steps: bool = True) -> list[Adversary]:
+        """The adversaries of an outer step; where none takes a step, one that only looks."""
+        adversary, depths = self._settings.adversary, self._model.trunk.num_depths
+        count = adversary.num_adversaries if takes_steps else 1
+        return [draw_fresh(adversary, self._generator, step=step, num_depths=depths) for _ in range(count)]
+
+    def fly(
+        self,
+        adversaries: Sequence[Adversary],
+        heads: Heads,
+        watches: tuple[Watch, ...],
+        watched_indices: Tensor,
+        weights: dict[str, float],
+        *,
+        takes_steps: bool = True,
+        predictors: Tensor | None = None,
+        mode: str | None = None,
+    ) -> list[Pulled]:
+        """Meta-gradients of all adversaries, those that are alike as one batch.
+
+        Args:
+            adversaries: from `draw`.
+            heads: what they may start from.
+            watches: the outer batches.
+            watched_indices: host indices of their examples.
+            weights: blocking terms and their weights.
+            takes_steps: whether they adapt at all (else the un-adapted model is looked at).
+            predictors: (K+1, C, D), where a term reads them.
+            mode: gradient mode instead of the settings'.
+        """
+        groups: dict[tuple[object, ...], list[Adversary]] = {}
+        for adversary in adversaries:
+            groups.setdefault(adversary.shape(), []).append(adversary)
+        pulled = []
+        for group in groups.values():
+            start = self._start(group, heads)
+            episode = self._episode(group, watches, watched_indices, takes_steps, mode)
+            found = meta_gradients(
+                self._model,
+                start,
+                episode,
+                weights,
+                predictors=predictors,
+                chooser=self._chooser,
+                autocast=self._autocast,
+                compiled=self._settings.compile,
+            )
+            pulled.append(self._pulled(group, found, len(adversaries), heads))
+        return pulled
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Where the sampler of inner batches is."""
+        return self._inner.state_dict()
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Continue where `state_dict` was taken."""
+        self._inner.load_state_dict(state)
+
+    def _start(self, group: Sequence[Adversary], heads: Heads) -> Start:
+        stacked = torch.stack(
+            [self._new_head(heads) if adversary.reset_head else heads.head.detach() for adversary in group]
+        )
+        learned = heads.head.requires_grad and not all(adversary.reset_head for adversary in group)
+        rates = torch.stack(
+            [
+                heads.log_learning_rate.detach()
+                if adversary.learning_rate is None
+                else torch.full_like(heads.log_learning_rate, math.log(adversary.learning_rate), requires_grad=False)
+                for adversary in group
+            ]
+        )
+        learned_rate = heads.log_learning_rate.requires_grad and any(a.learning_rate is None for a in group)
+        return Start(heads.trunk[None], stacked.requires_grad_(learned), rates.requires_grad_(learned_rate))
+
+    def _episode(
+        self,
+        group: Sequence[Adversary],
+        watches: tuple[Watch, ...],
+        watched_indices: Tensor,
+        takes_steps: bool,
+        mode: str | None,
+    ) -> Episode:
+        settings, first = self._settings, group[0]
+        seed = whole_number(0, 2**31 - 1, self._generator)
+        num_steps = first.num_steps if takes_steps else 0
+        drawn = torch.stack([self._inner.draw(first.batch_size, num_steps) for _ in group]) if num_steps else None
+        inner = () if drawn is None else tuple(self._data.batch(part, self._task) for part in drawn.unbind(1))
+        rows, noise = None, tuple(adversary.noise for adversary in group)
+        if self._model.trunk.embedding_name is not None and not any(noise):
+            parts = [watched_indices.flatten()] + ([] if drawn is None else [drawn.flatten()])
+            rows = self._model.plan_rows(self._data.occurring_tokens(torch.cat(parts)), self._data.device)
+        dropout = settings.dropout == "sampled" and self._model.trunk.has_dropout
+        return Episode(
+            data=Data(inner, watches, seed, dropout),
+            adversary=first,
+            moments=self._moments(num_steps),
+            mode=mode or settings.gradient_mode,
+            truncation_steps=settings.truncation_steps,
+            gradient_clip=settings.adversary.gradient_clip,
+            rows=rows,
+            noise=noise,
+        )
+
+    def _moments(self, num_steps: int) -> tuple[int, ...]:
+        """Which moments terms of adapted models are read at."""
+        settings = self._settings
+        if settings.outer_steps == "last":
+            return (num_steps,)
+        if settings.outer_steps == "all" or settings.num_outer_evaluations > num_steps:
+            return tuple(range(num_steps + 1))
+        order = torch.randperm(num_steps + 1, generator=self._generator)[: settings.num_outer_evaluations]
+        return tuple(sorted(order.tolist()))
+
+    def _pulled(self, group: Sequence[Adversary], found: MetaGradients, count: int, heads: Heads) -> Pulled:
+        share = len(group) / count
+        head = rate = None
+        if found.head is not None:
+            kept = [index for index, adversary in enumerate(group) if not adversary.reset_head]
+            head = torch.stack([found.head[index] for index in kept]).sum(0) / count
+        if found.log_learning_rate is not None:
+            kept = [index for index, adversary in enumerate(group) if adversary.learning_rate is None]
+            rate = torch.stack([found.log_learning_rate[index] for index in kept]).sum(0) / count
+        scaled = found._replace(trunk=found.trunk / count)
+        named = ", ".join(dict.fromkeys(adversary.describe() for adversary in group))
+        times = f"{len(group)} times " if len(group) > 1 else ""
+        return Pulled(scaled, share, head, rate, f"fresh adversary ({times}{named})")
+
+    def _new_head(self, heads: Heads) -> Tensor:
+        return init_head(
+            self._model.feature_dim,
+            self._data.num_classes(self._task),
+            self._generator,
+            device=heads.trunk.device,
+            dtype=heads.trunk.dtype,
+        )

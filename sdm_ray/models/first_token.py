@@ -1,0 +1,198 @@
+"""The first token's last hidden state, without computing what the last layer makes of the other tokens.
+
+A pooling that reads the first token alone needs of the last layer only what that token attends to. With A heads,
+scores and values are then cheaper without keys and values of all tokens, by associativity: (W_q x_0)' (W_k x_j) =
+(W_k' W_q x_0)' x_j, and sum_j p_j W_v x_j = W_v sum_j p_j x_j. So the last layer costs 2 A D multiplications a token
+instead of 12 D^2, and a key bias drops out (it adds the same to all scores of a query). Rotary position embeddings
+turn every key differently, so ModernBERT computes its keys and values.
+
+The functions call submodules of Hugging Face models, so they follow `functional_call`. Each layer's attention draws its
+dropout from global random state, as those modules do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Output(NamedTuple):
+    """Stands in for a Hugging Face encoder's output where only the first token counts."""
+
+    last_hidden_state: Tensor
+    """(B, 1, D)."""
+    pooler_output: Tensor | None
+    """(B, D), where the encoder has a pooler."""
+
+
+def first_token_output(encoder: Any, input_ids: Tensor, masks: Any) -> Output:
+    """What an encoder of `SHORTCUTS` gives for the first token.
+
+    Args:
+        encoder: the bare encoder, in evaluation or training mode.
+        input_ids: (B, L).
+        masks: (B, 1, 1, L) additive mask; of ModernBERT, one for each kind of layer.
+    """
+    first = SHORTCUTS[encoder.config.model_type](encoder, input_ids, masks)[:, None]
+    pooler = getattr(encoder, "pooler", None)
+    return Output(first, None if pooler is None else pooler(first))
+
+
+class _Layer(NamedTuple):
+    """A layer that normalises after each of its two halves, by its submodules."""
+
+    attention: Any
+    query: nn.Linear
+    key: nn.Linear
+    value: nn.Linear
+    mix: nn.Linear
+    mix_dropout: nn.Module | None
+    mix_norm: nn.Module
+    widen: nn.Linear
+    activation: Callable[[Tensor], Tensor]
+    narrow: nn.Linear
+    narrow_dropout: nn.Module
+    narrow_norm: nn.Module
+
+
+def _bert_layer(layer: Any) -> _Layer:
+    attention, mix, narrow = layer.attention.self, layer.attention.output, layer.output
+    return _Layer(
+        attention, attention.query, attention.key, attention.value, mix.dense, mix.dropout, mix.LayerNorm,
+        layer.intermediate.dense, layer.intermediate.intermediate_act_fn,
+        narrow.dense, narrow.dropout, narrow.LayerNorm,
+    )  # fmt: skip
+
+
+def _distilbert_layer(layer: Any) -> _Layer:
+    attention, ffn = layer.attention, layer.ffn
+    return _Layer(
+        attention, attention.q_lin, attention.k_lin, attention.v_lin, attention.out_lin, None, layer.sa_layer_norm,
+        ffn.lin1, ffn.activation, ffn.lin2, ffn.dropout, layer.output_layer_norm,
+    )  # fmt: skip
+
+
+def _bert(encoder: Any, input_ids: Tensor, mask: Tensor) -> Tensor:
+    embeddings, length = encoder.embeddings, input_ids.shape[1]
+    places = embeddings.position_embeddings.weight[:length] + embeddings.token_type_embeddings.weight[0]
+    hidden = _finished(embeddings, embeddings.word_embeddings(input_ids) + places)
+    if hasattr(encoder, "embeddings_project"):
+        hidden = encoder.embeddings_project(hidden)
+    return _through([_bert_layer(layer) for layer in encoder.encoder.layer], hidden, mask)
+
+
+def _roberta(encoder: Any, input_ids: Tensor, mask: Tensor) -> Tensor:
+    embeddings = encoder.embeddings
+    positions = embeddings.create_position_ids_from_input_ids(input_ids, embeddings.padding_idx)
+    places = embeddings.position_embeddings(positions) + embeddings.token_type_embeddings.weight[0]
+    hidden = _finished(embeddings, embeddings.word_embeddings(input_ids) + places)
+    return _through([_bert_layer(layer) for layer in encoder.encoder.layer], hidden, mask)
+
+
+def _distilbert(encoder: Any, input_ids: Tensor, mask: Tensor) -> Tensor:
+    embeddings = encoder.embeddings
+    places = embeddings.position_embeddings.weight[: input_ids.shape[1]]
+    hidden = _finished(embeddings, embeddings.word_embeddings(input_ids) + places)
+    return _through([_distilbert_layer(layer) for layer in encoder.transformer.layer], hidden, mask)
+
+
+def _finished(embeddings: Any, total: Tensor) -> Tensor:
+    return _dropped(embeddings.LayerNorm(total), embeddings.dropout)
+
+
+def _through(layers: list[_Layer], hidden: Tensor, mask: Tensor) -> Tensor:
+    for layer in layers[:-1]:
+        hidden = _after_attention(layer, hidden, _attended(layer, hidden, mask))
+    return _after_attention(layers[-1], hidden[:, 0], _attended_by_first(layers[-1], hidden, mask[:, 0]))
+
+
+def _attended(layer: _Layer, hidden: Tensor, mask: Tensor) -> Tensor:
+    """(B, L, D) of hidden states (B, L, D) under an additive mask (B, 1, 1, L)."""
+    attention, (size, length, _) = layer.attention, hidden.shape
+    split = (size, length, -1, attention.attention_head_size)
+    query, key, value = (
+        project(hidden).view(split).transpose(1, 2).flatten(0, 1) for project in (layer.query, layer.key, layer.value)
+    )
+    masks = mask.expand(-1, len(query) // size, -1, -1).flatten(0, 1)
+    weights = torch.baddbmm(masks, query, key.mT, alpha=attention.scaling).softmax(-1)
+    attended = torch.bmm(_dropped(weights, attention.dropout), value)
+    return attended.view(size, -1, length, attention.attention_head_size).transpose(1, 2).reshape(hidden.shape)
+
+
+def _attended_by_first(layer: _Layer, hidden: Tensor, mask: Tensor) -> Tensor:
+    """(B, D) of hidden states (B, L, D) under an additive mask (B, 1, L)."""
+    attention = layer.attention
+    by_head = (-1, attention.attention_head_size, hidden.shape[-1])
+    # Heads come first where their own weights are met, and second where each text's own tokens are.
+    query = layer.query(hidden[:, 0]).view(len(hidden), *by_head[:2]).transpose(0, 1)
+    sought = torch.bmm(query, layer.key.weight.view(by_head)).transpose(0, 1)
+    weights = torch.baddbmm(mask, sought, hidden.mT, alpha=attention.scaling).softmax(-1)
+    weights = _dropped(weights, attention.dropout)
+    found = torch.bmm(weights, hidden).transpose(0, 1)
+    found = torch.bmm(found, layer.value.weight.view(by_head).mT).transpose(0, 1)
+    bias = layer.value.bias.view(by_head[:2])
+    if attention.training:  # weights of which some were dropped do not sum to 1
+        bias = weights.sum(-1, keepdim=True) * bias
+    return (found + bias).flatten(1)
+
+
+def _after_attention(layer: _Layer, hidden: Tensor, attended: Tensor) -> Tensor:
+    """The rest of a layer, for hidden states (..., D) that attended to something (..., D)."""
+    mixed = layer.mix(attended)
+    mixed = mixed if layer.mix_dropout is None else _dropped(mixed, layer.mix_dropout)
+    hidden = layer.mix_norm(mixed + hidden)
+    narrowed = layer.narrow(layer.activation(layer.widen(hidden)))
+    normalised: Tensor = layer.narrow_norm(_dropped(narrowed, layer.narrow_dropout) + hidden)
+    return normalised
+
+
+def _dropped(value: Tensor, dropout: nn.Module) -> Tensor:
+    return F.dropout(value, dropout.p) if dropout.training else value  # type: ignore[arg-type]
+
+
+def _modernbert(encoder: Any, input_ids: Tensor, masks: dict[str, Tensor]) -> Tensor:
+    hidden = encoder.embeddings(input_ids)
+    positions = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
+    turns = {kind: encoder.rotary_emb(hidden, positions, kind) for kind in set(encoder.config.layer_types)}
+    *below, last = encoder.layers
+    for layer in below:
+        hidden = layer(hidden, masks[layer.attention_type], turns[layer.attention_type])
+    attended = _modernbert_attended(last, hidden, masks[last.attention_type], turns[last.attention_type])
+    first = hidden[:, 0] + attended
+    normalised: Tensor = encoder.final_norm(first + last.mlp(last.mlp_norm(first)))
+    return normalised
+
+
+def _modernbert_attended(layer: Any, hidden: Tensor, mask: Tensor, turns: tuple[Tensor, Tensor]) -> Tensor:
+    """(B, D) as transformers computes it, rotation and softmax in float32; the first position is not rotated."""
+    attention, states = layer.attn, layer.attn_norm(hidden)
+    shape, size = (*states.shape[:2], -1, attention.head_dim), states.shape[-1]
+    weight, bias = attention.Wqkv.weight, attention.Wqkv.bias
+    first_bias, rest_bias = (None, None) if bias is None else (bias[:size], bias[size:])
+    query = F.linear(states[:, 0], weight[:size], first_bias).view(len(states), -1, 1, attention.head_dim)
+    key, value = (part.view(shape).transpose(1, 2) for part in F.linear(states, weight[size:], rest_bias).chunk(2, -1))
+    cos, sin = turns
+    single = key.float()
+    one, other = single.chunk(2, -1)
+    key = (single * cos + torch.cat([-other, one], -1) * sin).to(key.dtype)
+    scores = query @ key.mT * attention.head_dim**-0.5 + mask[:, :, :1]
+    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    if attention.training:
+        weights = F.dropout(weights, attention.attention_dropout)
+    mixed: Tensor = attention.out_drop(attention.Wo((weights @ value).flatten(1)))
+    return mixed
+
+
+SHORTCUTS: dict[str, Callable[[Any, Tensor, Any], Tensor]] = {
+    "bert": _bert,
+    "distilbert": _distilbert,
+    "electra": _bert,
+    "modernbert": _modernbert,
+    "roberta": _roberta,
+    "xlm-roberta": _roberta,
+}
+"""By `config.model_type`: (encoder, input_ids (B, L), masks) -> last hidden state (B, D) of the first token."""

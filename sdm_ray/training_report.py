@@ -1,0 +1,80 @@
+"""What a training leaves for people: its log, and how far simulated adversaries get before it and after it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sdm_ray.files import atomic_path
+from sdm_ray.plotting import FRONT, REFERENCE_STYLES, draw_chance, draw_legend, new_figure, padded_range, save_png
+
+LOG, TRAJECTORY, FIGURE = "train.parquet", "trajectory.parquet", "trajectory.png"
+BEFORE, AFTER = "before training", "after training"
+STYLES = {BEFORE: ("--", "s", REFERENCE_STYLES["pretrained"][1]), AFTER: ("-", "o", FRONT)}
+"""Line, marker and colour: nothing depends on the colour alone."""
+MOST_MARKERS = 20
+
+
+def write_log(rows: Sequence[Mapping[str, float]], path: Path) -> None:
+    """Write the rows of a training log to Parquet, atomically: a column for each metric, null where a row lacks it.
+
+    Raises:
+        RunError: when the file cannot be written.
+    """
+    names = sorted({name for row in rows for name in row})
+    table = pa.table({name: pa.array([row.get(name) for row in rows], pa.float64()) for name in names})
+    with atomic_path(path) as temporary:
+        pq.write_table(table, temporary)
+
+
+def write_trajectory(start: Sequence[float], end: Sequence[float], path: Path) -> None:
+    """Write both trajectories to Parquet, atomically: `when` (before or after training), `inner_step`, `harmful_loss`.
+
+    Raises:
+        RunError: when the file cannot be written.
+    """
+    rows = [(when, k, loss) for when, losses in ((BEFORE, start), (AFTER, end)) for k, loss in enumerate(losses)]
+    when, steps, losses = zip(*rows, strict=True)
+    columns = {"when": pa.array(when), "inner_step": pa.array(steps, pa.int64()), "harmful_loss": pa.array(losses)}
+    with atomic_path(path) as temporary:
+        pq.write_table(pa.table(columns), temporary)
+
+
+def trajectory_figure(
+    start: Sequence[float], end: Sequence[float], path: Path, *, num_classes: int, method: str = ""
+) -> Path:
+    """Draw the adapted harmful loss over the inner step to a PNG, atomically.
+
+    Args:
+        start: harmful losses (nats) after 0 to K inner steps, before training.
+        end: the same after training.
+        path: the PNG.
+        num_classes: C of the harmful task; guessing costs log C, which is drawn. A regression has one and no line.
+        method: what the model was trained by, for the title.
+
+    Raises:
+        RunError: when the file cannot be written.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    against = f" against {method}" if method else ""
+    measured = "mean over adversaries of the training distribution, on examples of meta-training"
+    figure, axes = new_figure(f"How far simulated adversaries get{against}", measured)
+    for label, losses in ((BEFORE, start), (AFTER, end)):
+        line, marker, color = STYLES[label]
+        axes.plot(
+            range(len(losses)), losses, line, marker=marker, color=color, label=label, lw=1.8, ms=6, mec="white",
+            markevery=max(1, len(losses) // MOST_MARKERS),
+        )  # fmt: skip
+    if num_classes > 1:
+        draw_chance(axes, math.log(num_classes), f"guessing: log {num_classes} =")
+    axes.set_xlim(*padded_range([0, max(1, len(start) - 1, len(end) - 1)], 1))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel("inner steps that the adversary has taken")
+    axes.set_ylabel("harmful loss in nats  (higher is better →)")
+    draw_legend(figure, axes)
+    return save_png(figure, path)
