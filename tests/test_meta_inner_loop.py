@@ -559,3 +559,18 @@ def test_trajectories_name_their_moments() -> None:
     assert isinstance(found.trajectory, Trajectory)
     assert found.trajectory.steps == (1, 3, 1, 3)
     assert found.trajectory.logits.shape == (4, 6, 2)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_dropout_masks_are_the_same_on_the_way_back(kind: dict[str, Any], bert_folder: Path) -> None:
+    """A step that is computed again meets the masks that it met before; every step has its own."""
+    model = FlatModel(bert_trunk(bert_folder))
+    start = start_of(model, count=2)
+    found = {
+        mode: meta_gradients(model, start, episode_of(mode=mode, dropout=True, count=2, **kind), WEIGHTS)
+        for mode in EXACT
+    }
+    assert_equal_gradients(found["adjoint"], found["unrolled"], 1e-8)
+    assert_equal_gradients(found["adjoint_stored"], found["unrolled"], 1e-8)
+    without = meta_gradients(model, start, episode_of(mode="adjoint", count=2, **kind), WEIGHTS)
+    assert relative(found["adjoint"].trunk, without.trunk) > 1e-3
