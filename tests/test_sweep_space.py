@@ -87,7 +87,7 @@ def test_values_that_are_valid_only_together_are_allowed() -> None:
     """A weight of 0 is refused alone (mlac needs a term) but not beside another weight that is searched too."""
     weights = {f"train.blocking.harmful_adapted{kind}": real(0, 2) for kind in ("_calibrated", "_clamped")}
     check_sweep(sweep(weights))
-    with pytest.raises(UsageError, match="needs an adapted term"):
+    with pytest.raises(UsageError, match="needs a blocking term besides harmful_base"):
         check_sweep(sweep({"train.blocking.harmful_adapted_calibrated": real(0, 2)}))
 
 
