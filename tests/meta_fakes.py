@@ -149,7 +149,7 @@ class FakeData:
     def occurring_tokens(self, indices: Tensor) -> Tensor:
         return torch.from_numpy(np.unique(self._ids[indices.reshape(-1)].numpy()))
 
-    def batch(self, indices: Tensor, task: Task, *, pad_to: int | None = None) -> Batch:
+    def batch(self, indices: Tensor, task: Task, *, pad_to: int | None = None, coarse: bool = False) -> Batch:
         self.batches.append((indices, task))
         return Batch((self._ids[indices], torch.ones_like(self._ids[indices])), self._labels[task][indices])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from sdm_ray.config import DataSettings, EncoderSettings
 from sdm_ray.data.device import DeviceData
 from sdm_ray.data.splits import SPLITS
-from sdm_ray.data.tokenized import TokenizedData, prepare
+from sdm_ray.data.tokenized import TokenizedData, power_of_two, prepare
 from sdm_ray.models.encoder import load_tokenizer
 from sdm_ray.types import Split, Task
 from tests import helpers
@@ -65,6 +66,13 @@ def test_batch_is_gathered_and_trimmed_to_a_multiple_of_8(
         assert batch.attention_mask.sum(-1).tolist() == tokenized.lengths[rows].tolist()
         assert (batch.attention_mask.diff(dim=-1) <= 0).all()
         assert batch.labels.tolist() == tokenized.labels(task)[rows].tolist()
+
+
+def test_coarse_widths_are_powers_of_two_as_far_as_the_data_go(data: DeviceData) -> None:
+    for longest in (3, 8, 9, 16):
+        assert power_of_two(longest) == 2 ** math.ceil(math.log2(longest))
+    fine, coarse = (data.batch(torch.tensor([0, 1]), Task.DESIRED, coarse=flag) for flag in (False, True))
+    assert coarse.input_ids.shape == fine.input_ids.shape, "both end at 16, which is all that there is"
 
 
 def test_leading_dimensions(data: DeviceData) -> None:

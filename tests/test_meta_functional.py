@@ -50,6 +50,8 @@ def test_rows_are_each_tokens_once_and_fixed_ones_stay() -> None:
     assert len(rows.tokens) == 8
     assert len(set(rows.tokens.tolist())) == 8, "what fills up repeats no token"
     assert rows.local[rows.tokens].tolist() == list(range(8))
+    many = functional.Rows.of(torch.arange(9), num_fixed=0, vocab_size=40, device=CPU, coarse=True)
+    assert len(many.tokens) == 16, "a power of two instead of a multiple"
     everything = functional.Rows.of(torch.arange(40), num_fixed=0, vocab_size=40, device=CPU)
     assert everything.tokens.tolist() == list(range(40))
 

@@ -10,6 +10,7 @@ import torch
 
 from sdm_ray.meta.functional import FlatModel
 from sdm_ray.meta.inner_loop import meta_gradients
+from sdm_ray.types import Batch
 from tests.meta_fakes import MlpTrunk, bert_trunk, episode_of, start_of
 
 WEIGHTS = {"harmful_base": 0.3, "harmful_adapted_calibrated": 1.0, "adapted_grad_norm": 0.5}
@@ -42,6 +43,24 @@ def test_compiled_modes_equal_eager_ones() -> None:
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_compiled_encoders_equal_eager_ones(kind: dict[str, Any], bert_folder: Path) -> None:
     assert_compiled_equals_eager(FlatModel(bert_trunk(bert_folder)), "adjoint", **kind)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_kernels_meet_more_shapes_than_torch_expects_of_a_function() -> None:
+    model = FlatModel(MlpTrunk())
+    for batch_size in range(2, 2 + torch._dynamo.config.recompile_limit + 1):
+        inner = tuple(
+            Batch(
+                tuple(value[:, :1].repeat(1, batch_size, 1) for value in batch.inputs),
+                batch.labels[:, :1].repeat(1, batch_size),
+            )
+            for batch in episode_of(mode="adjoint").data.inner
+        )
+        episode = episode_of(mode="adjoint")
+        episode = episode._replace(data=episode.data._replace(inner=inner))
+        found = meta_gradients(model, start_of(model), episode, {"harmful_adapted": 1.0}, compiled=True)
+        assert found.trunk.isfinite().all()
 
 
 def test_heads_and_dropout_are_not_compiled() -> None:

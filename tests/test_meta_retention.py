@@ -39,7 +39,7 @@ class TextData:
     def indices(self, split: Split) -> Tensor:
         return torch.arange(16)
 
-    def batch(self, indices: Tensor, task: Task, *, pad_to: int | None = None) -> Batch:
+    def batch(self, indices: Tensor, task: Task, *, pad_to: int | None = None, coarse: bool = False) -> Batch:
         return Batch(tuple(value[indices] for value in self.inputs), torch.zeros(indices.shape, dtype=torch.int64))
 
 

@@ -14,8 +14,9 @@ from transformers import AutoModelForMaskedLM, AutoModelForPreTraining
 
 from sdm_ray.config import EncoderSettings
 from sdm_ray.errors import RunError, UsageError
+from sdm_ray.models.corruption import corrupt, replaced
 from sdm_ray.models.encoder import load_tokenizer, load_trunk
-from sdm_ray.models.masked_lm import MaskedLmHead, corrupt, load_masked_lm, replaced, word_embedding_name
+from sdm_ray.models.masked_lm import MaskedLmHead, load_masked_lm, word_embedding_name
 from tests import helpers
 from tests.trunks import padded_tokens
 

@@ -7,7 +7,7 @@ import torch
 from torch import LongTensor, Tensor
 
 from sdm_ray.data.splits import SPLITS
-from sdm_ray.data.tokenized import TokenizedData, round_up
+from sdm_ray.data.tokenized import TokenizedData, power_of_two, round_up
 from sdm_ray.types import Batch, Split, Task
 
 
@@ -76,13 +76,14 @@ class DeviceData:
         held[self.pad_id] = True
         return torch.from_numpy(np.flatnonzero(held))  # type: ignore[return-value]
 
-    def batch(self, indices: Tensor, task: Task, *, pad_to: int | None = None) -> Batch:
+    def batch(self, indices: Tensor, task: Task, *, pad_to: int | None = None, coarse: bool = False) -> Batch:
         """Examples by index, gathered on the device without waiting for it.
 
         Args:
             indices: (..., B) int64 on the host.
             task: whose labels.
             pad_to: tokens of the batch; by default the longest of these texts, rounded up to a multiple of 8.
+            coarse: round up to a power of two instead, so that few widths occur.
 
         Raises:
             ValueError: if `pad_to` would cut a text.
@@ -90,7 +91,8 @@ class DeviceData:
         longest = int(self._lengths_host[indices.numpy()].max())
         if pad_to is not None and pad_to < longest:
             raise ValueError(f"pad_to is {pad_to}, but a text of the batch has {longest} tokens")
-        wanted = round_up(longest) if pad_to is None else pad_to
+        rounded = power_of_two(round_up(longest)) if coarse else round_up(longest)
+        wanted = rounded if pad_to is None else pad_to
         width = min(wanted, self.width)
         rows = self._send(indices)
         input_ids = self._input_ids[:, :width][rows]

@@ -18,7 +18,7 @@ from sdm_ray.data.device import DeviceData
 from sdm_ray.data.readers import Source, data_files, read_files, read_hub
 from sdm_ray.data.sources import normalise
 from sdm_ray.data.synthetic import pretraining_texts
-from sdm_ray.data.tokenized import _encode, round_up
+from sdm_ray.data.tokenized import encode, round_up
 from sdm_ray.errors import RunError, UsageError
 from sdm_ray.types import Task
 
@@ -109,7 +109,7 @@ def load_general_text(
         kept = _smallest_hashes([text for text in texts if text.strip()], settings.max_texts)
         if not kept:
             raise UsageError(f"data.source: {settings.source} holds no text in column {settings.text_column!r}")
-        input_ids, lengths = _encode(kept, tokenizer, max_length, int(tokenizer.pad_token_id))
+        input_ids, lengths = encode(kept, tokenizer, max_length, int(tokenizer.pad_token_id))
     return GeneralText(input_ids, lengths, device)
 
 

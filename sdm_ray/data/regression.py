@@ -76,12 +76,13 @@ class RegressionWorld:
         labels: Tensor = self._labels_host[task].clone()
         return labels
 
-    def batch(self, indices: Tensor, task: Task) -> Batch:
+    def batch(self, indices: Tensor, task: Task, *, coarse: bool = False) -> Batch:
         """Examples by index, gathered on the device without waiting for it.
 
         Args:
             indices: (..., B) int64 on the host.
             task: whose labels.
+            coarse: as for texts; vectors have one width.
 
         Returns:
             Vectors (..., B, I) and floating-point labels (..., B).

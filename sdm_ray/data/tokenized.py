@@ -97,7 +97,7 @@ def tokenize(examples: Examples, settings: DataSettings, tokenizer: Any) -> Toke
     check_disjoint(examples, split)
     check_classes(examples, split, settings)
     pad_id = int(tokenizer.pad_token_id)
-    input_ids, lengths = _encode(examples.texts, tokenizer, settings.max_length, pad_id)
+    input_ids, lengths = encode(examples.texts, tokenizer, settings.max_length, pad_id)
     return _assemble(
         {
             "input_ids": input_ids,
@@ -123,8 +123,12 @@ def _cache_key(settings: DataSettings, content: str, tokenizer_digest: str) -> s
     return digest([FORMAT_VERSION, settings.source == "synthetic", acting, content, tokenizer_digest])
 
 
-def _encode(texts: list[str], tokenizer: Any, max_length: int, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
-    """Ids (N, L) int32 and lengths (N,) int64; L is the longest length, rounded up to a multiple of 8."""
+def encode(texts: list[str], tokenizer: Any, max_length: int, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
+    """Ids (N, L) int32 and lengths (N,) int64; L is the longest length, rounded up to a multiple of 8.
+
+    Raises:
+        UsageError: for texts that give no token.
+    """
     ids = np.full((len(texts), max_length), pad_id, dtype=np.int32)
     lengths = np.empty(len(texts), dtype=np.int64)
     for start in range(0, len(texts), _CHUNK_ROWS):
@@ -149,6 +153,11 @@ def _encode(texts: list[str], tokenizer: Any, max_length: int, pad_id: int) -> t
 def round_up(length: int) -> int:
     """The next multiple of `TOKEN_MULTIPLE`."""
     return -(-length // TOKEN_MULTIPLE) * TOKEN_MULTIPLE
+
+
+def power_of_two(length: int) -> int:
+    """The next power of two."""
+    return int(1 << (length - 1).bit_length())
 
 
 def _assemble(

@@ -24,6 +24,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sdm_ray.meta.history import History
 from sdm_ray.meta.kernels import Kernels
 from sdm_ray.meta.memory import saved_bytes
 from sdm_ray.meta.optim import InnerOptimizer, OptimizerState, clip_adjoint, clip_by_norm
@@ -123,8 +124,9 @@ class Loop:
         self._gradient_function, self._watching, self._stepping = gradient_function, watching, stepping
         self._kernels = kernels
         self._first_kept = course.num_steps - course.num_differentiated
-        self._points: dict[int, Tensor] = {}
-        self._states: dict[int, OptimizerState] = {}
+        self._points: History
+        self._moments: tuple[History, ...]
+        self._first_update = 0
         self._graphs: dict[int, tuple[Tensor, Tensor]] = {}
         self._seen: dict[int, tuple[Tensor, tuple[View, ...]]] = {}
 
@@ -138,14 +140,17 @@ class Loop:
         course, rule = self._course, self._rule
         point = start.detach()
         state = state or rule.optimizer.init(point)
+        self._start_histories(point, state)
         views, values = [], []
         for moment in range(course.num_steps + 1):
-            self._remember(moment, point, state)
+            kept = self._points.remember(moment, point)
+            for history, value in zip(self._moments, state.moments, strict=True):
+                history.remember(moment, value)
             if moment in course.watched:
-                views.append(self._watch(moment, point))
+                views.append(self._watch(moment, kept))
             if moment == course.num_steps:
                 break
-            gradient = self._gradient(moment, point)
+            gradient = self._gradient(moment, kept)
             if self._gradient_function is not None:
                 values.append(self._gradient_function(gradient))
             with torch.no_grad():
@@ -161,14 +166,14 @@ class Loop:
             gradient_weights: M weights of the mean over steps of the function of inner gradients.
         """
         course, first_kept = self._course, self._first_kept
-        pull = _Pull.at(self._points[course.num_steps], self._base, self._rule.optimizer, len(cotangents))
+        pull = _Pull.at(self._points.at(course.num_steps), self._base, self._rule.optimizer, len(cotangents))
         positions = {moment: position for position, moment in enumerate(course.watched)}
         for moment in range(course.num_steps, -1, -1):
             if moment in positions:
                 position = positions[moment]
                 self._add(pull, moment, self._pull_views(moment, [values[position] for values in cotangents]))
             if moment == first_kept:
-                pull.displace(pull.variables, self._points[moment] - self._points[0])
+                pull.displace(pull.variables, self._points.at(moment) - self._points.at(0))
             if moment > first_kept:
                 self._pull_step(pull, moment - 1, gradient_weights)
             elif moment > 0 and any(gradient_weights):
@@ -183,13 +188,13 @@ class Loop:
         vectors = (2 + self._rule.optimizer.num_moments) * start.numel() * start.element_size()
         return (step + vectors) * self._course.num_differentiated
 
-    def _remember(self, moment: int, point: Tensor, state: OptimizerState) -> None:
-        course = self._course
-        ends = moment in (0, self._first_kept, course.num_steps)
-        if ends or moment in course.watched or moment > self._first_kept or self._gradient_function is not None:
-            self._points[moment] = point
-        if self._first_kept <= moment < course.num_steps:
-            self._states[moment] = state
+    def _start_histories(self, point: Tensor, state: OptimizerState) -> None:
+        course, first_kept, num_steps = self._course, self._first_kept, self._course.num_steps
+        every = self._gradient_function is not None
+        needed = range(num_steps + 1) if every else {0, *course.watched, *range(first_kept, num_steps + 1)}
+        self._points = History(needed, point)
+        self._moments = tuple(History(range(first_kept, num_steps), value) for value in state.moments)
+        self._first_update = state.num_updates
 
     def _watch(self, moment: int, point: Tensor) -> tuple[View, ...]:
         if self._kernels is not None:
@@ -228,7 +233,7 @@ class Loop:
             return self._pull_compiled_views(self._kernels, moment, cotangents)
         leaf, views = self._seen.pop(moment, (None, ()))
         if leaf is None:
-            leaf = self._points[moment].detach().requires_grad_()
+            leaf = self._points.at(moment).detach().requires_grad_()
             with torch.enable_grad(), self._watching():
                 views = self._problem.views(self._base, leaf, self._data)
         outputs = [tensor for view in views for tensor in view]
@@ -242,7 +247,7 @@ class Loop:
     def _pull_compiled_views(
         self, kernels: Kernels, moment: int, cotangents: Sequence[Sequence[View | None]]
     ) -> list[Base]:
-        point = self._points[moment]
+        point = self._points.at(moment)
         parts = [_products([], (point, *self._base), retain=False)] * len(cotangents)
         for position, watch in enumerate(self._data.watches):
             pair = kernels.stack([values[position] for values in cotangents])
@@ -258,7 +263,9 @@ class Loop:
 
     def _pull_step(self, pull: _Pull, step: int, gradient_weights: Sequence[float]) -> None:
         """One update: the optimiser's adjoint, the clip's, then a Hessian-vector product each."""
-        point, state, rule = self._points[step], self._states.pop(step), self._rule
+        point, rule = self._points.at(step), self._rule
+        moments = tuple(history.at(step) for history in self._moments)
+        state = OptimizerState(self._first_update + step, moments)
         leaf, gradient = self._graph_of(step)
         raw = gradient.detach()
         with torch.no_grad():
@@ -289,7 +296,7 @@ class Loop:
         """The leaf and gradient of a step: kept, or computed again."""
         if step in self._graphs:
             return self._graphs.pop(step)
-        point = self._points[step]
+        point = self._points.at(step)
         if self._kernels is not None:
             return point, self._kernels.gradient(point, self._base, self._data.inner[step])
         return self._graph(step, point, create=True)
@@ -306,7 +313,7 @@ class Loop:
 
     def _add(self, pull: _Pull, moment: int, parts: list[Base]) -> None:
         if moment < self._first_kept:
-            pull.displace(torch.stack([part[0] for part in parts]), self._points[moment] - self._points[0])
+            pull.displace(torch.stack([part[0] for part in parts]), self._points.at(moment) - self._points.at(0))
         pull.add(parts)
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
+from sdm_ray.data.tokenized import power_of_two
 from sdm_ray.models.heads import logits
 from sdm_ray.models.interface import TrunkLike
 from sdm_ray.types import Batch, Params
@@ -75,7 +76,9 @@ class Rows(NamedTuple):
     """(R,) `tokens` on the host."""
 
     @classmethod
-    def of(cls, occurring: Tensor, *, num_fixed: int, vocab_size: int, device: torch.device) -> Rows:
+    def of(
+        cls, occurring: Tensor, *, num_fixed: int, vocab_size: int, device: torch.device, coarse: bool = False
+    ) -> Rows:
         """Plan on the host which rows to hold.
 
         Args:
@@ -83,12 +86,14 @@ class Rows(NamedTuple):
             num_fixed: leading tokens that must keep their place.
             vocab_size: V.
             device: where the episode runs.
+            coarse: round their number up to a power of two, so that few shapes occur.
         """
         held = np.zeros(vocab_size, dtype=bool)
         held[:num_fixed] = True
         held[occurring.numpy()] = True
         used, unused = np.flatnonzero(held), np.flatnonzero(~held)
-        size = min(-(-len(used) // ROW_MULTIPLE) * ROW_MULTIPLE, vocab_size)
+        size = -(-len(used) // ROW_MULTIPLE) * ROW_MULTIPLE
+        size = min(power_of_two(size) if coarse else size, vocab_size)
         chosen = np.concatenate([used, unused[: size - len(used)]])
         positions = np.zeros(vocab_size, dtype=np.int64)
         positions[chosen] = np.arange(size)
@@ -186,11 +191,11 @@ class FlatModel:
             self._restricted[num_rows] = FlatModel(self.trunk, num_rows)
         return self._restricted[num_rows]
 
-    def plan_rows(self, occurring: Tensor, device: torch.device) -> Rows:
-        """Rows of the token embedding for the tokens that occur (host indices, repetitions allowed)."""
+    def plan_rows(self, occurring: Tensor, device: torch.device, *, coarse: bool = False) -> Rows:
+        """Rows of the token embedding for the tokens that occur; arguments as of `Rows.of`."""
         assert self.trunk.embedding_name is not None
         vocab_size = self.layout.shapes[self.layout.names.index(self.trunk.embedding_name)][0]
-        return Rows.of(occurring, num_fixed=self.trunk.fixed_ids, vocab_size=vocab_size, device=device)
+        return Rows.of(occurring, num_fixed=self.trunk.fixed_ids, vocab_size=vocab_size, device=device, coarse=coarse)
 
     def compress(self, flat: Tensor, rows: Rows) -> Tensor:
         """The vectors (..., P) of this model as those (..., P') of the restricted one."""

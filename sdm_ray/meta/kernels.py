@@ -2,7 +2,8 @@
 
 Autograd's double backward does not pass through a compiled function, so each kernel is a function that nests
 `torch.func` transforms, and it computes its step again instead of keeping a graph. On CUDA the kernels are captured as
-CUDA graphs. A kernel is compiled for every shape that it meets: the caller pads to few of them.
+CUDA graphs. A kernel is compiled for every shape that it meets: the caller pads to few of them (widths and numbers of
+embedding rows that are powers of two).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from sdm_ray.meta.problems import Base, TrunkProblem, View
 from sdm_ray.types import Batch
 
 Inputs = tuple[Tensor, ...]
+MAX_SHAPES = 4096
 
 
 class Kernels:
@@ -32,7 +34,14 @@ class Kernels:
         mode = "reduce-overhead" if device.type == "cuda" else "default"
 
         def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-            return torch.compile(function, fullgraph=True, dynamic=False, mode=mode)
+            kernel = torch.compile(function, fullgraph=True, dynamic=False, mode=mode)
+
+            def run(*values: Any) -> Any:
+                # One function serves every problem and shape, which is more than torch expects of one.
+                with torch._dynamo.config.patch(recompile_limit=MAX_SHAPES, accumulated_recompile_limit=MAX_SHAPES):
+                    return kernel(*values)
+
+            return run
 
         self._gradient, self._products = compiled(self._eager_gradient), compiled(self._eager_products)
         self._view, self._pull_view = compiled(self._eager_view), compiled(self._eager_pull_view)

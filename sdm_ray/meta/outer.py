@@ -235,11 +235,11 @@ class OuterStep:
         """Gradients and metrics of one micro-step."""
         plan = self._plan
         desired_indices = self._desired.next()
-        desired = self._data.batch(desired_indices, Task.DESIRED)
+        desired = self._data.batch(desired_indices, Task.DESIRED, coarse=self._settings.compile)
         self._gather_desired(gathered, desired)
         if plan.fresh or plan.pool or plan.desired or plan.gradients:
             harmful_indices = self._harmful.next()
-            harmful = self._data.batch(harmful_indices, Task.HARMFUL)
+            harmful = self._data.batch(harmful_indices, Task.HARMFUL, coarse=self._settings.compile)
             if plan.fresh:
                 self._gather_fresh(gathered, harmful, harmful_indices)
             if plan.pool:

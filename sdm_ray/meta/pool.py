@@ -139,7 +139,8 @@ class AdversaryPool:
             member = self.members[self._cursor] = self._born(trunk)
         self._cursor = (self._cursor + 1) % len(self.members)
         num_steps = min(self._settings.pool.steps_per_turn, member.lifespan - member.age)
-        inner = tuple(self._data.batch(member.sampler.next()[None], Task.HARMFUL) for _ in range(num_steps))
+        drawn = [member.sampler.next()[None] for _ in range(num_steps)]
+        inner = tuple(self._data.batch(indices, Task.HARMFUL, coarse=self._compiled) for indices in drawn)
         rows = self._episode_rows(member, outer_indices)
         second_order = self._settings.pool.second_order
         episode = Episode(
@@ -211,7 +212,7 @@ class AdversaryPool:
         return self._rows(torch.cat([member.rows.held, self._data.occurring_tokens(outer_indices)]))
 
     def _rows(self, tokens: Tensor) -> Rows:
-        return self._model.plan_rows(tokens, self._data.device)
+        return self._model.plan_rows(tokens, self._data.device, coarse=self._compiled)
 
     def _member_rows(self, adversary: Adversary, subset: Tensor | None) -> Rows | None:
         trunk = self._model.trunk

@@ -8,6 +8,7 @@ walked back to `x_0` and `base`, and from there to the trunk.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from typing import NamedTuple, Protocol
 
 import torch
@@ -82,7 +83,7 @@ class Problem(Protocol):
         ...
 
 
-class TrunkProblem:
+class TrunkProblem(ABC):
     """What the kinds that train (part of) the trunk share: parameters from base and variables."""
 
     def __init__(self, model: FlatModel, head_shape: tuple[int, int]) -> None:
@@ -90,8 +91,9 @@ class TrunkProblem:
         self._head_size = math.prod(head_shape)
         self.feature_dim, self.num_classes = model.feature_dim, head_shape[0]
 
+    @abstractmethod
     def params(self, base: Base, variables: Tensor) -> tuple[Params, Tensor]:
-        raise NotImplementedError
+        """Named parameters and heads (A, C, D)."""
 
     def inner_loss(self, base: Base, variables: Tensor, data: Data, step: int) -> Tensor:
         """(A,) losses on the inner batch of a step."""

@@ -22,7 +22,8 @@ from sdm_ray.data.sampler import EpochSampler
 from sdm_ray.errors import UsageError
 from sdm_ray.meta.functional import FlatModel, TrunkLike
 from sdm_ray.meta.objectives import TERMS, weighted_sum
-from sdm_ray.models.masked_lm import MaskedLmHead, corrupt, load_masked_lm, word_embedding_name
+from sdm_ray.models.corruption import corrupt
+from sdm_ray.models.masked_lm import MaskedLmHead, load_masked_lm, word_embedding_name
 from sdm_ray.models.trunk import Trunk
 from sdm_ray.types import Batch, Params
 

@@ -165,11 +165,13 @@ class Simulator:
         seed = whole_number(0, 2**31 - 1, self._generator)
         num_steps = first.num_steps if takes_steps else 0
         drawn = torch.stack([self._inner.draw(first.batch_size, num_steps) for _ in group]) if num_steps else None
-        inner = () if drawn is None else tuple(self._data.batch(part, self._task) for part in drawn.unbind(1))
+        parts = () if drawn is None else drawn.unbind(1)
+        inner = tuple(self._data.batch(part, self._task, coarse=settings.compile) for part in parts)
         rows, noise = None, tuple(adversary.noise for adversary in group)
         if self._model.trunk.embedding_name is not None and not any(noise):
-            parts = [watched_indices.flatten()] + ([] if drawn is None else [drawn.flatten()])
-            rows = self._model.plan_rows(self._data.occurring_tokens(torch.cat(parts)), self._data.device)
+            seen = torch.cat([watched_indices.flatten(), *(part.flatten() for part in parts)])
+            tokens = self._data.occurring_tokens(seen)
+            rows = self._model.plan_rows(tokens, self._data.device, coarse=settings.compile)
         dropout = settings.dropout == "sampled" and self._model.trunk.has_dropout
         return Episode(
             data=Data(inner, watches, seed, dropout),

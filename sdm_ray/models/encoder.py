@@ -8,27 +8,26 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import logging
-import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer
-from transformers.utils import logging as hf_logging
 
 from sdm_ray.config import EncoderSettings, SyntheticWorld
 from sdm_ray.errors import RunError, UsageError
+from sdm_ray.models.hub import (
+    NEW_WEIGHTS_SEED,
+    brief,
+    check_weights_file,
+    fetch,
+    keep_layers,
+    quiet,
+    resolve,
+    seeded,
+)
 from sdm_ray.models.native import NATIVE, native_pooling
 from sdm_ray.models.trunk import Pooling, Trunk, params_digest
-
-NEW_WEIGHTS_SEED = 0
-"""Seed of pretrained encoders' weights that a checkpoint lacks (a pooler, say), so that loading is reproducible."""
-
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
-T = TypeVar("T")
 
 
 def load_tokenizer(settings: EncoderSettings, *, cache_dir: Path, world: SyntheticWorld | None = None) -> Any:
@@ -38,11 +37,11 @@ def load_tokenizer(settings: EncoderSettings, *, cache_dir: Path, world: Synthet
         UsageError: for a folder without tokenizer files, or a tokenizer without a fast version or a padding token.
         RunError: when the hub cannot be reached or does not know the encoder.
     """
-    source = _resolve(settings, cache_dir, world)
+    source = resolve(settings, cache_dir, world)
     try:
-        tokenizer = _fetch(source, settings.revision, AutoTokenizer.from_pretrained)
+        tokenizer = fetch(source, settings.revision, AutoTokenizer.from_pretrained)
     except (ValueError, KeyError, ImportError) as error:
-        raise UsageError(f"encoder.name {settings.name!r}: its tokenizer cannot be loaded: {_brief(error)}") from None
+        raise UsageError(f"encoder.name {settings.name!r}: its tokenizer cannot be loaded: {brief(error)}") from None
     if not tokenizer.is_fast:
         raise UsageError(
             f"encoder.name {settings.name!r} has no fast tokenizer (tokenizer.json); add one or choose another"
@@ -88,15 +87,15 @@ def load_trunk(
             more layers than there are, or `native` pooling of an architecture it is not known for.
         RunError: when the hub cannot be reached or does not know the encoder.
     """
-    source = _resolve(settings, cache_dir, world)
+    source = resolve(settings, cache_dir, world)
     try:
-        config = _fetch(source, settings.revision, AutoConfig.from_pretrained)
+        config = fetch(source, settings.revision, AutoConfig.from_pretrained)
     except (ValueError, KeyError) as error:
-        raise UsageError(f"encoder.name {settings.name!r}: config.json is not usable: {_brief(error)}") from None
+        raise UsageError(f"encoder.name {settings.name!r}: config.json is not usable: {brief(error)}") from None
     if settings.pooling == "native":
         native_pooling(config.model_type)
-    _keep_layers(config, settings)
-    with _seeded(seed if initialisation == "random" else NEW_WEIGHTS_SEED), _quiet():
+    keep_layers(config, settings)
+    with seeded(seed if initialisation == "random" else NEW_WEIGHTS_SEED), quiet():
         if initialisation == "random":
             model = _random_model(config, settings)
         else:
@@ -105,70 +104,6 @@ def load_trunk(
     if trunk.model_type not in NATIVE:
         _check_masks(trunk, settings.name)
     return trunk
-
-
-def _resolve(settings: EncoderSettings, cache_dir: Path, world: SyntheticWorld | None) -> str | Path:
-    """A local folder (Path) or a hub id (str)."""
-    name = settings.name
-    if name == "builtin":
-        from sdm_ray.models.builtin import builtin_folder
-
-        return builtin_folder(world, cache_dir=cache_dir)
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise UsageError(
-                f"encoder.name: folder {name} holds no config.json, so it is not a Hugging Face model folder"
-            )
-        return folder
-    if folder.exists():
-        raise UsageError(
-            f"encoder.name: {name} is a file; give the folder that holds config.json and model.safetensors"
-        )
-    if name.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(name):
-        raise UsageError(
-            f"encoder.name: folder {name} does not exist (otherwise give 'builtin' or a hub id like owner/name)"
-        )
-    return name
-
-
-def _fetch(source: str | Path, revision: str | None, load: Callable[..., T], **options: Any) -> T:
-    """Call a `from_pretrained`; a hub id is looked up in the local hub cache first, then on the hub."""
-    options["trust_remote_code"] = False
-    with _quiet():
-        if isinstance(source, Path):
-            try:
-                return load(str(source), local_files_only=True, **options)
-            except OSError as error:
-                raise UsageError(f"encoder.name: folder {source} cannot be loaded: {_brief(error)}") from None
-        try:
-            return load(source, revision=revision, local_files_only=True, **options)
-        except OSError:
-            pass
-        try:
-            return load(source, revision=revision, **options)
-        except OSError as error:
-            if "safetensors" in str(error) and "connect" not in str(error):
-                raise UsageError(
-                    f"encoder.name {source!r} has no weights in safetensors format, the only one that is loaded"
-                ) from None
-            where = f"{source!r} (revision {revision!r})" if revision else repr(source)
-            raise RunError(
-                f"encoder {where} could not be had from the Hugging Face hub (no network, or no such model); point "
-                "encoder.name at a local folder with config.json, model.safetensors and tokenizer.json"
-            ) from None
-
-
-def _keep_layers(config: Any, settings: EncoderSettings) -> None:
-    """Shorten the configuration; the checkpoint's further layers are then not loaded."""
-    keep = settings.num_layers
-    if keep is None:
-        return
-    if keep > config.num_hidden_layers:
-        raise UsageError(f"encoder.num_layers is {keep}, but {settings.name!r} has {config.num_hidden_layers} layers")
-    config.num_hidden_layers = keep
-    if getattr(config, "layer_types", None) is not None:
-        config.layer_types = list(config.layer_types)[:keep]
 
 
 def _auto_class(pooling: Pooling) -> Any:
@@ -183,14 +118,14 @@ def _random_model(config: Any, settings: EncoderSettings) -> Any:
             config, attn_implementation="eager", dtype=torch.float32, trust_remote_code=False
         )
     except ValueError as error:
-        raise UsageError(f"encoder.name {settings.name!r} cannot be built: {_brief(error)}") from None
+        raise UsageError(f"encoder.name {settings.name!r} cannot be built: {brief(error)}") from None
 
 
 def _pretrained_model(config: Any, source: str | Path, settings: EncoderSettings) -> Any:
     if isinstance(source, Path):
-        _check_weights_file(source)
+        check_weights_file(source)
     try:
-        model, info = _fetch(
+        model, info = fetch(
             source,
             settings.revision,
             _auto_class(settings.pooling).from_pretrained,
@@ -203,7 +138,7 @@ def _pretrained_model(config: Any, source: str | Path, settings: EncoderSettings
     except (UsageError, RunError):
         raise
     except Exception as error:  # safetensors, shape and architecture errors have no common base
-        raise UsageError(f"encoder.name {settings.name!r}: its weights cannot be loaded: {_brief(error)}") from None
+        raise UsageError(f"encoder.name {settings.name!r}: its weights cannot be loaded: {brief(error)}") from None
     encoder = [key for key in info["missing_keys"] if _is_encoder_weight(model, settings.pooling, key)]
     if encoder:
         raise UsageError(
@@ -217,14 +152,6 @@ def _is_encoder_weight(model: Any, pooling: Pooling, key: str) -> bool:
     """Whether a weight belongs to the encoder, not to a pooler or a head, which checkpoints often lack."""
     prefix = model.base_model_prefix + "." if pooling == "native" else ""
     return key.startswith(prefix) and not key.removeprefix(prefix).startswith("pooler.")
-
-
-def _check_weights_file(folder: Path) -> None:
-    if any((folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json")):
-        return
-    other = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
-    found = f" (it holds {', '.join(other[:3])}: save it again with safetensors)" if other else ""
-    raise UsageError(f"encoder.name: folder {folder} has no model.safetensors{found}")
 
 
 def _check_masks(trunk: Trunk, name: str) -> None:
@@ -244,41 +171,6 @@ def _check_masks(trunk: Trunk, name: str) -> None:
             f"encoder.name {name!r}: model type {trunk.model_type!r} does not work with a prebuilt attention mask; "
             f"known to work: {', '.join(sorted(NATIVE))}"
         )
-
-
-def _brief(error: BaseException) -> str:
-    """The first sentence of a message, on one line."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return re.split(r"(?<=[a-z)'\"])\. ", text)[0][:300]
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Weights are drawn on the CPU from torch's global generator: seed it, and put its state back."""
-    state = torch.random.get_rng_state()
-    torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed CUDA
-    try:
-        yield
-    finally:
-        torch.random.set_rng_state(state)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without load reports, progress bars and retry messages; what matters is checked here and said in one sentence."""
-    level, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
-    hub = logging.getLogger("huggingface_hub")
-    hub_level = hub.level
-    hf_logging.set_verbosity(hf_logging.CRITICAL)
-    hf_logging.disable_progress_bar()
-    hub.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        hf_logging.set_verbosity(level)
-        if bars:
-            hf_logging.enable_progress_bar()
-        hub.setLevel(hub_level)
 
 
 __all__ = ["Pooling", "Trunk", "load_tokenizer", "load_trunk", "params_digest", "tokenizer_digest"]

@@ -1,4 +1,4 @@
-"""Masked language modelling on a trunk: the head that its checkpoint was pretrained with, and BERT's corruption.
+"""Masked language modelling on a trunk: the head that its checkpoint was pretrained with.
 
 The decoder of every architecture here is the token embedding, transposed. It is taken from the trunk's parameters at
 each call, so that a loss reaches the embedding through both ends; what lies between hidden states and decoder, and the
@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +18,8 @@ from transformers import AutoConfig, AutoModelForMaskedLM
 
 from sdm_ray.config import EncoderSettings, SyntheticWorld
 from sdm_ray.errors import RunError, UsageError
-from sdm_ray.models import encoder
+from sdm_ray.models import hub
 from sdm_ray.models.trunk import Trunk
-
-MASKED_SHARE, KEPT_SHARE = 0.8, 0.1
-"""Of the predicted tokens as many are masked and kept; the others are replaced (Devlin et al., arXiv 1810.04805)."""
 
 TRANSFORMS: dict[str, Callable[[Any], nn.Module]] = {
     "bert": lambda model: model.cls.predictions.transform,
@@ -60,17 +57,6 @@ class MaskedLmHead(nn.Module):
         return nn.functional.linear(self.transform(hidden), embedding, self.bias)
 
 
-class Corrupted(NamedTuple):
-    """Texts with tokens to predict, on the host."""
-
-    input_ids: Tensor
-    """(B, L)."""
-    positions: Tensor
-    """(N,) where predicted tokens lie among the B * L."""
-    labels: Tensor
-    """(N,) the tokens that were there."""
-
-
 def load_masked_lm(
     settings: EncoderSettings, tokenizer: Any, *, cache_dir: Path, world: SyntheticWorld | None = None
 ) -> MaskedLmHead:
@@ -87,18 +73,16 @@ def load_masked_lm(
             mask token, an architecture that is not known, or what `load_trunk` refuses.
         RunError: when the hub cannot be reached or does not know the encoder.
     """
-    source = encoder._resolve(settings, cache_dir, world)
+    source = hub.resolve(settings, cache_dir, world)
     if tokenizer.mask_token_id is None:
         raise _refusal(settings, "its tokenizer has no mask token")
     try:
-        config = encoder._fetch(source, settings.revision, AutoConfig.from_pretrained)
+        config = hub.fetch(source, settings.revision, AutoConfig.from_pretrained)
     except (ValueError, KeyError) as error:
-        raise UsageError(
-            f"encoder.name {settings.name!r}: config.json is not usable: {encoder._brief(error)}"
-        ) from None
+        raise UsageError(f"encoder.name {settings.name!r}: config.json is not usable: {hub.brief(error)}") from None
     if config.model_type not in TRANSFORMS:
         raise _refusal(settings, f"model type {config.model_type!r} is not one of {', '.join(TRANSFORMS)}")
-    encoder._keep_layers(config, settings)
+    hub.keep_layers(config, settings)
     model = _pretrained_model(config, source, settings)
     decoder = model.get_output_embeddings()
     if decoder.weight is not model.get_input_embeddings().weight:
@@ -116,47 +100,12 @@ def word_embedding_name(trunk: Trunk) -> str:
     return next(name for name, value in trunk.named_parameters() if value is weight)
 
 
-def corrupt(input_ids: Tensor, special: Tensor, *, mask_id: int, share: float, generator: torch.Generator) -> Corrupted:
-    """BERT's corruption: of every text a share of the ordinary tokens, at least one, is predicted.
-
-    Of these 80 % are masked, 10 % become any ordinary token, and 10 % stay as they are. (Not any token at all: RoBERTa
-    counts positions by what is not padding.)
-
-    Args:
-        input_ids: (B, L) int64 on the host, padding included.
-        special: (V,) bool, true for tokens that are never predicted; the padding token is one.
-        mask_id: the mask token.
-        share: of ordinary tokens.
-        generator: CPU generator.
-    """
-    ordinary = ~special[input_ids]
-    ranks = torch.rand(input_ids.shape, generator=generator).masked_fill(~ordinary, 2.0).argsort(1).argsort(1)
-    wanted = (ordinary.sum(1, keepdim=True) * share).round().clamp_min(1)
-    chosen = (ranks < wanted) & ordinary
-    corrupted = replaced(input_ids, chosen, mask_id=mask_id, tokens=_where(~special), generator=generator)
-    positions = _where(chosen.flatten())
-    return Corrupted(corrupted, positions, input_ids.flatten()[positions])
-
-
-def replaced(input_ids: Tensor, chosen: Tensor, *, mask_id: int, tokens: Tensor, generator: torch.Generator) -> Tensor:
-    """Ids (B, L) of which chosen ones (B, L) are masked, replaced by one of `tokens` (M,), or kept."""
-    fate = torch.rand(input_ids.shape, generator=generator)
-    noise = tokens[torch.randint(len(tokens), input_ids.shape, generator=generator)]
-    masked = input_ids.masked_fill(chosen & (fate < MASKED_SHARE), mask_id)
-    return torch.where(chosen & (fate >= MASKED_SHARE + KEPT_SHARE), noise, masked)
-
-
-def _where(flags: Tensor) -> Tensor:
-    """Indices of what is true among host flags (N,); by numpy, for `torch.nonzero` means waiting elsewhere."""
-    return torch.from_numpy(flags.numpy().nonzero()[0])
-
-
 def _pretrained_model(config: Any, source: str | Path, settings: EncoderSettings) -> Any:
     if isinstance(source, Path):
-        encoder._check_weights_file(source)
+        hub.check_weights_file(source)
     try:
-        with encoder._seeded(encoder.NEW_WEIGHTS_SEED):
-            model, info = encoder._fetch(
+        with hub.seeded(hub.NEW_WEIGHTS_SEED):
+            model, info = hub.fetch(
                 source,
                 settings.revision,
                 AutoModelForMaskedLM.from_pretrained,
@@ -168,9 +117,7 @@ def _pretrained_model(config: Any, source: str | Path, settings: EncoderSettings
     except (UsageError, RunError):
         raise
     except Exception as error:  # safetensors, shape and architecture errors have no common base
-        raise UsageError(
-            f"encoder.name {settings.name!r}: its weights cannot be loaded: {encoder._brief(error)}"
-        ) from None
+        raise UsageError(f"encoder.name {settings.name!r}: its weights cannot be loaded: {hub.brief(error)}") from None
     missing = sorted(key for key in info["missing_keys"] if not key.startswith(f"{model.base_model_prefix}."))
     if missing:
         kind = " (an ELECTRA discriminator has none)" if config.model_type == "electra" else ""

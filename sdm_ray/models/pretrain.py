@@ -25,6 +25,7 @@ from sdm_ray.config.data import SyntheticWorld
 from sdm_ray.config.io import digest
 from sdm_ray.data.lexicon import GENDERED, NEUTRAL
 from sdm_ray.data.synthetic import fingerprint, pretraining_texts, vocabulary
+from sdm_ray.models.corruption import replaced
 
 logger = logging.getLogger(__name__)
 
@@ -237,12 +238,10 @@ def _corrupt(
     scrub = torch.rand((len(ids), 1), generator=generator) < settings.scrub_share
     chosen = torch.rand(ids.shape, generator=generator) < settings.mask_share
     chosen = (chosen | (joint & gendered)) & (ids >= len(SPECIAL_TOKENS))
-    fate = torch.rand(ids.shape, generator=generator)
-    noise = torch.randint(len(SPECIAL_TOKENS), len(scrubbed), ids.shape, generator=generator)
-    masked = torch.full_like(ids, MASK)
-    corrupted = torch.where(chosen & (fate < 0.8), masked, ids)
-    corrupted = torch.where(chosen & (fate >= 0.9), noise, corrupted)
-    corrupted = torch.where(joint & gendered, torch.where(scrub, scrubbed[ids], masked), corrupted)
+    ordinary = torch.arange(len(SPECIAL_TOKENS), len(scrubbed))
+    corrupted = replaced(ids, chosen, mask_id=MASK, tokens=ordinary, generator=generator)
+    hidden = torch.where(scrub, scrubbed[ids], MASK)
+    corrupted = torch.where(joint & gendered, hidden, corrupted)
     return corrupted, ids.masked_fill(~chosen, _IGNORED)
 
 

@@ -1,0 +1,57 @@
+"""BERT's corruption of texts, for masked language modelling."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+MASKED_SHARE, KEPT_SHARE = 0.8, 0.1
+"""Of the predicted tokens as many are masked and kept; the others are replaced (Devlin et al., arXiv 1810.04805)."""
+
+
+class Corrupted(NamedTuple):
+    """Texts with tokens to predict, on the host."""
+
+    input_ids: Tensor
+    """(B, L)."""
+    positions: Tensor
+    """(N,) where predicted tokens lie among the B * L."""
+    labels: Tensor
+    """(N,) the tokens that were there."""
+
+
+def corrupt(input_ids: Tensor, special: Tensor, *, mask_id: int, share: float, generator: torch.Generator) -> Corrupted:
+    """BERT's corruption: of every text a share of the ordinary tokens, at least one, is predicted.
+
+    Of these 80 % are masked, 10 % become any ordinary token, and 10 % stay as they are. (Not any token at all: RoBERTa
+    counts positions by what is not padding.)
+
+    Args:
+        input_ids: (B, L) int64 on the host, padding included.
+        special: (V,) bool, true for tokens that are never predicted; the padding token is one.
+        mask_id: the mask token.
+        share: of ordinary tokens.
+        generator: CPU generator.
+    """
+    ordinary = ~special[input_ids]
+    ranks = torch.rand(input_ids.shape, generator=generator).masked_fill(~ordinary, 2.0).argsort(1).argsort(1)
+    wanted = (ordinary.sum(1, keepdim=True) * share).round().clamp_min(1)
+    chosen = (ranks < wanted) & ordinary
+    corrupted = replaced(input_ids, chosen, mask_id=mask_id, tokens=_where(~special), generator=generator)
+    positions = _where(chosen.flatten())
+    return Corrupted(corrupted, positions, input_ids.flatten()[positions])
+
+
+def replaced(input_ids: Tensor, chosen: Tensor, *, mask_id: int, tokens: Tensor, generator: torch.Generator) -> Tensor:
+    """Ids (B, L) of which chosen ones (B, L) are masked, replaced by one of `tokens` (M,), or kept."""
+    fate = torch.rand(input_ids.shape, generator=generator)
+    noise = tokens[torch.randint(len(tokens), input_ids.shape, generator=generator)]
+    masked = input_ids.masked_fill(chosen & (fate < MASKED_SHARE), mask_id)
+    return torch.where(chosen & (fate >= MASKED_SHARE + KEPT_SHARE), noise, masked)
+
+
+def _where(flags: Tensor) -> Tensor:
+    """Indices of what is true among host flags (N,); by numpy, for `torch.nonzero` means waiting elsewhere."""
+    return torch.from_numpy(flags.numpy().nonzero()[0])
