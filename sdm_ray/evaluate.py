@@ -1,20 +1,16 @@
-"""One released model under attack, with its floors beside it: what a trial ends with and `sdm-ray attack` runs."""
+"""What trials and commands share: data on the device, encoders, and the attack on what is not trained."""
 
 from __future__ import annotations
 
-from collections.abc import Generator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 
-from sdm_ray.attack.desired import desired_scores
-from sdm_ray.attack.evaluate import AttackReport, attack_model, regret
-from sdm_ray.attack.floors import cached_report
 from sdm_ray.attack.plan import check_data
-from sdm_ray.config import AttackSettings, DataSettings, EncoderSettings, SyntheticWorld, TrialSettings, digest
+from sdm_ray.config import DataSettings, EncoderSettings, SyntheticWorld, TrialSettings
 from sdm_ray.data.device import DeviceData
 from sdm_ray.data.tokenized import prepare
 from sdm_ray.errors import UsageError
@@ -24,10 +20,7 @@ from sdm_ray.meta.plan import Plan
 from sdm_ray.meta.retention import GeneralSources, load_general_sources
 from sdm_ray.meta.validation import split_meta_train
 from sdm_ray.models.encoder import Trunk, load_tokenizer, load_trunk, tokenizer_digest
-from sdm_ray.types import Metric, Params, Progress, Split, Task
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from sdm_ray.types import Params, Task
 
 Initialisation = Literal["pretrained", "random"]
 
@@ -123,46 +116,3 @@ def load_trunk_on(work: Workspace, encoder: EncoderSettings, initialisation: Ini
 def trunk_params(trunk: Trunk) -> Params:
     """The trunk's parameters, detached and shared with it."""
     return {name: value.detach() for name, value in trunk.named_parameters()}
-
-
-def attack_untrained(work: Workspace, trunk: Trunk, attack: AttackSettings) -> Generator[Progress, None, AttackReport]:
-    """Attack a trunk as it is; from the cache when its weights, the data and the attack are the same as before."""
-    key = digest([trunk.digest(), work.data.digest, attack.model_dump(mode="json")])
-    report = yield from cached_report(
-        key, work.cache_dir, lambda: attack_model(trunk, trunk_params(trunk), work.data, attack)
-    )
-    return report
-
-
-def floor_report(
-    work: Workspace, encoder: EncoderSettings, attack: AttackSettings, initialisation: Initialisation, seed: int
-) -> Generator[Progress, None, AttackReport]:
-    """The same attack on the untrained encoder: `random` is the floor, `pretrained` the ceiling."""
-    report = yield from attack_untrained(work, load_trunk_on(work, encoder, initialisation, seed), attack)
-    return report
-
-
-def release_metrics(
-    work: Workspace,
-    report: AttackReport,
-    floor: AttackReport,
-    *,
-    trunk: Trunk,
-    params: Params,
-    desired_head: Tensor | None,
-) -> dict[str, float]:
-    """Every metric of a released model, by the names in `Metric`.
-
-    Args:
-        work: data and device.
-        report: the attack on the released weights.
-        floor: the same attack on random initialisation, for the regret.
-        trunk: the architecture.
-        params: released weights.
-        desired_head: (C, D) head of the desired task; None where there is none to score.
-    """
-    metrics = report.metrics() | regret(report, floor)
-    if desired_head is not None:
-        accuracy, loss = desired_scores(trunk, params, desired_head, work.data, Split.TEST)
-        metrics |= {str(Metric.DESIRED_ACCURACY): accuracy, str(Metric.DESIRED_LOSS): loss}
-    return metrics

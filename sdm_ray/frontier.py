@@ -43,7 +43,7 @@ class Point:
     harmful: float
     """Minimised; NaN where it was not measured."""
     feasible: bool = True
-    """Completed and within the sweep's constraint."""
+    """Completed, within the sweep's constraint, and passed by the audit."""
     params: dict[str, Any] = field(default_factory=dict)
     """The searched settings by dotted path."""
     metrics: dict[str, float] = field(default_factory=dict)
@@ -73,7 +73,7 @@ def point_from_result(
         method=result.method,
         desired=result.metrics.get(desired_metric, math.nan),
         harmful=result.metrics.get(harmful_metric, math.nan),
-        feasible=result.status is Status.COMPLETE,
+        feasible=result.status is Status.COMPLETE and result.metrics.get(Metric.AUDIT_PASSED, 1.0) != 0.0,
         params=dict(result.params),
         metrics=dict(result.metrics),
         is_reference=is_reference,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from datetime import date
 
@@ -88,7 +89,7 @@ def _licence(settings: TrialSettings) -> str:
 
 
 def _threat_model(settings: TrialSettings) -> str:
-    numbers = ", ".join(str(number) for number in sorted(settings.attack.num_examples))
+    numbers = ", ".join(str(number) for number in settings.attack.num_examples)
     return (
         "## Threat model\n\n"
         f"The adversary has these weights, n labelled examples of {settings.data.harmful_column} (n in {{{numbers}}}), "
@@ -104,7 +105,7 @@ def _measured(settings: TrialSettings, metrics: Mapping[str, float]) -> str:
         ("harmful accuracy after the worst attack, mean over n", Metric.HARMFUL_WORST_ACCURACY),
         *(
             (f"harmful accuracy after the worst attack, n = {number}", Metric.harmful_accuracy(number))
-            for number in sorted(settings.attack.num_examples)
+            for number in attacked_sizes(metrics)
         ),
         ("share of the largest harmful class", Metric.HARMFUL_BASE_RATE),
         ("head start over random initialisation, in accuracy", Metric.REGRET_ACCURACY),
@@ -118,6 +119,12 @@ def _measured(settings: TrialSettings, metrics: Mapping[str, float]) -> str:
         "head start of 0 or less means that the weights gave this attacker nothing."
     )
     return "\n".join(["## What was measured", "", "| metric | value |", "| --- | --- |", *lines, "", note])
+
+
+def attacked_sizes(metrics: Mapping[str, float]) -> list[int]:
+    """The numbers of labelled examples that metrics are of, rising."""
+    found = (re.fullmatch(r"harmful/n(\d+)/accuracy", name) for name in metrics)
+    return sorted({int(match[1]) for match in found if match})
 
 
 def _number(metrics: Mapping[str, float], name: str) -> str:

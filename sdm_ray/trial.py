@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Callable, Generator
 from contextlib import suppress
 from importlib.metadata import version
@@ -12,20 +11,17 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from sdm_ray.assess import Release, assess
 from sdm_ray.attack.desired import desired_scores
-from sdm_ray.attack.evaluate import attack_model
 from sdm_ray.attack.plan import check_data
 from sdm_ray.config import TrialSettings, content_hash, to_yaml
 from sdm_ray.errors import RunError, UsageError
 from sdm_ray.evaluate import (
     Initialisation,
     Workspace,
-    attack_untrained,
-    floor_report,
     general_sources,
     load_trunk_on,
     open_workspace,
-    release_metrics,
 )
 from sdm_ray.export import export_model
 from sdm_ray.files import read_json, write_json, write_text
@@ -51,8 +47,9 @@ def iterate_trial(
 
     Args:
         settings: the trial.
-        output_dir: its folder: `config.yaml`, `checkpoint/` while it trains, then `train.parquet`, `trajectory.parquet`
-            and `trajectory.png`, `attack.parquet`, `attack.json`, `model/` and, last of all, `result.json`.
+        output_dir: its folder: `config.yaml`, `checkpoint/` while it trains, then `train.parquet`,
+            `trajectory.parquet` and `trajectory.png`, `attack.parquet`, `attack.json`, `audit.json`, `model/` and, last
+            of all, `result.json`.
         trial_id: name of the trial in its sweep.
 
     Raises:
@@ -176,18 +173,18 @@ def _attack_and_export(
     settings: TrialSettings, work: Workspace, trunk: Trunk, outcome: TrainOutcome, output_dir: Path
 ) -> Generator[Progress, None, dict[str, float]]:
     """Attack what was trained, write the attack and the model; the metrics of both."""
-    start = time.perf_counter()
-    if settings.train.method in ("pretrained", "random"):
-        report = yield from attack_untrained(work, trunk, settings.attack)
-    else:
-        report = yield from attack_model(trunk, outcome.params, work.data, settings.attack)
-    attack_seconds = time.perf_counter() - start
-    floor = yield from floor_report(work, settings.encoder, settings.attack, "random", settings.seed)
-    metrics = release_metrics(
-        work, report, floor, trunk=trunk, params=outcome.params, desired_head=outcome.desired_head
-    ) | {str(Metric.COST_TRAIN_SECONDS): outcome.seconds, str(Metric.COST_ATTACK_SECONDS): attack_seconds}
-    report.write_parquet(output_dir / "attack.parquet")
-    report.write_json(output_dir / "attack.json")
+    method = settings.train.method
+    release = Release(
+        trunk=trunk,
+        params=outcome.params,
+        encoder=settings.encoder,
+        desired_head=outcome.desired_head,
+        trained_against=settings.train.adversary.supports() if method == "mlac" else (),
+        untrained=method if method in ("pretrained", "random") else None,
+    )
+    found = yield from assess(work, release, settings.attack, seed=settings.seed)
+    metrics = found.metrics | {str(Metric.COST_TRAIN_SECONDS): outcome.seconds}
+    found.write(output_dir)
     export_model(
         output_dir / "model",
         trunk=trunk,

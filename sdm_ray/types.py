@@ -88,6 +88,19 @@ class Metric(StrEnum):
     HARMFUL_BASE_RATE = "harmful/base_rate"
     REGRET_ACCURACY = "regret/accuracy"
     REGRET_LOSS = "regret/loss"
+    RECOVERED_SHARE = "recovered/share"
+    """Mean over n of the share of the undefended encoder's head start that an attack recovers."""
+    RECOVERY_EXAMPLES = "recovery/examples"
+    """Labelled examples that bring the attacker to the stated share of the undefended accuracy; NaN beyond the
+    largest n."""
+    RECOVERY_STEPS = "recovery/steps"
+    RECOVERY_TRIALS = "recovery/trials"
+    RECOVERY_FLOPS = "recovery/flops"
+    AUDIT_PASSED = "audit/passed"
+    """1 where every check of the audit passed, else 0: such a point stays off the frontier."""
+    AUDIT_GAP = "audit/held_out_gap"
+    """Accuracy of the worst attacker outside the distribution that was trained against, minus that of the worst
+    within."""
     COST_TRAIN_SECONDS = "cost/train_seconds"
     COST_ATTACK_SECONDS = "cost/attack_seconds"
     COST_NUM_FINE_TUNES = "cost/num_fine_tunes"
@@ -103,6 +116,26 @@ class Metric(StrEnum):
     def harmful_loss(num_examples: int) -> str:
         """Cross-entropy of the winning attack with `num_examples` labelled examples."""
         return f"harmful/n{num_examples}/loss"
+
+    @staticmethod
+    def harmful_f1(num_examples: int) -> str:
+        """Macro-F1 of the winning attack."""
+        return f"harmful/n{num_examples}/macro_f1"
+
+    @staticmethod
+    def harmful_information(num_examples: int) -> str:
+        """Mutual information (nats) between the winning attack's predictions and the labels."""
+        return f"harmful/n{num_examples}/mutual_information"
+
+    @staticmethod
+    def recovered_share(num_examples: int) -> str:
+        """Share of the undefended encoder's head start over random initialisation that an attack recovers."""
+        return f"recovered/n{num_examples}/share"
+
+    @staticmethod
+    def benign(task: str, num_examples: int) -> str:
+        """Accuracy of the best fine-tune on a benign task: `desired`, or `grouped` for an unseen grouping."""
+        return f"benign/{task}/n{num_examples}/accuracy"
 
     @staticmethod
     def regret(num_examples: int) -> str:

@@ -15,13 +15,15 @@ import sdm_ray.attack.execute as execute_module
 from sdm_ray.attack.batch import HEAD, Plan, Trained
 from sdm_ray.attack.evaluate import AttackReport, attack_model, regret
 from sdm_ray.attack.execute import Executor
-from sdm_ray.attack.families import Attacker
+from sdm_ray.attack.families import FAMILIES, Attacker
+from sdm_ray.attack.metrics import t_interval
 from sdm_ray.attack.report import AttackRecord
 from sdm_ray.attack.search import Point, SobolSampler, Space
 from sdm_ray.config import AttackSettings
+from sdm_ray.config.attack import FAMILIES as ALL_FAMILIES
 from sdm_ray.errors import RunError, UsageError
 from sdm_ray.types import Metric, Split, Task
-from tests.attack_world import FakeData, TinyTrunk, attack, drain, params_of, quick
+from tests.attack_world import SIZES, FakeData, TinyTrunk, attack, drain, params_of, quick
 
 
 def stable(report: AttackReport) -> list[AttackRecord]:
@@ -115,9 +117,7 @@ def test_subsets_have_n_examples_and_follow_the_class_setting(balanced: bool) ->
     labels[data.split_indices[Split.ATTACKER_TRAIN][:150]] = 0
     settings = quick(class_balanced=balanced)
     executor = Executor(trunk, params_of(trunk), data, settings, Task.HARMFUL)  # type: ignore[arg-type]
-    attacker = Attacker(
-        family="fine_tune", num_examples=20, learning_rate=1e-3, num_steps=5, batch_size=8, frozen=False
-    )
+    attacker = Attacker(family="fine_tune", num_examples=20, learning_rate=1e-3, num_steps=5, batch_size=8)
     subset = executor.subset(attacker)
     assert len(set(subset.tolist())) == 20
     assert (int(labels[subset].sum()) == 10) == balanced
@@ -159,7 +159,7 @@ def test_models_are_paired() -> None:
 def test_reruns_are_fresh() -> None:
     trunk = TinyTrunk()
     executor = Executor(trunk, params_of(trunk), FakeData(), quick(), Task.HARMFUL)  # type: ignore[arg-type]
-    search = Attacker(family="fine_tune", num_examples=20, learning_rate=1e-3, num_steps=5, batch_size=8, frozen=False)
+    search = Attacker(family="fine_tune", num_examples=20, learning_rate=1e-3, num_steps=5, batch_size=8)
     rerun = dataclasses.replace(search, phase="rerun")
     plan = executor._plan([search, rerun])
     assert set(plan.subsets[0].tolist()) != set(plan.subsets[1].tolist())
@@ -282,18 +282,18 @@ def spoil(
     monkeypatch: pytest.MonkeyPatch, *, diverges: Predicate | None = None, crashes: Predicate | None = None
 ) -> None:
     """Make chosen full fine-tunes end in NaN, or their stacks raise."""
-    original = execute_module.train_full
+    original = execute_module.train_stack
 
-    def train(trunk: Any, params: Any, embedding: Any, data: Any, task: Any, plan: Plan) -> Any:
+    def train(model: Any, data: Any, task: Any, plan: Plan, val: Any) -> Any:
         if crashes is not None and any(map(crashes, plan.attackers)):
             raise RuntimeError("planted\n  crash")
-        trained, losses = original(trunk, params, embedding, data, task, plan)
+        trained, course = original(model, data, task, plan, val)
         for i, attacker in enumerate(plan.attackers):
             if diverges is not None and diverges(attacker):
                 trained._stacked[HEAD][i] = math.nan
-        return trained, losses
+        return trained, course
 
-    monkeypatch.setattr(execute_module, "train_full", train)
+    monkeypatch.setattr(execute_module, "train_stack", train)
 
 
 FULL = {"frozen_probability": 0.0, "num_examples": (20,)}
@@ -375,15 +375,15 @@ def test_when_everything_crashes_it_says_why(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_out_of_memory_shrinks_the_stacks(monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes, original = [], execute_module.train_full
+    sizes, original = [], execute_module.train_stack
 
     def train(*args: Any) -> Any:
-        sizes.append(len(args[-1].attackers))
+        sizes.append(len(args[3].attackers))
         if sizes[-1] > 2:
             raise torch.OutOfMemoryError("planted")
         return original(*args)
 
-    monkeypatch.setattr(execute_module, "train_full", train)
+    monkeypatch.setattr(execute_module, "train_stack", train)
     report = attack(FakeData(), quick(batch_sizes=(8,), **FULL))
     assert {record.status for record in report.records} == {"ok"}
     assert sizes[0] == 8
@@ -435,6 +435,81 @@ def test_regret_wants_the_same_attack() -> None:
 
 
 def test_defaults_of_settings_are_in_use() -> None:
-    """The batch module reads the settings' optimiser by name; a family names one that exists."""
-    assert set(batch_module.OPTIMIZERS) >= {"adam"}
-    assert AttackSettings().num_examples == (20, 50, 100, 200)
+    """Every optimiser and family that settings name exists."""
+    settings = AttackSettings()
+    assert set(batch_module.OPTIMIZERS) == set(settings.optimizers)
+    assert set(FAMILIES) == set(ALL_FAMILIES)
+    assert settings.num_examples == (20, 50, 100, 200)
+
+
+def test_presets_give_defaults_and_leave_what_is_given() -> None:
+    paper = AttackSettings.model_validate({"preset": "paper"})
+    fits = paper.num_search_trials * paper.num_search_seeds + paper.num_rerun_seeds
+    assert fits * len(paper.num_examples) * paper.num_searches == 1560, "as many fine-tunes as the paper has a model"
+    assert (paper.learning_rate.low, paper.num_steps_max, paper.batch_sizes) == (1e-5, 1000, (8, 16, 24))
+    worst = AttackSettings.model_validate({"preset": "worst-case", "num_search_trials": 7, "families": ["knn"]})
+    assert (worst.num_search_trials, worst.families, worst.num_rerun_seeds) == (7, ("knn",), 15)
+    assert AttackSettings.model_validate(worst.model_dump(mode="json")) == worst
+
+
+def test_all_is_all_of_attacker_train() -> None:
+    report = attack(FakeData(), quick(num_examples=(20, "all")))
+    assert [cell.num_examples for cell in report.cells] == [20, SIZES[Split.ATTACKER_TRAIN]]
+
+
+def test_the_search_may_be_repeated_and_intervals_are_then_over_repetitions() -> None:
+    report = attack(FakeData(), quick(num_examples=(20,), num_searches=3))
+    (cell,) = report.cells
+    assert len(cell.seed_accuracies) == 3 * 3
+    assert len(report.records) == 3 * (8 + 3)
+    means = [sum(cell.seed_accuracies[i : i + 3]) / 3 for i in (0, 3, 6)]
+    assert (cell.accuracy_low + cell.accuracy_high) / 2 == pytest.approx(sum(means) / 3)
+    _, high = t_interval(means)
+    assert cell.accuracy_high == pytest.approx(min(high, 1.0))
+    by_repeat = [{r.learning_rate for r in report.records if r.repeat == repeat} for repeat in range(3)]
+    assert by_repeat[0].isdisjoint(by_repeat[1])
+    first = attack(FakeData(), quick(num_examples=(20,)))
+    assert {r.learning_rate for r in first.records} == by_repeat[0], "the first is the search without repetition"
+
+
+def test_halving_gives_later_seeds_to_the_better_half() -> None:
+    report = attack(FakeData(), quick(num_examples=(20,), num_search_seeds=3, halving=True))
+    search = [r for r in report.records if r.phase == "search"]
+    counts = [sum(r.seed_index == seed for r in search) for seed in range(3)]
+    assert counts == [8, 4, 2]
+    first = sorted((r for r in search if r.seed_index == 0), key=lambda r: (r.val_accuracy, -r.val_loss))
+    assert {r.trial for r in search if r.seed_index == 1} == {r.trial for r in first[4:]}
+    winner = report.cells[0].winner
+    assert winner is not None
+    assert winner.trial in {r.trial for r in search if r.seed_index == 2}, "nobody wins on fewer seeds"
+
+
+def test_the_worst_family_is_chosen_on_validation_and_the_others_are_kept() -> None:
+    report = attack(FakeData(), quick(families=("fine_tune", "linear_probe", "knn")))
+    for n in (20, 40):
+        cells = [report.cell(family, n) for family in ("fine_tune", "linear_probe", "knn")]
+        assert all(cell is not None and cell.valid for cell in cells)
+        best = max((cell for cell in cells if cell is not None), key=lambda cell: cell.val_accuracy)
+        assert report.cells[0 if n == 20 else 1].accuracy == best.accuracy
+    with pytest.raises(UsageError, match="'nothing' is not known; known: fine_tune"):
+        attack(FakeData(), quick(families=("nothing",)))
+
+
+def test_what_a_model_does_not_allow_is_said() -> None:
+    report = attack(FakeData(), quick(families=("fine_tune", "interpolate", "lora")))
+    assert [line.split(" ")[0] for line in report.not_tried] == ["interpolate", "lora"]
+    with pytest.raises(UsageError, match="none can be tried on this model: interpolate"):
+        attack(FakeData(), quick(families=("interpolate",)))
+
+
+def test_reruns_keep_their_course() -> None:
+    report = attack(FakeData(), quick(num_curve_points=4, num_examples=(20,), frozen_probability=0.0))
+    rerun = next(r for r in report.records if r.phase == "rerun")
+    assert rerun.curve_steps[-1] == rerun.num_steps
+    assert len(rerun.val_accuracy_curve) == len(rerun.curve_steps) == len(rerun.train_loss_curve) == 4
+    assert rerun.val_accuracy_curve[-1] == rerun.val_accuracy
+    assert rerun.train_loss_curve[-1] < rerun.train_loss_curve[0]
+    search = next(r for r in report.records if r.phase == "search")
+    assert search.val_accuracy_curve == ()
+    without = attack(FakeData(), quick(num_curve_points=0, num_examples=(20,), frozen_probability=0.0))
+    assert all(r.val_accuracy_curve == () for r in without.records)

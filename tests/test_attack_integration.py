@@ -76,7 +76,7 @@ def test_steps_do_not_wait_for_the_device(tmp_path: Path) -> None:
 
     trunk, params, data = open_world(tmp_path, "cuda")
     executor = Executor(trunk, params, data, SETTINGS, Task.HARMFUL)
-    attacker = Attacker(family="fine_tune", num_examples=8, learning_rate=1e-3, num_steps=5, batch_size=8, frozen=False)
+    attacker = Attacker(family="fine_tune", num_examples=8, learning_rate=1e-3, num_steps=5, batch_size=8)
     original = batch_module.__dict__["_gradients"]
 
     def gradients(*arguments: object) -> object:
@@ -88,4 +88,4 @@ def test_steps_do_not_wait_for_the_device(tmp_path: Path) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(batch_module, "_gradients", gradients)
-        executor._train_full(executor._plan([attacker] * 3))
+        executor.train(executor._plan([attacker] * 3))

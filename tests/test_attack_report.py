@@ -57,6 +57,7 @@ def test_metrics_are_named_as_declared(report: AttackReport) -> None:
         *map(str, (Metric.HARMFUL_WORST_ACCURACY, Metric.HARMFUL_MEAN_ACCURACY, Metric.HARMFUL_BASE_RATE)),
         *map(str, (Metric.COST_ATTACK_SECONDS, Metric.COST_NUM_FINE_TUNES)),
         *(name(n) for n in (20, 40) for name in (Metric.harmful_accuracy, Metric.harmful_loss)),
+        *(name(n) for n in (20, 40) for name in (Metric.harmful_f1, Metric.harmful_information)),
     }
     assert metrics[Metric.HARMFUL_WORST_ACCURACY] == report.worst_accuracy
     for name in with_interval:
@@ -76,7 +77,8 @@ def test_parquet_has_a_row_for_each_fine_tune(report: AttackReport, failed: Atta
     schemas = [pq.read_schema(tmp_path / f"{number}.parquet") for number in (0, 1)]
     assert schemas[0].equals(schemas[1])
     rows = pq.read_table(tmp_path / "0.parquet").to_pylist()
-    assert repr(AttackRecord(**rows[0])) == repr(report.records[0])
+    tuples = {name: tuple(value) if isinstance(value, list) else value for name, value in rows[0].items()}
+    assert repr(AttackRecord(**tuples)) == repr(report.records[0])
 
 
 def test_seconds_are_shared_out(report: AttackReport) -> None:

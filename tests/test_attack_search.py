@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from sdm_ray.attack.families import FAMILIES, FROZEN_RATE_FACTOR, Attacker
+from sdm_ray.attack.families import FAMILIES, HEAD_RATE_FACTOR, Attacker, Facts
 from sdm_ray.attack.plan import (
     batch_order,
     check_data,
@@ -31,6 +31,14 @@ SPACE = {
     "frozen": Chance(0.25),
 }
 FAMILY = FAMILIES["fine_tune"]
+FACTS = Facts(
+    num_depths=3,
+    num_hidden_states=3,
+    has_linear_layers=True,
+    has_public=True,
+    has_own_head=True,
+    has_masked_lm=True,
+)
 
 
 def test_dimensions_reach_both_ends_and_no_further() -> None:
@@ -70,7 +78,7 @@ def test_points_do_not_touch_global_randomness() -> None:
 
 @pytest.mark.parametrize(("n", "sizes"), [(4, {4}), (10, {8}), (20, {8, 16}), (100, {8, 16, 24})])
 def test_batch_size_never_exceeds_n(n: int, sizes: set[int]) -> None:
-    space = FAMILY.space(quick(batch_sizes=(8, 16, 24)), n)
+    space = FAMILY.space(quick(batch_sizes=(8, 16, 24)), n, FACTS)
     assert {point["batch_size"] for point in SobolSampler(space, 0).ask(64)} == sizes
 
 
@@ -78,19 +86,18 @@ def test_settings_bound_the_search() -> None:
     settings = quick(
         learning_rate={"low": 2e-4, "high": 3e-4}, num_steps_min=5, num_steps_max=6, frozen_probability=0.5
     )
-    points = SobolSampler(FAMILY.space(settings, 20), 0).ask(64)
+    points = SobolSampler(FAMILY.space(settings, 20, FACTS), 0).ask(64)
     assert all(2e-4 <= point["learning_rate"] <= 3e-4 for point in points)
     assert {point["num_steps"] for point in points} == {5, 6}
     assert sum(point["frozen"] for point in points) == 32
     for point in points:
-        factor = FROZEN_RATE_FACTOR if point["frozen"] else 1.0
+        factor = HEAD_RATE_FACTOR if point["frozen"] else 1.0
         assert FAMILY.attacker(point, 20).learning_rate == point["learning_rate"] * factor
 
 
 def some_attacker(**changes: object) -> Attacker:
     values = {
         "family": "fine_tune", "num_examples": 20, "learning_rate": 1e-3, "num_steps": 5, "batch_size": 8,
-        "frozen": False,
     }  # fmt: skip
     return Attacker(**{**values, **changes})  # type: ignore[arg-type]
 
@@ -106,7 +113,7 @@ def test_seeds_do_not_depend_on_the_process() -> None:
 def test_seeds_pair_attackers(make: object) -> None:
     """Equal for equal (phase, n, seed index) whatever the hyper-parameters, different otherwise."""
     base = make(0, some_attacker()).initial_seed()  # type: ignore[operator]
-    same = {"learning_rate": 1e-2, "num_steps": 9, "batch_size": 16, "frozen": True, "trial": 7}
+    same = {"learning_rate": 1e-2, "num_steps": 9, "batch_size": 16, "trains": "head", "trial": 7}
     assert make(0, some_attacker(**same)).initial_seed() == base  # type: ignore[operator]
     for change in ({"num_examples": 50}, {"seed_index": 1}, {"phase": "rerun"}):
         assert make(0, some_attacker(**change)).initial_seed() != base  # type: ignore[operator]

@@ -28,12 +28,14 @@ LAYERS = {
     "frontier": 2,
     "report": 2,
     "training_report": 2,
+    "attack_report": 2,
     "plotting": 2,
     "model_card": 2,
     "reuse": 2,
     "export": 2,
     "doctor": 2,
     "evaluate": 3,
+    "assess": 3,
     "trial": 3,
     "sweep": 4,
     "cli": 5,
@@ -41,7 +43,10 @@ LAYERS = {
 }
 """The layer of a module is that of its longest prefix here (README, "How it is built")."""
 
-SIDE = {"tracking", "frontier", "report", "training_report", "plotting", "model_card", "reuse", "export", "doctor"}
+SIDE = {
+    "tracking", "frontier", "report", "training_report", "attack_report", "plotting", "model_card", "reuse",
+    "export", "doctor",
+}  # fmt: skip
 """Side modules of layer 2: they know neither meta-training nor attacks."""
 
 ONLY_IN = {"ray": "sweep", "optuna": "sweep", "mlflow": "tracking"}

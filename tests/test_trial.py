@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 from transformers import pipeline
 
+from sdm_ray.assess import floor_report
 from sdm_ray.attack.report import AttackReport
 from sdm_ray.config import DataSettings, EncoderSettings, TrialSettings, load_settings, override, parse_settings
 from sdm_ray.errors import RunError, UsageError
-from sdm_ray.evaluate import floor_report, load_trunk_on, open_workspace, resolve_device
+from sdm_ray.evaluate import load_trunk_on, open_workspace, resolve_device
 from sdm_ray.export import load_exported
 from sdm_ray.meta.outer import OuterStep
 from sdm_ray.models.encoder import params_digest

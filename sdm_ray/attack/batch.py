@@ -1,15 +1,17 @@
 """Many fine-tunes as one program: parameters stacked along an axis of attackers, one forward and backward for all.
 
 The forward pass is `vmap` of `functional_call`; the attackers share no parameter, so the gradient of the sum of their
-losses is the stack of their gradients. Attackers are ordered by their number of steps, longest first: those that have
-finished drop off the end of every stack, which is a view and costs nothing.
+losses is the stack of their gradients. What stands still (the blocks below a depth, everything but low-rank factors) is
+shared by all. Attackers are ordered by their number of steps, longest first: those that have finished drop off the end
+of every stack, which is a view and costs nothing.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +19,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from sdm_ray.attack.families import Attacker
-from sdm_ray.attack.optim import OPTIMIZERS, narrow, narrow_state
+from sdm_ray.attack.optim import OPTIMIZERS, narrow, narrow_state, rate_factors
 from sdm_ray.attack.rows import Rows
 from sdm_ray.attack.views import ScoringSet, tight_batch
 from sdm_ray.models.heads import logits
@@ -34,9 +36,13 @@ ATTACKERS_PER_SCORING = {"cpu": 1, "cuda": 16}
 """Attackers that are scored at once. A CPU is faster one at a time: one model's weights stay in its cache."""
 
 
+class AttackTimeoutError(RuntimeError):
+    """A stack of fine-tunes took longer than the settings allow."""
+
+
 @dataclass(frozen=True)
 class Plan:
-    """Fine-tunes that run together, equal in batch size, longest first. All tensors on the host."""
+    """Fine-tunes that run together, equal in batch size and optimiser, longest first. All tensors on the host."""
 
     attackers: tuple[Attacker, ...]
     subsets: tuple[Tensor, ...]
@@ -45,14 +51,20 @@ class Plan:
     """(num_steps, B) positions in the subset, of each attacker."""
     heads: Tensor
     """(S, C, D) initial heads."""
+    moments: tuple[tuple[int, ...], ...] = ()
+    """Steps after which each attacker is scored on the way; empty for never."""
+    deadline: float | None = None
+    """Reading of `time.perf_counter` after which the stack is given up."""
 
     def segments(self, length: int) -> Iterator[tuple[int, int, int]]:
         """(start, stop, active): runs of at most `length` steps in which the same attackers are active."""
-        ends = sorted({attacker.num_steps for attacker in self.attackers})
+        ends = sorted({attacker.num_steps for attacker in self.attackers}.union(*self.moments))
         start = 0
         for end in ends:
             active = sum(attacker.num_steps > start for attacker in self.attackers)
             while start < end:
+                if self.deadline is not None and time.perf_counter() > self.deadline:
+                    raise AttackTimeoutError("timed out")
                 stop = min(start + length, end)
                 yield start, stop, active
                 start = stop
@@ -62,97 +74,149 @@ class Plan:
         chosen = [subset[order[start:stop]] for subset, order in zip(self.subsets, self.orders, strict=True)]
         return torch.stack(chosen[:active], dim=1)
 
-    def learning_rates(self) -> list[float]:
-        """Learning rate of each attacker."""
-        return [attacker.learning_rate for attacker in self.attackers]
+    def learning_rates(self) -> Tensor:
+        """(T, S) learning rate of each attacker at each step; 0 once it has finished."""
+        longest = self.attackers[0].num_steps
+        columns = [
+            [attacker.learning_rate * factor for factor in rate_factors(attacker.schedule, attacker.num_steps)]
+            + [0.0] * (longest - attacker.num_steps)
+            for attacker in self.attackers
+        ]
+        return torch.tensor(columns, dtype=torch.float64).T.contiguous()
+
+    def due(self, step: int) -> list[int]:
+        """Attackers that are scored after so many steps."""
+        return [index for index, moments in enumerate(self.moments) if step in moments]
+
+
+@dataclass(frozen=True)
+class Model:
+    """What is fine-tuned."""
+
+    module: nn.Module
+    """The architecture: features (B, D) of token ids and mask (B, L)."""
+    shared: Params
+    """Parameters that stand still."""
+    start: Params
+    """Parameters that every attacker has a copy of, which starts here."""
+    own: Params = field(default_factory=dict)
+    """(S, ...) parameters whose start differs between attackers."""
+    embedding: str | None = None
+    """The token embedding, where it is among `start`."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of the module."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters lie."""
+        return next(iter((self.shared or self.start).values())).device
 
 
 class Trained:
-    """Final parameters of a plan's attackers."""
+    """Parameters of a plan's attackers, while they train or at the end."""
 
-    def __init__(self, trunk: nn.Module, base: Params, stacked: Params, rows: Rows | None, name: str | None) -> None:
-        self._trunk, self._base, self._stacked, self._rows, self._name = trunk, base, stacked, rows, name
+    def __init__(self, model: Model, stacked: Params, rows: Rows | None) -> None:
+        self._model, self._stacked, self._rows = model, stacked, rows
 
     def finite(self) -> Tensor:
         """(S,) whether all parameters of an attacker are finite."""
         return torch.stack([value.flatten(1).abs().amax(1) for value in self._stacked.values()]).isfinite().all(0)
 
     def params(self, attackers: slice) -> tuple[Params, Tensor]:
-        """Stacked trunk parameters with full embeddings, and heads (S', C, D), of some attackers."""
+        """Stacked parameters with full embeddings, and heads (S', C, D), of some attackers."""
         chosen = {name: value[attackers] for name, value in self._stacked.items()}
         head = chosen.pop(HEAD)
-        if self._rows is not None and self._name is not None:
-            chosen[self._name] = self._rows.restore(self._base[self._name], chosen[self._name], attackers)
+        name = self._model.embedding
+        if self._rows is not None and name is not None:
+            chosen[name] = self._rows.restore(self._model.start[name], chosen[name], attackers)
         return chosen, head
 
-    @torch.no_grad()
     def logits(self, examples: ScoringSet) -> Tensor:
         """(S, N, C) on the host, examples in the order of `examples`."""
-        total = len(self._stacked[HEAD])
-        group = by_device(ATTACKERS_PER_SCORING, self._stacked[HEAD].device)
-        parts = [self._group_logits(slice(i, min(i + group, total)), examples) for i in range(0, total, group)]
+        total, device = len(self._stacked[HEAD]), self._stacked[HEAD].device
+        group = by_device(ATTACKERS_PER_SCORING, device)
+        parts = [self.logits_of(slice(i, min(i + group, total)), examples) for i in range(0, total, group)]
         return torch.cat(parts).cpu()
 
-    def _group_logits(self, attackers: slice, examples: ScoringSet) -> Tensor:
+    @torch.no_grad()
+    def logits_of(self, attackers: slice, examples: ScoringSet) -> Tensor:
+        """(S', N, C) of some attackers, on the device."""
         params, head = self.params(attackers)
+        module, shared, options = self._model.module, self._model.shared, self._model.options
         if len(head) == 1:
-            single = {name: value[0] for name, value in params.items()}
+            single = shared | {name: value[0] for name, value in params.items()}
             return torch.cat(
-                [logits(functional_call(self._trunk, single, batch.inputs), head[0]) for batch in examples.batches]
+                [logits(functional_call(module, single, batch.inputs, options), head[0]) for batch in examples.batches]
             )[None]
 
         def features(params: Params, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-            result: Tensor = functional_call(self._trunk, params, (input_ids, attention_mask))
+            result: Tensor = functional_call(module, shared | params, (input_ids, attention_mask), options)
             return result
 
         forward = vmap(features, in_dims=(0, None, None))
         return torch.cat([logits(forward(params, *batch.inputs), head) for batch in examples.batches], dim=1)
 
 
-def train_full(
-    trunk: nn.Module, params: Params, embedding: str | None, data: DeviceData, task: Task, plan: Plan
-) -> tuple[Trained, Tensor]:
-    """Fine-tune everything.
+@dataclass(frozen=True)
+class Course:
+    """What was seen of a plan's attackers on their way."""
+
+    losses: Tensor
+    """(T, S) training losses of every step, on the host; 0 once an attacker has finished."""
+    scored: tuple[tuple[Tensor, ...], ...]
+    """Logits (N, C) of each attacker at its moments, on the host."""
+
+
+def train_stack(model: Model, data: DeviceData, task: Task, plan: Plan, val: ScoringSet) -> tuple[Trained, Course]:
+    """Fine-tune.
+
+    Of a token embedding that is trained, only the rows that occur are held, where the optimiser leaves the others
+    alone.
 
     Args:
-        trunk: the architecture.
-        params: released weights.
-        embedding: name of the token embedding, of which only the rows that occur are trained; None trains all of it.
+        model: what is fine-tuned.
         data: texts and labels.
         task: whose labels.
         plan: the fine-tunes.
-
-    Returns:
-        The trained stack, and (S,) training losses of each attacker's last step.
+        val: what they are scored on at their moments.
     """
-    size, device, lengths = len(plan.attackers), plan_device(params), data.lengths_host()
-    stacked = {name: value for name, value in params.items() if name != embedding}
+    size, device, lengths = len(plan.attackers), model.device, data.lengths_host()
+    optimizer = OPTIMIZERS[plan.attackers[0].optimizer]
+    compact = model.embedding if optimizer.leaves_zero_gradients else None
+    stacked = {name: value for name, value in model.start.items() if name != compact}
     stacked = {name: value.detach().expand(size, *value.shape).clone() for name, value in stacked.items()}
     rows = None
-    if embedding is not None:
-        rows = _occurring_rows(data, task, plan, len(params[embedding]), getattr(trunk, "fixed_ids", 0))
-        stacked[embedding] = rows.take(params[embedding].detach())
+    if compact is not None:
+        table = model.start[compact].detach()
+        rows = _occurring_rows(data, task, plan, len(table), getattr(model.module, "fixed_ids", 0))
+        stacked[compact] = rows.take(table)
+    stacked |= {name: value.to(device, copy=True) for name, value in model.own.items()}
     stacked[HEAD] = plan.heads.to(device, copy=True)
+    trained = Trained(model, stacked, rows)
+    loss = vmap(_loss(model))
 
     def losses(views: Params, ids: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
-        ids = ids if rows is None else rows.localise(ids)
-        return vmap(_loss(trunk))(views, ids, mask, labels)
+        values: Tensor = loss(views, ids if rows is None else rows.localise(ids), mask, labels)
+        return values
 
-    last = torch.zeros(size, device=device, dtype=stacked[HEAD].dtype)
-    rates = torch.tensor(plan.learning_rates(), device=device, dtype=last.dtype)
-    optimizer = OPTIMIZERS[plan.attackers[0].optimizer]
+    rates = plan.learning_rates().to(stacked[HEAD].dtype).to(device)
+    seen, scored = torch.zeros_like(rates), [list[Tensor]() for _ in plan.attackers]
     state = optimizer.init(stacked)
     for start, stop, active in plan.segments(by_device(STEPS_PER_TRANSFER, device)):
         block = tight_batch(data, lengths, plan.indices(start, stop, active), task)
         views, moments = narrow(stacked, active), narrow_state(state, active)
         for step in range(start, stop):
             batch = block.at(step - start)
-            grads, last[:active] = _gradients(losses, views, *batch.inputs, batch.labels)
-            optimizer.update_(views, moments, grads, rates[:active], step + 1)
-    return Trained(trunk, params, stacked, rows, embedding), last
+            grads, seen[step, :active] = _gradients(losses, views, *batch.inputs, batch.labels)
+            optimizer.update_(views, moments, grads, rates[step, :active], step + 1)
+        for index in plan.due(stop):
+            scored[index].append(trained.logits_of(slice(index, index + 1), val)[0])
+    return trained, Course(seen.cpu(), tuple(tuple(value.cpu() for value in values) for values in scored))
 
 
-def train_heads(features: Tensor, labels: Tensor, plan: Plan, positions: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+def train_heads(
+    features: Tensor, labels: Tensor, plan: Plan, positions: Sequence[Tensor], val_features: Tensor
+) -> tuple[Tensor, Course]:
     """Train heads alone, on cached features of a frozen trunk.
 
     Args:
@@ -160,26 +224,28 @@ def train_heads(features: Tensor, labels: Tensor, plan: Plan, positions: Sequenc
         labels: (N,) on the device of `features`.
         plan: the fine-tunes; `subsets` is not read.
         positions: (n,) rows of `features` that each attacker owns.
+        val_features: (M, D) what they are scored on at their moments.
 
     Returns:
-        (S, C, D) heads and (S,) training losses of each attacker's last step.
+        (S, C, D) heads and what was seen on the way.
     """
     device = features.device
     stacked = {HEAD: plan.heads.to(device, copy=True)}
-    last = torch.zeros(len(plan.attackers), device=device, dtype=features.dtype)
-    rates = torch.tensor(plan.learning_rates(), device=device, dtype=features.dtype)
+    rates = plan.learning_rates().to(features.dtype).to(device)
+    seen, scored = torch.zeros_like(rates), [list[Tensor]() for _ in plan.attackers]
     optimizer = OPTIMIZERS[plan.attackers[0].optimizer]
     state = optimizer.init(stacked)
-    local = Plan(plan.attackers, tuple(positions), plan.orders, plan.heads)
-    for start, stop, active in plan.segments(plan.attackers[0].num_steps):
+    local = Plan(plan.attackers, tuple(positions), plan.orders, plan.heads, plan.moments, plan.deadline)
+    for start, stop, active in local.segments(plan.attackers[0].num_steps):
         block = local.indices(start, stop, active).to(device, non_blocking=True)
         views, moments = narrow(stacked, active), narrow_state(state, active)
         for step in range(start, stop):
             chosen = block[step - start]
-            inputs, targets = features[chosen], labels[chosen]
-            grads, last[:active] = _gradients(_head_losses, views, inputs, targets)
-            optimizer.update_(views, moments, grads, rates[:active], step + 1)
-    return stacked[HEAD], last
+            grads, seen[step, :active] = _gradients(_head_losses, views, features[chosen], labels[chosen])
+            optimizer.update_(views, moments, grads, rates[step, :active], step + 1)
+        for index in local.due(stop):
+            scored[index].append(logits(val_features, stacked[HEAD][index]))
+    return stacked[HEAD], Course(seen.cpu(), tuple(tuple(value.cpu() for value in values) for values in scored))
 
 
 def by_device(table: dict[str, int], device: torch.device) -> int:
@@ -198,10 +264,10 @@ def _occurring_rows(data: DeviceData, task: Task, plan: Plan, vocab_size: int, n
     return Rows.of(data.batch(padded, task).input_ids, vocab_size, num_fixed)
 
 
-def _loss(trunk: nn.Module) -> Callable[[Params, Tensor, Tensor, Tensor], Tensor]:
+def _loss(model: Model) -> Callable[[Params, Tensor, Tensor, Tensor], Tensor]:
     def loss(params: Params, input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> Tensor:
-        weights = {name: value for name, value in params.items() if name != HEAD}
-        features = functional_call(trunk, weights, (input_ids, attention_mask))
+        weights = model.shared | {name: value for name, value in params.items() if name != HEAD}
+        features = functional_call(model.module, weights, (input_ids, attention_mask), model.options)
         return F.cross_entropy(logits(features, params[HEAD]), labels)
 
     return loss

@@ -13,8 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sdm_ray.attack.batch import Plan, Trained, by_device, plan_device, train_full, train_heads
+from sdm_ray.attack.batch import Course, Model, Plan, Trained, by_device, plan_device, train_heads, train_stack
+from sdm_ray.attack.edits import PREPARING_BATCH, PREPARING_RATE, Editor
 from sdm_ray.attack.families import Attacker
+from sdm_ray.attack.flops import Counter
+from sdm_ray.attack.knowledge import Knowledge
+from sdm_ray.attack.lora import LoraTrunk
+from sdm_ray.attack.optim import OPTIMIZERS
 from sdm_ray.attack.plan import (
     batch_order,
     choose_subset,
@@ -23,8 +28,9 @@ from sdm_ray.attack.plan import (
     seeded,
     subset_generator,
 )
+from sdm_ray.attack.probes import PROBES, standardised
 from sdm_ray.attack.report import RecordStatus
-from sdm_ray.attack.views import ScoringSet, trunk_features, validation_sample
+from sdm_ray.attack.views import ScoringSet, forward_options, hidden_features, trunk_features, validation_sample
 from sdm_ray.config.attack import AttackSettings
 from sdm_ray.models.heads import init_head, logits
 from sdm_ray.types import Params, Split, Task
@@ -49,7 +55,13 @@ class Outcome:
     attacker: Attacker
     status: RecordStatus
     seconds: float
-    train_loss: float = float("nan")
+    flops: float = float("nan")
+    train_losses: tuple[float, ...] = ()
+    """Mean training loss from each moment to the next, the last one up to the end."""
+    moments: tuple[int, ...] = ()
+    """Steps after which it was scored; the last one is the end."""
+    val_courses: tuple[Tensor, ...] = ()
+    """(N, C) logits on attacker-validation at the moments before the end."""
     val_logits: Tensor | None = None
     """(N, C) on the host, in the order of `Executor.val`."""
     test_logits: Tensor | None = None
@@ -66,10 +78,17 @@ class Executor:
         data: texts and labels.
         settings: subsets, seeds and the size of the validation sample.
         task: whose labels the attackers learn.
+        knowledge: what else is public.
     """
 
     def __init__(
-        self, trunk: nn.Module, params: Params, data: DeviceData, settings: AttackSettings, task: Task
+        self,
+        trunk: nn.Module,
+        params: Params,
+        data: DeviceData,
+        settings: AttackSettings,
+        task: Task,
+        knowledge: Knowledge | None = None,
     ) -> None:
         self._params = {name: value.detach() for name, value in params.items()}
         self._embedding: str | None = getattr(trunk, "embedding_name", None)
@@ -77,18 +96,27 @@ class Executor:
         self._device = plan_device(self._params)
         self._dtype = next(iter(self._params.values())).dtype
         self._num_classes = data.num_classes(task)
+        self._knowledge = knowledge or Knowledge()
+        self.facts = self._knowledge.facts(trunk, self._num_classes)
+        self._editor = Editor(trunk, self._params, data, self._knowledge, settings.seed, self._train_desired)
         generator = seeded(settings.seed, "validation sample")
         candidates = data.indices(Split.ATTACKER_VAL)
         labels = data.labels_host(task)[candidates]
         sample = validation_sample(candidates, labels, settings.max_validation_examples, self._num_classes, generator)
         self.val = ScoringSet.of(data, sample, task)
         self.test = ScoringSet.of(data, data.indices(Split.TEST), task)
-        self._frozen_features: dict[Split, Tensor] = {}
+        self._kept_features: dict[Split, Tensor] = {}
+        self._kept_states: dict[Split, Tensor] = {}
         self._feature_dim = int(self._features(Split.ATTACKER_VAL).shape[1])
         self._pool = data.indices(Split.ATTACKER_TRAIN)
         self._pool_labels = data.labels_host(task)[self._pool]
+        self._owned: ScoringSet | None = None
         self._longest = int(self.val.batches[-1].input_ids.shape[-1])
-        self._largest_stack = self._estimate_stack()
+        self._lora: dict[int, LoraTrunk] = {}
+        self._largest_stack = by_device(LARGEST_STACK, self._device)
+        self._counter = Counter(
+            self._params, self._embedding, trunk, float(data.lengths_host()[self._pool].double().mean())
+        )
 
     def run(self, attackers: Sequence[Attacker], *, with_test: bool) -> Iterator[list[Outcome]]:
         """Run attackers stack by stack; a crash or a lack of memory is retried in smaller stacks, down to one.
@@ -100,20 +128,35 @@ class Executor:
         Yields:
             Outcomes of each stack, every attacker once.
         """
-        groups: dict[tuple[bool, int, str], list[Attacker]] = defaultdict(list)
+        groups: dict[tuple[Any, ...], list[Attacker]] = defaultdict(list)
         for attacker in attackers:
-            groups[attacker.frozen, attacker.batch_size, attacker.optimizer].append(attacker)
-        for (frozen, batch_size, _), group in sorted(groups.items()):
+            kind = (attacker.trains, attacker.depth, attacker.rank, attacker.probe)
+            groups[(*kind, attacker.batch_size, attacker.optimizer, *self._editor.key(attacker))].append(attacker)
+        for _, group in sorted(groups.items(), key=lambda item: [str(part) for part in item[0]]):
             waiting = sorted(group, key=lambda attacker: -attacker.num_steps)
             while waiting:
-                size = len(waiting) if frozen else self._stack_size(batch_size)
+                size = self._stack_size(waiting[0])
                 stack, waiting = waiting[:size], waiting[size:]
                 yield self._run_or_split(stack, with_test)
 
-    def _stack_size(self, batch_size: int) -> int:
+    def subset(self, attacker: Attacker) -> Tensor:
+        """(n,) example indices that an attacker owns, all of attacker-train."""
+        return choose_subset(
+            self._pool,
+            self._pool_labels,
+            attacker.num_examples,
+            self._num_classes,
+            balanced=self._settings.class_balanced,
+            generator=subset_generator(self._settings.seed, attacker),
+        )
+
+    def _stack_size(self, attacker: Attacker) -> int:
+        if attacker.frozen:
+            return LARGEST_STACK["cuda"]
+        fitting = min(self._largest_stack, self._fitting(attacker))
         if self._device.type != "cpu":
-            return self._largest_stack
-        return max(1, min(self._largest_stack, CPU_STACK_TOKENS // (batch_size * self._longest)))
+            return fitting
+        return max(1, min(fitting, CPU_STACK_TOKENS // (attacker.batch_size * self._longest)))
 
     def _run_or_split(self, stack: Sequence[Attacker], with_test: bool) -> list[Outcome]:
         started = time.perf_counter()
@@ -134,27 +177,33 @@ class Executor:
 
     def _run_stack(self, stack: Sequence[Attacker], with_test: bool) -> list[Outcome]:
         started = time.perf_counter()
-        plan = self._plan(stack)
         splits = [Split.ATTACKER_VAL, Split.TEST] if with_test else [Split.ATTACKER_VAL]
-        if stack[0].frozen:
-            heads, losses = self._train_heads(plan)
-            finite = heads.flatten(1).isfinite().all(1)
+        plan = self._plan(stack)
+        healthy = torch.ones(len(stack), dtype=torch.bool)
+        course = Course(torch.zeros(0, len(stack)), tuple(() for _ in stack))
+        if stack[0].trains == "probe":
+            scored = self._probe(plan, splits)
+        elif stack[0].trains == "head":
+            heads, course = self._train_heads(plan)
+            healthy = heads.flatten(1).isfinite().all(1).cpu()
             scored = {split: logits(self._features(split), heads).cpu() for split in splits}
         else:
-            trained, losses = self._train_full(plan)
-            finite = trained.finite()
+            trained, course = self.train(plan)
+            healthy = trained.finite().cpu()
             scored = {split: trained.logits(self._examples(split)) for split in splits}
-        healthy = finite.cpu()
         for values in scored.values():
             healthy = healthy & values.flatten(1).isfinite().all(1)
         seconds = time.perf_counter() - started
-        total_steps = sum(attacker.num_steps for attacker in stack)
+        shares = [max(attacker.num_steps, 1) for attacker in stack]
         return [
             Outcome(
                 attacker,
                 "ok" if healthy[i] else "diverged",
-                seconds * attacker.num_steps / total_steps,
-                train_loss=float(losses[i]),
+                seconds * shares[i] / sum(shares),
+                flops=self._counter.of(attacker),
+                train_losses=_means(course.losses[: attacker.num_steps, i], (*plan.moments[i], attacker.num_steps)),
+                moments=(*plan.moments[i], attacker.num_steps),
+                val_courses=course.scored[i],
                 val_logits=scored[Split.ATTACKER_VAL][i],
                 test_logits=scored[Split.TEST][i] if with_test else None,
                 error="" if healthy[i] else "parameters or predictions are not finite",
@@ -162,55 +211,121 @@ class Executor:
             for i, attacker in enumerate(stack)
         ]
 
-    def _train_full(self, plan: Plan) -> tuple[Trained, Tensor]:
-        return train_full(self._trunk, self._params, self._embedding, self._data, self._task, plan)
+    def train(self, plan: Plan) -> tuple[Trained, Course]:
+        """Fine-tune attackers that are alike, the trunk or part of it included."""
+        return train_stack(self._model(plan.attackers), self._data, self._task, plan, self.val)
 
-    def _train_heads(self, plan: Plan) -> tuple[Tensor, Tensor]:
+    def _model(self, stack: Sequence[Attacker]) -> Model:
+        """What the attackers of a stack, alike in that, fine-tune."""
+        first, params = stack[0], self._editor.edited(stack[0])
+        options = forward_options(self._trunk)
+        if first.trains == "lora":
+            if first.rank not in self._lora:
+                self._lora[first.rank] = LoraTrunk(self._trunk, first.rank)
+            adapted = self._lora[first.rank]
+            generators = [seeded(self._settings.seed, "factors", attacker) for attacker in stack]
+            like = next(iter(params.values()))
+            return Model(adapted.module, adapted.shared(params), {}, adapted.factors(generators, like))
+        depth_of: Any = getattr(self._trunk, "depth_of", lambda name: 0)
+        moving = {name: value for name, value in params.items() if depth_of(name) >= first.depth}
+        shared = {name: value for name, value in params.items() if name not in moving}
+        embedding = self._embedding if self._embedding in moving else None
+        return Model(self._trunk, shared, moving, embedding=embedding, options=options)
+
+    def _train_desired(self, num_steps: int) -> Params:
+        """The weights after Adam's steps on the desired labels of attacker-train, from a fresh head."""
+        attacker = Attacker(
+            family="benign_first",
+            num_examples=len(self._pool),
+            learning_rate=PREPARING_RATE,
+            num_steps=num_steps,
+            batch_size=min(PREPARING_BATCH, len(self._pool)),
+        )
+        seed = self._settings.seed
+        order = batch_order(attacker.num_examples, attacker.batch_size, num_steps, order_generator(seed, attacker))
+        num_classes = self._data.num_classes(Task.DESIRED)
+        head = init_head(self._feature_dim, num_classes, head_generator(seed, attacker)).to(self._dtype)
+        plan = Plan((attacker,), (self._pool,), (order,), head[None])
+        trained, _ = train_stack(self._model([attacker]), self._data, Task.DESIRED, plan, self.val)
+        params, _ = trained.params(slice(0, 1))
+        return {name: value[0] for name, value in params.items()}
+
+    def _train_heads(self, plan: Plan) -> tuple[Tensor, Course]:
         needed = torch.from_numpy(np.unique(torch.cat(plan.subsets).numpy()))
         owned = ScoringSet.of(self._data, needed, self._task)
         features = trunk_features(self._trunk, self._params, owned)
-        row = torch.empty(int(needed.max()) + 1, dtype=torch.long)
-        row[owned.indices] = torch.arange(len(owned))
-        return train_heads(features, owned.labels.to(self._device), plan, [row[subset] for subset in plan.subsets])
+        positions = _positions(owned.indices, plan.subsets)
+        return train_heads(features, owned.labels.to(self._device), plan, positions, self._features(Split.ATTACKER_VAL))
+
+    def _probe(self, plan: Plan, splits: Sequence[Split]) -> dict[Split, Tensor]:
+        """(S, N, C) scores of every split by closed-form classifiers, one after the other."""
+        if self._owned is None:
+            self._owned = ScoringSet.of(self._data, self._pool, self._task)
+        positions = _positions(self._owned.indices, plan.subsets)
+        scored: dict[Split, list[Tensor]] = {split: [] for split in splits}
+        for attacker, chosen in zip(plan.attackers, positions, strict=True):
+            sources = [self._read(split, attacker.layer) for split in (Split.ATTACKER_TRAIN, *splits)]
+            owned, *others = standardised(sources[0][chosen], tuple(sources[1:]))
+            labels = self._owned.labels[chosen].to(owned.device)
+            classify = PROBES[attacker.probe](owned, labels, self._num_classes, attacker.amount)
+            for split, values in zip(splits, others, strict=True):
+                scored[split].append(classify(values).to(self._dtype).cpu())
+        return {split: torch.stack(values) for split, values in scored.items()}
+
+    def _read(self, split: Split, layer: int) -> Tensor:
+        """(N, ·) features of a split that a probe reads."""
+        if layer < 0:
+            return self._features(split)
+        if split not in self._kept_states:
+            self._kept_states[split] = hidden_features(self._trunk, self._params, self._examples(split))
+        return self._kept_states[split][layer]
 
     def _examples(self, split: Split) -> ScoringSet:
+        if split == Split.ATTACKER_TRAIN:
+            assert self._owned is not None
+            return self._owned
         return {Split.ATTACKER_VAL: self.val, Split.TEST: self.test}[split]
 
     def _features(self, split: Split) -> Tensor:
-        if split not in self._frozen_features:
-            self._frozen_features[split] = trunk_features(self._trunk, self._params, self._examples(split))
-        return self._frozen_features[split]
+        if split not in self._kept_features:
+            self._kept_features[split] = trunk_features(self._trunk, self._params, self._examples(split))
+        return self._kept_features[split]
 
     def _plan(self, stack: Sequence[Attacker]) -> Plan:
-        seed = self._settings.seed
+        seed, timeout = self._settings.seed, self._settings.timeout_seconds
         return Plan(
             attackers=tuple(stack),
             subsets=tuple(self.subset(attacker) for attacker in stack),
             orders=tuple(
                 batch_order(a.num_examples, a.batch_size, a.num_steps, order_generator(seed, a)) for a in stack
             ),
-            heads=torch.stack(
-                [init_head(self._feature_dim, self._num_classes, head_generator(seed, a)) for a in stack]
-            ).to(self._dtype),
+            heads=torch.stack([self._head(attacker) for attacker in stack]),
+            moments=tuple(self._moments(attacker) for attacker in stack),
+            deadline=None if timeout is None else time.perf_counter() + timeout,
         )
 
-    def subset(self, attacker: Attacker) -> Tensor:
-        """(n,) example indices that an attacker owns, all of attacker-train."""
-        return choose_subset(
-            self._pool,
-            self._pool_labels,
-            attacker.num_examples,
-            self._num_classes,
-            balanced=self._settings.class_balanced,
-            generator=subset_generator(self._settings.seed, attacker),
-        )
+    def _head(self, attacker: Attacker) -> Tensor:
+        if attacker.own_head and self._knowledge.own_head is not None:
+            return self._knowledge.own_head.detach().cpu().to(self._dtype)
+        generator = head_generator(self._settings.seed, attacker)
+        return init_head(self._feature_dim, self._num_classes, generator).to(self._dtype)
 
-    def _estimate_stack(self) -> int:
+    def _moments(self, attacker: Attacker) -> tuple[int, ...]:
+        """Steps, evenly spaced in their logarithm, after which a re-run is scored before its end."""
+        count, last = self._settings.num_curve_points, attacker.num_steps
+        if attacker.phase != "rerun" or attacker.trains == "probe" or count < 2:
+            return ()
+        spaced = np.geomspace(1, max(last, 1), count).round().astype(int)
+        return tuple(sorted({int(step) for step in spaced if step < last}))
+
+    def _fitting(self, attacker: Attacker) -> int:
         """Attackers that fit into memory, by a rough count of weights and activations."""
-        batch, length = max(self._settings.batch_sizes), self._longest
+        batch, length = attacker.batch_size, self._longest
         trained = sum(value.numel() for name, value in self._params.items() if name != self._embedding)
         if self._embedding is not None:
-            rows = min(len(self._params[self._embedding]), max(self._settings.num_examples) * length)
+            rows = len(self._params[self._embedding])
+            if OPTIMIZERS[attacker.optimizer].leaves_zero_gradients:
+                rows = min(rows, attacker.num_examples * length)
             trained += rows * self._feature_dim
         element = torch.finfo(self._dtype).bits // 8
         # Weight, gradient, two moments; activations after Korthikanti et al. (arXiv 2205.05198), eager attention.
@@ -219,7 +334,7 @@ class Executor:
             budget = CUDA_FREE_SHARE * torch.cuda.mem_get_info(self._device)[0]
         else:
             budget = CPU_STACK_BYTES
-        return max(1, min(by_device(LARGEST_STACK, self._device), int(budget // needed)))
+        return max(1, int(budget // needed))
 
     def _activations_per_token(self, length: int) -> int:
         config: Any = getattr(getattr(self._trunk, "hf_model", None), "config", None)
@@ -232,3 +347,16 @@ class Executor:
 def retry_of(attacker: Attacker) -> Attacker:
     """The second attempt of a failed fine-tune: the same subset, another order and another head."""
     return dataclasses.replace(attacker, attempt=attacker.attempt + 1)
+
+
+def _positions(indices: Tensor, subsets: Sequence[Tensor]) -> list[Tensor]:
+    """Where the examples of each subset lie in `indices`."""
+    row = torch.empty(int(indices.max()) + 1, dtype=torch.long)
+    row[indices] = torch.arange(len(indices))
+    return [row[subset] for subset in subsets]
+
+
+def _means(losses: Tensor, ends: Sequence[int]) -> tuple[float, ...]:
+    """Means of losses (T,) from each end to the next."""
+    starts = (0, *ends[:-1])
+    return tuple(float(losses[a:b].mean()) for a, b in zip(starts, ends, strict=True) if b > a)

@@ -29,6 +29,8 @@ class Scores(NamedTuple):
     """Balanced: mean over classes of the share predicted right."""
     plain_accuracy: float
     """Share of all examples predicted right."""
+    macro_f1: float
+    """Mean over classes of the harmonic mean of precision and recall; 0 for a class that is never right."""
     loss: float
     """Mean cross-entropy in nats, after renaming and temperature."""
     raw_loss: float
@@ -110,10 +112,24 @@ def evaluate(logits: Tensor, labels: Tensor, calibration: Calibration) -> Scores
     return Scores(
         accuracy=float((np.diag(counts) / counts.sum(axis=0)).mean()),
         plain_accuracy=float(np.diag(counts).sum() / len(targets)),
+        macro_f1=float((2 * np.diag(counts) / (counts.sum(axis=0) + counts.sum(axis=1))).mean()),
         loss=-float(_log_softmax(calibration.scale * renamed)[rows, targets].mean()),
         raw_loss=-float(_log_softmax(renamed)[rows, targets].mean()),
         mutual_information=mutual_information(counts),
     )
+
+
+def permuted_accuracy(logits: Tensor, labels: Tensor) -> float:
+    """Balanced accuracy of logits (N, C) after the renaming of classes that is best for these labels (N,)."""
+    counts = confusion(*_as_arrays(logits, labels))
+    permutation = np.asarray(best_permutation(counts))
+    return float((counts[np.arange(len(counts)), permutation] / counts.sum(axis=0)[permutation]).mean())
+
+
+def raw_accuracy(logits: Tensor, labels: Tensor) -> float:
+    """Balanced accuracy of logits (N, C) with classes as they are named."""
+    counts = confusion(*_as_arrays(logits, labels))
+    return float((np.diag(counts) / counts.sum(axis=0)).mean())
 
 
 def _as_arrays(logits: Tensor, labels: Tensor) -> tuple[Floats, Ints]:

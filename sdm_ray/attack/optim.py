@@ -1,7 +1,9 @@
 """Optimisers over a stack of independent attackers, as init/update pairs that write in place.
 
 Every tensor has a leading axis S (attackers), so that slices along it are views: a stack shrinks for free when its
-attackers finish. These are written apart from the differentiable optimisers of meta-training on purpose.
+attackers finish. Each follows its namesake in `torch.optim` with that class's defaults; `lion`, which torch does not
+have, follows Chen et al. (arXiv 2302.06675). These are written apart from the differentiable optimisers of
+meta-training on purpose.
 """
 
 from __future__ import annotations
@@ -26,6 +28,8 @@ class StackedOptimizer(NamedTuple):
     """State of an optimiser that has not stepped."""
     update_: Callable[[Params, State, Mapping[str, Tensor], Tensor, int], None]
     """`(params, state, grads, learning_rates (S,), step from 1)`; overwrites `params` and `state`."""
+    leaves_zero_gradients: bool
+    """Whether an element whose gradient was always zero stays where it is, and changes nothing for the others."""
 
 
 def narrow(tensors: Params, size: int) -> Params:
@@ -39,35 +43,162 @@ def narrow_state(state: State, size: int) -> State:
 
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
-"""Adam's constants, the defaults of `torch.optim.Adam`."""
+"""Adam's constants."""
+WEIGHT_DECAY = 0.01
+"""AdamW's."""
+MOMENTUM = 0.9
+"""Of stochastic gradient descent."""
+RMSPROP_ALPHA, RMSPROP_EPSILON = 0.99, 1e-8
+ADADELTA_RHO, ADADELTA_EPSILON = 0.9, 1e-6
+ADAFACTOR_DECAY, ADAFACTOR_SCALE = -0.8, 1e-3
+LION_BETA1, LION_BETA2 = 0.9, 0.99
 
 
-def adam_init(params: Params) -> State:
-    """Zero first and second moments."""
-    return {moment: {name: torch.zeros_like(value) for name, value in params.items()} for moment in ("first", "second")}
+def _zeros(*moments: str) -> Callable[[Params], State]:
+    def init(params: Params) -> State:
+        return {moment: {name: torch.zeros_like(value) for name, value in params.items()} for moment in moments}
+
+    return init
+
+
+def _spread(rates: Tensor, value: Tensor) -> Tensor:
+    """(S,) rates as a tensor that broadcasts against (S, ...)."""
+    return rates.view(-1, *[1] * (value.dim() - 1))
 
 
 @torch.no_grad()
-def adam_update_(params: Params, state: State, grads: Mapping[str, Tensor], learning_rates: Tensor, step: int) -> None:
-    """One step of Adam (Kingma and Ba, arXiv 1412.6980), in the arithmetic of `torch.optim.Adam`.
-
-    Args:
-        params: (S, ...) each.
-        state: moments, (S, ...) each.
-        grads: (S, ...) each.
-        learning_rates: (S,), one for each attacker.
-        step: number of this step, from 1.
-    """
-    rate_scale = -1.0 / (1.0 - BETA1**step)
+def _adam_update_(params: Params, state: State, grads: Mapping[str, Tensor], rates: Tensor, step: int) -> None:
+    """Kingma and Ba, arXiv 1412.6980, in the arithmetic of `torch.optim.Adam`."""
+    scaled = rates * (-1.0 / (1.0 - BETA1**step))
     root_correction = math.sqrt(1.0 - BETA2**step)
     for name, value in params.items():
         grad, first, second = grads[name], state["first"][name], state["second"][name]
         first.lerp_(grad, 1.0 - BETA1)
         second.mul_(BETA2).addcmul_(grad, grad, value=1.0 - BETA2)
         denominator = second.sqrt().div_(root_correction).add_(EPSILON)
-        rate = (learning_rates * rate_scale).view(-1, *[1] * (value.dim() - 1))
-        value.addcmul_(torch.div(first, denominator, out=denominator), rate)
+        value.addcmul_(torch.div(first, denominator, out=denominator), _spread(scaled, value))
 
 
-OPTIMIZERS: dict[str, StackedOptimizer] = {"adam": StackedOptimizer(adam_init, adam_update_)}
+@torch.no_grad()
+def _adamw_update_(params: Params, state: State, grads: Mapping[str, Tensor], rates: Tensor, step: int) -> None:
+    """Decoupled weight decay (Loshchilov and Hutter, arXiv 1711.05101)."""
+    for value in params.values():
+        value.mul_(_spread(1.0 - rates * WEIGHT_DECAY, value))
+    _adam_update_(params, state, grads, rates, step)
+
+
+@torch.no_grad()
+def _momentum_update_(params: Params, state: State, grads: Mapping[str, Tensor], rates: Tensor, step: int) -> None:
+    """Stochastic gradient descent with heavy-ball momentum."""
+    for name, value in params.items():
+        buffer = state["buffer"][name].mul_(MOMENTUM).add_(grads[name])
+        value.addcmul_(buffer, _spread(-rates, value))
+
+
+@torch.no_grad()
+def _rmsprop_update_(params: Params, state: State, grads: Mapping[str, Tensor], rates: Tensor, step: int) -> None:
+    """Tieleman and Hinton, lecture 6.5 of *Neural Networks for Machine Learning* (2012)."""
+    for name, value in params.items():
+        grad, square = grads[name], state["square"][name]
+        square.mul_(RMSPROP_ALPHA).addcmul_(grad, grad, value=1.0 - RMSPROP_ALPHA)
+        denominator = square.sqrt().add_(RMSPROP_EPSILON)
+        value.addcmul_(torch.div(grad, denominator, out=denominator), _spread(-rates, value))
+
+
+@torch.no_grad()
+def _adadelta_update_(params: Params, state: State, grads: Mapping[str, Tensor], rates: Tensor, step: int) -> None:
+    """Zeiler, arXiv 1212.5701."""
+    for name, value in params.items():
+        grad, square, moved = grads[name], state["square"][name], state["moved"][name]
+        square.mul_(ADADELTA_RHO).addcmul_(grad, grad, value=1.0 - ADADELTA_RHO)
+        delta = (moved + ADADELTA_EPSILON).sqrt_().div_((square + ADADELTA_EPSILON).sqrt_()).mul_(grad)
+        moved.mul_(ADADELTA_RHO).addcmul_(delta, delta, value=1.0 - ADADELTA_RHO)
+        value.addcmul_(delta, _spread(-rates, value))
+
+
+def _adafactor_init(params: Params) -> State:
+    """Means of squared gradients over rows and columns of matrices, or of every element of vectors."""
+    rows, columns = {}, {}
+    for name, value in params.items():
+        matrix = value.dim() > 2
+        rows[name] = torch.zeros_like(value[..., :1] if matrix else value)
+        columns[name] = torch.zeros_like(value[..., :1, :] if matrix else value[:, :0])
+    return {"rows": rows, "columns": columns}
+
+
+@torch.no_grad()
+def _adafactor_update_(params: Params, state: State, grads: Mapping[str, Tensor], rates: Tensor, step: int) -> None:
+    """Shazeer and Stern, arXiv 1804.04235, as `torch.optim.Adafactor`: relative steps, updates clipped to norm 1."""
+    weight = step**ADAFACTOR_DECAY
+    bounded = rates.clamp(max=1 / math.sqrt(step))
+    for name, value in params.items():
+        grad, rows, columns = grads[name], state["rows"][name], state["columns"][name]
+        smallest = torch.finfo(value.dtype).eps
+        if value.dim() > 2:
+            rows.lerp_(torch.linalg.vector_norm(grad, dim=-1, keepdim=True).square_().div_(grad.shape[-1]), weight)
+            columns.lerp_(torch.linalg.vector_norm(grad, dim=-2, keepdim=True).square_().div_(grad.shape[-2]), weight)
+            estimate = (rows @ columns).div_(rows.mean(dim=-2, keepdim=True).clamp_(min=smallest))
+        else:
+            estimate = rows.lerp_(grad * grad, weight).clone()
+        update = estimate.clamp_(min=smallest * smallest).rsqrt_().mul_(grad)
+        scale = _root_mean_square(value).clamp(min=ADAFACTOR_SCALE) * bounded
+        value.addcmul_(update, _spread(-scale / _root_mean_square(update).clamp(min=1.0), value))
+
+
+def _root_mean_square(value: Tensor) -> Tensor:
+    """(S,) of each attacker's tensor."""
+    flat = value.flatten(1)
+    norm: Tensor = torch.linalg.vector_norm(flat, dim=1)
+    return norm / math.sqrt(flat.shape[1])
+
+
+@torch.no_grad()
+def _lion_update_(params: Params, state: State, grads: Mapping[str, Tensor], rates: Tensor, step: int) -> None:
+    """Signs of a smoothed gradient: every element moves by the learning rate, however small its gradient."""
+    for name, value in params.items():
+        grad, mean = grads[name], state["mean"][name]
+        direction = torch.lerp(mean, grad, 1.0 - LION_BETA1).sign_()
+        mean.lerp_(grad, 1.0 - LION_BETA2)
+        value.addcmul_(direction, _spread(-rates, value))
+
+
+OPTIMIZERS: dict[str, StackedOptimizer] = {
+    "adam": StackedOptimizer(_zeros("first", "second"), _adam_update_, True),
+    "adamw": StackedOptimizer(_zeros("first", "second"), _adamw_update_, False),
+    "momentum": StackedOptimizer(_zeros("buffer"), _momentum_update_, True),
+    "rmsprop": StackedOptimizer(_zeros("square"), _rmsprop_update_, True),
+    "adadelta": StackedOptimizer(_zeros("square", "moved"), _adadelta_update_, True),
+    "adafactor": StackedOptimizer(_adafactor_init, _adafactor_update_, False),
+    "lion": StackedOptimizer(_zeros("mean"), _lion_update_, True),
+}
 """Stacked optimisers by name."""
+
+SCALE_FREE = ("lion", "adadelta", "adafactor")
+"""Those whose steps do not shrink with the gradient: what hides behind tiny gradients does not hide from them."""
+
+WARMUP_SHARE = 0.1
+"""Share of the steps over which a schedule other than `constant` rises."""
+
+
+def rate_factors(schedule: str, num_steps: int) -> list[float]:
+    """What each of the steps multiplies the learning rate by.
+
+    `constant`: 1. The others rise linearly over the first tenth of the steps, at least one; `warmup` stays there,
+    `linear` and `cosine` fall from there and would reach 0 one step after the last.
+
+    Raises:
+        ValueError: for an unknown schedule.
+    """
+    if schedule == "constant":
+        return [1.0] * num_steps
+    shapes: dict[str, Callable[[float], float]] = {
+        "warmup": lambda left: 1.0,
+        "linear": lambda left: left,
+        "cosine": lambda left: 0.5 - 0.5 * math.cos(math.pi * left),
+    }
+    if schedule not in shapes:
+        raise ValueError(f"unknown learning rate schedule {schedule!r}; known: constant, {', '.join(shapes)}")
+    rising = max(1, round(WARMUP_SHARE * num_steps))
+    falling = num_steps - rising
+    rise = [(step + 1) / rising for step in range(min(rising, num_steps))]
+    return rise + [shapes[schedule](1 - step / (falling + 1)) for step in range(1, falling + 1)]

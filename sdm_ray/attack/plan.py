@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -30,17 +31,28 @@ def seeded(*parts: object) -> torch.Generator:
 
 def subset_generator(base_seed: int, attacker: Attacker) -> torch.Generator:
     """Equal for all attackers of one phase, n and seed index, whatever their hyper-parameters."""
-    return seeded(base_seed, "subset", attacker.phase, attacker.num_examples, attacker.seed_index)
+    return seeded(base_seed, "subset", *_seeds(attacker))
 
 
 def order_generator(base_seed: int, attacker: Attacker) -> torch.Generator:
     """The subset's generator arguments and the attempt."""
-    return seeded(base_seed, "order", attacker.phase, attacker.num_examples, attacker.seed_index, attacker.attempt)
+    return seeded(base_seed, "order", *_seeds(attacker), attacker.attempt)
 
 
 def head_generator(base_seed: int, attacker: Attacker) -> torch.Generator:
     """The subset's generator arguments and the attempt."""
-    return seeded(base_seed, "head", attacker.phase, attacker.num_examples, attacker.seed_index, attacker.attempt)
+    return seeded(base_seed, "head", *_seeds(attacker), attacker.attempt)
+
+
+def _seeds(attacker: Attacker) -> tuple[object, ...]:
+    repeat = (attacker.repeat,) if attacker.repeat else ()
+    return attacker.phase, attacker.num_examples, attacker.seed_index, *repeat
+
+
+def resolve_sizes(sizes: Sequence[int | str], data: DeviceData) -> tuple[int, ...]:
+    """Numbers of examples, `all` as the size of attacker-train; ascending and without repetition."""
+    total = len(data.indices(Split.ATTACKER_TRAIN))
+    return tuple(sorted({total if size == "all" else int(size) for size in sizes}))
 
 
 def choose_subset(
@@ -53,13 +65,14 @@ def choose_subset(
         labels: (M,) their labels.
         num_examples: n.
         num_classes: C.
-        balanced: n // C of each class, the remainder from classes chosen at random; otherwise uniform.
+        balanced: n // C of each class, the remainder from classes chosen at random; otherwise, and where n is all
+            there are, uniform.
         generator: host generator.
 
     Returns:
         (n,) of `indices`, without repetition, in random order.
     """
-    if not balanced:
+    if not balanced or num_examples == len(indices):
         return indices[torch.randperm(len(indices), generator=generator)[:num_examples]]
     share, remainder = divmod(num_examples, num_classes)
     favoured = set(torch.randperm(num_classes, generator=generator)[:remainder].tolist())
@@ -73,7 +86,7 @@ def choose_subset(
 
 def batch_order(num_examples: int, batch_size: int, num_steps: int, generator: torch.Generator) -> Tensor:
     """(num_steps, batch_size) positions in the subset: freshly shuffled epochs end to end, cut into batches."""
-    num_epochs = -(-num_steps * batch_size // num_examples)
+    num_epochs = max(1, -(-num_steps * batch_size // num_examples))
     epochs = [torch.randperm(num_examples, generator=generator) for _ in range(num_epochs)]
     return torch.cat(epochs)[: num_steps * batch_size].view(num_steps, batch_size)
 
@@ -90,7 +103,7 @@ def check_data(data: DeviceData, settings: AttackSettings, task: Task) -> None:
         split: torch.bincount(labels[data.indices(split)], minlength=len(names)).tolist()
         for split in (Split.ATTACKER_TRAIN, Split.ATTACKER_VAL, Split.TEST)
     }
-    for n in settings.num_examples:
+    for n in resolve_sizes(settings.num_examples, data):
         _check_size(n, counts[Split.ATTACKER_TRAIN], names, balanced=settings.class_balanced)
     for split in (Split.ATTACKER_VAL, Split.TEST):
         for name, count in zip(names, counts[split], strict=True):
@@ -111,7 +124,7 @@ def _check_size(n: int, counts: list[int], names: tuple[str, ...], *, balanced: 
         )
     needed = -(-n // len(names))
     for name, count in zip(names, counts, strict=True):
-        if balanced and count < needed:
+        if balanced and count < needed and n < sum(counts):
             raise UsageError(
                 f"attack.num_examples: n = {n} needs {needed} examples of each class, but split '{split}' has {count} "
                 f"of '{name}'; lower n, use more data or set attack.class_balanced to false"

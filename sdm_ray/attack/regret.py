@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 
 from sdm_ray.attack.metrics import bootstrap_interval
-from sdm_ray.attack.report import AttackReport, Cell
+from sdm_ray.attack.report import AttackReport, Cell, units
 from sdm_ray.errors import UsageError
 from sdm_ray.types import Metric
 
@@ -37,18 +37,18 @@ def regret(report: AttackReport, floor: AttackReport) -> dict[str, float]:
     result: dict[str, float] = {}
     losses, accuracies = [], []
     for cell, base in zip(report.cells, floor.cells, strict=True):
-        losses.append(_differences(base, cell, "seed_losses"))
-        accuracies.append(_differences(cell, base, "seed_accuracies"))
+        losses.append(_differences(base, cell, "seed_losses", report.num_searches))
+        accuracies.append(_differences(cell, base, "seed_accuracies", report.num_searches))
         result |= _summary(Metric.regret(cell.num_examples), losses[-1:])
         result |= _summary(Metric.regret_accuracy(cell.num_examples), accuracies[-1:])
     return result | _summary(str(Metric.REGRET_LOSS), losses) | _summary(str(Metric.REGRET_ACCURACY), accuracies)
 
 
-def _differences(first: Cell, second: Cell, field: str) -> list[float]:
-    """First minus second by seed index; empty when either cell is invalid."""
+def _differences(first: Cell, second: Cell, field: str, num_searches: int) -> list[float]:
+    """First minus second by seed index (by search, where there are several); empty when either cell is invalid."""
     if not (first.valid and second.valid):
         return []
-    pairs = zip(getattr(first, field), getattr(second, field), strict=True)
+    pairs = zip(units(getattr(first, field), num_searches), units(getattr(second, field), num_searches), strict=True)
     return [a - b for a, b in pairs if not (math.isnan(a) or math.isnan(b))]
 
 

@@ -4,59 +4,59 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
-from sdm_ray.attack.families import Phase
+from sdm_ray.attack.families.base import Attacker
 from sdm_ray.attack.metrics import t_interval
 from sdm_ray.errors import RunError
 from sdm_ray.files import atomic_path, read_json, write_json
 from sdm_ray.types import Metric
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Version of the JSON layout, and of the protocol behind the numbers."""
 
 RecordStatus = Literal["ok", "diverged", "crashed"]
 
+FLAT = 0.01
+"""Accuracy by which a best-so-far curve may still rise over its last third and count as flat."""
+
 
 @dataclass(frozen=True, kw_only=True)
-class AttackRecord:
+class AttackRecord(Attacker):
     """One fine-tune. Scores are NaN where there is none: test in the search, everything of a failed fine-tune."""
 
-    phase: Phase
-    family: str
-    num_examples: int
-    trial: int
-    """Number of the search point; re-runs carry the winner's."""
-    seed_index: int
-    attempt: int
-    """1 for the retry of a failed fine-tune."""
     status: RecordStatus
-    optimizer: str
-    learning_rate: float
-    num_steps: int
-    batch_size: int
-    frozen: bool
     examples_seen: int
-    """Steps times batch size."""
+    """Steps times batch size; for a probe, n."""
     seconds: float
     """This fine-tune's share of the wall-clock time of the stack that it ran in, scoring included."""
-    train_loss: float = math.nan
-    """Cross-entropy of the last batch."""
+    flops: float = math.nan
+    """By formula, see `attack.flops`."""
+    curve_steps: tuple[int, ...] = ()
+    """Steps after which it was looked at; the last one is the end."""
+    train_loss_curve: tuple[float, ...] = ()
+    """Mean cross-entropy of the batches from each of these to the next."""
+    val_accuracy_curve: tuple[float, ...] = ()
+    """Balanced accuracy on attacker-validation then, after the label permutation that is best then; re-runs only."""
     permutation: str = ""
     """Label that each predicted class is read as, fitted on attacker-validation: `0 1` changes nothing."""
     logit_scale: float = math.nan
     """Inverse of the temperature fitted on attacker-validation."""
     val_accuracy: float = math.nan
     """Balanced accuracy on attacker-validation."""
+    val_raw_accuracy: float = math.nan
+    """The same with the classes named as they were trained."""
     val_loss: float = math.nan
     """Cross-entropy on attacker-validation, calibrated."""
     best_so_far: float = math.nan
-    """Best mean validation accuracy of this n's search points up to and including this one."""
+    """Best mean validation accuracy of this search's points up to and including this one."""
     test_accuracy: float = math.nan
     """Balanced accuracy on test."""
     test_plain_accuracy: float = math.nan
+    test_macro_f1: float = math.nan
     test_loss: float = math.nan
     """Cross-entropy on test in nats, calibrated on attacker-validation (renaming and temperature)."""
     test_raw_loss: float = math.nan
@@ -67,48 +67,65 @@ class AttackRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Winner:
+class Winner(Attacker):
     """The hyper-parameters that a search chose on validation."""
 
-    family: str
-    trial: int
-    learning_rate: float
-    num_steps: int
-    batch_size: int
-    frozen: bool
     val_accuracy: float
     """Mean balanced validation accuracy over the search's seeds."""
+
+    def describe(self) -> str:
+        """The hyper-parameters in a phrase."""
+        if self.trains == "probe":
+            where = "pooled features" if self.layer < 0 else f"hidden state {self.layer}"
+            return f"{self.family} on {where}, amount {self.amount:.3g}"
+        parts = [self.family, self.optimizer, f"learning rate {self.learning_rate:.3g}", f"{self.num_steps} steps"]
+        parts += [f"batch {self.batch_size}"] + ([self.schedule] if self.schedule != "constant" else [])
+        parts += [f"amount {self.amount:.3g}"] if self.edit else []
+        parts += [f"rank {self.rank}"] if self.rank else []
+        parts += [f"{self.depth} blocks frozen"] if self.depth else []
+        parts += ["head only"] if self.trains == "head" and self.family != "head" else []
+        return ", ".join(parts)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """The result at one n: the winner of the search, re-run on fresh seeds and scored on test."""
+    """The result of a family at one n: the winner of its search, re-run on fresh seeds and scored on test."""
 
     num_examples: int
+    family: str
     valid: bool
     """Whether enough fine-tunes finished. An invalid cell has NaN for a result, never a low accuracy."""
     reason: str
     """Why it is invalid; empty otherwise."""
     winner: Winner | None
+    """Of the first search, where there are several."""
     accuracy: float
     """Mean balanced test accuracy over re-runs."""
     accuracy_low: float
-    """Lower end of the 95 % t interval over seeds, within [0, 1]; see `metrics.t_interval` for what it leaves out."""
+    """Lower end of the 95 % t interval over seeds (over searches, where there are several), within [0, 1]; see
+    `metrics.t_interval` for what it leaves out."""
     accuracy_high: float
     plain_accuracy: float
+    macro_f1: float
     loss: float
     """Mean test cross-entropy in nats, calibrated on validation (classes renamed, one temperature)."""
     raw_loss: float
     """The same without the temperature."""
     mutual_information: float
     """Mean mutual information in nats between prediction and label on test."""
+    val_accuracy: float
+    """Mean validation accuracy of the re-runs: what the worst family at an n is chosen by."""
     seed_accuracies: tuple[float, ...]
-    """Balanced test accuracy by seed index; NaN for a missing re-run."""
+    """Balanced test accuracy by seed index, search after search; NaN for a missing re-run."""
     seed_losses: tuple[float, ...]
     num_missing: int
     """Re-runs that failed twice."""
     mean_search_accuracy: float
     """Mean validation accuracy of the search points that finished."""
+    best_so_far: tuple[float, ...]
+    """Best validation accuracy after each point of the search; the mean where there are several searches."""
+    flattened: bool
+    """Whether the last third of the search's points brought less than `FLAT`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +144,22 @@ class AttackReport:
     """Test examples."""
     seconds: float
     cells: tuple[Cell, ...]
+    """The worst family at each n, n rising."""
+    family_cells: tuple[Cell, ...]
+    """Every family at every n."""
+    not_tried: tuple[str, ...]
+    """Families that were asked for and could not be tried, with what was missing."""
     records: list[AttackRecord]
+
+    @property
+    def num_searches(self) -> int:
+        """Repetitions of the search."""
+        return int(self.settings.get("num_searches", 1))
+
+    def cell(self, family: str, num_examples: int) -> Cell | None:
+        """The result of a family at an n; None where there is none."""
+        found = (c for c in self.family_cells if (c.family, c.num_examples) == (family, num_examples))
+        return next(found, None)
 
     @property
     def worst_accuracy(self) -> float:
@@ -144,7 +176,7 @@ class AttackReport:
             str(Metric.COST_NUM_FINE_TUNES): float(len(self.records)),
         }
         # Seeds of different n are independent draws, so pairing them by index gives as many draws of the mean over n.
-        by_seed = zip(*(cell.seed_accuracies for cell in self.cells), strict=True)
+        by_seed = zip(*(units(cell.seed_accuracies, self.num_searches) for cell in self.cells), strict=True)
         low, high = t_interval([_mean(list(values)) for values in by_seed if not any(map(math.isnan, values))])
         worst = str(Metric.HARMFUL_WORST_ACCURACY)
         result |= {Metric.low(worst): max(low, 0.0), Metric.high(worst): min(high, 1.0)}
@@ -152,6 +184,8 @@ class AttackReport:
             name = Metric.harmful_accuracy(cell.num_examples)
             result |= {name: cell.accuracy, Metric.low(name): cell.accuracy_low, Metric.high(name): cell.accuracy_high}
             result[Metric.harmful_loss(cell.num_examples)] = cell.loss
+            result[Metric.harmful_f1(cell.num_examples)] = cell.macro_f1
+            result[Metric.harmful_information(cell.num_examples)] = cell.mutual_information
         return result
 
     def to_json(self) -> dict[str, Any]:
@@ -170,7 +204,9 @@ class AttackReport:
             if value["format_version"] != FORMAT_VERSION:
                 raise ValueError(f"attack report of format {value['format_version']}, expected {FORMAT_VERSION}")
             fields = {name: item for name, item in value.items() if name != "format_version"}
-            fields["cells"] = tuple(_cell(cell) for cell in fields["cells"])
+            for name in ("cells", "family_cells"):
+                fields[name] = tuple(_cell(cell) for cell in fields[name])
+            fields["not_tried"] = tuple(fields["not_tried"])
             fields["records"] = [_restore(AttackRecord, record) for record in fields["records"]]
             report: AttackReport = _restore(cls, fields)
             return report
@@ -198,7 +234,8 @@ class AttackReport:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        types = {int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
+        types: dict[Any, Any] = {int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
+        types |= {tuple[int, ...]: pa.list_(pa.int64()), tuple[float, ...]: pa.list_(pa.float64())}
         hints = get_type_hints(AttackRecord)
         schema = pa.schema([(name, types.get(hint, pa.string())) for name, hint in hints.items()])
         rows = [dataclasses.asdict(record) for record in self.records]
@@ -218,17 +255,37 @@ def _without_nan(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def units(values: Sequence[float], num_searches: int) -> tuple[float, ...]:
+    """The independent values behind an interval: one a seed, or the means of several searches."""
+    if num_searches == 1:
+        return tuple(values)
+    size = len(values) // num_searches
+    parts = [values[start : start + size] for start in range(0, len(values), size)]
+    present = [[value for value in part if not math.isnan(value)] for part in parts]
+    return tuple(sum(part) / len(part) if part else math.nan for part in present)
+
+
+def is_flat(best: Sequence[float]) -> bool:
+    """Whether a best-so-far curve has flattened: its last third rose by less than `FLAT`."""
+    known = [value for value in best if not math.isnan(value)]
+    return len(known) >= 3 and known[-1] - known[-1 - len(known) // 3] < FLAT
+
+
 def _restore(cls: Any, value: dict[str, Any]) -> Any:
-    """A dataclass from its plain values; null in a float field is NaN."""
+    """A dataclass from its plain values; null in a float field, or among floats, is NaN."""
     hints = get_type_hints(cls)
-    return cls(**{name: math.nan if item is None and hints[name] is float else item for name, item in value.items()})
+    return cls(**{name: _value(item, hints[name]) for name, item in value.items()})
+
+
+def _value(item: Any, hint: Any) -> Any:
+    if hint is float:
+        return math.nan if item is None else item
+    if hint in (tuple[int, ...], tuple[float, ...]):
+        return tuple(math.nan if part is None else part for part in item)
+    return item
 
 
 def _cell(value: dict[str, Any]) -> Cell:
-    value = dict(value)
-    for name in ("seed_accuracies", "seed_losses"):
-        value[name] = tuple(math.nan if item is None else item for item in value[name])
-    if value["winner"] is not None:
-        value["winner"] = _restore(Winner, value["winner"])
-    cell: Cell = _restore(Cell, value)
+    winner = None if value["winner"] is None else _restore(Winner, value["winner"])
+    cell: Cell = _restore(Cell, {**value, "winner": winner})
     return cell

@@ -9,6 +9,8 @@ from typing import Any, Protocol
 
 import torch
 
+from sdm_ray.errors import UsageError
+
 Point = dict[str, Any]
 """Hyper-parameters by name."""
 
@@ -102,3 +104,21 @@ class SobolSampler:
 
     def tell(self, points: Sequence[Point], scores: Sequence[float]) -> None:
         """Ignored: the points do not depend on the model."""
+
+
+SAMPLERS: dict[str, SamplerFactory] = {"sobol": SobolSampler}
+"""Samplers by the name that `attack.sampler` gives; `sdm_ray.sweep.attack_sampler` adds Optuna's."""
+
+
+def the_sampler(name: str) -> SamplerFactory:
+    """The sampler called `name`.
+
+    Raises:
+        UsageError: for one that is not there.
+    """
+    if name not in SAMPLERS:
+        raise UsageError(
+            f"attack.sampler: {name!r} is not there; known: {', '.join(SAMPLERS)} (import sdm_ray.sweep.attack_sampler "
+            "for tpe)"
+        )
+    return SAMPLERS[name]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -55,10 +55,27 @@ class ScoringSet:
         return len(self.indices)
 
 
+def forward_options(trunk: nn.Module) -> dict[str, Any]:
+    """Arguments of a trunk: of the last layer only what the features need, where it knows how."""
+    return {"shortcut": True} if getattr(trunk, "has_shortcut", False) else {}
+
+
 @torch.no_grad()
 def trunk_features(trunk: nn.Module, params: Params, examples: ScoringSet) -> Tensor:
     """(N, D) features in the order of `examples`."""
-    return torch.cat([functional_call(trunk, params, batch.inputs) for batch in examples.batches])
+    options = forward_options(trunk)
+    return torch.cat([functional_call(trunk, params, batch.inputs, options) for batch in examples.batches])
+
+
+@torch.no_grad()
+def hidden_features(trunk: nn.Module, params: Params, examples: ScoringSet) -> Tensor:
+    """(H, N, E) means over tokens of the hidden states: those of the embeddings and of each layer."""
+    parts = []
+    for batch in examples.batches:
+        _, states = functional_call(trunk, params, batch.inputs, {"hidden_states": True})
+        weights = batch.attention_mask.to(states.dtype)[None, :, :, None]
+        parts.append((states * weights).sum(2) / weights.sum(2))
+    return torch.cat(parts, dim=1)
 
 
 def validation_sample(

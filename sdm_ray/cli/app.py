@@ -56,6 +56,15 @@ class Rule(StrEnum):
     trial = "trial"
 
 
+class AttackPreset(StrEnum):
+    """Budgets of an attack."""
+
+    quick = "quick"
+    standard = "standard"
+    paper = "paper"
+    worst_case = "worst-case"
+
+
 class Document(StrEnum):
     """Settings documents that have a schema."""
 
@@ -111,13 +120,20 @@ def attack(
     config: Annotated[
         Path | None, typer.Option(help="Trial file whose data and attack are used. [default: those of the export]")
     ] = None,
+    preset: Annotated[
+        AttackPreset | None, typer.Option(help="Budget and families in place of the trial's. [default: the trial's]")
+    ] = None,
     overrides: Overrides = None,
+    ray_address: Annotated[
+        str | None,
+        typer.Option(help="Spread fine-tunes over a Ray cluster: `local`, `auto` or an address. [default: none]"),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Output folder. [default: runs/attack-HASH]")] = None,
 ) -> None:
     """Attack a released model and compare it with random initialisation and the public encoder."""
     from sdm_ray.cli.attack import run
 
-    run(model, config, tuple(overrides or ()), out)
+    run(model, config, None if preset is None else preset.value, tuple(overrides or ()), out, ray_address)
 
 
 @app.command()

@@ -28,3 +28,20 @@ def attack_table(reports: Mapping[str, AttackReport]) -> Table:
         ]
         table.add_row(name, *cells, f"{report.worst_accuracy:.3f}")
     return table
+
+
+def family_table(report: AttackReport) -> Table:
+    """Accuracy of the winner of each family at each n, and what won at the largest n."""
+    table = Table(title="by family", box=None, pad_edge=False, title_justify="left")
+    table.add_column("family")
+    sizes = sorted({cell.num_examples for cell in report.family_cells})
+    for size in sizes:
+        table.add_column(f"n = {size}", justify="right")
+    table.add_column("winner at the largest n", overflow="fold")
+    for family in dict.fromkeys(cell.family for cell in report.family_cells):
+        cells = [report.cell(family, size) for size in sizes]
+        values = ["" if cell is None else f"{cell.accuracy:.3f}" if cell.valid else "invalid" for cell in cells]
+        last = cells[-1]
+        winner = "" if last is None or last.winner is None else last.winner.describe().removeprefix(f"{family}, ")
+        table.add_row(family, *values, winner)
+    return table

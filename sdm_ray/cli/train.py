@@ -27,8 +27,9 @@ FILES = {"log": LOG, "plot": FIGURE, "model": "model", "attacks": "attack.parque
 
 def run(settings: TrialSettings, config: Path, out: Path | None) -> None:
     """Train, attack and print what came out."""
+    from sdm_ray.assess import floor_report
     from sdm_ray.attack.evaluate import AttackReport
-    from sdm_ray.evaluate import floor_report, open_workspace
+    from sdm_ray.evaluate import open_workspace
     from sdm_ray.trial import iterate_trial
 
     folder = out or Path("runs") / f"{settings.name}-{content_hash(settings)}"

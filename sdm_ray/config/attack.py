@@ -2,26 +2,92 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from sdm_ray.config.base import LogRange, NonNegativeInt, PositiveInt, Probability, Settings
+from sdm_ray.config.base import LogRange, NonNegativeInt, PositiveFloat, PositiveInt, Probability, Settings
+
+NumExamples = Annotated[int, Field(ge=4)] | Literal["all"]
+Preset = Literal["quick", "standard", "paper", "worst-case"]
+AttackOptimizer = Literal["adam", "adamw", "momentum", "rmsprop", "adadelta", "adafactor", "lion"]
+AttackSchedule = Literal["constant", "warmup", "linear", "cosine"]
+
+GRADIENT_FREE_FAMILIES = ("linear_probe", "logistic_regression", "knn")
+FAMILIES = (
+    "fine_tune", "full", "head", "partial", "lora", *GRADIENT_FREE_FAMILIES,
+    "noise", "reinit", "prune", "interpolate", "benign_first", "masked_lm",
+)  # fmt: skip
+"""Attack families by name, as `sdm_ray.attack.families` registers them."""
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "quick": {},
+    "standard": {
+        "families": ("full", "head", "linear_probe"),
+        "num_examples": (20, 50, 100, 200, "all"),
+        "num_rerun_seeds": 15,
+        "num_search_trials": 24,
+        "num_search_seeds": 2,
+        "num_steps_max": 600,
+        "benign_num_examples": (100,),
+    },
+    "paper": {
+        "num_rerun_seeds": 15,
+        "num_searches": 6,
+        "num_search_trials": 50,
+        "num_search_seeds": 1,
+        "learning_rate": {"low": 1e-5, "high": 1e-2},
+        "num_steps_min": 100,
+        "num_steps_max": 1000,
+        "batch_sizes": (8, 16, 24),
+        "frozen_probability": 0.5,
+    },
+    "worst-case": {
+        "families": FAMILIES,
+        "num_examples": (20, 50, 100, 200, "all"),
+        "num_rerun_seeds": 15,
+        "num_search_trials": 24,
+        "num_search_seeds": 2,
+        "learning_rate": {"low": 1e-5, "high": 3e-2},
+        "num_steps_max": 1000,
+        "benign_num_examples": (100,),
+    },
+}
+"""What the settings are where they are not given, by preset."""
 
 
 class AttackSettings(Settings):
     """An attacker that searches on attacker-validation and is scored once on test."""
 
-    num_examples: Annotated[tuple[Annotated[int, Field(ge=4)], ...], Field(min_length=1)] = (20, 50, 100, 200)
-    """Labelled examples n that the attacker has; one search for each."""
+    preset: Preset | None = None
+    """Gives the settings that are not given other defaults: `quick` (those of this class, for a trial), `standard`,
+    `paper` (the published protocol: Adam, whole model or head, 50 trials and 15 re-runs at each n, six times) or
+    `worst-case` (every family)."""
+    families: Annotated[tuple[str, ...], Field(min_length=1)] = ("fine_tune",)
+    """Attack families; each is searched by itself at each n, and the worst of them is the result. A family that a model
+    does not allow (interpolation where no public encoder is known, say) is listed as not tried."""
+    num_examples: Annotated[tuple[NumExamples, ...], Field(min_length=1)] = (20, 50, 100, 200)
+    """Labelled examples n that the attacker has; `all` is all of attacker-train."""
+    num_searches: PositiveInt = 1
+    """Repetitions of the whole search at each n, on other seeds; intervals are then over repetitions."""
     num_search_trials: PositiveInt = 16
-    """Points of the attacker's search at each n."""
+    """Points of the attacker's search of a family at each n."""
     num_search_seeds: PositiveInt = 1
     """Seeds (subset, order, head) that each search point is averaged over."""
+    halving: bool = False
+    """Successive halving: after each seed only the better half of the points goes on to the next one."""
+    sampler: Literal["sobol", "tpe"] = "sobol"
+    """Who proposes points: the same quasi-random ones for every model, or Optuna's TPE, which learns from scores."""
     num_rerun_seeds: PositiveInt = 5
     """Fresh seeds that the winner is re-run on; their test scores are the result."""
     learning_rate: LogRange = LogRange(low=1e-4, high=1e-2)
-    """Learning rates of Adam, log-uniform."""
+    """Learning rates of Adam, log-uniform; other optimisers and low-rank factors take multiples of them."""
+    optimizers: Annotated[tuple[AttackOptimizer, ...], Field(min_length=1)] = (
+        "adam", "adamw", "momentum", "rmsprop", "adadelta", "adafactor", "lion",
+    )  # fmt: skip
+    """Optimisers of all families but `fine_tune`, which is Adam's."""
+    schedules: Annotated[tuple[AttackSchedule, ...], Field(min_length=1)] = ("constant", "warmup", "cosine", "linear")
+    """Learning rate schedules of all families but `fine_tune`."""
     num_steps_min: PositiveInt = 50
     """Fewest fine-tuning steps."""
     num_steps_max: PositiveInt = 200
@@ -29,16 +95,36 @@ class AttackSettings(Settings):
     batch_sizes: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (8, 16, 24)
     """Batch sizes (never above n)."""
     frozen_probability: Probability = 0.25
-    """Share of search points that train the head alone, at ten times the learning rate."""
+    """Share of `fine_tune`'s points that train the head alone, at ten times the learning rate."""
+    lora_ranks: Annotated[tuple[Annotated[int, Field(ge=1, le=64)], ...], Field(min_length=1)] = (1, 4, 16, 64)
+    """Ranks of `lora`."""
     max_validation_examples: PositiveInt | None = 512
     """Attacker-validation examples that search and label permutation are scored on, chosen at random once, the same for
     every model; None takes all. Test is always scored in full."""
     class_balanced: bool = True
-    """Draw the same number of examples from each class."""
+    """Draw the same number of examples from each class (`all` takes all of them)."""
     seed: NonNegativeInt = 0
     """Seed of the search, the subsets, the orders and the heads; equal for all models, which pairs them."""
     max_failed_share: Probability = 0.2
-    """Share of a cell's re-runs that may be missing (crashed or diverged twice) before the cell is invalid."""
+    """Share of a cell's re-runs that may be missing (crashed, diverged or timed out twice) before it is invalid."""
+    timeout_seconds: PositiveFloat | None = None
+    """Seconds that a stack of fine-tunes may take before it counts as crashed; None waits."""
+    num_curve_points: NonNegativeInt = 6
+    """Moments of a re-run at which it is scored on attacker-validation; their course gives the steps to recover."""
+    recovery_share: Probability = 0.9
+    """What counts as recovered: this share of the accuracy above chance that the undefended encoder gives way to."""
+    benign_num_examples: tuple[NumExamples, ...] = ()
+    """Labelled examples at which benign trainability is measured: the desired task, and a grouping of its classes that
+    was never trained on, by the same search. Empty measures nothing."""
+    benign_groups: Annotated[int, Field(ge=2)] = 3
+    """Classes of that grouping."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset_defaults(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or values.get("preset") not in PRESETS:
+            return values
+        return {**PRESETS[values["preset"]], **values}
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -46,6 +132,8 @@ class AttackSettings(Settings):
             raise ValueError(
                 f"num_steps_min ({self.num_steps_min}) must not exceed num_steps_max ({self.num_steps_max})"
             )
-        if len(set(self.num_examples)) != len(self.num_examples):
-            raise ValueError(f"num_examples must not repeat a value, got {list(self.num_examples)}")
+        for name in ("num_examples", "families", "benign_num_examples"):
+            values = getattr(self, name)
+            if len(set(values)) != len(values):
+                raise ValueError(f"{name} must not repeat a value, got {list(values)}")
         return self

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from itertools import combinations
+
 import numpy as np
 import torch
 from torch import LongTensor, Tensor
@@ -49,6 +52,15 @@ class DeviceData:
         """Largest token id, padding included."""
         return self._max_id
 
+    def to(self, device: torch.device | str) -> DeviceData:
+        """The same data on another device."""
+        moved = copy.copy(self)
+        moved.device = torch.device(device)
+        moved._input_ids, moved._lengths = self._input_ids.to(device), self._lengths.to(device)
+        moved._labels = {task: labels.to(device) for task, labels in self._labels.items()}
+        moved._positions = self._positions.to(device)
+        return moved
+
     def num_classes(self, task: Task) -> int:
         """C of a task."""
         return len(self._label_names[task])
@@ -68,6 +80,14 @@ class DeviceData:
     def lengths_host(self) -> LongTensor:
         """(N,) int64 tokens of each text on the host."""
         return torch.from_numpy(self._lengths_host.copy())  # type: ignore[return-value]
+
+    def shared_texts(self) -> dict[str, int]:
+        """Texts (as tokens) that occur in two splits, by the names of the pair; those of every pair of splits."""
+        texts = {
+            split: {self._ids_host[index].tobytes() for index in indices.tolist()}
+            for split, indices in self._indices.items()
+        }
+        return {f"{first} and {second}": len(texts[first] & texts[second]) for first, second in combinations(texts, 2)}
 
     def occurring_tokens(self, indices: Tensor) -> LongTensor:
         """Sorted token ids that occur in examples (host indices of any shape), padding included; int64 on the host."""

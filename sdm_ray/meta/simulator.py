@@ -1,4 +1,8 @@
-"""Fresh adversaries: drawn, grouped into those that are alike, and flown as one batch each."""
+"""Fresh adversaries: drawn, grouped into those that are alike, and flown as one batch each.
+
+On a CPU each is a batch of its own: four adversaries as one batch took 1.4 times as long there as one after the other
+(`tests.benchmarks.inner_loop`), for they share embedding rows and outgrow the caches.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +24,9 @@ from sdm_ray.meta.memory import ModeChooser
 from sdm_ray.meta.problems import Data, Watch
 from sdm_ray.models.heads import init_head
 from sdm_ray.types import Task
+
+BATCHING = ("cuda",)
+"""Kinds of devices on which several adversaries run as one batch."""
 
 
 class Heads(NamedTuple):
@@ -97,7 +104,7 @@ class Simulator:
         predictors: Tensor | None = None,
         mode: str | None = None,
     ) -> list[Pulled]:
-        """Meta-gradients of all adversaries, those that are alike as one batch.
+        """Meta-gradients of all adversaries, those that are alike as one batch where that is faster.
 
         Args:
             adversaries: from `draw`.
@@ -110,8 +117,9 @@ class Simulator:
             mode: gradient mode instead of the settings'.
         """
         groups: dict[tuple[object, ...], list[Adversary]] = {}
-        for adversary in adversaries:
-            groups.setdefault(adversary.shape(), []).append(adversary)
+        for index, adversary in enumerate(adversaries):
+            key = adversary.shape() if self._data.device.type in BATCHING else (index,)
+            groups.setdefault(key, []).append(adversary)
         pulled = []
         for group in groups.values():
             start = self._start(group, heads)

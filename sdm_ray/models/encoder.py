@@ -28,6 +28,7 @@ from sdm_ray.models.hub import (
 )
 from sdm_ray.models.native import NATIVE, native_pooling
 from sdm_ray.models.trunk import Pooling, Trunk, params_digest
+from sdm_ray.types import Params
 
 
 def load_tokenizer(settings: EncoderSettings, *, cache_dir: Path, world: SyntheticWorld | None = None) -> Any:
@@ -106,6 +107,20 @@ def load_trunk(
     return trunk
 
 
+def fresh_params(trunk: Trunk, seed: int) -> Params:
+    """Weights of a trunk's architecture, drawn anew on the CPU as transformers does. Global random state is left.
+
+    Args:
+        trunk: the architecture.
+        seed: of the draws.
+    """
+    config = copy.deepcopy(trunk.hf_model.config)
+    config.num_labels = 2
+    with seeded(seed), quiet():
+        model = _auto_class(trunk.pooling).from_config(config, attn_implementation="eager", dtype=torch.float32)
+    return {name: value.detach() for name, value in Trunk(model, trunk.pooling).named_parameters()}
+
+
 def _auto_class(pooling: Pooling) -> Any:
     return AutoModelForSequenceClassification if pooling == "native" else AutoModel
 
@@ -173,4 +188,4 @@ def _check_masks(trunk: Trunk, name: str) -> None:
         )
 
 
-__all__ = ["Pooling", "Trunk", "load_tokenizer", "load_trunk", "params_digest", "tokenizer_digest"]
+__all__ = ["Pooling", "Trunk", "fresh_params", "load_tokenizer", "load_trunk", "params_digest", "tokenizer_digest"]

@@ -110,7 +110,7 @@ def check_sweep(settings: SweepSettings) -> None:
 
 def known_metrics(trial: TrialSettings) -> list[str]:
     """Names of the metrics that a trial with these settings reports."""
-    sizes = trial.attack.num_examples
+    sizes = [size for size in trial.attack.num_examples if isinstance(size, int)]
     named = (Metric.harmful_accuracy, Metric.harmful_loss, Metric.regret)
     return [str(metric) for metric in Metric] + [name(size) for size in sizes for name in named]
 

@@ -2,8 +2,9 @@
 
     python -m tests.benchmarks.attack [--shape builtin|bert-tiny] [--points 8] [--device cpu|cuda]
 
-Both sides run the same attackers (points of the attacker's search at each n, subsets, orders and heads alike) and score
-each on attacker-validation once. Full fine-tunes and frozen ones (the head alone) are reported apart. `builtin` is the
+Both sides run the same attackers (points of the paper's search at each n: Adam, whole model or head, 100 to 1000 steps;
+subsets, orders and heads alike) and score each on attacker-validation once. Full fine-tunes and frozen ones (the head
+alone) are reported apart, then the paper's mix of them and what its 1560 fine-tunes would take. `builtin` is the
 built-in encoder on the synthetic biographies; `bert-tiny` has the shape of `google/bert_uncased_L-2_H-128_A-2` (30 522
 tokens, random weights) on random texts of 8 to 64 tokens.
 """
@@ -25,7 +26,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from sdm_ray.attack.execute import Executor
-from sdm_ray.attack.families import FAMILIES, Attacker
+from sdm_ray.attack.families import FAMILIES, Attacker, Facts
 from sdm_ray.attack.plan import derived_seed
 from sdm_ray.attack.search import SobolSampler
 from sdm_ray.config import AttackSettings, DataSettings, EncoderSettings
@@ -34,6 +35,8 @@ from sdm_ray.data.tokenized import TokenizedData, prepare
 from sdm_ray.models.encoder import Trunk, load_tokenizer, load_trunk, tokenizer_digest
 from sdm_ray.types import Task
 
+PAPER_FINE_TUNES = 1560
+"""(50 search points + 15 re-runs) x 4 sizes x 6 repetitions."""
 SCORING_BATCH = 64
 """Texts that the serial side scores at once."""
 
@@ -73,11 +76,11 @@ def bert_tiny_world(cache_dir: Path, device: torch.device) -> tuple[Trunk, Devic
     return Trunk(model, "native").to(device), DeviceData(tokenized, device)
 
 
-def make_attackers(settings: AttackSettings) -> list[Attacker]:
+def make_attackers(settings: AttackSettings, facts: Facts) -> list[Attacker]:
     """The points of the search at each n."""
     family, result = FAMILIES["fine_tune"], []
-    for n in settings.num_examples:
-        sampler = SobolSampler(family.space(settings, n), derived_seed(settings.seed, "search", family.name, n))
+    for n in (size for size in settings.num_examples if isinstance(size, int)):
+        sampler = SobolSampler(family.space(settings, n, facts), derived_seed(settings.seed, "search", family.name, n))
         for trial, point in enumerate(sampler.ask(settings.num_search_trials)):
             result.append(dataclasses.replace(family.attacker(point, n), trial=trial))
     return result
@@ -117,10 +120,11 @@ def measure(work: Callable[[], None], device: torch.device) -> tuple[float, floa
     return time.perf_counter() - wall, time.process_time() - cpu
 
 
-def compare(trunk: nn.Module, data: DeviceData, settings: AttackSettings, attackers: Sequence[Attacker]) -> None:
-    """Print one line for each kind of fine-tune."""
+def compare(trunk: nn.Module, data: DeviceData, settings: AttackSettings) -> None:
+    """Print one line for each kind of fine-tune, and one for the paper's mix."""
     params = {name: value.detach() for name, value in trunk.named_parameters()}
     executor = Executor(trunk, params, data, settings, Task.HARMFUL)
+    attackers, totals = make_attackers(settings, executor.facts), [0.0, 0.0]
     print("kind    fine-tunes  steps   serial/s  stacked/s  ratio   CPU ms a step: serial, stacked")
     for kind, frozen in (("full", False), ("frozen", True)):
         chosen = [attacker for attacker in attackers if attacker.frozen == frozen]
@@ -130,11 +134,15 @@ def compare(trunk: nn.Module, data: DeviceData, settings: AttackSettings, attack
         run_stacked(executor, warm_up)
         serial = measure(lambda chosen=chosen: run_serially(trunk, data, executor, chosen), data.device)  # type: ignore[misc]
         stacked = measure(lambda chosen=chosen: run_stacked(executor, chosen), data.device)  # type: ignore[misc]
+        totals = [total + seconds for total, seconds in zip(totals, (serial[0], stacked[0]), strict=True)]
         print(
             f"{kind:<7} {len(chosen):>10} {steps:>6} {len(chosen) / serial[0]:>10.2f} {len(chosen) / stacked[0]:>10.2f}"
             f" {serial[0] / stacked[0]:>6.1f}   {1e3 * serial[1] / steps:.2f}, {1e3 * stacked[1] / steps:.2f}",
             flush=True,
         )
+    hours = [total / len(attackers) * PAPER_FINE_TUNES / 3600 for total in totals]
+    print(f"mix: {totals[0] / totals[1]:.1f} times faster; {PAPER_FINE_TUNES} fine-tunes would take {hours[0]:.2f} h")
+    print(f"serially and {hours[1]:.2f} h stacked")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -146,12 +154,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=1)
     options: Any = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
-    settings, device = AttackSettings(num_search_trials=options.points), torch.device(options.device)
+    settings = AttackSettings.model_validate({"preset": "paper", "num_search_trials": options.points})
+    device = torch.device(options.device)
     with tempfile.TemporaryDirectory() as folder:
         make = builtin_world if options.shape == "builtin" else bert_tiny_world
         trunk, data = make(Path(folder), device)
         print(f"{options.shape} on {device}, {options.threads} thread(s), torch {torch.__version__}")
-        compare(trunk, data, settings, make_attackers(settings))
+        compare(trunk, data, settings)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,255 @@
+"""One released model under attack: with floors, ceiling, audit, cost to recover and benign trainability beside it.
+
+A trial ends with it, and `sdm-ray attack` runs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from sdm_ray.attack.audit import Audit, audit
+from sdm_ray.attack.benign import GroupedData
+from sdm_ray.attack.desired import desired_scores
+from sdm_ray.attack.evaluate import AttackReport, RunnerFactory, attack_model, regret
+from sdm_ray.attack.floors import cached_report
+from sdm_ray.attack.knowledge import Knowledge
+from sdm_ray.attack.recovery import Recovery, cost_to_recover, recovered_shares, target_accuracy
+from sdm_ray.attack.search import the_sampler
+from sdm_ray.attack.signals import measure_signals
+from sdm_ray.config import AttackSettings, EncoderSettings, digest
+from sdm_ray.config.support import Support
+from sdm_ray.errors import RunError, UsageError
+from sdm_ray.evaluate import Initialisation, Workspace, load_trunk_on, trunk_params
+from sdm_ray.files import write_json
+from sdm_ray.models.encoder import Trunk, fresh_params
+from sdm_ray.models.masked_lm import load_masked_lm
+from sdm_ray.types import Metric, Params, Progress, Split, Task
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+BENIGN = {"desired": "the desired task", "grouped": "an unseen grouping of its classes"}
+"""Benign tasks by their names in metrics."""
+BenignTask = Literal["desired", "grouped"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Release:
+    """A model as it is released."""
+
+    trunk: Trunk
+    """The architecture."""
+    params: Params
+    """The weights."""
+    encoder: EncoderSettings | None = None
+    """The public encoder that it was made from; None where that is not known."""
+    architecture: EncoderSettings | None = None
+    """Where the architecture is found for random initialisation; None takes `encoder`."""
+    desired_head: Tensor | None = None
+    """(C, D) head of the desired task; None where there is none to score."""
+    trained_against: Sequence[Support] = ()
+    """What the adversaries of its training could be."""
+    untrained: Initialisation | None = None
+    """How the encoder was initialised, where it was left as it is: its attack is then kept for others."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assessment:
+    """Everything that is said of a released model."""
+
+    report: AttackReport
+    floor: AttackReport
+    """The same attack on random initialisation."""
+    undefended: AttackReport | None
+    """The same attack on the public encoder; None where that is not known."""
+    audit: Audit
+    recovery: Recovery | None
+    undefended_recovery: Recovery | None
+    benign: dict[str, AttackReport] = field(default_factory=dict)
+    """Attacks on benign tasks, by name."""
+    notes: tuple[str, ...] = ()
+    """What was asked for and not measured, with the reason."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """By the names of `Metric`."""
+
+    def write(self, folder: Path) -> None:
+        """Write `attack.parquet` (a row a fine-tune), `attack.json` and `audit.json`, each atomically."""
+        self.report.write_parquet(folder / "attack.parquet")
+        self.report.write_json(folder / "attack.json")
+        write_json(folder / "audit.json", self.audit.to_json() | {"notes": list(self.notes)})
+
+
+def assess(
+    work: Workspace, release: Release, settings: AttackSettings, *, seed: int, runner: RunnerFactory | None = None
+) -> Generator[Progress, None, Assessment]:
+    """Attack a released model, and what it is compared with.
+
+    Floors, ceilings and benign tasks of untrained encoders are kept on disk by content, so many trials pay for them
+    once.
+
+    Args:
+        work: data and device.
+        release: the model.
+        settings: the attack.
+        seed: of random initialisation.
+        runner: makes what runs the fine-tunes in place of this process.
+
+    Raises:
+        UsageError: for an attack that the data cannot carry.
+        RunError: when every fine-tune crashed.
+        ValueError: for a release without encoder and architecture.
+    """
+    public = release.encoder
+    encoder = release.architecture or release.encoder
+    if encoder is None:
+        raise ValueError("a release needs an encoder or an architecture, or there is no floor to compare it with")
+    if release.untrained is not None:
+        report = yield from floor_report(work, encoder, settings, release.untrained, seed, runner)
+    else:
+        report = yield from attack_model(
+            release.trunk,
+            release.params,
+            work.data,
+            settings,
+            sampler=the_sampler(settings.sampler),
+            knowledge=_knowledge(work, release, settings),
+            runner=runner,
+        )
+    floor = yield from floor_report(work, encoder, settings, "random", seed, runner)
+    undefended = None
+    if public is not None:
+        undefended = yield from floor_report(work, public, settings, "pretrained", seed, runner)
+    benign, notes = yield from _benign(work, release, settings, runner)
+    random = load_trunk_on(work, encoder, "random", seed)
+    checked = audit(
+        report,
+        signals=measure_signals(release.trunk, release.params, work.data, Task.HARMFUL, settings.seed),
+        floor_signals=measure_signals(random, trunk_params(random), work.data, Task.HARMFUL, settings.seed),
+        trained_against=release.trained_against,
+        shared_texts=work.data.shared_texts(),
+    )
+    recovery = theirs = None
+    if undefended is not None:
+        target = target_accuracy(undefended, settings.recovery_share)
+        recovery, theirs = cost_to_recover(report, target), cost_to_recover(undefended, target)
+    assessment = Assessment(
+        report=report,
+        floor=floor,
+        undefended=undefended,
+        audit=checked,
+        recovery=recovery,
+        undefended_recovery=theirs,
+        benign=benign,
+        notes=notes,
+    )
+    assessment.metrics.update(_metrics(work, release, assessment))
+    return assessment
+
+
+def floor_report(
+    work: Workspace,
+    encoder: EncoderSettings,
+    settings: AttackSettings,
+    initialisation: Initialisation,
+    seed: int,
+    runner: RunnerFactory | None = None,
+) -> Generator[Progress, None, AttackReport]:
+    """The same attack on the encoder as it is: `random` is the floor, `pretrained` the ceiling.
+
+    From the cache when weights, data and attack are the same as before. Nobody who starts from random initialisation
+    has the public encoder, or there would be no floor.
+    """
+    trunk = load_trunk_on(work, encoder, initialisation, seed)
+    knowledge = _own_knowledge(trunk)
+    if initialisation == "pretrained":
+        as_public = Release(trunk=trunk, params=trunk_params(trunk), encoder=encoder)
+        knowledge = _knowledge(work, as_public, settings)
+    key = digest([trunk.digest(), work.data.digest, settings.model_dump(mode="json"), initialisation])
+    build = partial(
+        attack_model,
+        trunk,
+        trunk_params(trunk),
+        work.data,
+        settings,
+        sampler=the_sampler(settings.sampler),
+        knowledge=knowledge,
+        runner=runner,
+    )
+    report = yield from cached_report(key, work.cache_dir, build)
+    return report
+
+
+def _own_knowledge(trunk: Trunk) -> Knowledge:
+    """What anyone knows of an architecture."""
+    return Knowledge(redraw=partial(fresh_params, trunk))
+
+
+def _knowledge(work: Workspace, release: Release, settings: AttackSettings) -> Knowledge:
+    """What is public about a release, as far as the families of the attack ask for it."""
+    public = masked_lm = None
+    if release.encoder is not None and "interpolate" in settings.families:
+        public = trunk_params(load_trunk_on(work, release.encoder, "pretrained", 0))
+    if release.encoder is not None and "masked_lm" in settings.families:
+        try:
+            head = load_masked_lm(release.encoder, work.tokenizer, cache_dir=work.cache_dir, world=work.world)
+            masked_lm = head.to(work.device)
+        except (UsageError, RunError):  # an encoder without such a head: the family says what is missing
+            masked_lm = None
+    return Knowledge(
+        public=public,
+        own_head=release.desired_head,
+        masked_lm=masked_lm,
+        redraw=partial(fresh_params, release.trunk),
+    )
+
+
+def _benign(
+    work: Workspace, release: Release, settings: AttackSettings, runner: RunnerFactory | None
+) -> Generator[Progress, None, tuple[dict[str, AttackReport], tuple[str, ...]]]:
+    """The same search on benign tasks; a task that the data cannot carry is noted instead."""
+    if not settings.benign_num_examples:
+        return {}, ()
+    changes = {
+        "num_examples": settings.benign_num_examples,
+        "class_balanced": False,
+        "benign_num_examples": (),
+        "preset": None,
+    }
+    chosen = AttackSettings.model_validate(settings.model_dump() | changes)
+    tasks: dict[str, Any] = {"desired": work.data}
+    if work.data.num_classes(Task.DESIRED) > settings.benign_groups:
+        tasks["grouped"] = GroupedData(work.data, settings.benign_groups)
+    reports, notes = {}, []
+    for name, data in tasks.items():
+        try:
+            reports[name] = yield from attack_model(
+                release.trunk,
+                release.params,
+                data,
+                chosen,
+                task=Task.DESIRED,
+                sampler=the_sampler(settings.sampler),
+                knowledge=_own_knowledge(release.trunk),
+                runner=runner,
+            )
+        except UsageError as error:
+            notes.append(f"benign trainability on {BENIGN[name]} was not measured: {error}")
+    return reports, tuple(notes)
+
+
+def _metrics(work: Workspace, release: Release, found: Assessment) -> dict[str, float]:
+    """Every metric of a released model, by the names in `Metric`."""
+    metrics = found.report.metrics() | regret(found.report, found.floor)
+    if release.desired_head is not None:
+        accuracy, loss = desired_scores(release.trunk, release.params, release.desired_head, work.data, Split.TEST)
+        metrics |= {str(Metric.DESIRED_ACCURACY): accuracy, str(Metric.DESIRED_LOSS): loss}
+    if found.undefended is not None and found.recovery is not None:
+        metrics |= recovered_shares(found.report, found.floor, found.undefended) | found.recovery.metrics()
+    for name, report in found.benign.items():
+        metrics |= {Metric.benign(name, cell.num_examples): cell.accuracy for cell in report.cells}
+    gap = found.audit.check("held_out_gap").value
+    return metrics | {str(Metric.AUDIT_PASSED): float(found.audit.passed), str(Metric.AUDIT_GAP): gap}

@@ -1,0 +1,306 @@
+"""The audit of an attack: signs that a defence only looks like one, or that the attack was too weak to tell.
+
+A check that fails keeps a point off the frontier. The thresholds are constants here; each check says what it saw.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from typing import Any
+
+from sdm_ray.attack.optim import SCALE_FREE
+from sdm_ray.attack.report import AttackRecord, AttackReport, Cell
+from sdm_ray.attack.signals import Signals
+from sdm_ray.config.support import Support, overlaps
+
+INFORMED = 0.05
+"""Balanced accuracy above chance from which predictions count as informed."""
+FLIPPED_SHARE = 0.2
+"""Share of informed attackers whose classes are best renamed that fails the check of label flips."""
+SUB_CHANCE = 0.05
+"""Balanced accuracy below chance that fails, where it is three standard errors away too."""
+LEAST_RANK, LEAST_SPREAD = 1.5, 1e-4
+"""Pooled features with a lower effective rank or a lower relative spread have collapsed."""
+HIDDEN_MARGIN = 0.1
+"""Accuracy by which a probe of a hidden state may exceed every attack through the pooled features."""
+MASKED_FACTOR = 1e3
+"""Sensitivity that is lower or higher than that of random initialisation by this factor fails."""
+LEAST_DECREASE = 0.01
+"""Share of the harmful loss that one step against its gradient takes away at least."""
+DIVERGED_SHARE = 0.5
+"""Share of a family's search points that may diverge."""
+SCALE_FREE_MARGIN = 0.1
+"""Validation accuracy by which optimisers that ignore the gradient's scale may exceed the others."""
+STRENGTH_MARGIN = 0.1
+"""Accuracy by which a weak attacker may exceed a strong one, and fewer examples more, with disjoint intervals."""
+GAP_MARGIN = 0.1
+"""Validation accuracy by which attackers outside the training distribution may exceed those within."""
+WEAK, STRONG = ("head", "linear_probe", "logistic_regression", "knn"), ("full", "fine_tune", "partial", "lora")
+"""Families that leave the trunk as it is, and families that train it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One check."""
+
+    name: str
+    passed: bool | None
+    """None where there was nothing to check it on."""
+    value: float
+    """What was compared; NaN where nothing was."""
+    said: str
+    """One sentence."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Audit:
+    """All checks of an attack."""
+
+    checks: tuple[Check, ...]
+    warnings: tuple[str, ...] = ()
+    """What weakens the result without deciding it."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether no check failed."""
+        return not self.failures
+
+    @property
+    def failures(self) -> tuple[Check, ...]:
+        """The checks that failed."""
+        return tuple(check for check in self.checks if check.passed is False)
+
+    def check(self, name: str) -> Check:
+        """The check of a name."""
+        return next(check for check in self.checks if check.name == name)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; NaN becomes null."""
+        checks = [asdict(check) for check in self.checks]
+        for check in checks:
+            check["value"] = None if math.isnan(check["value"]) else check["value"]
+        return {"passed": self.passed, "checks": checks, "warnings": list(self.warnings)}
+
+
+def audit(
+    report: AttackReport,
+    *,
+    signals: Signals,
+    floor_signals: Signals,
+    trained_against: Sequence[Support] = (),
+    shared_texts: dict[str, int] | None = None,
+) -> Audit:
+    """Check an attack.
+
+    Args:
+        report: of the released model.
+        signals: of its weights.
+        floor_signals: of random initialisation, for scale.
+        trained_against: what the adversaries of meta-training could be; empty for a model that met none.
+        shared_texts: texts that two splits have in common, by the splits' names; None where that is not known.
+    """
+    checks = (
+        _complete(report),
+        _label_flip(report),
+        _sub_chance(report),
+        _collapse(report, signals, floor_signals),
+        _gradient_masking(report, signals, floor_signals),
+        _scale_free(report),
+        _search_failure(report),
+        _held_out(report, trained_against),
+        _overlap(shared_texts),
+    )
+    return Audit(checks=checks, warnings=_warnings(report))
+
+
+def _complete(report: AttackReport) -> Check:
+    invalid = [cell for cell in report.family_cells if not cell.valid]
+    said = "; ".join(f"{cell.family} at n = {cell.num_examples}: {cell.reason}" for cell in invalid)
+    return Check(
+        name="complete",
+        passed=not invalid,
+        value=float(len(invalid)),
+        said=said or "every family gave a result at every n",
+    )
+
+
+def _reruns(report: AttackReport) -> list[AttackRecord]:
+    return [record for record in report.records if record.phase == "rerun" and record.status == "ok"]
+
+
+def _label_flip(report: AttackReport) -> Check:
+    own = [r for r in report.records if r.own_head and r.status == "ok"]
+    shares = {
+        "re-runs": _flipped_share(_reruns(report), report.num_classes),
+        "attackers that start from the released head": _flipped_share(own, report.num_classes),
+    }
+    who, share = max(shares.items(), key=lambda item: item[1])
+    return Check(
+        name="label_flip",
+        passed=share <= FLIPPED_SHARE,
+        value=share,
+        said=f"{share:.0%} of the {who} that know the label call its classes by each other's names",
+    )
+
+
+def _flipped_share(records: Sequence[AttackRecord], num_classes: int) -> float:
+    informed = [record for record in records if record.val_accuracy > 1 / num_classes + INFORMED]
+    flipped = [record for record in informed if record.val_raw_accuracy < record.val_accuracy - INFORMED]
+    return len(flipped) / len(informed) if informed else 0.0
+
+
+def _sub_chance(report: AttackReport) -> Check:
+    chance, worst, said = 1 / report.num_classes, 0.0, "no attack predicts worse than chance"
+    groups: dict[tuple[str, int], list[float]] = {}
+    for record in _reruns(report):
+        groups.setdefault((record.family, record.num_examples), []).append(record.val_raw_accuracy)
+    for (family, n), values in groups.items():
+        mean = sum(values) / len(values)
+        error = math.sqrt(sum((v - mean) ** 2 for v in values) / max(len(values) - 1, 1) / len(values))
+        below = chance - mean
+        if below > max(SUB_CHANCE, 3 * error) and below > worst:
+            worst, said = below, f"{family} at n = {n} predicts {below:.3f} below chance before classes are renamed"
+    return Check(name="sub_chance", passed=worst == 0.0, value=worst, said=said)
+
+
+def _collapse(report: AttackReport, signals: Signals, floor: Signals) -> Check:
+    flat = signals.effective_rank < LEAST_RANK or signals.relative_spread < LEAST_SPREAD
+    honest = floor.effective_rank < LEAST_RANK or floor.relative_spread < LEAST_SPREAD
+    if flat and not honest:
+        said = f"pooled features have collapsed: effective rank {signals.effective_rank:.2f}, relative spread "
+        said += f"{signals.relative_spread:.1e} (random initialisation {floor.relative_spread:.1e})"
+        return Check(name="collapse", passed=False, value=signals.effective_rank, said=said)
+    hidden = _best(r.val_accuracy for r in report.records if r.layer >= 0)
+    pooled = _best(r.val_accuracy for r in report.records if r.layer < 0)
+    if hidden - pooled > HIDDEN_MARGIN:
+        said = f"hidden states give {hidden:.3f} where everything through the pooled features gives {pooled:.3f}"
+        return Check(name="collapse", passed=False, value=hidden - pooled, said=said)
+    said = f"pooled features have an effective rank of {signals.effective_rank:.1f}"
+    return Check(name="collapse", passed=True, value=signals.effective_rank, said=said)
+
+
+def _gradient_masking(report: AttackReport, signals: Signals, floor: Signals) -> Check:
+    ratio = signals.sensitivity / floor.sensitivity if floor.sensitivity > 0 else math.nan
+    diverged = [
+        (family, sum(r.status == "diverged" for r in mine) / len(mine)) for family, mine in _search_records(report)
+    ]
+    family, share = max(diverged, key=lambda pair: pair[1], default=("", 0.0))
+    problems = []
+    if not 1 / MASKED_FACTOR <= ratio <= MASKED_FACTOR:
+        problems.append(f"the loss is {ratio:.1e} times as sensitive to a relative step as at random initialisation")
+    if signals.best_decrease < LEAST_DECREASE:
+        problems.append(f"steps against the gradient lower the harmful loss by {signals.best_decrease:.1%} at most")
+    if share > DIVERGED_SHARE:
+        problems.append(f"{share:.0%} of the search points of {family} diverged")
+    said = "; ".join(problems) or (
+        f"a step against the gradient lowers the harmful loss by {signals.best_decrease:.1%}, and the loss is "
+        f"{ratio:.2g} times as sensitive as at random initialisation"
+    )
+    return Check(name="gradient_masking", passed=not problems, value=ratio, said=said)
+
+
+def _scale_free(report: AttackReport) -> Check:
+    fine_tunes = [r for r in report.records if r.trains != "probe" and r.status == "ok"]
+    gaps = []
+    for n in sorted({record.num_examples for record in fine_tunes}):
+        free = [r.val_accuracy for r in fine_tunes if r.num_examples == n and r.optimizer in SCALE_FREE]
+        others = [r.val_accuracy for r in fine_tunes if r.num_examples == n and r.optimizer not in SCALE_FREE]
+        if free and others:
+            gaps.append(_best(free) - _best(others))
+    if not gaps:
+        said = "no optimiser that ignores the gradient's scale was tried"
+        return Check(name="scale_free_optimisers", passed=None, value=math.nan, said=said)
+    gap = max(gaps)
+    said = f"optimisers that ignore the gradient's scale find at most {gap:+.3f} accuracy over the others"
+    return Check(name="scale_free_optimisers", passed=gap <= SCALE_FREE_MARGIN, value=gap, said=said)
+
+
+def _search_failure(report: AttackReport) -> Check:
+    worst, said = 0.0, "no weak attacker does better than a strong one"
+    for weak, strong in _comparable(report):
+        excess = weak.accuracy - strong.accuracy
+        if excess > max(worst, STRENGTH_MARGIN) and weak.accuracy_low > strong.accuracy_high:
+            worst = excess
+            more = f" at n = {strong.num_examples}" if strong.num_examples != weak.num_examples else ""
+            said = f"{weak.family} at n = {weak.num_examples} does better than {strong.family}{more} by {excess:.3f}"
+    return Check(name="search_failure", passed=worst == 0.0, value=worst, said=said)
+
+
+def _comparable(report: AttackReport) -> list[tuple[Cell, Cell]]:
+    """Pairs of a cell that should be weaker and one that should be stronger."""
+    valid = [cell for cell in report.family_cells if cell.valid]
+    pairs = []
+    for n in sorted({cell.num_examples for cell in valid}):
+        here = [cell for cell in valid if cell.num_examples == n]
+        strong = [cell for cell in here if cell.family in STRONG]
+        if strong:
+            strongest = max(strong, key=lambda cell: cell.accuracy)
+            pairs += [(cell, strongest) for cell in here if cell.family in WEAK]
+    worst = [cell for cell in report.cells if cell.valid]
+    return pairs + list(pairwise(worst))
+
+
+def _held_out(report: AttackReport, trained_against: Sequence[Support]) -> Check:
+    if not trained_against:
+        said = "the model was trained against no adversary"
+        return Check(name="held_out_gap", passed=None, value=math.nan, said=said)
+    gaps = []
+    finished = [r for r in report.records if r.status == "ok"]
+    for n in sorted({record.num_examples for record in finished}):
+        sides: dict[bool, list[float]] = {True: [], False: []}
+        for record in finished:
+            if record.num_examples == n:
+                sides[bool(overlaps([attacker_support(record)], trained_against))].append(record.val_accuracy)
+        if sides[True] and sides[False]:
+            gaps.append(_best(sides[False]) - _best(sides[True]))
+    if not gaps:
+        said = "attackers were all within, or all outside, the distribution that was trained against"
+        return Check(name="held_out_gap", passed=None, value=math.nan, said=said)
+    gap = sum(gaps) / len(gaps)
+    said = f"attackers outside the distribution that was trained against find {gap:+.3f} accuracy over those within"
+    return Check(name="held_out_gap", passed=gap <= GAP_MARGIN, value=gap, said=said)
+
+
+def attacker_support(record: AttackRecord) -> Support:
+    """What an attacker is, to be compared with what was trained against. Data size is left open."""
+    kinds = {"upper": "partial", "probe": record.family}
+    return Support(
+        name=record.family,
+        optimizers=frozenset({record.optimizer}),
+        schedules=frozenset({record.schedule}),
+        adaptations=frozenset({record.edit or kinds.get(record.trains, record.trains)}),
+        heads=frozenset({"meta_learned" if record.own_head else "reset"}),
+        batch_sizes=frozenset({record.batch_size}),
+        num_steps=(record.num_steps, record.num_steps),
+    )
+
+
+def _overlap(shared_texts: dict[str, int] | None) -> Check:
+    if shared_texts is None:
+        return Check(name="data_overlap", passed=None, value=math.nan, said="splits were not compared")
+    total = sum(shared_texts.values())
+    pairs = ", ".join(f"{count} in {name}" for name, count in shared_texts.items() if count)
+    said = f"texts occur in two splits: {pairs}" if total else "no text occurs in two splits"
+    return Check(name="data_overlap", passed=not total, value=float(total), said=said)
+
+
+def _warnings(report: AttackReport) -> tuple[str, ...]:
+    rising = [cell for cell in report.family_cells if cell.valid and not cell.flattened]
+    if not rising:
+        return ()
+    where = ", ".join(f"{cell.family} at n = {cell.num_examples}" for cell in rising[:4])
+    more = f" and {len(rising) - 4} more" if len(rising) > 4 else ""
+    return (f"the search had not flattened: {where}{more}; give it more trials",)
+
+
+def _search_records(report: AttackReport) -> list[tuple[str, list[AttackRecord]]]:
+    records = [r for r in report.records if r.phase == "search" and r.trains != "probe"]
+    families = dict.fromkeys(record.family for record in records)
+    return [(family, [record for record in records if record.family == family]) for family in families]
+
+
+def _best(values: Iterable[float]) -> float:
+    return max((value for value in values if not math.isnan(value)), default=0.0)

@@ -1,0 +1,160 @@
+"""What is done to released weights before an attacker fine-tunes them; see `families.edited` for the amounts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from sdm_ray.attack.families import Attacker
+from sdm_ray.attack.knowledge import Knowledge
+from sdm_ray.attack.plan import derived_seed
+from sdm_ray.models.corruption import corrupt
+from sdm_ray.models.masked_lm import word_embedding_name
+from sdm_ray.types import Params, Split, Task
+
+if TYPE_CHECKING:
+    from sdm_ray.data.device import DeviceData
+    from sdm_ray.models.trunk import Trunk
+
+Edit = Callable[[Attacker, int], Params]
+PREPARING_RATE, PREPARING_BATCH = 3e-4, 16
+"""Learning rate of Adam and batch size of the training that comes before an attack."""
+MASKED_SHARE = 0.15
+"""Tokens that masked-LM pretraining predicts (Devlin et al., arXiv 1810.04805)."""
+RANDOM = ("noise", "reinit")
+"""Edits that are drawn anew for every seed; the others are one for all attackers with the same amount."""
+
+
+class Editor:
+    """Edited weights, the last ones kept.
+
+    Args:
+        trunk: the architecture.
+        params: released weights.
+        data: texts of attacker-train; their desired labels are known, their harmful ones are not used.
+        knowledge: what else is known.
+        base_seed: of everything that is drawn.
+        train_desired: weights after so many steps on the desired task.
+    """
+
+    def __init__(
+        self,
+        trunk: nn.Module,
+        params: Params,
+        data: DeviceData,
+        knowledge: Knowledge,
+        base_seed: int,
+        train_desired: Callable[[int], Params],
+    ) -> None:
+        self._trunk, self._params, self._data, self._knowledge = trunk, params, data, knowledge
+        self._base_seed, self._train_desired = base_seed, train_desired
+        self._edits: dict[str, Edit] = {
+            "noise": self._noise,
+            "reinit": self._reinit,
+            "prune": self._prune,
+            "interpolate": self._interpolate,
+            "benign_first": lambda attacker, seed: self._train_desired(round(attacker.amount)),
+            "masked_lm": self._masked_lm,
+        }
+        self._kept: tuple[object, Params] = ((), params)
+
+    @staticmethod
+    def key(attacker: Attacker) -> tuple[object, ...]:
+        """What attackers must share to start from the same weights."""
+        if attacker.edit not in RANDOM:
+            return attacker.edit, attacker.amount
+        seeds = (attacker.phase, attacker.repeat, attacker.num_examples, attacker.seed_index, attacker.attempt)
+        return attacker.edit, attacker.amount, *seeds
+
+    def edited(self, attacker: Attacker) -> Params:
+        """The weights that an attacker starts from."""
+        if not attacker.edit:
+            return self._params
+        key = self.key(attacker)
+        if self._kept[0] != key:
+            with torch.no_grad():
+                self._kept = key, self._edits[attacker.edit](attacker, derived_seed(self._base_seed, "edit", *key))
+        return self._kept[1]
+
+    def _noise(self, attacker: Attacker, seed: int) -> Params:
+        generator = torch.Generator().manual_seed(seed)
+        return {
+            name: value + attacker.amount * _root_mean_square(value) * _like(value, generator)
+            for name, value in self._params.items()
+        }
+
+    def _reinit(self, attacker: Attacker, seed: int) -> Params:
+        assert self._knowledge.redraw is not None
+        trunk: Any = self._trunk
+        fresh, depth_of, lowest = self._knowledge.redraw(seed), trunk.depth_of, trunk.num_depths - attacker.amount
+        return {
+            name: fresh[name].to(value) if depth_of(name) >= lowest else value for name, value in self._params.items()
+        }
+
+    def _prune(self, attacker: Attacker, seed: int) -> Params:
+        """Magnitude pruning of every matrix by itself (Han et al., arXiv 1506.02626)."""
+        pruned = {}
+        for name, value in self._params.items():
+            if value.dim() < 2:
+                pruned[name] = value
+                continue
+            magnitudes = value.abs()
+            count = min(int(attacker.amount * value.numel()), value.numel() - 1)
+            threshold = magnitudes.flatten().kthvalue(count + 1).values
+            pruned[name] = value * (magnitudes >= threshold)
+        return pruned
+
+    def _interpolate(self, attacker: Attacker, seed: int) -> Params:
+        public = self._knowledge.public
+        assert public is not None
+        return {
+            name: torch.lerp(value, public[name].to(value), attacker.amount) for name, value in self._params.items()
+        }
+
+    def _masked_lm(self, attacker: Attacker, seed: int) -> Params:
+        head, trunk = self._knowledge.masked_lm, self._trunk
+        assert head is not None
+        generator = torch.Generator().manual_seed(seed)
+        texts = self._data.indices(Split.ATTACKER_TRAIN)
+        leaves = {name: value.clone().requires_grad_() for name, value in self._params.items()}
+        optimizer = torch.optim.Adam(list(leaves.values()), lr=PREPARING_RATE)
+        embedding = word_embedding_name(trunk)  # type: ignore[arg-type]
+        for _ in range(round(attacker.amount)):
+            chosen = texts[torch.randint(len(texts), (PREPARING_BATCH,), generator=generator)]
+            loss = _masked_lm_loss(trunk, leaves, embedding, head, self._data, chosen, generator)  # type: ignore[arg-type]
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+        return {name: value.detach() for name, value in leaves.items()}
+
+
+@torch.enable_grad()
+def _masked_lm_loss(
+    trunk: Trunk,
+    params: Params,
+    embedding: str,
+    head: nn.Module,
+    data: DeviceData,
+    indices: Tensor,
+    generator: torch.Generator,
+) -> Tensor:
+    batch = data.batch(indices, Task.DESIRED)
+    ids = batch.input_ids.cpu()
+    corrupted = corrupt(ids, head.special, mask_id=head.mask_id, share=MASKED_SHARE, generator=generator)  # type: ignore[arg-type]
+    inputs = (corrupted.input_ids.to(batch.input_ids.device), batch.attention_mask)
+    _, states = functional_call(trunk, params, inputs, {"hidden_states": True})
+    predicted = states[-1].flatten(0, 1)[corrupted.positions.to(states.device)]
+    return F.cross_entropy(head(predicted, params[embedding]), corrupted.labels.to(states.device))
+
+
+def _root_mean_square(value: Tensor) -> Tensor:
+    return value.square().mean().sqrt()
+
+
+def _like(value: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.randn(value.shape, generator=generator).to(value)

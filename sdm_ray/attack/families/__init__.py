@@ -1,0 +1,56 @@
+"""The families of attackers, by name; each has a search space of its own.
+
+A family turns a point of its space into an `Attacker`; how attackers of a family run is `execute`'s business.
+"""
+
+from __future__ import annotations
+
+from sdm_ray.attack.families import edited, gradient, probes
+from sdm_ray.attack.families.base import HEAD_RATE_FACTOR, Attacker, Facts, Family, Phase
+from sdm_ray.errors import UsageError
+
+__all__ = ["FAMILIES", "HEAD_RATE_FACTOR", "Attacker", "Facts", "Family", "Phase", "register", "the_family"]
+
+FAMILIES: dict[str, Family] = {}
+"""Families by name."""
+
+
+def register(family: Family) -> None:
+    """Add a family, to be named in `attack.families`.
+
+    Raises:
+        ValueError: where the name is taken.
+    """
+    if family.name in FAMILIES:
+        raise ValueError(f"an attack family {family.name!r} is registered already")
+    FAMILIES[family.name] = family
+
+
+def the_family(name: str) -> Family:
+    """The family called `name`.
+
+    Raises:
+        UsageError: for an unknown name.
+    """
+    if name not in FAMILIES:
+        raise UsageError(f"attack.families: {name!r} is not known; known: {', '.join(FAMILIES)}")
+    return FAMILIES[name]
+
+
+for _family in (
+    gradient.FINE_TUNE,
+    gradient.FULL,
+    gradient.HEAD,
+    gradient.PARTIAL,
+    gradient.LORA,
+    probes.LINEAR_PROBE,
+    probes.LOGISTIC_REGRESSION,
+    probes.KNN,
+    edited.NOISE,
+    edited.REINIT,
+    edited.PRUNE,
+    edited.INTERPOLATE,
+    edited.BENIGN_FIRST,
+    edited.MASKED_LM,
+):
+    register(_family)

@@ -1,0 +1,42 @@
+"""What an attacker may have besides released weights and data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from sdm_ray.attack.families import Facts
+from sdm_ray.attack.lora import linear_layers
+from sdm_ray.types import Params
+
+if TYPE_CHECKING:
+    from sdm_ray.models.masked_lm import MaskedLmHead
+
+
+@dataclass(frozen=True)
+class Knowledge:
+    """What is public about a released model. Whatever is missing, the families that need it are not tried."""
+
+    public: Params | None = None
+    """Weights of the encoder that it was made from."""
+    own_head: Tensor | None = None
+    """(C, D) a released head with as many classes as the harmful task."""
+    masked_lm: MaskedLmHead | None = None
+    """The public encoder's masked-LM head, on the device of the weights."""
+    redraw: Callable[[int], Params] | None = None
+    """Fresh weights of the architecture from a seed."""
+
+    def facts(self, trunk: nn.Module, num_classes: int) -> Facts:
+        """What families may know of a model with this trunk."""
+        inner: Any = getattr(trunk, "hf_model", None)
+        return Facts(
+            num_depths=int(getattr(trunk, "num_depths", 1)) if self.redraw is not None or inner is not None else 1,
+            num_hidden_states=0 if inner is None else int(inner.config.num_hidden_layers) + 1,
+            has_linear_layers=inner is not None and bool(linear_layers(inner)),
+            has_public=self.public is not None,
+            has_own_head=self.own_head is not None and len(self.own_head) == num_classes,
+            has_masked_lm=self.masked_lm is not None and inner is not None,
+        )

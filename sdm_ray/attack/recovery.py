@@ -1,0 +1,161 @@
+"""What an attacker recovers, and what that costs, against the undefended encoder under the same attack."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from dataclasses import dataclass
+
+import numpy as np
+
+from sdm_ray.attack.metrics import NUM_RESAMPLES
+from sdm_ray.attack.report import AttackReport, Cell, units
+from sdm_ray.types import Metric
+
+LEAST_HEAD_START = 0.02
+"""Head start of the undefended encoder (accuracy) below which no share of it is told."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recovery:
+    """The least that brought an attacker to a target accuracy. What was not reached is NaN: the true cost is above the
+    largest budget that was tried, which is given instead."""
+
+    target: float
+    """Balanced accuracy that counts as recovered."""
+    examples: float
+    """Smallest n whose worst attack reaches it on test."""
+    steps: float
+    """Median over that n's re-runs of the first step at which attacker-validation shows it."""
+    trials: float
+    """Search points, family after family up to the winner's, until one shows it on attacker-validation."""
+    flops: float
+    """FLOPs of these search points."""
+    largest_examples: int
+    """Largest n that was tried."""
+
+    @property
+    def reached(self) -> bool:
+        """Whether any attack reached the target."""
+        return not math.isnan(self.examples)
+
+    def describe(self) -> str:
+        """One sentence."""
+        if not self.reached:
+            return f"{self.target:.3f} was not reached with up to {self.largest_examples} examples"
+        steps = "" if math.isnan(self.steps) else f", {self.steps:.0f} steps"
+        trials = "" if math.isnan(self.trials) else f", {self.trials:.0f} search points ({self.flops:.1e} FLOPs)"
+        return f"{self.target:.3f} takes {self.examples:.0f} examples{steps}{trials}"
+
+    def metrics(self) -> dict[str, float]:
+        """Metrics by name."""
+        return {
+            str(Metric.RECOVERY_EXAMPLES): self.examples,
+            str(Metric.RECOVERY_STEPS): self.steps,
+            str(Metric.RECOVERY_TRIALS): self.trials,
+            str(Metric.RECOVERY_FLOPS): self.flops,
+        }
+
+
+def target_accuracy(undefended: AttackReport, share: float) -> float:
+    """Chance plus a share of what the undefended encoder's worst attack has above it at the best n."""
+    chance = 1 / undefended.num_classes
+    best = max((cell.accuracy for cell in undefended.cells if cell.valid), default=math.nan)
+    return chance + share * (best - chance)
+
+
+def cost_to_recover(report: AttackReport, target: float) -> Recovery:
+    """The least that brings the attack of a report to a balanced accuracy."""
+    reached = [cell for cell in report.cells if cell.valid and cell.accuracy >= target]
+    largest = max(cell.num_examples for cell in report.cells)
+    if not reached:
+        nothing = math.nan
+        return Recovery(
+            target=target, examples=nothing, steps=nothing, trials=nothing, flops=nothing, largest_examples=largest
+        )
+    cell = reached[0]
+    trials, flops = _search_cost(report, cell, target)
+    return Recovery(
+        target=target,
+        examples=float(cell.num_examples),
+        steps=_steps(report, cell, target),
+        trials=trials,
+        flops=flops,
+        largest_examples=largest,
+    )
+
+
+def _steps(report: AttackReport, cell: Cell, target: float) -> float:
+    firsts = []
+    for record in report.records:
+        if (record.phase, record.family, record.num_examples) != ("rerun", cell.family, cell.num_examples):
+            continue
+        if not record.val_accuracy_curve:
+            continue
+        points = zip(record.curve_steps, record.val_accuracy_curve, strict=True)
+        firsts.append(next((float(step) for step, accuracy in points if accuracy >= target), math.inf))
+    median = statistics.median(firsts) if firsts else math.nan
+    return median if math.isfinite(median) else math.nan
+
+
+def _search_cost(report: AttackReport, cell: Cell, target: float) -> tuple[float, float]:
+    """Points and FLOPs of the first search at a cell's n: the other families' in full, its own up to the target."""
+    count, flops = 0, 0.0
+    for other in report.family_cells:
+        if other.num_examples != cell.num_examples:
+            continue
+        own = other.family == cell.family
+        for trial, best in enumerate(other.best_so_far):
+            count += 1
+            flops += sum(
+                record.flops
+                for record in report.records
+                if (record.phase, record.family, record.num_examples, record.repeat, record.trial)
+                == ("search", other.family, other.num_examples, 0, trial)
+            )
+            if own and best >= target:
+                return float(count), flops
+        if own:
+            break
+    return math.nan, math.nan
+
+
+def recovered_shares(report: AttackReport, floor: AttackReport, undefended: AttackReport) -> dict[str, float]:
+    """Share of the undefended encoder's head start over random initialisation that the attack recovers, by n.
+
+    1 is all of it, 0 none. Seeds are paired; the intervals are 95 % bootstraps of the ratio of means over them. NaN
+    where the undefended encoder itself has no head start to speak of.
+    """
+    result: dict[str, float] = {}
+    gains, starts = [], []
+    for cell, base, top in zip(report.cells, floor.cells, undefended.cells, strict=True):
+        values = [units(c.seed_accuracies, report.num_searches) for c in (cell, base, top)]
+        present = [row for row in zip(*values, strict=True) if not any(map(math.isnan, row))]
+        gain, start = [a - b for a, b, _ in present], [c - b for _, b, c in present]
+        gains.append(gain)
+        starts.append(start)
+        result |= _share(Metric.recovered_share(cell.num_examples), [gain], [start])
+    return result | _share(str(Metric.RECOVERED_SHARE), gains, starts)
+
+
+def _share(name: str, gains: list[list[float]], starts: list[list[float]]) -> dict[str, float]:
+    names = (name, Metric.low(name), Metric.high(name))
+    if not all(gains):
+        return dict.fromkeys(names, math.nan)
+    gain = sum(sum(values) / len(values) for values in gains) / len(gains)
+    start = sum(sum(values) / len(values) for values in starts) / len(starts)
+    if not start >= LEAST_HEAD_START:
+        return dict.fromkeys(names, math.nan)
+    generator = np.random.default_rng(0)
+    tops, bottoms = np.zeros(NUM_RESAMPLES), np.zeros(NUM_RESAMPLES)
+    for mine, theirs in zip(gains, starts, strict=True):
+        chosen = generator.integers(len(mine), size=(NUM_RESAMPLES, len(mine)))
+        tops += np.asarray(mine)[chosen].mean(axis=1)
+        bottoms += np.asarray(theirs)[chosen].mean(axis=1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratios = np.where(bottoms > 0, tops / bottoms, np.nan)
+    low, high = np.nanquantile(ratios, (0.025, 0.975))
+    single = min(len(values) for values in gains) < 2
+    return dict(
+        zip(names, (gain / start, *((math.nan, math.nan) if single else (float(low), float(high)))), strict=True)
+    )

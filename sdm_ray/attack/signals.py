@@ -1,0 +1,116 @@
+"""What released weights show before anyone fine-tunes them: spread of features, gradients, and where they lead."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from sdm_ray.attack.plan import seeded
+from sdm_ray.attack.views import ScoringSet, trunk_features, validation_sample
+from sdm_ray.models.heads import init_head, logits
+from sdm_ray.types import Params, Split, Task
+
+if TYPE_CHECKING:
+    from sdm_ray.data.device import DeviceData
+
+NUM_EXAMPLES, NUM_HEADS = 128, 3
+"""Attacker-validation examples that are looked at, and fresh heads that gradients are averaged over."""
+RELATIVE_STEPS = tuple(10.0**power for power in (-5, -4, -3.5, -3, -2.5, -2, -1.5, -1))
+"""Lengths of steps against the gradient, as shares of the weights' norm."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Signals:
+    """Measured on attacker-validation examples."""
+
+    effective_rank: float
+    """exp(entropy) of the shares of variance along principal axes of the pooled features (Roy and Vetterli, 2007)."""
+    relative_spread: float
+    """Variance of the pooled features between examples over their mean squared norm."""
+    sensitivity: float
+    """Norm of the harmful loss's gradient times that of the weights: the slope of the loss for a relative step."""
+    best_decrease: float
+    """Largest share of the harmful loss that one step against its gradient takes away, over lengths of the step."""
+
+
+def measure_signals(trunk: nn.Module, params: Params, data: DeviceData, task: Task, seed: int) -> Signals:
+    """Look at released weights.
+
+    Args:
+        trunk: the architecture.
+        params: its weights.
+        data: attacker-validation is used.
+        task: whose labels.
+        seed: of the sample and the heads.
+    """
+    candidates, num_classes = data.indices(Split.ATTACKER_VAL), data.num_classes(task)
+    labels = data.labels_host(task)[candidates]
+    sample = validation_sample(candidates, labels, NUM_EXAMPLES, num_classes, seeded(seed, "signals"))
+    examples = ScoringSet.of(data, sample, task)
+    features = trunk_features(trunk, params, examples)
+    rank, spread = _spread(features.double())
+    found = [
+        _along_gradient(trunk, params, examples, _head(features, num_classes, seed, index))
+        for index in range(NUM_HEADS)
+    ]
+    slopes, decreases = zip(*found, strict=True)
+    return Signals(
+        effective_rank=rank,
+        relative_spread=spread,
+        sensitivity=sum(slopes) / len(slopes),
+        best_decrease=max(decreases),
+    )
+
+
+def _head(features: Tensor, num_classes: int, seed: int, index: int) -> Tensor:
+    head = init_head(features.shape[1], num_classes, seeded(seed, "signals head", index))
+    return head.to(features)
+
+
+def _spread(features: Tensor) -> tuple[float, float]:
+    centred = features - features.mean(0)
+    variances = torch.linalg.svdvals(centred).square()
+    total = float(variances.sum())
+    scale = float(features.square().sum())
+    if not total > 0 or not math.isfinite(total):
+        return 0.0, 0.0
+    shares = (variances / total).clamp_min(1e-30)
+    return float((-(shares * shares.log()).sum()).exp()), total / scale
+
+
+def _along_gradient(trunk: nn.Module, params: Params, examples: ScoringSet, head: Tensor) -> tuple[float, float]:
+    """Sensitivity, and the largest share of the loss that a step against the gradient takes away."""
+    leaves = {name: value.detach().requires_grad_() for name, value in params.items()}
+    with torch.enable_grad():
+        moving_head = head.detach().requires_grad_()
+        loss = _loss(trunk, leaves, examples, moving_head)
+        grads = torch.autograd.grad(loss, [*leaves.values(), moving_head], materialize_grads=True)
+    norm = _norm(grads)
+    weights = _norm([*params.values(), head])
+    if not norm > 0 or not math.isfinite(norm):
+        return (0.0 if norm == 0 else norm), 0.0
+    best = 0.0
+    for length in RELATIVE_STEPS:
+        scale = length * weights / norm
+        moved = {name: value - scale * grad for (name, value), grad in zip(params.items(), grads, strict=False)}
+        with torch.no_grad():
+            there = float(_loss(trunk, moved, examples, head - scale * grads[-1]))
+        if math.isfinite(there):
+            best = max(best, 1 - there / float(loss.detach()))
+    return norm * weights, best
+
+
+def _loss(trunk: nn.Module, params: Params, examples: ScoringSet, head: Tensor) -> Tensor:
+    labels = examples.labels.to(head.device)
+    scores = [logits(functional_call(trunk, params, batch.inputs), head) for batch in examples.batches]
+    return F.cross_entropy(torch.cat(scores), labels)
+
+
+def _norm(values: list[Tensor] | tuple[Tensor, ...]) -> float:
+    return float(torch.stack([value.detach().double().square().sum() for value in values]).sum().sqrt())
