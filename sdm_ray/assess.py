@@ -5,6 +5,7 @@ A trial ends with it, and `sdm-ray attack` runs it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -242,14 +243,15 @@ def _benign(
 
 
 def _metrics(work: Workspace, release: Release, found: Assessment) -> dict[str, float]:
-    """Every metric of a released model, by the names in `Metric`."""
+    """Every metric of a released model, by the names in `Metric`; what a model does not have is left out."""
     metrics = found.report.metrics() | regret(found.report, found.floor)
     if release.desired_head is not None:
         accuracy, loss = desired_scores(release.trunk, release.params, release.desired_head, work.data, Split.TEST)
         metrics |= {str(Metric.DESIRED_ACCURACY): accuracy, str(Metric.DESIRED_LOSS): loss}
+    beside = {str(Metric.AUDIT_GAP): found.audit.check("held_out_gap").value}
     if found.undefended is not None and found.recovery is not None:
-        metrics |= recovered_shares(found.report, found.floor, found.undefended) | found.recovery.metrics()
+        beside |= recovered_shares(found.report, found.floor, found.undefended) | found.recovery.metrics()
     for name, report in found.benign.items():
-        metrics |= {Metric.benign(name, cell.num_examples): cell.accuracy for cell in report.cells}
-    gap = found.audit.check("held_out_gap").value
-    return metrics | {str(Metric.AUDIT_PASSED): float(found.audit.passed), str(Metric.AUDIT_GAP): gap}
+        beside |= {Metric.benign(name, cell.num_examples): cell.accuracy for cell in report.cells}
+    told = {name: value for name, value in beside.items() if not math.isnan(value)}
+    return metrics | told | {str(Metric.AUDIT_PASSED): float(found.audit.passed)}

@@ -91,8 +91,8 @@ class Metric(StrEnum):
     RECOVERED_SHARE = "recovered/share"
     """Mean over n of the share of the undefended encoder's head start that an attack recovers."""
     RECOVERY_EXAMPLES = "recovery/examples"
-    """Labelled examples that bring the attacker to the stated share of the undefended accuracy; NaN beyond the
-    largest n."""
+    """Labelled examples that bring the attacker to the stated share of the undefended accuracy; left out where no n
+    that was tried does."""
     RECOVERY_STEPS = "recovery/steps"
     RECOVERY_TRIALS = "recovery/trials"
     RECOVERY_FLOPS = "recovery/flops"

@@ -173,10 +173,10 @@ def test_floors_are_attacked_once(settings: TrialSettings, monkeypatch: pytest.M
     work = open_workspace(settings)
     first = drain(floor_report(work, settings.encoder, settings.attack, "random", 0))
 
-    def refuse(*args: object) -> None:
+    def refuse(*args: object, **options: object) -> None:
         raise AssertionError("attacked again")
 
-    monkeypatch.setattr("sdm_ray.evaluate.attack_model", refuse)
+    monkeypatch.setattr("sdm_ray.assess.attack_model", refuse)
     assert drain(floor_report(work, settings.encoder, settings.attack, "random", 0)).cells == first.cells
     with pytest.raises(AssertionError, match="attacked again"):
         drain(floor_report(work, settings.encoder, settings.attack, "random", 1))

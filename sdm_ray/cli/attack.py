@@ -153,7 +153,7 @@ def _verdict(metrics: dict[str, float]) -> str:
         verdict = "blocked under this budget: no head start over random initialisation was found"
     else:
         verdict = "undecided: the interval of the head start holds 0"
-    return f"[bold]{verdict}[/] ({regret:+.3f} accuracy, 95 % interval \\[{low:+.3f}, {high:+.3f}])."
+    return f"[bold]{verdict}[/] (head start {regret:+.3f} accuracy, 95 % interval \\[{low:+.3f}, {high:+.3f}])."
 
 
 def _budget(settings: TrialSettings) -> str:
