@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from datetime import date
 
 from sdm_ray.config import AttackSettings, TrialSettings, content_hash
+from sdm_ray.config.attack import FAMILIES
 from sdm_ray.types import Metric
 
 NOT_TRIED = (
@@ -93,9 +94,9 @@ def _threat_model(settings: TrialSettings) -> str:
     return (
         "## Threat model\n\n"
         f"The adversary has these weights, n labelled examples of {settings.data.harmful_column} (n in {{{numbers}}}), "
-        "and free choice of learning rate, steps, batch size, and of training the whole model or a head alone, always "
-        "from a fresh head. Blocking aims at this: adapting these weights costs as many examples as adapting a "
-        "randomly initialised encoder. Nothing here protects against an adversary who uses another model."
+        "and free choice among the attack families below, of learning rate, steps and batch size. Blocking aims at "
+        "this: adapting these weights costs as many examples as adapting a randomly initialised encoder. Nothing here "
+        "protects against an adversary who uses another model."
     )
 
 
@@ -110,6 +111,8 @@ def _measured(settings: TrialSettings, metrics: Mapping[str, float]) -> str:
         ("share of the largest harmful class", Metric.HARMFUL_BASE_RATE),
         ("head start over random initialisation, in accuracy", Metric.REGRET_ACCURACY),
         ("head start over random initialisation, in nats", Metric.REGRET_LOSS),
+        ("share of the public encoder's head start that comes back", Metric.RECOVERED_SHARE),
+        ("audit passed (1) or failed (0)", Metric.AUDIT_PASSED),
     ]
     lines = [f"| {label} | {_number(metrics, str(name))} |" for label, name in rows if str(name) in metrics]
     if not lines:
@@ -137,16 +140,18 @@ def _number(metrics: Mapping[str, float], name: str) -> str:
 
 
 def _budget(attack: AttackSettings) -> str:
-    fits = attack.num_search_trials * attack.num_search_seeds + attack.num_rerun_seeds
+    fits = (attack.num_search_trials * attack.num_search_seeds + attack.num_rerun_seeds) * attack.num_searches
+    untried = [name for name in FAMILIES if name not in attack.families]
     balanced = "class-balanced" if attack.class_balanced else "as they come"
     return (
         "## Attack budget\n\n"
-        f"For each n: {attack.num_search_trials} settings searched ({attack.num_search_seeds} seed(s) each) on an "
-        f"attacker-validation split, the winner re-run on {attack.num_rerun_seeds} fresh seeds, scored once on test: "
-        f"{fits} fine-tunes. Adam, learning rate log-uniform in [{attack.learning_rate.low:g}, "
-        f"{attack.learning_rate.high:g}], {attack.num_steps_min} to {attack.num_steps_max} steps, batches of "
-        f"{', '.join(str(size) for size in attack.batch_sizes)}, a frozen trunk in {attack.frozen_probability:.0%} of "
-        f"them, examples {balanced}."
+        f"Attack families: {', '.join(attack.families)}; not tried: {', '.join(untried) or 'none of the others'}.\n\n"
+        f"For each of them and each n: {attack.num_search_trials} settings searched ({attack.num_search_seeds} seed(s) "
+        "each) on an attacker-validation split, the winner re-run on "
+        f"{attack.num_rerun_seeds} fresh seeds, scored once on test: {fits} fine-tunes. Learning rate of Adam "
+        f"log-uniform in [{attack.learning_rate.low:g}, {attack.learning_rate.high:g}], {attack.num_steps_min} to "
+        f"{attack.num_steps_max} steps, batches of {', '.join(str(size) for size in attack.batch_sizes)}, examples "
+        f"{balanced}."
     )
 
 

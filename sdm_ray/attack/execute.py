@@ -130,8 +130,9 @@ class Executor:
         """
         groups: dict[tuple[Any, ...], list[Attacker]] = defaultdict(list)
         for attacker in attackers:
-            kind = (attacker.trains, attacker.depth, attacker.rank, attacker.probe)
-            groups[(*kind, attacker.batch_size, attacker.optimizer, *self._editor.key(attacker))].append(attacker)
+            # Edits first: those that share edited weights follow each other.
+            kind = (*self._editor.key(attacker), attacker.trains, attacker.depth, attacker.rank, attacker.probe)
+            groups[(*kind, attacker.batch_size, attacker.optimizer)].append(attacker)
         for _, group in sorted(groups.items(), key=lambda item: [str(part) for part in item[0]]):
             waiting = sorted(group, key=lambda attacker: -attacker.num_steps)
             while waiting:

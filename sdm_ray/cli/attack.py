@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from sdm_ray.types import Metric
 
 if TYPE_CHECKING:
     from sdm_ray.assess import Assessment
+    from sdm_ray.attack.audit import Check
 
 FIGURES = ("attack.png", "best_so_far.png", "recovery.png")
 
@@ -131,11 +132,20 @@ def _findings(found: Assessment, settings: TrialSettings) -> list[str]:
     for name, report in found.benign.items():
         cells = ", ".join(f"{cell.accuracy:.3f} (n = {cell.num_examples})" for cell in report.cells)
         lines.append(f"benign trainability, {'desired task' if name == 'desired' else 'unseen grouping'}: {cells}")
-    for check in found.audit.checks:
-        word = {True: "[green]passed[/]", False: "[bold red]FAILED[/]", None: "not checked"}[check.passed]
-        lines.append(f"audit, {check.name.replace('_', ' ')}: {word}: {escape(check.said)}")
+    lines += _audit(found.audit.checks)
     lines += [f"warning: {escape(text)}" for text in (*found.audit.warnings, *found.notes)]
     lines.append(f"not tried: {_untried(found)}")
+    return lines
+
+
+def _audit(checks: Sequence[Check]) -> list[str]:
+    """What failed and what could not be checked, with what was seen; what passed by name (`audit.json` has all)."""
+    passed = [check.name.replace("_", " ") for check in checks if check.passed]
+    lines = [f"audit, passed: {', '.join(passed)}"]
+    for check in checks:
+        if not check.passed:
+            word = "not checked" if check.passed is None else "[bold red]FAILED[/]"
+            lines.append(f"audit, {check.name.replace('_', ' ')}: {word}: {escape(check.said)}")
     return lines
 
 

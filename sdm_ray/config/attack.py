@@ -25,8 +25,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "standard": {
         "families": ("full", "head", "linear_probe"),
         "num_examples": (20, 50, 100, 200, "all"),
-        "num_rerun_seeds": 15,
-        "num_search_trials": 24,
+        "num_rerun_seeds": 10,
         "num_search_seeds": 2,
         "num_steps_max": 600,
         "benign_num_examples": (100,),
