@@ -34,6 +34,8 @@ def run(
     ray_address: str | None = None,
 ) -> None:
     """Attack `model`, its random re-initialisation and its public encoder under one budget; print what came out."""
+    import torch
+
     import sdm_ray.sweep.attack_sampler  # noqa: F401  (makes Optuna's sampler known)
     from sdm_ray.assess import Release, assess
     from sdm_ray.attack_report import write_figures, write_summary
@@ -46,6 +48,7 @@ def run(
     settings = _settings(config, preset, overrides, released)
     public = None if released is None else released.encoder
     encoder = _released_encoder(model, settings, public)
+    torch.set_num_threads(settings.runtime.num_threads)
     work = open_workspace(settings.model_copy(update={"encoder": encoder}))
     trunk = load_trunk_on(work, encoder, "pretrained", settings.seed)
     head = None if exported is None or exported.head is None else exported.head.to(work.device)
