@@ -267,13 +267,13 @@ def test_steps_never_read_from_the_device(trains: str, monkeypatch: pytest.Monke
     monkeypatch.setattr(batch_module, "tight_batch", _without_mode(batch_module.tight_batch))
     _, _, executor, _ = prepared("bert")
     reads = []
-    for steps in (5, 20):
+    for steps in (5, 5, 20):  # once to fill what is kept
         stack = [Attacker(**{**a.__dict__, "num_steps": steps}) for a in attackers(trains=trains)]
         plan = executor._plan(stack)
         with _CountReads() as counter:
             (executor._train_heads if trains == "head" else executor.train)(plan)
         reads.append(counter.reads)
-    assert reads[0] == reads[1]
+    assert reads[1] == reads[2]
 
 
 def _without_mode(function: Any) -> Any:

@@ -30,7 +30,14 @@ from sdm_ray.attack.plan import (
 )
 from sdm_ray.attack.probes import PROBES, standardised
 from sdm_ray.attack.report import RecordStatus
-from sdm_ray.attack.views import ScoringSet, forward_options, hidden_features, trunk_features, validation_sample
+from sdm_ray.attack.views import (
+    FeatureStore,
+    ScoringSet,
+    forward_options,
+    hidden_features,
+    trunk_features,
+    validation_sample,
+)
 from sdm_ray.config.attack import AttackSettings
 from sdm_ray.models.heads import init_head, logits
 from sdm_ray.types import Params, Split, Task
@@ -110,7 +117,7 @@ class Executor:
         self._feature_dim = int(self._features(Split.ATTACKER_VAL).shape[1])
         self._pool = data.indices(Split.ATTACKER_TRAIN)
         self._pool_labels = data.labels_host(task)[self._pool]
-        self._owned: ScoringSet | None = None
+        self._owned = FeatureStore(trunk, self._params, data, self._pool, task)
         self._longest = int(self.val.batches[-1].input_ids.shape[-1])
         self._lora: dict[int, LoraTrunk] = {}
         self._largest_stack = by_device(LARGEST_STACK, self._device)
@@ -253,21 +260,19 @@ class Executor:
 
     def _train_heads(self, plan: Plan) -> tuple[Tensor, Course]:
         needed = torch.from_numpy(np.unique(torch.cat(plan.subsets).numpy()))
-        owned = ScoringSet.of(self._data, needed, self._task)
-        features = trunk_features(self._trunk, self._params, owned)
-        positions = _positions(owned.indices, plan.subsets)
-        return train_heads(features, owned.labels.to(self._device), plan, positions, self._features(Split.ATTACKER_VAL))
+        labels = self._data.labels_host(self._task)[needed].to(self._device)
+        val_features = self._features(Split.ATTACKER_VAL)
+        return train_heads(self._owned.pooled(needed), labels, plan, _positions(needed, plan.subsets), val_features)
 
     def _probe(self, plan: Plan, splits: Sequence[Split]) -> dict[Split, Tensor]:
         """(S, N, C) scores of every split by closed-form classifiers, one after the other."""
-        if self._owned is None:
-            self._owned = ScoringSet.of(self._data, self._pool, self._task)
-        positions = _positions(self._owned.indices, plan.subsets)
+        labels_host = self._data.labels_host(self._task)
         scored: dict[Split, list[Tensor]] = {split: [] for split in splits}
-        for attacker, chosen in zip(plan.attackers, positions, strict=True):
-            sources = [self._read(split, attacker.layer) for split in (Split.ATTACKER_TRAIN, *splits)]
-            owned, *others = standardised(sources[0][chosen], tuple(sources[1:]))
-            labels = self._owned.labels[chosen].to(owned.device)
+        for attacker, subset in zip(plan.attackers, plan.subsets, strict=True):
+            pooled = attacker.layer < 0
+            mine = self._owned.pooled(subset) if pooled else self._owned.hidden(attacker.layer, subset)
+            owned, *others = standardised(mine, tuple(self._read(split, attacker.layer) for split in splits))
+            labels = labels_host[subset].to(owned.device)
             classify = PROBES[attacker.probe](owned, labels, self._num_classes, attacker.amount)
             for split, values in zip(splits, others, strict=True):
                 scored[split].append(classify(values).to(self._dtype).cpu())
@@ -282,9 +287,6 @@ class Executor:
         return self._kept_states[split][layer]
 
     def _examples(self, split: Split) -> ScoringSet:
-        if split == Split.ATTACKER_TRAIN:
-            assert self._owned is not None
-            return self._owned
         return {Split.ATTACKER_VAL: self.val, Split.TEST: self.test}[split]
 
     def _features(self, split: Split) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -76,6 +77,51 @@ def hidden_features(trunk: nn.Module, params: Params, examples: ScoringSet) -> T
         weights = batch.attention_mask.to(states.dtype)[None, :, :, None]
         parts.append((states * weights).sum(2) / weights.sum(2))
     return torch.cat(parts, dim=1)
+
+
+class FeatureStore:
+    """Features of examples under fixed weights, computed when an example is first asked for, and kept.
+
+    Args:
+        trunk: the architecture.
+        params: its weights.
+        data: the examples.
+        indices: (M,) host; those that may be asked for.
+        task: whose labels a batch carries; features do not depend on it.
+    """
+
+    def __init__(self, trunk: nn.Module, params: Params, data: DeviceData, indices: Tensor, task: Task) -> None:
+        self._trunk, self._params, self._data, self._task = trunk, params, data, task
+        self._row = torch.full((int(indices.max()) + 1,), -1)
+        self._row[indices] = torch.arange(len(indices))
+        self._known = {hidden: torch.zeros(len(indices), dtype=torch.bool) for hidden in (False, True)}
+        self._kept: dict[bool, Tensor] = {}
+
+    def pooled(self, indices: Tensor) -> Tensor:
+        """(n, D) pooled features of examples (n,)."""
+        self._ensure(indices, hidden=False)
+        return self._kept[False][0, self._row[indices]]
+
+    def hidden(self, layer: int, indices: Tensor) -> Tensor:
+        """(n, E) means over tokens of a hidden state of examples (n,)."""
+        self._ensure(indices, hidden=True)
+        return self._kept[True][layer, self._row[indices]]
+
+    def _ensure(self, indices: Tensor, *, hidden: bool) -> None:
+        wanted = torch.from_numpy(np.unique(indices.numpy()))
+        missing = wanted[~self._known[hidden][self._row[wanted]]]
+        if not len(missing):
+            return
+        examples = ScoringSet.of(self._data, missing, self._task)
+        if hidden:
+            found = hidden_features(self._trunk, self._params, examples)
+        else:
+            found = trunk_features(self._trunk, self._params, examples)[None]
+        if hidden not in self._kept:
+            self._kept[hidden] = found.new_empty(len(found), len(self._known[hidden]), found.shape[-1])
+        rows = self._row[examples.indices]
+        self._kept[hidden][:, rows] = found
+        self._known[hidden][rows] = True
 
 
 def validation_sample(
