@@ -189,6 +189,7 @@ def test_mistakes_are_one_sentence_and_exit_code_2(
         ("trial.data.source=none.parquet", "none.parquet"),
         ("trial.data.harmful_column=sex", "'sex'"),
         ("trial.attack.num_examples=[5000]", "n = 5000"),
+        ("trial.attack.families=[magic]", "'magic' is not known"),
         ("trial.encoder.name=./nowhere", "./nowhere"),
         ("space={train.bogus: {type: int, low: 1, high: 2}}", "train.bogus"),
         ("resources.cpus_per_trial=4096", "4096"),

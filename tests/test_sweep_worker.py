@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import sys
 import threading
 import time
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from sdm_ray.attack.search import SAMPLERS
 from sdm_ray.config import TrialSettings
 from sdm_ray.errors import RunError, UsageError
 from sdm_ray.sweep.lock import FolderLock
@@ -147,3 +149,12 @@ def test_reasons_are_one_line(error: Exception, words: str) -> None:
     assert reason.startswith(words)
     assert len(reason) < 400
     assert "\n" not in reason
+
+
+def test_the_attack_sampler_that_settings_name_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(SAMPLERS, "tpe", raising=False)
+    monkeypatch.delitem(sys.modules, "sdm_ray.sweep.attack_sampler", raising=False)
+    settings = TrialSettings().model_dump(mode="json")
+    settings["attack"]["sampler"] = "tpe"
+    assert run(TrialWorker(job(tmp_path, "smooth", settings=settings))).status is Status.COMPLETE
+    assert "tpe" in SAMPLERS

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from sdm_ray.attack.families import Attacker
+from sdm_ray.attack.families import Attacker, the_family
+from sdm_ray.attack.search import the_sampler
 from sdm_ray.config.attack import AttackSettings
 from sdm_ray.errors import UsageError
 from sdm_ray.types import Split, Task
@@ -92,12 +93,15 @@ def batch_order(num_examples: int, batch_size: int, num_steps: int, generator: t
 
 
 def check_data(data: DeviceData, settings: AttackSettings, task: Task) -> None:
-    """Refuse an attack that the data cannot carry.
+    """Refuse an attack that the data cannot carry, or that names what is not there.
 
     Raises:
-        UsageError: where n is below the number of classes, attacker-train has too few examples for n, or
-            attacker-validation or test lacks a class.
+        UsageError: for an unknown family or sampler; where n is below the number of classes, attacker-train has too
+            few examples for n, or attacker-validation or test lacks a class.
     """
+    for family in settings.families:
+        the_family(family)
+    the_sampler(settings.sampler)
     names, labels = data.label_names(task), data.labels_host(task)
     counts = {
         split: torch.bincount(labels[data.indices(split)], minlength=len(names)).tolist()

@@ -23,6 +23,7 @@ BEST = "best.yaml"
 
 def run(settings: SweepSettings, config: Path, *, resume: bool) -> None:
     """Run a sweep and print its frontier and what to do next; exit code 130 when it was interrupted."""
+    import sdm_ray.sweep.attack_sampler  # noqa: F401  (makes Optuna's sampler known)
     from sdm_ray.evaluate import check_inputs
     from sdm_ray.sweep.runner import run_sweep
 

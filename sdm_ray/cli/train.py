@@ -27,6 +27,8 @@ FILES = {"log": LOG, "plot": FIGURE, "model": "model", "attacks": "attack.parque
 
 def run(settings: TrialSettings, config: Path, out: Path | None) -> None:
     """Train, attack and print what came out."""
+    if settings.attack.sampler == "tpe":
+        import sdm_ray.sweep.attack_sampler  # noqa: F401  (makes it known)
     from sdm_ray.assess import floor_report
     from sdm_ray.attack.evaluate import AttackReport
     from sdm_ray.evaluate import open_workspace
