@@ -55,6 +55,7 @@ def test_workers_give_what_one_process_gives() -> None:
     assert len(there.records) == len(here.records)
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_costs_a_retry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import ray
 
