@@ -235,6 +235,11 @@ def test_attackers_outside_the_training_distribution_are_compared_with_those_wit
     assert nobody.passed is None
 
 
+def test_without_fresh_weights_no_block_is_drawn_anew() -> None:
+    report = run(bert(), ("linear_probe", "reinit"), num_examples=(40,), num_search_trials=2, num_rerun_seeds=2)
+    assert report.not_tried == ("reinit (needs fresh weights of a trunk of more than one block)",)
+
+
 def test_texts_that_splits_share_are_told() -> None:
     trunk = Encoder(seed=1)
     report = run(trunk, ("linear_probe",))

@@ -37,6 +37,7 @@ FACTS = Facts(
     has_linear_layers=True,
     has_public=True,
     has_own_head=True,
+    can_redraw=True,
     has_masked_lm=True,
 )
 

@@ -33,10 +33,11 @@ class Knowledge:
         """What families may know of a model with this trunk."""
         inner: Any = getattr(trunk, "hf_model", None)
         return Facts(
-            num_depths=int(getattr(trunk, "num_depths", 1)) if self.redraw is not None or inner is not None else 1,
+            num_depths=int(getattr(trunk, "num_depths", 1)),
             num_hidden_states=0 if inner is None else int(inner.config.num_hidden_layers) + 1,
             has_linear_layers=inner is not None and bool(linear_layers(inner)),
             has_public=self.public is not None,
             has_own_head=self.own_head is not None and len(self.own_head) == num_classes,
+            can_redraw=self.redraw is not None,
             has_masked_lm=self.masked_lm is not None and inner is not None,
         )

@@ -70,6 +70,8 @@ class Facts(NamedTuple):
     """Whether the public encoder that it was made from is at hand."""
     has_own_head: bool
     """Whether a head with the harmful task's classes was released."""
+    can_redraw: bool
+    """Whether fresh weights of the architecture can be drawn."""
     has_masked_lm: bool
     """Whether the public encoder's masked-LM head is at hand."""
 

@@ -45,7 +45,9 @@ REINIT = _family(
     "reinit",
     "the top blocks drawn anew (amount: how many), then full fine-tuning",
     lambda facts: tuple(float(count) for count in range(1, facts.num_depths)),
-    lambda facts: "" if facts.num_depths > 1 else "a trunk of more than one block",
+    lambda facts: (
+        "" if facts.num_depths > 1 and facts.can_redraw else "fresh weights of a trunk of more than one block"
+    ),
 )
 PRUNE = _family(
     "prune",
