@@ -22,6 +22,7 @@ from sdm_ray.attack.optim import OPTIMIZERS, SCALE_FREE, rate_factors
 from sdm_ray.attack.rows import Rows
 from sdm_ray.attack.views import forward_options, trunk_features
 from sdm_ray.models.heads import logits
+from sdm_ray.models.packing import token_places
 from sdm_ray.models.trunk import Trunk
 from sdm_ray.types import Split, Task
 from tests.attack_world import VOCABULARY, FakeData, TinyTrunk, params_of, quick
@@ -352,3 +353,23 @@ def test_a_stack_that_takes_too_long_is_given_up() -> None:
     executor = Executor(trunk, params_of(trunk), data, quick(timeout_seconds=1e-9), Task.HARMFUL)  # type: ignore[arg-type]
     (outcome,) = (o for outcomes in executor.run(attackers()[:1], with_test=False) for o in outcomes)
     assert (outcome.status, outcome.error) == ("crashed", "timed out")
+
+
+def test_packed_texts_train_as_padded_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, _, executor, plan = prepared("bert")
+    counted: list[int] = []
+
+    def spied(mask: Tensor, count: int) -> Tensor:
+        counted.append(count)
+        return token_places(mask, count)
+
+    monkeypatch.setattr(batch_module, "token_places", spied)
+    ends = []
+    for share in (0.0, 1.0):
+        monkeypatch.setattr(batch_module, "PACKING_SHARE", share)
+        counted.clear()
+        ends.append(executor.train(plan)[0].params(slice(0, 4)))
+        assert bool(counted) == (share > 0)
+    for name, wanted in ends[0][0].items():
+        torch.testing.assert_close(ends[1][0][name], wanted, rtol=0, atol=1e-10)
+    torch.testing.assert_close(ends[1][1], ends[0][1], rtol=0, atol=1e-10)

@@ -23,7 +23,8 @@ from sdm_ray.attack.optim import OPTIMIZERS, narrow, narrow_state, rate_factors
 from sdm_ray.attack.rows import Rows
 from sdm_ray.attack.views import ScoringSet, tight_batch
 from sdm_ray.models.heads import logits
-from sdm_ray.types import Params, Task
+from sdm_ray.models.packing import token_places
+from sdm_ray.types import Batch, Params, Task
 
 if TYPE_CHECKING:
     from sdm_ray.data.device import DeviceData
@@ -32,6 +33,10 @@ HEAD = "attack.head"
 """Name under which the head is stacked with the trunk's parameters."""
 STEPS_PER_TRANSFER = {"cpu": 1, "cuda": 32}
 """Steps whose batches are gathered at once: a GPU wants few transfers, a CPU batches padded to their own length."""
+PACKING_SHARE = 0.9
+"""Texts are packed where their tokens are fewer than this share of what they take when padded."""
+TOKEN_MULTIPLE = {"cpu": 1, "cuda": 64}
+"""The number of packed tokens is rounded up to a multiple of this, so that few shapes occur."""
 ATTACKERS_PER_SCORING = {"cpu": 1, "cuda": 16}
 """Attackers that are scored at once. A CPU is faster one at a time: one model's weights stay in its cache."""
 
@@ -105,6 +110,9 @@ class Model:
     """The token embedding, where it is among `start`."""
     options: dict[str, Any] = field(default_factory=dict)
     """Further arguments of the module."""
+
+    packs: bool = False
+    """Whether the module takes the places of tokens, to compute next to nothing for padding."""
 
     @property
     def device(self) -> torch.device:
@@ -195,19 +203,22 @@ def train_stack(model: Model, data: DeviceData, task: Task, plan: Plan, val: Sco
     trained = Trained(model, stacked, rows)
     loss = vmap(_loss(model))
 
-    def losses(views: Params, ids: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
-        values: Tensor = loss(views, ids if rows is None else rows.localise(ids), mask, labels)
+    def losses(views: Params, labels: Tensor, ids: Tensor, mask: Tensor, *places: Tensor) -> Tensor:
+        values: Tensor = loss(views, labels, ids if rows is None else rows.localise(ids), mask, *places)
         return values
 
     rates = plan.learning_rates().to(stacked[HEAD].dtype).to(device)
     seen, scored = torch.zeros_like(rates), [list[Tensor]() for _ in plan.attackers]
     state = optimizer.init(stacked)
     for start, stop, active in plan.segments(by_device(STEPS_PER_TRANSFER, device)):
-        block = tight_batch(data, lengths, plan.indices(start, stop, active), task)
+        indices = plan.indices(start, stop, active)
+        block = tight_batch(data, lengths, indices, task)
+        if model.packs:
+            block = _packed(block, int(lengths.numpy()[indices.numpy()].sum(-1).max()))
         views, moments = narrow(stacked, active), narrow_state(state, active)
         for step in range(start, stop):
             batch = block.at(step - start)
-            grads, seen[step, :active] = _gradients(losses, views, *batch.inputs, batch.labels)
+            grads, seen[step, :active] = _gradients(losses, views, batch.labels, *batch.inputs)
             optimizer.update_(views, moments, grads, rates[step, :active], step + 1)
         for index in plan.due(stop):
             scored[index].append(trained.logits_of(slice(index, index + 1), val)[0])
@@ -264,10 +275,25 @@ def _occurring_rows(data: DeviceData, task: Task, plan: Plan, vocab_size: int, n
     return Rows.of(data.batch(padded, task).input_ids, vocab_size, num_fixed)
 
 
-def _loss(model: Model) -> Callable[[Params, Tensor, Tensor, Tensor], Tensor]:
-    def loss(params: Params, input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> Tensor:
+def _packed(block: Batch, num_tokens: int) -> Batch:
+    """The batches with the places of their tokens as a further input, where that saves work.
+
+    Args:
+        block: (T, S, B, L) of texts.
+        num_tokens: of the batch that has most.
+    """
+    multiple = by_device(TOKEN_MULTIPLE, block.labels.device)
+    count, (*_, size, length) = -(-num_tokens // multiple) * multiple, block.input_ids.shape
+    if count >= PACKING_SHARE * size * length:
+        return block
+    return block._replace(inputs=(*block.inputs, token_places(block.attention_mask, count)))
+
+
+def _loss(model: Model) -> Callable[..., Tensor]:
+    def loss(params: Params, labels: Tensor, ids: Tensor, mask: Tensor, places: Tensor | None = None) -> Tensor:
         weights = model.shared | {name: value for name, value in params.items() if name != HEAD}
-        features = functional_call(model.module, weights, (input_ids, attention_mask), model.options)
+        options = model.options if places is None else model.options | {"places": places}
+        features = functional_call(model.module, weights, (ids, mask), options)
         return F.cross_entropy(logits(features, params[HEAD]), labels)
 
     return loss

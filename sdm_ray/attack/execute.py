@@ -238,7 +238,8 @@ class Executor:
         moving = {name: value for name, value in params.items() if depth_of(name) >= first.depth}
         shared = {name: value for name, value in params.items() if name not in moving}
         embedding = self._embedding if self._embedding in moving else None
-        return Model(self._trunk, shared, moving, embedding=embedding, options=options)
+        packs = getattr(self._trunk, "has_packing", False)
+        return Model(self._trunk, shared, moving, embedding=embedding, options=options, packs=packs)
 
     def _train_desired(self, num_steps: int) -> Params:
         """The weights after Adam's steps on the desired labels of attacker-train, from a fresh head."""

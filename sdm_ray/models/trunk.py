@@ -4,8 +4,8 @@ It must survive `torch.func.functional_call`, `vmap` over stacked parameters and
 on the contents of a 2-D attention mask, which `vmap` cannot trace, and passes a 4-D mask through; so the additive 4-D
 mask is built here, arithmetically, and attention is the eager implementation, which has a second derivative everywhere.
 
-By default `forward` computes to the bit what transformers computes. Two options depart from that, for training: a
-shortcut with the same features up to rounding (`first_token.py`), and dropout with masks drawn from a seed.
+By default `forward` computes to the bit what transformers computes. Some options depart from that, for training: a
+shortcut with the same features up to rounding (`lean.py`), and dropout with masks drawn from a seed.
 
 In float64 the architectures keep double precision but for ModernBERT, whose rotary embedding and softmax are computed
 in float32 by transformers whatever the type of its weights.
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from sdm_ray.errors import UsageError
 from sdm_ray.models.embedding import depths_of, drop_padding_index, num_fixed_ids, token_embedding_name
-from sdm_ray.models.first_token import SHORTCUTS, first_token_output
+from sdm_ray.models.lean import EMBEDDINGS, SHORTCUTS, lean_output
 from sdm_ray.models.native import cls_pool, mean_pool, native_pooling
 from sdm_ray.types import Params
 
@@ -65,6 +65,7 @@ class Trunk(nn.Module):
         self.embedding_name = token_embedding_name(self, hf_model)
         self.fixed_ids = num_fixed_ids(hf_model.config) or 0
         self.has_shortcut = self.model_type in SHORTCUTS and self._reads_first_token()
+        self.has_packing = self.model_type in EMBEDDINGS
         self.has_dropout = any(isinstance(module, nn.Dropout) and module.p > 0 for module in hf_model.modules())
         self._depths = depths_of(name for name, _ in self.named_parameters())
         self.num_depths = 1 + max(self._depths.values())
@@ -128,6 +129,7 @@ class Trunk(nn.Module):
         attention_mask: Tensor,
         *,
         shortcut: bool = False,
+        places: Tensor | None = None,
         hidden_states: bool = False,
         dropout_seed: int | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
@@ -138,21 +140,24 @@ class Trunk(nn.Module):
             attention_mask: (B, L), 1 on tokens and 0 on padding.
             shortcut: leave out of the last layer what the first token does not need; only where `has_shortcut`. The
                 features differ by rounding alone. Parameters that cannot change them (a last key bias) are not read.
-            hidden_states: also give all hidden states; not with `shortcut`.
+            places: (T,) where the tokens lie in the batch (`packing.token_places`), to compute next to nothing for
+                padding; only where `has_packing`. The features differ by rounding alone.
+            hidden_states: also give all hidden states; not with `shortcut` or `places`.
             dropout_seed: sample every dropout of the architecture, the last linear layer's included. The same seed
-                gives the same masks for the same shapes, device and `shortcut`; global random state is left as it was.
-                Not under `vmap`. None is without dropout.
+                gives the same masks for the same shapes, device, `shortcut` and `places`; global random state is left
+                as it was. Not under `vmap`. None is without dropout.
 
         Returns:
             (B, D) features. With `hidden_states`, these and (H, B, L, D) what the embeddings and each layer put out,
             the last of them after the encoder's final norm where it has one.
         """
         assert not shortcut or (self.has_shortcut and not hidden_states), (self.model_type, self.pooling)
+        assert places is None or (self.has_packing and not hidden_states), self.model_type
         masks = self._additive_masks(attention_mask)
         with nullcontext() if dropout_seed is None else self._dropout(dropout_seed, input_ids.device):
             output: Any
-            if shortcut:
-                output = first_token_output(self.hf_model.base_model, input_ids, masks)
+            if shortcut or places is not None:
+                output = lean_output(self.hf_model.base_model, input_ids, masks, first_only=shortcut, places=places)
             else:
                 options = {"output_hidden_states": True} if hidden_states else {}
                 output = self.hf_model.base_model(input_ids=input_ids, attention_mask=masks, **options)

@@ -1,10 +1,12 @@
-"""The first token's last hidden state, without computing what the last layer makes of the other tokens.
+"""Hidden states with less work: of the last layer only what the first token needs, and nothing for padding.
 
 A pooling that reads the first token alone needs of the last layer only what that token attends to. With A heads,
 scores and values are then cheaper without keys and values of all tokens, by associativity: (W_q x_0)' (W_k x_j) =
 (W_k' W_q x_0)' x_j, and sum_j p_j W_v x_j = W_v sum_j p_j x_j. So the last layer costs 2 A D multiplications a token
 instead of 12 D^2, and a key bias drops out (it adds the same to all scores of a query). Rotary position embeddings
 turn every key differently, so ModernBERT computes its keys and values.
+
+Where the places of the tokens are given (`packing.py`), every layer below attention holds the tokens alone.
 
 The functions call submodules of Hugging Face models, so they follow `functional_call`. Each layer's attention draws its
 dropout from global random state, as those modules do.
@@ -19,27 +21,74 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sdm_ray.models.packing import pack, unpack
+
 
 class Output(NamedTuple):
-    """Stands in for a Hugging Face encoder's output where only the first token counts."""
+    """Stands in for a Hugging Face encoder's output."""
 
     last_hidden_state: Tensor
-    """(B, 1, D)."""
+    """(B, 1, D) of the first token, or (B, L, D)."""
     pooler_output: Tensor | None
     """(B, D), where the encoder has a pooler."""
 
 
-def first_token_output(encoder: Any, input_ids: Tensor, masks: Any) -> Output:
-    """What an encoder of `SHORTCUTS` gives for the first token.
+def lean_output(
+    encoder: Any, input_ids: Tensor, masks: Any, *, first_only: bool = True, places: Tensor | None = None
+) -> Output:
+    """What an encoder gives for the first token, or for all of them.
 
     Args:
-        encoder: the bare encoder, in evaluation or training mode.
+        encoder: the bare encoder, in evaluation or training mode. With `first_only` alone one of `SHORTCUTS`, else one
+            of `EMBEDDINGS`.
         input_ids: (B, L).
         masks: (B, 1, 1, L) additive mask; of ModernBERT, one for each kind of layer.
+        first_only: leave out of the last layer what the first token does not need.
+        places: (T,) where the tokens lie (`packing.token_places`), to compute nothing but attention for padding. Hidden
+            states of padding are then arbitrary.
     """
-    first = SHORTCUTS[encoder.config.model_type](encoder, input_ids, masks)[:, None]
+    kind = encoder.config.model_type
+    if kind == "modernbert":
+        assert first_only, kind
+        assert places is None, kind
+        states = _modernbert(encoder, input_ids, masks)[:, None]
+    else:
+        size, length = input_ids.shape
+        layout = _Layout(size, length, places)
+        hidden, layers = EMBEDDINGS[kind](encoder, input_ids, layout)
+        states = _through(layers, hidden, masks, layout, first_only=first_only)
     pooler = getattr(encoder, "pooler", None)
-    return Output(first, None if pooler is None else pooler(first))
+    return Output(states, None if pooler is None else pooler(states))
+
+
+class _Layout(NamedTuple):
+    """How the tokens of a batch are held: side by side (B, L, D), or without padding (T, D)."""
+
+    size: int
+    length: int
+    places: Tensor | None
+
+    def ids(self, padded: Tensor) -> Tensor:
+        """Whole numbers (B, L) of the tokens that are held."""
+        return padded if self.places is None else padded.flatten().gather(0, self._inside())
+
+    def positions(self, weight: Tensor) -> Tensor:
+        """Vectors of the positions of the tokens that are held, of a table (P, D)."""
+        return weight[: self.length] if self.places is None else F.embedding(self._inside() % self.length, weight)
+
+    def side_by_side(self, held: Tensor) -> Tensor:
+        """(B, L, D) of what is held."""
+        if self.places is None:
+            return held
+        return unpack(held, self.places, self.size * self.length).view(self.size, self.length, -1)
+
+    def hold(self, padded: Tensor) -> Tensor:
+        """What is held of (B, L, D)."""
+        return padded if self.places is None else pack(padded.flatten(0, 1), self.places)
+
+    def _inside(self) -> Tensor:
+        assert self.places is not None
+        return self.places.clamp(max=self.size * self.length - 1)
 
 
 class _Layer(NamedTuple):
@@ -76,51 +125,57 @@ def _distilbert_layer(layer: Any) -> _Layer:
     )  # fmt: skip
 
 
-def _bert(encoder: Any, input_ids: Tensor, mask: Tensor) -> Tensor:
-    embeddings, length = encoder.embeddings, input_ids.shape[1]
-    places = embeddings.position_embeddings.weight[:length] + embeddings.token_type_embeddings.weight[0]
-    hidden = _finished(embeddings, embeddings.word_embeddings(input_ids) + places)
+def _bert(encoder: Any, input_ids: Tensor, layout: _Layout) -> tuple[Tensor, list[_Layer]]:
+    embeddings = encoder.embeddings
+    places = layout.positions(embeddings.position_embeddings.weight) + embeddings.token_type_embeddings.weight[0]
+    hidden = _finished(embeddings, embeddings.word_embeddings(layout.ids(input_ids)) + places)
     if hasattr(encoder, "embeddings_project"):
         hidden = encoder.embeddings_project(hidden)
-    return _through([_bert_layer(layer) for layer in encoder.encoder.layer], hidden, mask)
+    return hidden, [_bert_layer(layer) for layer in encoder.encoder.layer]
 
 
-def _roberta(encoder: Any, input_ids: Tensor, mask: Tensor) -> Tensor:
+def _roberta(encoder: Any, input_ids: Tensor, layout: _Layout) -> tuple[Tensor, list[_Layer]]:
     embeddings = encoder.embeddings
-    positions = embeddings.create_position_ids_from_input_ids(input_ids, embeddings.padding_idx)
+    positions = layout.ids(embeddings.create_position_ids_from_input_ids(input_ids, embeddings.padding_idx))
     places = embeddings.position_embeddings(positions) + embeddings.token_type_embeddings.weight[0]
-    hidden = _finished(embeddings, embeddings.word_embeddings(input_ids) + places)
-    return _through([_bert_layer(layer) for layer in encoder.encoder.layer], hidden, mask)
+    hidden = _finished(embeddings, embeddings.word_embeddings(layout.ids(input_ids)) + places)
+    return hidden, [_bert_layer(layer) for layer in encoder.encoder.layer]
 
 
-def _distilbert(encoder: Any, input_ids: Tensor, mask: Tensor) -> Tensor:
+def _distilbert(encoder: Any, input_ids: Tensor, layout: _Layout) -> tuple[Tensor, list[_Layer]]:
     embeddings = encoder.embeddings
-    places = embeddings.position_embeddings.weight[: input_ids.shape[1]]
-    hidden = _finished(embeddings, embeddings.word_embeddings(input_ids) + places)
-    return _through([_distilbert_layer(layer) for layer in encoder.transformer.layer], hidden, mask)
+    places = layout.positions(embeddings.position_embeddings.weight)
+    hidden = _finished(embeddings, embeddings.word_embeddings(layout.ids(input_ids)) + places)
+    return hidden, [_distilbert_layer(layer) for layer in encoder.transformer.layer]
 
 
 def _finished(embeddings: Any, total: Tensor) -> Tensor:
     return _dropped(embeddings.LayerNorm(total), embeddings.dropout)
 
 
-def _through(layers: list[_Layer], hidden: Tensor, mask: Tensor) -> Tensor:
-    for layer in layers[:-1]:
-        hidden = _after_attention(layer, hidden, _attended(layer, hidden, mask))
-    return _after_attention(layers[-1], hidden[:, 0], _attended_by_first(layers[-1], hidden, mask[:, 0]))
+def _through(layers: list[_Layer], hidden: Tensor, mask: Tensor, layout: _Layout, *, first_only: bool) -> Tensor:
+    """(B, 1, D) of the first token or (B, L, D)."""
+    for layer in layers[:-1] if first_only else layers:
+        hidden = _after_attention(layer, hidden, _attended(layer, hidden, mask, layout))
+    padded, last = layout.side_by_side(hidden), layers[-1]
+    if not first_only:
+        return padded
+    return _after_attention(last, padded[:, 0], _attended_by_first(last, padded, mask[:, 0]))[:, None]
 
 
-def _attended(layer: _Layer, hidden: Tensor, mask: Tensor) -> Tensor:
-    """(B, L, D) of hidden states (B, L, D) under an additive mask (B, 1, 1, L)."""
-    attention, (size, length, _) = layer.attention, hidden.shape
+def _attended(layer: _Layer, hidden: Tensor, mask: Tensor, layout: _Layout) -> Tensor:
+    """Like the hidden states, held as `layout` says, under an additive mask (B, 1, 1, L)."""
+    attention, (size, length, _) = layer.attention, layout
     split = (size, length, -1, attention.attention_head_size)
     query, key, value = (
-        project(hidden).view(split).transpose(1, 2).flatten(0, 1) for project in (layer.query, layer.key, layer.value)
+        layout.side_by_side(project(hidden)).view(split).transpose(1, 2).flatten(0, 1)
+        for project in (layer.query, layer.key, layer.value)
     )
     masks = mask.expand(-1, len(query) // size, -1, -1).flatten(0, 1)
     weights = torch.baddbmm(masks, query, key.mT, alpha=attention.scaling).softmax(-1)
     attended = torch.bmm(_dropped(weights, attention.dropout), value)
-    return attended.view(size, -1, length, attention.attention_head_size).transpose(1, 2).reshape(hidden.shape)
+    attended = attended.view(size, -1, length, attention.attention_head_size).transpose(1, 2)
+    return layout.hold(attended.reshape(size, length, -1))
 
 
 def _attended_by_first(layer: _Layer, hidden: Tensor, mask: Tensor) -> Tensor:
@@ -187,12 +242,14 @@ def _modernbert_attended(layer: Any, hidden: Tensor, mask: Tensor, turns: tuple[
     return mixed
 
 
-SHORTCUTS: dict[str, Callable[[Any, Tensor, Any], Tensor]] = {
+EMBEDDINGS: dict[str, Callable[[Any, Tensor, _Layout], tuple[Tensor, list[_Layer]]]] = {
     "bert": _bert,
     "distilbert": _distilbert,
     "electra": _bert,
-    "modernbert": _modernbert,
     "roberta": _roberta,
     "xlm-roberta": _roberta,
 }
-"""By `config.model_type`: (encoder, input_ids (B, L), masks) -> last hidden state (B, D) of the first token."""
+"""By `config.model_type`: (encoder, input_ids (B, L), layout) -> what the embeddings put out, and the layers."""
+
+SHORTCUTS = (*EMBEDDINGS, "modernbert")
+"""Values of `config.model_type` whose last layer can be computed for the first token alone."""
