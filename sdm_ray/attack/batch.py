@@ -8,6 +8,7 @@ of every stack, which is a view and costs nothing.
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from sdm_ray.attack.families import Attacker
+from sdm_ray.attack.graphs import RECORDERS, Replaying
 from sdm_ray.attack.optim import OPTIMIZERS, narrow, narrow_state, rate_factors
 from sdm_ray.attack.rows import Rows
 from sdm_ray.attack.views import ScoringSet, tight_batch
@@ -39,6 +41,8 @@ TOKEN_MULTIPLE = {"cpu": 1, "cuda": 64}
 """The number of packed tokens is rounded up to a multiple of this, so that few shapes occur."""
 ATTACKERS_PER_SCORING = {"cpu": 1, "cuda": 16}
 """Attackers that are scored at once. A CPU is faster one at a time: one model's weights stay in its cache."""
+STACK_SIZES = {"cpu": 0, "cuda": 8}
+"""Sizes to which a stack may shrink (0: to any). Few sizes are few graphs; those that have finished idle until then."""
 
 
 class AttackTimeoutError(RuntimeError):
@@ -74,10 +78,25 @@ class Plan:
                 yield start, stop, active
                 start = stop
 
-    def indices(self, start: int, stop: int, active: int) -> Tensor:
-        """(T, S', B) example indices of steps `start` to `stop` of the first `active` attackers."""
-        chosen = [subset[order[start:stop]] for subset, order in zip(self.subsets, self.orders, strict=True)]
-        return torch.stack(chosen[:active], dim=1)
+    def held(self, active: int, sizes: int) -> int:
+        """How many attackers take part in a step, so that a stack has at most `sizes` sizes; 0 for any."""
+        if not sizes:
+            return active
+        started = sum(attacker.num_steps > 0 for attacker in self.attackers)
+        unit = -(-started // sizes)
+        return min(started, -(-active // unit) * unit)
+
+    def indices(self, start: int, stop: int, held: int) -> Tensor:
+        """(T, S', B) example indices of steps `start` to `stop` of the first `held` attackers.
+
+        Those that have finished stay at their last step.
+        """
+        steps = torch.arange(start, stop)
+        chosen = [
+            subset[order[steps.clamp(max=len(order) - 1)]]
+            for subset, order in zip(self.subsets[:held], self.orders[:held], strict=True)
+        ]
+        return torch.stack(chosen, dim=1)
 
     def learning_rates(self) -> Tensor:
         """(T, S) learning rate of each attacker at each step; 0 once it has finished."""
@@ -209,16 +228,21 @@ def train_stack(model: Model, data: DeviceData, task: Task, plan: Plan, val: Sco
 
     rates = plan.learning_rates().to(stacked[HEAD].dtype).to(device)
     seen, scored = torch.zeros_like(rates), [list[Tensor]() for _ in plan.attackers]
-    state = optimizer.init(stacked)
+    state, replaying = optimizer.init(stacked), Replaying(RECORDERS.get(device.type))
     for start, stop, active in plan.segments(by_device(STEPS_PER_TRANSFER, device)):
-        indices = plan.indices(start, stop, active)
+        held = plan.held(active, by_device(STACK_SIZES, device))
+        indices = plan.indices(start, stop, held)
         block = tight_batch(data, lengths, indices, task)
         if model.packs:
             block = _packed(block, int(lengths.numpy()[indices.numpy()].sum(-1).max()))
         views, moments = narrow(stacked, active), narrow_state(state, active)
+        # Parameters are read from where they lie, which is what a recorded step does too.
+        gradients = functools.partial(_gradients, losses, narrow(stacked, held))
         for step in range(start, stop):
             batch = block.at(step - start)
-            grads, seen[step, :active] = _gradients(losses, views, batch.labels, *batch.inputs)
+            values, *found = replaying(held, gradients, batch.labels, *batch.inputs)
+            grads = {name: value[:active] for name, value in zip(views, found, strict=True)}
+            seen[step, :active] = values[:active]
             optimizer.update_(views, moments, grads, rates[step, :active], step + 1)
         for index in plan.due(stop):
             scored[index].append(trained.logits_of(slice(index, index + 1), val)[0])
@@ -245,14 +269,21 @@ def train_heads(
     rates = plan.learning_rates().to(features.dtype).to(device)
     seen, scored = torch.zeros_like(rates), [list[Tensor]() for _ in plan.attackers]
     optimizer = OPTIMIZERS[plan.attackers[0].optimizer]
-    state = optimizer.init(stacked)
+    state, replaying = optimizer.init(stacked), Replaying(RECORDERS.get(device.type))
     local = Plan(plan.attackers, tuple(positions), plan.orders, plan.heads, plan.moments, plan.deadline)
+
+    def losses(views: Params, chosen: Tensor) -> Tensor:
+        return _head_losses(views, features[chosen], labels[chosen])
+
     for start, stop, active in local.segments(plan.attackers[0].num_steps):
-        block = local.indices(start, stop, active).to(device, non_blocking=True)
+        held = local.held(active, by_device(STACK_SIZES, device))
+        block = local.indices(start, stop, held).to(device, non_blocking=True)
         views, moments = narrow(stacked, active), narrow_state(state, active)
+        gradients = functools.partial(_gradients, losses, narrow(stacked, held))
         for step in range(start, stop):
-            chosen = block[step - start]
-            grads, seen[step, :active] = _gradients(_head_losses, views, features[chosen], labels[chosen])
+            values, *found = replaying(held, gradients, block[step - start])
+            grads = {name: value[:active] for name, value in zip(views, found, strict=True)}
+            seen[step, :active] = values[:active]
             optimizer.update_(views, moments, grads, rates[step, :active], step + 1)
         for index in local.due(stop):
             scored[index].append(logits(val_features, stacked[HEAD][index]))
@@ -305,10 +336,10 @@ def _head_losses(params: Params, features: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(scores.movedim(-1, 1), labels, reduction="none").mean(1)
 
 
-def _gradients(losses: Callable[..., Tensor], views: Params, *inputs: Tensor) -> tuple[Params, Tensor]:
-    """Gradients of every attacker's own loss `losses(params, *inputs)` (S,), and the losses."""
+def _gradients(losses: Callable[..., Tensor], views: Params, *inputs: Tensor) -> tuple[Tensor, ...]:
+    """Every attacker's own loss `losses(params, *inputs)` (S,), and its gradients in the order of `views`."""
     leaves = {name: value.detach().requires_grad_() for name, value in views.items()}
     with torch.enable_grad():
         values = losses(leaves, *inputs)
         grads = torch.autograd.grad(values.sum(), list(leaves.values()), materialize_grads=True)
-    return dict(zip(leaves, grads, strict=True)), values.detach()
+    return values.detach(), *grads
