@@ -25,10 +25,10 @@ from sdm_ray.types import Metric, Status, TrialResult
 Rule = Literal["constrained", "knee", "weighted", "trial"]
 REFERENCE_POINT = (0.0, 1.0)
 """Desired 0 and harmful 1, the worst that either share can be: hypervolumes of any two sweeps can be compared."""
-TABLE_VERSION = 1
+TABLE_VERSION = 2
 """Version of the tables; a change of columns is a new one."""
 PARQUET, JSON = "frontier.parquet", "frontier.json"
-_FIELDS = ("trial_id", "method", "desired", "harmful", "feasible", "is_reference")
+_FIELDS = ("trial_id", "method", "desired", "harmful", "feasible", "is_reference", "superseded")
 _INTERVALS = ("desired_interval", "harmful_interval")
 
 
@@ -49,6 +49,8 @@ class Point:
     metrics: dict[str, float] = field(default_factory=dict)
     """All metrics of the trial."""
     is_reference: bool = False
+    superseded: bool = False
+    """Attacked with a smaller budget than the finalists of its sweep: drawn, but not compared with them."""
     desired_interval: tuple[float, float] | None = None
     """95 % interval of `desired`."""
     harmful_interval: tuple[float, float] | None = None
@@ -57,7 +59,8 @@ class Point:
     @property
     def eligible(self) -> bool:
         """Whether it may stand on the front."""
-        return self.feasible and not self.is_reference and math.isfinite(self.desired) and math.isfinite(self.harmful)
+        measured = math.isfinite(self.desired) and math.isfinite(self.harmful)
+        return self.feasible and measured and not self.is_reference and not self.superseded
 
 
 def point_from_result(
@@ -266,7 +269,8 @@ def _finite(value: Any) -> Any:
 
 
 def _table(rows: list[dict[str, Any]]) -> pa.Table:
-    kinds = {"trial_id": pa.string(), "method": pa.string(), "feasible": pa.bool_(), "is_reference": pa.bool_()}
+    kinds = {"trial_id": pa.string(), "method": pa.string(), "feasible": pa.bool_()}
+    kinds |= {"is_reference": pa.bool_(), "superseded": pa.bool_()}
     columns: dict[str, pa.Array] = {}
     for name in (*_FIELDS, "on_front", *(f"{name}_{end}" for name in _INTERVALS for end in ("low", "high"))):
         kind = pa.bool_() if name == "on_front" else kinds.get(name, pa.float64())

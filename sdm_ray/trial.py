@@ -56,7 +56,7 @@ def iterate_trial(
         UsageError: when the settings cannot work, or the folder holds another trial.
         RunError: when training diverges or a file cannot be written.
     """
-    finished = _claim_folder(settings, output_dir)
+    finished = claim_folder(settings, output_dir)
     if finished is not None:
         return finished
     torch.set_num_threads(settings.runtime.num_threads)
@@ -90,7 +90,7 @@ def iterate_trial(
         error=outcome.stopped,
         provenance=provenance | {"weights": params_digest(outcome.params)},
     )
-    write_json(output_dir / "result.json", _finite(result))
+    write_json(output_dir / "result.json", finite(result))
     shutil.rmtree(output_dir / "checkpoint", ignore_errors=True)
     return result
 
@@ -117,7 +117,12 @@ def read_result(output_dir: Path) -> TrialResult | None:
     return TrialResult.from_dict({**values, "metrics": metrics}, output_dir)
 
 
-def _claim_folder(settings: TrialSettings, output_dir: Path) -> TrialResult | None:
+def claim_folder(settings: TrialSettings, output_dir: Path) -> TrialResult | None:
+    """Write `config.yaml` into a trial's folder, or give the result that it holds.
+
+    Raises:
+        UsageError: when it holds the result of other settings.
+    """
     finished = read_result(output_dir)
     if finished is not None and finished.config_hash != content_hash(settings):
         raise UsageError(
@@ -129,7 +134,8 @@ def _claim_folder(settings: TrialSettings, output_dir: Path) -> TrialResult | No
     return finished
 
 
-def _finite(result: TrialResult) -> dict[str, object]:
+def finite(result: TrialResult) -> dict[str, object]:
+    """A result as strict JSON: NaN becomes null."""
     values = result.to_dict()
     metrics: dict[str, float] = values["metrics"]
     values["metrics"] = {name: value if value == value else None for name, value in metrics.items()}

@@ -167,3 +167,27 @@ def leaky(trial: TrialSettings, output_dir: Path, *, trial_id: str = "trial") ->
     os.chdir(output_dir)
     yield Progress("train", 1, 1, {})
     return finish(trial, output_dir, trial_id, measures(trial))
+
+
+def seeded(trial: TrialSettings, output_dir: Path, *, trial_id: str = "trial") -> Steps:
+    """As `smooth`, with harmful accuracy that rises by 0.01 with the training seed."""
+    if (result := finished(output_dir)) is not None:
+        return result
+    yield Progress("train", 1, 1, {})
+    metrics = measures(trial)
+    metrics[str(Metric.HARMFUL_WORST_ACCURACY)] += 0.01 * trial.seed
+    return finish(trial, output_dir, trial_id, metrics)
+
+
+def final(trial: TrialSettings, output_dir: Path, *, trial_id: str = "trial") -> Steps:
+    """A final attack that recovers 0.1 more than the trial's, and notes whose model it attacked with what."""
+    if (result := finished(output_dir)) is not None:
+        return result
+    yield Progress("attack", 1, 1, {})
+    assert trial.origin is not None
+    source = finished(output_dir.parent / trial.origin.trial_id)
+    assert source is not None
+    attack = {"seed": trial.attack.seed, "points": trial.attack.num_search_trials, "train_seed": trial.seed}
+    (output_dir / "attacked.json").write_text(json.dumps(attack | {"of": trial.origin.trial_id}))
+    name = str(Metric.HARMFUL_WORST_ACCURACY)
+    return finish(trial, output_dir, trial_id, source.metrics | {name: source.metrics[name] + 0.1})

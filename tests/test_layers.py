@@ -36,6 +36,7 @@ LAYERS = {
     "doctor": 2,
     "evaluate": 3,
     "assess": 3,
+    "final": 3,
     "trial": 3,
     "sweep": 4,
     "cli": 5,

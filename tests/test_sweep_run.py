@@ -245,3 +245,70 @@ def test_local_clusters_of_one_process_share_a_token(monkeypatch: pytest.MonkeyP
         assert "RAY_AUTH_TOKEN" not in os.environ
     assert tokens[0] == tokens[1]
     assert len(tokens[0]) == 64
+
+
+def test_points_are_repeated_over_seeds_and_the_best_are_attacked_again(tmp_path: Path) -> None:
+    """Means and intervals over seeds; Optuna hears of points; the front is that of the final attack alone."""
+    changes = {
+        "search__num_trials": 3, "search__num_seeds": 2, "final": "{num_points: 2}", "references": "[tuned]",
+        "search__points": json.dumps([{WEIGHT: 1.0}, {WEIGHT: 2.0}, {WEIGHT: 3.0}]),
+    }  # fmt: skip
+    settings = sweep_fakes.settings(tmp_path, resources__max_concurrent_trials=2, **changes)
+    functions = {"trial_function": "tests.sweep_fakes:seeded", "final_function": "tests.sweep_fakes:final"}
+    outcome = run_sweep(settings, view=SilentView(), **functions)
+    assert not outcome.failures
+    searched = [f"{point}{seed}" for point in ids(3) for seed in ("", "-s1")]
+    assert [result.trial_id for result in outcome.results][:8] == ["tuned", "tuned-s1", *searched]
+    finals = {result.trial_id: result for result in outcome.results[8:]}
+    assert len(finals) == 2 * 2 + 2
+    assert {"tuned-final", "tuned-s1-final"} <= finals.keys()
+    attacked = json.loads((outcome.folder / "trials" / "tuned-s1-final" / "attacked.json").read_text())
+    base = settings.trial.attack
+    assert attacked == {
+        "of": "tuned-s1", "train_seed": 1, "seed": base.seed + 1_000_003, "points": 2 * base.num_search_trials,
+    }  # fmt: skip
+    points = {point.trial_id: point for point in read_tables(outcome.folder)}
+    assert list(points) == ["tuned", *ids(3)]
+    chosen = {name.removesuffix("-final") for name in finals if "-s1" not in name} - {"tuned"}
+    for index, weight in enumerate((1.0, 2.0, 3.0)):
+        point = points[f"t000{index}"]
+        mean = 0.8 - 0.06 * weight + 0.005 + 0.1 * (point.trial_id in chosen)
+        assert point.harmful == pytest.approx(mean)
+        assert point.superseded == (point.trial_id not in chosen)
+        assert point.harmful_interval == pytest.approx((mean - 0.0635310, mean + 0.0635310))  # t(0.975, 1) * 0.005
+    assert points["tuned"].harmful == pytest.approx(0.8 + 0.005 + 0.1), "references face the same attack"
+    assert {point.trial_id for point in outcome.front} <= chosen
+    told = stored_trials(outcome)
+    assert [trial.values[1] for trial in told] == pytest.approx([0.8 - 0.06 * w + 0.005 for w in (1.0, 2.0, 3.0)])
+    again = run_sweep(settings, resume=True, view=SilentView(), **functions)
+    assert read_tables(again.folder) == list(points.values())
+
+
+def test_a_spent_budget_ends_the_search_and_not_its_final_stage(tmp_path: Path) -> None:
+    view = SilentView()
+    settings = sweep_fakes.settings(
+        tmp_path, search__num_trials=1000, search__max_hours=1e-7, final="{num_points: 1}", references="[tuned]",
+        search__points=json.dumps([{WEIGHT: 1.0}]),
+    )  # fmt: skip
+    functions = {"trial_function": "tests.sweep_fakes:smooth", "final_function": "tests.sweep_fakes:final"}
+    outcome = run_sweep(settings, view=view, **functions)
+    assert [result.trial_id for result in outcome.results] == ["tuned", "tuned-final"]
+    assert not outcome.interrupted
+    assert view.messages == ["search.max_hours (1e-07) have passed: no further point is tried"]
+
+
+def test_an_earlier_sweep_is_told_to_the_sampler_and_not_trained_again(tmp_path: Path) -> None:
+    earlier = run(tmp_path, search__num_trials=3, search__max_desired_drop=0.05)
+    view = SilentView()
+    outcome = run(tmp_path, view=view, name="later", search__num_trials=2, search__warm_start="fake")
+    assert view.messages == ["warm start: 3 of 3 points of fake fit this space"]
+    assert [result.trial_id for result in outcome.results if result.trial_id.startswith("t0")] == ids(2)
+    told = stored_trials(outcome)
+    assert [trial.values for trial in told[:3]] == [trial.values for trial in stored_trials(earlier)]
+    assert [bool(trial.constraints) for trial in told] == [True] * 5
+    assert len(told) == 5
+    assert {point.trial_id for point in outcome.points} == {*sweep_fakes.REFERENCES, *ids(2)}
+    with pytest.raises(UsageError, match=r"mean something else here \(trial\.train\.num_outer_steps was 1000, is 7\)"):
+        run(tmp_path, name="other", search__warm_start="fake", trial__train__num_outer_steps=7)
+    with pytest.raises(UsageError, match="names this sweep itself"):
+        run(tmp_path, name="self", search__warm_start=str(tmp_path / "self"))

@@ -8,9 +8,16 @@ from typing import Any
 import optuna
 import pytest
 
-from sdm_ray.config import SweepSettings, parse_settings
+from sdm_ray.config import SweepSettings, TrialSettings, override, parse_settings
 from sdm_ray.errors import UsageError
-from sdm_ray.sweep.space import Space, check_sweep, ordered_references, stored_by_index
+from sdm_ray.sweep.space import (
+    KNOWN_POINTS,
+    Space,
+    check_sweep,
+    first_points,
+    ordered_references,
+    stored_by_index,
+)
 from tests import sweep_fakes
 
 
@@ -68,6 +75,50 @@ REFUSED = {
         {"search": {"points": [{"train.method": "ac"}]}},
         "none of the choices",
     ),
+    "condition on what is not searched": (
+        {"train.learning_rate": real(0.1, 1) | {"when": {"train.method": "mlac"}}},
+        {},
+        "depends on train.method, which the space does not search",
+    ),
+    "condition on a real number": (
+        {
+            "train.learning_rate": real(0.1, 1),
+            "train.head_learning_rate": real(0.1, 1) | {"when": {"train.learning_rate": 1}},
+        },
+        {},
+        "a real number",
+    ),
+    "condition that never holds": (
+        {"train.method": choices("mlac"), "train.learning_rate": real(0.1, 1) | {"when": {"train.method": "ac"}}},
+        {},
+        "which it never is",
+    ),
+    "conditions in a circle": (
+        {
+            "train.method": choices("mlac") | {"when": {"train.adversary.num_steps": 1}},
+            "train.adversary.num_steps": {"type": "int", "low": 1, "high": 2, "when": {"train.method": "mlac"}},
+        },
+        {},
+        "in a circle",
+    ),
+    "value that is invalid where it is searched": (
+        {
+            "train.adversary.pool.size": choices(0, 4),
+            "train.adversary.pool.frozen_probability": real(0, 2) | {"when": {"train.adversary.pool.size": 4}},
+        },
+        {},
+        "frozen_probability = 2.0 is not allowed",
+    ),
+    "published point outside the range": (
+        {"train.learning_rate": real(0.1, 1)},
+        {"search": {"known_points": ["paper"]}},
+        "train.learning_rate = 1e-05 must lie in",
+    ),
+    "published point of nothing that is searched": (
+        {"train.head_learning_rate": real(0.1, 1)},
+        {"search": {"known_points": ["paper"]}},
+        "searches nothing of 'paper'",
+    ),
     "hidden device": (
         {"train.learning_rate": real(0.1, 1)},
         {"trial": {"runtime": {"device": "cuda"}}},
@@ -122,3 +173,43 @@ def test_choices_that_compare_equal_stay_apart() -> None:
 def test_tuned_is_the_first_reference(tmp_path: Path) -> None:
     settings = sweep_fakes.settings(tmp_path, references="[random, ac, tuned, ac]")
     assert ordered_references(settings) == ["tuned", "random", "ac"]
+
+
+def test_a_conditional_setting_is_searched_only_beside_the_values_that_it_names() -> None:
+    steps, size, life = (f"train.adversary.{name}" for name in ("num_steps", "pool.size", "pool.lifespan_steps"))
+    settings = sweep(
+        {
+            # Before its parent in the file, and with a parent that is conditional itself.
+            life: {"type": "int", "low": 50, "high": 90, "when": {size: [2, 4]}},
+            size: choices(1, 2, 4) | {"when": {steps: 0}},
+            steps: choices(0, 8),
+        }
+    )
+    check_sweep(settings)
+    space, study = Space(settings.space), optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    seen = set()
+    for _ in range(40):
+        values = space.suggest(study.ask())
+        assert (size in values) == (values[steps] == 0)
+        assert (life in values) == (values.get(size) in (2, 4))
+        seen.add(tuple(values))
+    assert seen == {(steps,), (size, steps), (life, size, steps)}
+    assert space.active({life: 60, size: 1, steps: 0}) == {size: 1, steps: 0}
+
+
+def test_published_points_follow_those_of_the_file_and_set_what_is_searched() -> None:
+    settings = sweep(
+        {"train.learning_rate": real(1e-6, 1), "train.adversary.batch_sizes": choices([8, 16, 24], [12, 24, 48])},
+        search={"points": [{"train.learning_rate": 0.5}], "known_points": ["paper", "paper_variant"]},
+    )
+    check_sweep(settings)
+    assert first_points(settings) == [
+        {"train.learning_rate": 0.5},
+        {"train.learning_rate": 1e-5, "train.adversary.batch_sizes": [8, 16, 24]},
+        {"train.learning_rate": 1e-4, "train.adversary.batch_sizes": [12, 24, 48]},
+    ]
+
+
+def test_published_points_are_valid_settings() -> None:
+    for point in KNOWN_POINTS.values():
+        override(TrialSettings(), point)

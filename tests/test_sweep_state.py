@@ -38,7 +38,7 @@ def make_state(folder: Path, **changes: Any) -> SweepState:
 
 def add(state: SweepState, ended: TrialResult) -> TrialResult:
     role = "reference" if ended.trial_id in sweep_fakes.REFERENCES else "search"
-    state.ledger.start(Entry(ended.trial_id, role, "mlac", 0))  # type: ignore[arg-type]
+    state.start(Entry(ended.trial_id, role, "mlac", 0))  # type: ignore[arg-type]
     return state.finish(ended)
 
 
@@ -96,13 +96,13 @@ def test_feasibility_is_relative_to_tuned(tmp_path: Path) -> None:
     statuses = {ended.trial_id: ended.status for ended in state.results()}
     assert statuses == {"tuned": Status.COMPLETE, "t0000": Status.INFEASIBLE, "t0001": Status.COMPLETE}
     assert [point.trial_id for point in state.snapshot().front] == ["t0001"]
-    assert state.violation(result("t0002", 0.95)) == pytest.approx(-0.01)
+    assert state.violations(result("t0002", 0.95)) == {"desired": pytest.approx(-0.01), "audit": 0.0}
 
 
 def test_stopped_trials_are_infeasible_and_no_points(tmp_path: Path) -> None:
     state = make_state(tmp_path)
     ended = add(state, result("t0000", 0.99, 0.1, status=Status.STOPPED))
-    assert state.violation(ended) == 1.0
+    assert state.violations(ended) == {"desired": 1.0}
     assert state.points() == []
 
 
@@ -114,7 +114,7 @@ def test_a_trial_that_stopped_itself_is_infeasible_and_no_point(tmp_path: Path, 
     metrics = {str(Metric.DESIRED_ACCURACY): 0.99}
     ended = add(state, result("t0000", 0.9, metrics=metrics, status=Status.INFEASIBLE, error="training stopped"))
     assert (ended.status, ended.error) == (Status.INFEASIBLE, "training stopped")
-    assert state.violation(ended) == 1.0
+    assert state.violations(ended) == {"desired": 1.0}
     assert [point.trial_id for point in state.points()] == ["tuned"]
     assert state.snapshot().counts[Status.INFEASIBLE] == 1
 
@@ -134,7 +134,7 @@ def test_failed_references_are_run_again(tmp_path: Path) -> None:
 def test_time_left_counts_what_is_missing(tmp_path: Path) -> None:
     state = make_state(tmp_path)
     assert state.snapshot().seconds_left is None
-    state.ledger.start(Entry("t0000", "search", "mlac", 0))
+    state.start(Entry("t0000", "search", "mlac", 0))
     state.begin("t0000")
     state.running["t0000"].started -= 10
     state.finish(result("t0000", 0.9))
@@ -193,3 +193,74 @@ def test_second_driver_is_refused_and_a_dead_ones_lock_is_not(tmp_path: Path) ->
         holder.join()
     with claimed_folder(settings, resume=False):
         pass
+
+
+def test_a_point_that_fails_the_audit_is_infeasible_unless_that_is_not_asked_for(tmp_path: Path) -> None:
+    for name, asked in (("a", True), ("b", False)):
+        (tmp_path / name).mkdir()
+        state = make_state(tmp_path / name, search__require_audit=str(asked).lower())
+        metrics = result("t0000", 0.9).metrics | {str(Metric.AUDIT_PASSED): 0.0}
+        ended = add(state, result("t0000", 0.9, metrics=metrics))
+        judged = state.judged(ended)
+        assert judged.status is (Status.INFEASIBLE if asked else Status.COMPLETE)
+        assert state.violations(ended) == ({"audit": 1.0} if asked else {})
+        assert not state.front(), "it stays off the frontier either way"
+        if asked:
+            assert judged.error == "the audit failed (audit.json says which check)"
+
+
+def test_hours_count_across_drivers_and_end_the_search(tmp_path: Path) -> None:
+    state = make_state(tmp_path, search__max_hours=1, search__max_gpu_hours=2, resources__gpus_per_trial=0.5)
+    add(state, result("t0000", 0.9))
+    assert state.wants_point()
+    state.start(Entry("t0001", "search", "mlac", 1))
+    state.begin("t0001")
+    state.running["t0001"].started -= 4000
+    assert state.gpu_hours == pytest.approx(4000 * 0.5 / 3600, abs=1e-3)
+    state._started -= 3000
+    state.finish(result("t0001", 0.9))
+    again = make_state(tmp_path, search__max_hours=1, search__max_gpu_hours=2, resources__gpus_per_trial=0.5)
+    assert again.elapsed_seconds == pytest.approx(3000, abs=5)
+    assert again.gpu_hours == pytest.approx(4000 * 0.5 / 3600, abs=1e-3)
+    again._started -= 700
+    assert again.spent() == "search.max_hours (1) have passed"
+    assert not again.wants_point()
+    assert again.num_missing() == 4, "the references alone"
+    richer = make_state(tmp_path, search__max_gpu_hours=0.5, resources__gpus_per_trial=0.5)
+    assert richer.spent() == "search.max_gpu_hours (0.5) are spent"
+
+
+def test_a_point_is_its_seeds_together(tmp_path: Path) -> None:
+    state = make_state(tmp_path, search__num_seeds=2, search__num_trials=2, references="[]")
+    state.start(Entry("t0000", "search", "mlac", 0))
+    state.finish(result("t0000", 0.9, 0.4))
+    assert state.points() == [], "one seed is not the point"
+    planned = state.planned()
+    assert planned is not None
+    assert (planned.trial_id, planned.point, planned.seed_index, planned.number) == ("t0000-s1", "t0000", 1, 0)
+    state.start(planned)
+    assert state.planned() is None
+    state.finish(result("t0000-s1", 0.8, 0.6, status=Status.FAILED, error="it broke"))
+    ended = state.ended("t0000")
+    assert ended is not None
+    assert (ended.status, ended.error) == (Status.FAILED, "t0000-s1: it broke")
+    assert state.snapshot().counts[Status.FAILED] == 1
+    assert state.num_missing() == 2
+
+
+def test_what_is_kept_up_to_date_equals_what_is_read_anew(tmp_path: Path) -> None:
+    state = make_state(tmp_path, search__max_desired_drop=0.1, search__num_trials=40)
+    for index in range(12):
+        status = Status.FAILED if index % 5 == 4 else Status.COMPLETE
+        state.front()
+        add(state, result(f"t{index:04d}", 0.8 + 0.01 * index, 0.5 + 0.01 * (index * 7 % 12), status=status))
+        if index == 5:
+            add(state, result("tuned", 0.95))
+    again = make_state(tmp_path, search__max_desired_drop=0.1, search__num_trials=40)
+    assert {point.trial_id: point for point in state.points()} == {point.trial_id: point for point in again.points()}
+    assert state.front() == again.front()
+    assert state.front()
+    assert state.snapshot().counts == again.snapshot().counts
+    assert {status: count for status, count in again.snapshot().counts.items() if count} == {
+        Status.COMPLETE: 6, Status.INFEASIBLE: 4, Status.FAILED: 2,
+    }  # fmt: skip

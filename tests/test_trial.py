@@ -13,10 +13,11 @@ from transformers import pipeline
 
 from sdm_ray.assess import floor_report
 from sdm_ray.attack.report import AttackReport
-from sdm_ray.config import DataSettings, EncoderSettings, TrialSettings, load_settings, override, parse_settings
+from sdm_ray.config import DataSettings, EncoderSettings, Origin, TrialSettings, load_settings, override, parse_settings
 from sdm_ray.errors import RunError, UsageError
 from sdm_ray.evaluate import load_trunk_on, open_workspace, resolve_device
 from sdm_ray.export import load_exported
+from sdm_ray.final import iterate_final
 from sdm_ray.meta.outer import OuterStep
 from sdm_ray.models.encoder import params_digest
 from sdm_ray.trial import iterate_trial, read_result, run_trial
@@ -187,3 +188,26 @@ def test_devices_that_are_not_there_are_refused() -> None:
     for name in ("tpu-pod", "cuda:99"):
         with pytest.raises(UsageError, match=r"runtime\.device"):
             resolve_device(name)
+
+
+@pytest.mark.parametrize("method", ["mlac", "random"])
+def test_the_final_attack_is_on_the_released_model_with_fresh_seeds(
+    settings: TrialSettings, tmp_path: Path, method: str
+) -> None:
+    chosen = settings if method == "mlac" else with_method(settings, method)
+    first = run_trial(chosen, tmp_path / "t1", trial_id="t1")
+    origin = Origin(sweep="s", trial_id="t1", rule="final attack")
+    attack = chosen.attack.model_copy(update={"seed": 99, "num_rerun_seeds": 3})
+    again = chosen.model_copy(update={"attack": attack, "origin": origin})
+    final = drain(iterate_final(again, tmp_path / "t1-final", trial_id="t1-final"))
+    assert final.status is Status.COMPLETE
+    assert final.provenance == first.provenance
+    name = str(Metric.DESIRED_ACCURACY)
+    assert final.metrics[name] == first.metrics[name], "the same model"
+    report = AttackReport.read_json(tmp_path / "t1-final" / "attack.json")
+    assert report.settings["seed"] == 99
+    assert read_result(tmp_path / "t1-final") == final
+    assert drain(iterate_final(again, tmp_path / "t1-final", trial_id="t1-final")) == final
+    lost = again.model_copy(update={"origin": origin.model_copy(update={"trial_id": "t2"})})
+    with pytest.raises(RunError, match="holds no released model"):
+        drain(iterate_final(lost, tmp_path / "t2-final"))

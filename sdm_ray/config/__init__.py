@@ -16,6 +16,7 @@ from sdm_ray.config.io import (
     to_yaml,
 )
 from sdm_ray.config.sweep import (
+    FinalSettings,
     Objective,
     Origin,
     ResourceSettings,
@@ -33,6 +34,7 @@ __all__ = [
     "BlockingSettings",
     "DataSettings",
     "EncoderSettings",
+    "FinalSettings",
     "LogRange",
     "Method",
     "Objective",

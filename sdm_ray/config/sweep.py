@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from sdm_ray.config.attack import AttackSettings
 from sdm_ray.config.base import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Probability, Settings
@@ -73,7 +74,22 @@ class TrialSettings(Settings):
         return self
 
 
-class FloatDistribution(Settings):
+class Conditional(Settings):
+    """Searched only where other searched settings have certain values."""
+
+    when: dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]] = {}
+    """Dotted path of a whole-number or categorical setting of the space to the value, or the values, with which this
+    one is searched; otherwise it keeps the value of `trial`."""
+
+    @field_validator("when", mode="before")
+    @classmethod
+    def _one_value_is_a_list_of_one(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        return {path: held if isinstance(held, list | tuple) else [held] for path, held in value.items()}
+
+
+class FloatDistribution(Conditional):
     """A real number between two bounds."""
 
     type: Literal["float"]
@@ -93,7 +109,7 @@ class FloatDistribution(Settings):
         return self
 
 
-class IntDistribution(Settings):
+class IntDistribution(Conditional):
     """A whole number between two bounds, both included."""
 
     type: Literal["int"]
@@ -113,7 +129,7 @@ class IntDistribution(Settings):
         return self
 
 
-class CategoricalDistribution(Settings):
+class CategoricalDistribution(Conditional):
     """One of a list of values (any YAML value)."""
 
     type: Literal["categorical"]
@@ -133,19 +149,51 @@ class Objective(Settings):
     """Which way is better."""
 
 
+FINAL_SEED = 1_000_003
+"""Added to the attack's seed for the final stage."""
+Sampler = Literal["tpe", "nsga2", "nsga3", "gp", "qmc", "random"]
+KnownPoint = Literal["paper", "paper_variant"]
+
+
 class SearchSettings(Settings):
     """How Optuna searches."""
 
     num_trials: PositiveInt = 16
-    """Trials, the references apart."""
-    sampler: Literal["tpe", "nsga2", "random"] = "tpe"
-    """Optuna's sampler."""
+    """Points that are tried, the references apart; each is one trial a seed."""
+    num_seeds: PositiveInt = 1
+    """Training seeds of every point and reference, `trial.seed` and those after it. The search and the frontier take
+    means over them, with 95 % intervals."""
+    max_hours: PositiveFloat | None = None
+    """Wall-clock hours, those of earlier runs of the sweep included, after which no further point is tried. What has
+    begun, and the final stage, still end."""
+    max_gpu_hours: PositiveFloat | None = None
+    """The same in GPU hours that trials have occupied."""
+    sampler: Sampler = "tpe"
+    """Optuna's sampler. `gp` takes seconds a trial and draws conditional settings at random; `qmc` and `random` learn
+    nothing from results."""
     num_startup_trials: PositiveInt = 8
-    """Random trials before TPE models anything."""
+    """Random points before TPE or the Gaussian process models anything."""
     points: tuple[dict[str, Any], ...] = ()
     """Points (dotted path to value) that are tried first; what a point leaves out is sampled."""
+    known_points: tuple[KnownPoint, ...] = ()
+    """Published settings that are tried after `points`; of each what the space searches."""
+    warm_start: str | None = None
+    """An earlier sweep, by its folder or its name below `output_dir`. Its results are told to the sampler where all
+    but the search was the same, so that nothing is trained twice; they are no points of this sweep's frontier."""
     max_desired_drop: Probability | None = None
     """A trial is feasible only if its desired accuracy is at most this far below the tuned reference's."""
+    require_audit: bool = True
+    """A trial is feasible only if it passes the audit."""
+
+
+class FinalSettings(Settings):
+    """The last stage of a sweep: the best points and the references are attacked again, then winners are named."""
+
+    num_points: PositiveInt = 3
+    """Points of the front that are attacked again, those that together dominate most."""
+    attack: dict[str, Any] = {}
+    """Changes to `trial.attack`; a `preset` takes the place of its families and budget. Where nothing is said, twice
+    the search points and re-runs, and in any case seeds that no trial has used."""
 
 
 class ResourceSettings(Settings):
@@ -196,9 +244,31 @@ class SweepSettings(Settings):
     """Methods that are trained and attacked under the same budget and drawn beside the frontier."""
     search: SearchSettings = SearchSettings()
     """The search."""
+    final: FinalSettings | None = None
+    """A last, stronger attack on what the search found; None calls the search's own attack the last."""
     resources: ResourceSettings = ResourceSettings()
     """Resources."""
     storage: str | None = None
     """Optuna storage URL; None is a sqlite file in the sweep's folder."""
     tracking: TrackingSettings = TrackingSettings()
     """Where runs are logged."""
+
+    def final_attack(self) -> AttackSettings:
+        """The attack of the final stage."""
+        attack, changes = self.trial.attack, {} if self.final is None else self.final.attack
+        kept: dict[str, Any] = {"num_examples": attack.num_examples}
+        if "preset" not in changes:
+            kept = attack.model_dump() | {
+                "num_search_trials": 2 * attack.num_search_trials,
+                "num_rerun_seeds": 2 * attack.num_rerun_seeds,
+                "preset": None,
+            }
+        return AttackSettings.model_validate({**kept, "seed": attack.seed + FINAL_SEED, **changes})
+
+    @model_validator(mode="after")
+    def _final_attack_is_valid(self) -> Self:
+        if self.final is not None and self.final_attack().seed == self.trial.attack.seed:
+            raise ValueError(
+                "final.attack.seed is that of trial.attack: the final attack needs fresh seeds; leave it out"
+            )
+        return self

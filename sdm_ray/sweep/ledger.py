@@ -17,7 +17,8 @@ from sdm_ray.errors import RunError
 from sdm_ray.types import TrialResult
 
 FILE = "trials.jsonl"
-Role = Literal["reference", "search"]
+Role = Literal["reference", "search", "final"]
+"""Of a trial: compared with, searched, or a searched or reference model under the final attack."""
 
 
 @dataclass
@@ -29,17 +30,26 @@ class Entry:
     method: Method
     """Method of a reference; that of the result for a searched trial."""
     number: int | None = None
-    """Number of the Optuna trial; None for a reference."""
+    """Number of the Optuna trial; None where Optuna did not ask for it."""
     params: dict[str, Any] = field(default_factory=dict)
     """Searched settings by dotted path."""
+    point: str = ""
+    """The point that it is one training seed of: the id of that point's first trial."""
+    seed_index: int = 0
+    """Which of the point's training seeds."""
     result: TrialResult | None = None
+    seconds: float = 0.0
+    """How long it occupied a process, as far as the driver that saw its end knows."""
+
+    def __post_init__(self) -> None:
+        self.point = self.point or self.trial_id
 
 
 class Ledger:
     """Entries in the order of their start, in memory and in `trials.jsonl`."""
 
-    def __init__(self, folder: Path) -> None:
-        """Read what is there.
+    def __init__(self, folder: Path, *, read_only: bool = False) -> None:
+        """Read what is there; with `read_only`, which another driver's ledger asks for, change nothing.
 
         Raises:
             RunError: when the file is damaged elsewhere than at its end, or cannot be read or written.
@@ -48,9 +58,11 @@ class Ledger:
         self.trials_folder = folder / "trials"
         self.entries: dict[str, Entry] = {}
         self.study_name: str | None = None
+        self.elapsed = 0.0
+        """Seconds that the sweep had run, earlier drivers included, when the last trial ended."""
         try:
-            self._read()
-            self._file = self.path.open("a", encoding="utf-8")
+            self._read(repair=not read_only)
+            self._file = self.path.open("r" if read_only else "a", encoding="utf-8")
         except OSError as error:
             raise RunError(f"cannot use {self.path}: {error.strerror or error}") from None
 
@@ -68,12 +80,15 @@ class Ledger:
                 "method": entry.method,
                 "number": entry.number,
                 "params": entry.params,
+                "point": entry.point,
+                "seed_index": entry.seed_index,
             }
         )
 
-    def finish(self, result: TrialResult) -> None:
-        """Record how a trial ended."""
-        self._append({"event": "result", **_plain(result.to_dict())})
+    def finish(self, result: TrialResult, *, seconds: float = 0.0, elapsed: float = 0.0) -> None:
+        """Record how a trial ended, how long it ran, and how long the sweep has run."""
+        times = {"seconds": round(seconds, 3), "elapsed": round(elapsed, 3)}
+        self._append({"event": "result", **times, **_plain(result.to_dict())})
 
     def output_dir(self, trial_id: str) -> Path:
         """The folder of a trial."""
@@ -93,7 +108,7 @@ class Ledger:
             raise RunError(f"cannot write {self.path}: {error.strerror or error}; free space and --resume") from None
         self._apply(json.loads(line))
 
-    def _read(self) -> None:
+    def _read(self, *, repair: bool) -> None:
         if not self.path.exists():
             return
         lines = self.path.read_bytes().split(b"\n")
@@ -106,8 +121,9 @@ class Ledger:
                     raise RunError(f"{self.path}, line {number}, is damaged: {error}") from None
                 break
             whole += len(line) + 1
-        with self.path.open("r+b") as file:
-            file.truncate(whole)
+        if repair:
+            with self.path.open("r+b") as file:
+                file.truncate(whole)
 
     def _apply(self, event: dict[str, Any]) -> None:
         kind = event.pop("event")
@@ -118,8 +134,9 @@ class Ledger:
         else:
             metrics = {name: math.nan if value is None else value for name, value in event["metrics"].items()}
             trial_id = event["trial_id"]
+            seconds, self.elapsed = event.pop("seconds", 0.0), event.pop("elapsed", self.elapsed)
             result = TrialResult.from_dict({**event, "metrics": metrics}, self.output_dir(trial_id))
-            self.entries[trial_id].result = result
+            self.entries[trial_id].result, self.entries[trial_id].seconds = result, seconds
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:

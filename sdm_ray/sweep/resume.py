@@ -22,7 +22,9 @@ from sdm_ray.sweep.lock import FolderLock
 
 SETTINGS = "sweep.yaml"
 
-MAY_CHANGE = ("resources", "tracking", "trial.runtime", "search.num_trials")
+MAY_CHANGE = (
+    "resources", "tracking", "trial.runtime", "search.num_trials", "search.max_hours", "search.max_gpu_hours",
+)  # fmt: skip
 """What a resumed sweep may set anew: where it runs, and how long (never fewer trials than have begun)."""
 
 
@@ -64,14 +66,19 @@ def check_unchanged(before: SweepSettings, now: SweepSettings) -> None:
     Raises:
         UsageError: naming every setting that differs, with both values.
     """
-    old, new = _flat(before.model_dump(mode="json")), _flat(now.model_dump(mode="json"))
-    changed = [path for path in sorted(old.keys() | new.keys()) if old.get(path) != new.get(path)]
-    problems = [f"{path} was {old.get(path)!r}, is {new.get(path)!r}" for path in changed if not _may_change(path)]
+    problems = [text for path, text in differences(before, now).items() if not _may_change(path)]
     if problems:
         raise UsageError(
             f"the sweep has changed since it began: {'; '.join(problems)}; "
             "undo that, or start another with --set name=..."
         )
+
+
+def differences(before: SweepSettings, now: SweepSettings) -> dict[str, str]:
+    """Dotted path of every setting that differs, to a phrase with both values."""
+    old, new = _flat(before.model_dump(mode="json")), _flat(now.model_dump(mode="json"))
+    changed = [path for path in sorted(old.keys() | new.keys()) if old.get(path) != new.get(path)]
+    return {path: f"{path} was {old.get(path)!r}, is {new.get(path)!r}" for path in changed}
 
 
 def _may_change(path: str) -> bool:

@@ -19,6 +19,7 @@ from sdm_ray.sweep.resume import claimed_folder
 from sdm_ray.sweep.space import check_sweep
 from sdm_ray.sweep.state import SweepState
 from sdm_ray.sweep.stop import StopSwitch, stop_on_signals
+from sdm_ray.sweep.warm import earlier_results
 from sdm_ray.sweep.worker import check_function, classify
 from sdm_ray.tracking import open_tracker
 from sdm_ray.types import Status, TrialResult
@@ -67,6 +68,7 @@ def run_sweep(
     *,
     resume: bool = False,
     trial_function: str = "sdm_ray.trial:iterate_trial",
+    final_function: str = "sdm_ray.final:iterate_final",
     view: View | None = None,
 ) -> SweepOutcome:
     """Run a sweep, or what is missing of it.
@@ -77,6 +79,7 @@ def run_sweep(
         settings: the sweep. Its folder is `output_dir/name`.
         resume: go on with the sweep in that folder; a complete one is returned as it is.
         trial_function: `module:function` with the contract of `sdm_ray.trial.iterate_trial`.
+        final_function: the same of `sdm_ray.final.iterate_final`.
         view: what a person sees; by default a live table in a terminal and lines elsewhere.
 
     Raises:
@@ -84,7 +87,8 @@ def run_sweep(
         RunError: when Ray or storage fails; what has ended is kept, and `resume` goes on from there.
     """
     check_sweep(settings)
-    check_function(trial_function)
+    for function in (trial_function, final_function):
+        check_function(function)
     view = view or default_view()
     switch = StopSwitch()
     with ExitStack() as stack:
@@ -99,7 +103,7 @@ def run_sweep(
         stack.callback(view.close)
         if resume:
             state.restart_failed_references()
-        return _Run(settings, state, folder, trial_function, view, switch).run()
+        return _Run(settings, state, folder, (trial_function, final_function), view, switch).run()
 
 
 def stopped_by(error: BaseException) -> Exception:
@@ -117,18 +121,19 @@ class _Run:
         settings: SweepSettings,
         state: SweepState,
         folder: Path,
-        trial_function: str,
+        functions: tuple[str, str],
         view: View,
         switch: StopSwitch,
     ) -> None:
         self.settings = settings
         self.state = state
         self.folder = folder
-        self.trial_function = trial_function
+        self.trial_function, self.final_function = functions
         self.view = view
         self.switch = switch
         self.tracker = TrackerThread(lambda: open_tracker(settings.tracking, folder), warn=view.message)
         self.frontier = FrontierWriter(folder, warn=view.message)
+        self.said_spent = False
 
     def run(self) -> SweepOutcome:
         """Side threads first: the tracker's schema and Ray start at the same time."""
@@ -178,7 +183,11 @@ class _Run:
         if name is not None:
             return SearchStudy.open(self.settings, storage=storage, name=name, create=False)
         name = f"{self.settings.name}-{uuid.uuid4().hex[:8]}"
+        earlier = self.settings.search.warm_start
+        known = [] if earlier is None else list(earlier_results(self.settings))
         study = SearchStudy.open(self.settings, storage=storage, name=name, create=True)
+        if earlier is not None:
+            self.view.message(f"warm start: {study.learn(known)} of {len(known)} points of {earlier} fit this space")
         self.state.ledger.name_study(name)
         return study
 
@@ -186,9 +195,10 @@ class _Run:
         """What a killed driver had not told Optuna, and trials that it had asked for and not begun."""
         from sdm_ray.sweep.searcher import tell_optuna
 
-        entries = self.state.entries("search")
-        study.reconcile({entry.number for entry in entries if entry.number is not None})
-        self.untold = [entry.result for entry in entries if entry.result is not None]
+        numbers = {entry.number: entry.point for entry in self.state.entries("search") if entry.number is not None}
+        study.reconcile(numbers)
+        ended = (self.state.ended(numbers[number]) for number in sorted(study.pending() & numbers.keys()))
+        self.untold = [result for result in ended if result is not None]
         tell_optuna(self.state, study, self.untold)
 
     def _tune(self, study: SearchStudy) -> None:
@@ -206,6 +216,7 @@ class _Run:
             self.state,
             study,
             trial_function=self.trial_function,
+            final_function=self.final_function,
             on_result=self._on_result,
             untold=self.untold,
             stop=self.switch.request,
@@ -240,12 +251,20 @@ class _Run:
             raise RunError(f"{self.state.num_missing()} trials were not run; {RESUME_HINT}")
 
     def _on_result(self, result: TrialResult) -> None:
-        judged = self.state.judged(result)
-        if result.trial_id == "tuned" and self.settings.search.max_desired_drop is not None:
+        judged = self.state.judged_trial(result)
+        entry = self.state.ledger.entries[result.trial_id]
+        if (
+            entry.point == "tuned"
+            and self.settings.search.max_desired_drop is not None
+            and not self.state.floor_is_pending
+        ):
             self._say_floor()
         self.tracker.finish_trial(judged)
         self.frontier.update(self.state.points())
         self.view.finished(judged, self.state.snapshot())
+        if not self.said_spent and (spent := self.state.spent()) is not None:
+            self.said_spent = True
+            self.view.message(f"{spent}: no further point is tried")
 
     def _say_floor(self) -> None:
         floor = self.state.desired_floor

@@ -17,9 +17,10 @@ from typing import Any
 
 from ray.tune.search import Searcher
 
-from sdm_ray.config import SweepSettings
+from sdm_ray.config import Origin, SweepSettings, override
 from sdm_ray.sweep.ledger import Entry
-from sdm_ray.sweep.state import SweepState
+from sdm_ray.sweep.space import first_points, ordered_references
+from sdm_ray.sweep.state import FINAL, SweepState
 from sdm_ray.sweep.study import SearchStudy
 from sdm_ray.sweep.trainable import JOB, TRIAL
 from sdm_ray.sweep.worker import Job
@@ -52,6 +53,7 @@ class SweepSearcher(DriverOnly, Searcher):
         study: SearchStudy,
         *,
         trial_function: str,
+        final_function: str,
         on_result: OnResult,
         untold: list[TrialResult],
         stop: Callable[[str], None],
@@ -60,9 +62,10 @@ class SweepSearcher(DriverOnly, Searcher):
         self._state = state
         self._study = study
         self._trial_function = trial_function
+        self._final_function = final_function
         self._on_result = on_result
         self._adopted = state.unfinished()
-        self._references = state.missing_references()
+        self._points = first_points(state.settings)
         self._by_tune_id: dict[str, str] = {}
         self._untold = untold
         self._stop = stop
@@ -127,19 +130,13 @@ class SweepSearcher(DriverOnly, Searcher):
     def _next_entry(self) -> Entry | None:
         if self._adopted:
             return self._adopted.pop(0)
-        if self._references:
-            method = self._references.pop(0)
-            entry = Entry(method, "reference", method)
-        else:
-            index = len(self._state.entries("search"))
-            search = self._state.settings.search
-            if index >= search.num_trials:
-                return None
-            number, params = self._study.ask(search.points[index] if index < len(search.points) else None)
+        entry = self._state.planned()
+        if entry is None and self._state.wants_point():
+            index = self._state.num_points
+            number, params = self._study.ask(self._points[index] if index < len(self._points) else None)
             method = params.get("train.method", self._state.settings.trial.train.method)
             entry = Entry(f"t{index:04d}", "search", method, number, params)
-        self._state.ledger.start(entry)
-        return self._state.ledger.entries[entry.trial_id]
+        return None if entry is None else self._state.start(entry)
 
     def _job(self, entry: Entry) -> Job:
         settings = self._state.settings
@@ -148,8 +145,8 @@ class SweepSearcher(DriverOnly, Searcher):
             trial_id=entry.trial_id,
             output_dir=str(self._state.ledger.output_dir(entry.trial_id)),
             settings=trial_values(settings, entry),
-            params=entry.params,
-            trial_function=self._trial_function,
+            params={} if entry.role == "final" else entry.params,
+            trial_function=self._final_function if entry.role == "final" else self._trial_function,
             working_dir=str(Path.cwd()),
             python_path=[str(Path(entry).resolve()) for entry in sys.path],
             gpu_memory_share=gpus if 0 < gpus < 1 else None,
@@ -163,7 +160,7 @@ class SweepSearcher(DriverOnly, Searcher):
             trial_id=trial_id,
             config_hash="",
             method=entry.method,
-            seed=self._state.settings.trial.seed,
+            seed=self._state.settings.trial.seed + entry.seed_index,
             status=Status.FAILED,
             metrics={},
             output_dir=self._state.ledger.output_dir(trial_id),
@@ -172,35 +169,46 @@ class SweepSearcher(DriverOnly, Searcher):
 
     def _finish(self, result: TrialResult) -> None:
         result = self._state.finish(result)
-        self._untold.append(result)
+        entry = self._state.ledger.entries[result.trial_id]
+        if entry.role == "search" and (point := self._state.ended(entry.point)) is not None:
+            self._untold.append(point)
         tell_optuna(self._state, self._study, self._untold)
         self._on_result(result)
 
 
 def tell_optuna(state: SweepState, study: SearchStudy, untold: list[TrialResult]) -> None:
-    """Tell Optuna what has ended and empty the list; successes wait until the tuned reference tells feasibility."""
+    """Tell Optuna what has ended and empty the list; successes wait until the tuned reference tells feasibility.
+
+    Args:
+        state: the sweep.
+        study: where to tell it.
+        untold: searched points, all their seeds together.
+    """
     waiting = [result for result in untold if state.floor_is_pending and result.status is not Status.FAILED]
     for result in itertools.filterfalse(waiting.__contains__, untold):
-        number = state.ledger.entries[result.trial_id].number
-        if number is None:
-            continue
+        number = state.point(result.trial_id)[0].number
+        assert number is not None
         values = [result.metrics.get(objective.metric) for objective in state.settings.objectives]
-        violation = state.violation(result)
-        if result.status is Status.INFEASIBLE:
-            assert violation is not None
-            study.stop(number, violation=violation)
+        violations = state.violations(result)
+        if result.status in (Status.INFEASIBLE, Status.STOPPED):
+            study.stop(number, violations=violations)
         elif result.status is Status.FAILED or None in values:
             study.fail(number)
         else:
-            study.tell(number, [value for value in values if value is not None], violation=violation)
+            study.tell(number, [value for value in values if value is not None], violations=violations)
     untold[:] = waiting
 
 
 def trial_values(settings: SweepSettings, entry: Entry) -> dict[str, Any]:
-    """The trial's base settings as plain values; a reference's have its method and no searched setting."""
+    """The settings of a trial as plain values, but for the searched ones; a reference's have its method."""
     trial = settings.trial
-    if entry.role == "reference":
-        trial = trial.model_copy(update={"train": trial.train.for_method(entry.method), "name": entry.trial_id})
-    else:
-        trial = trial.model_copy(update={"name": f"{settings.name}/{entry.trial_id}"})
-    return trial.model_dump(mode="json")
+    name = entry.trial_id if entry.role == "reference" else f"{settings.name}/{entry.trial_id}"
+    changes: dict[str, Any] = {"name": name, "seed": trial.seed + entry.seed_index}
+    if entry.point.removesuffix(FINAL) in ordered_references(settings):
+        changes["train"] = trial.train.for_method(entry.method)
+    if entry.role == "final":
+        trial = override(trial, entry.params)
+        base = entry.trial_id.removesuffix(FINAL)
+        origin = Origin(sweep=settings.name, trial_id=base, rule="final attack")
+        changes |= {"attack": settings.final_attack(), "origin": origin}
+    return trial.model_copy(update=changes).model_dump(mode="json")

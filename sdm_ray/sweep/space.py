@@ -28,6 +28,29 @@ NOT_SEARCHABLE = {
 }
 
 
+_PAPER: dict[str, Any] = {
+    "train.method": "mlac",
+    "train.blocking.harmful_adapted_calibrated": 1.0,
+    "train.learning_rate": 1e-5,
+    "train.num_outer_steps": 50_000,
+    "train.desired_batch_size": 20,
+    "train.harmful_batch_size": 20,
+    "train.gradient_clip": 10.0,
+    "train.adversary.num_steps": 16,
+    "train.adversary.optimizers": ["adam"],
+    "train.adversary.learning_rate_mode": "meta_learned",
+    "train.adversary.learning_rate_initial": 3e-4,
+    "train.adversary.batch_sizes": [8, 16, 24],
+    "train.adversary.gradient_clip": 100.0,
+}
+KNOWN_POINTS: dict[str, dict[str, Any]] = {
+    "paper": _PAPER,
+    "paper_variant": _PAPER | {"train.learning_rate": 1e-4, "train.adversary.batch_sizes": [12, 24, 48]},
+}
+"""Settings of Henderson et al., arXiv 2211.14946: their best variant (calibrated, weight 1, K = 16), and the one with a
+larger outer learning rate and larger inner batches."""
+
+
 class Space:
     """The settings that vary, in the order of the sweep file."""
 
@@ -35,8 +58,61 @@ class Space:
         self.distributions = dict(distributions)
 
     def suggest(self, trial: optuna.trial.Trial) -> dict[str, Any]:
-        """Values by dotted path (define-by-run: a sampler may see a subset)."""
-        return {path: self._suggest(trial, path) for path in self.distributions}
+        """Values by dotted path, of a conditional setting only where it is active (define-by-run)."""
+        values: dict[str, Any] = {}
+        for path in self._parents_first():
+            if self.is_active(path, values):
+                values[path] = self._suggest(trial, path)
+        return {path: values[path] for path in self.distributions if path in values}
+
+    def is_active(self, path: str, values: Mapping[str, Any]) -> bool:
+        """Whether a setting is searched beside these values of those that it depends on."""
+        return all(
+            parent in values and any(_same(choice, values[parent]) for choice in wanted)
+            for parent, wanted in self.distributions[path].when.items()
+        )
+
+    def active(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Of these values those of active settings."""
+        kept: dict[str, Any] = {}
+        for path in self._parents_first():
+            if path in values and self.is_active(path, kept):
+                kept[path] = values[path]
+        return kept
+
+    def stored(self) -> dict[str, optuna.distributions.BaseDistribution]:
+        """The distributions as Optuna stores them."""
+        from optuna.distributions import CategoricalDistribution as Categorical
+        from optuna.distributions import FloatDistribution, IntDistribution
+
+        found: dict[str, optuna.distributions.BaseDistribution] = {}
+        for path, distribution in self.distributions.items():
+            if isinstance(distribution, CategoricalDistribution):
+                choices = distribution.choices
+                found[path] = Categorical(range(len(choices)) if stored_by_index(choices) else choices)
+            else:
+                kind: Any = IntDistribution if distribution.type == "int" else FloatDistribution
+                found[path] = kind(distribution.low, distribution.high, log=distribution.log)
+        return found
+
+    def _parents_first(self) -> Iterator[str]:
+        """Every setting after those that it depends on.
+
+        Raises:
+            UsageError: when settings depend on each other in a circle.
+        """
+        done: set[str] = set()
+        while len(done) < len(self.distributions):
+            ready = [
+                path
+                for path, distribution in self.distributions.items()
+                if path not in done and not (distribution.when.keys() & self.distributions.keys()) - done
+            ]
+            if not ready:
+                circle = ", ".join(path for path in self.distributions if path not in done)
+                raise UsageError(f"space: {circle} depend on each other in a circle; drop one `when`")
+            done.update(ready)
+            yield from ready
 
     def encode(self, point: Mapping[str, Any]) -> dict[str, Any]:
         """A point as Optuna stores it; what the point leaves out stays out.
@@ -91,21 +167,42 @@ def check_sweep(settings: SweepSettings) -> None:
         raise UsageError("space is empty, so every trial would be the same; name at least one setting of trial")
     for path in settings.space:
         _check_searchable(path, settings.space)
+    _check_conditions(settings.space)
     for path, distribution in settings.space.items():
         _check_values(settings, path, distribution)
     space = Space(settings.space)
-    for point in settings.search.points:
+    for point in first_points(settings):
         space.encode(point)
     known = known_metrics(settings.trial)
     for objective in settings.objectives:
         if objective.metric not in known:
             raise UsageError(f"objectives: unknown metric {objective.metric!r}; there are {', '.join(known)}")
     _check_references(settings)
+    if settings.search.num_seeds > 1 and "seed" in settings.space:
+        raise UsageError("space: seed cannot be searched while search.num_seeds sets it; drop one of them")
     if settings.resources.gpus_per_trial == 0 and settings.trial.runtime.device.startswith("cuda"):
         raise UsageError(
             f"trial.runtime.device is {settings.trial.runtime.device!r} but resources.gpus_per_trial is 0, which hides "
             "the GPUs from a trial; set resources.gpus_per_trial=1 (or a fraction)"
         )
+
+
+def first_points(settings: SweepSettings) -> list[dict[str, Any]]:
+    """The points that are tried before any is sampled: those of the file, then published ones.
+
+    Raises:
+        UsageError: for a published point of which the space searches nothing.
+    """
+    points = [dict(point) for point in settings.search.points]
+    for name in settings.search.known_points:
+        point = {path: value for path, value in KNOWN_POINTS[name].items() if path in settings.space}
+        if not point:
+            raise UsageError(
+                f"search.known_points: the space searches nothing of {name!r}, which sets "
+                f"{', '.join(KNOWN_POINTS[name])}; leave it out"
+            )
+        points.append(point)
+    return points
 
 
 def known_metrics(trial: TrialSettings) -> list[str]:
@@ -143,11 +240,31 @@ def _check_searchable(path: str, space: Mapping[str, Distribution]) -> None:
             raise UsageError(f"space: {path} holds {other}; search one of them")
 
 
+def _check_conditions(space: Mapping[str, Distribution]) -> None:
+    for path, distribution in space.items():
+        for parent, wanted in distribution.when.items():
+            other = space.get(parent)
+            if other is None:
+                raise UsageError(f"space: {path} depends on {parent}, which the space does not search; add it to space")
+            if other.type == "float":
+                raise UsageError(f"space: {path} depends on {parent}, a real number; name a categorical or whole one")
+            for value in wanted:
+                if not _takes(other, value):
+                    raise UsageError(f"space: {path} is searched when {parent} = {value!r}, which it never is")
+    list(Space(space)._parents_first())
+
+
+def _takes(distribution: Distribution, value: Any) -> bool:
+    if isinstance(distribution, CategoricalDistribution):
+        return any(_same(choice, value) for choice in distribution.choices)
+    return type(value) is int and distribution.low <= value <= distribution.high
+
+
 def _check_values(settings: SweepSettings, path: str, distribution: Distribution) -> None:
     """Each end (each choice) must be valid together with some values of the other searched settings."""
     for value in _probes(path, distribution):
         problem: UsageError | None = None
-        for others in _contexts(settings.space):
+        for others in _contexts(settings.space, path):
             try:
                 override(settings.trial, {**others, path: value})
             except UsageError as error:
@@ -158,10 +275,21 @@ def _check_values(settings: SweepSettings, path: str, distribution: Distribution
             raise UsageError(f"space: {path} = {value!r} is not allowed: {problem}")
 
 
-def _contexts(space: Mapping[str, Distribution]) -> Iterator[dict[str, Any]]:
-    yield {}
+def _contexts(space: Mapping[str, Distribution], path: str) -> Iterator[dict[str, Any]]:
+    """Values of other settings, among them some that make a setting active."""
+    needed = _activating(space, path)
+    yield needed
     for end in (0, -1):
-        yield {path: _ends(distribution)[end] for path, distribution in space.items()}
+        ends = {other: _ends(distribution)[end] for other, distribution in space.items()} | needed
+        yield Space(space).active(ends)
+
+
+def _activating(space: Mapping[str, Distribution], path: str) -> dict[str, Any]:
+    """Values with which a setting is searched."""
+    needed: dict[str, Any] = {}
+    for parent, wanted in space[path].when.items():
+        needed |= _activating(space, parent) | {parent: wanted[0]}
+    return needed
 
 
 def _ends(distribution: Distribution) -> Sequence[Any]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,8 +15,10 @@ from sdm_ray.config import SearchSettings, SweepSettings
 from sdm_ray.errors import RunError, UsageError
 from sdm_ray.sweep.space import Space
 
-CONSTRAINT = "feasible"
-"""Name of the one constraint: at most 0 where a trial is feasible."""
+JOURNAL = "journal://"
+"""Begins the URL of a journal file."""
+SQLITE_SECONDS = 60
+"""How long a locked sqlite file is waited for."""
 
 
 class SearchStudy:
@@ -37,7 +41,7 @@ class SearchStudy:
         """
         directions = [objective.direction for objective in settings.objectives]
         try:
-            backend = optuna.storages.RDBStorage(storage, engine_kwargs=_engine_options(storage))
+            backend = open_storage(storage)
             if create:
                 study = optuna.create_study(storage=backend, study_name=name, directions=directions)
             else:
@@ -62,35 +66,62 @@ class SearchStudy:
         self._asked[trial.number] = trial
         return trial.number, self._space.suggest(trial)
 
-    def tell(self, number: int, values: Sequence[float], *, violation: float | None) -> None:
-        """Record a completed trial; `violation` above 0 marks it infeasible, None leaves constraints out of the study.
+    def tell(self, number: int, values: Sequence[float], *, violations: Mapping[str, float]) -> None:
+        """Record a completed trial; a violation above 0 marks it infeasible.
 
         An infeasible trial is told as completed with a violated constraint, because samplers learn from nothing else.
         """
-        if self._state(number) is not TrialState.RUNNING:
-            return
-        trial = self._asked.pop(number, None)
-        if violation is not None:
-            (trial or self._adopt(number)).set_constraint(CONSTRAINT, violation)
-        self._study.tell(number, list(values))
+        if (trial := self._open(number)) is not None:
+            for name, violation in violations.items():
+                trial.set_constraint(name, violation)
+            self._study.tell(trial, list(values))
 
-    def stop(self, number: int, *, violation: float) -> None:
+    def stop(self, number: int, *, violations: Mapping[str, float]) -> None:
         """Record a trial that ended without objectives because it is infeasible.
 
         It is told as pruned, for a completed one needs values; with its violated constraint it still tells samplers
         where not to look.
         """
-        if self._state(number) is not TrialState.RUNNING:
-            return
-        trial = self._asked.pop(number, None) or self._adopt(number)
-        trial.set_constraint(CONSTRAINT, violation)
-        self._study.tell(number, state=TrialState.PRUNED)
+        if (trial := self._open(number)) is not None:
+            for name, violation in violations.items():
+                trial.set_constraint(name, violation)
+            self._study.tell(trial, state=TrialState.PRUNED)
 
     def fail(self, number: int) -> None:
         """Record a failed trial."""
-        if self._state(number) is TrialState.RUNNING:
-            self._asked.pop(number, None)
-            self._study.tell(number, state=TrialState.FAIL)
+        if (trial := self._open(number)) is not None:
+            self._study.tell(trial, state=TrialState.FAIL)
+
+    def pending(self) -> set[int]:
+        """Numbers of trials that were handed out and not told about."""
+        trials = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        return {trial.number for trial in trials}
+
+    def learn(self, results: Iterable[tuple[Mapping[str, Any], Sequence[float], Mapping[str, float]]]) -> int:
+        """Add completed trials of an earlier search: (params, values, violations) each; gives how many fitted.
+
+        Left out is what this space could not have drawn: a value outside its range, a setting that it searches and the
+        other did not.
+        """
+        stored, count = self._space.stored(), 0
+        for params, values, violations in results:
+            active = self._space.active(params)
+            needed = {path for path in stored if self._space.is_active(path, active)}
+            if needed != active.keys():
+                continue
+            try:
+                encoded = self._space.encode(active)
+            except UsageError:
+                continue
+            trial = optuna.create_trial(
+                params=encoded,
+                distributions={path: stored[path] for path in encoded},
+                values=list(values),
+                constraints=dict(violations),
+            )
+            self._study.add_trial(trial)
+            count += 1
+        return count
 
     def reconcile(self, known: Collection[int]) -> int:
         """Fail every unfinished trial that is not `known`, as a killed driver leaves them; returns how many."""
@@ -107,31 +138,52 @@ class SearchStudy:
         """Optuna's state of every trial, by number."""
         return [trial.state.name for trial in self._study.get_trials(deepcopy=False)]
 
-    def _state(self, number: int) -> TrialState:
-        return self._frozen(number).state
-
-    def _frozen(self, number: int) -> optuna.trial.FrozenTrial:
+    def _open(self, number: int) -> optuna.trial.Trial | None:
+        """A trial that can be told about; None where that has been done."""
+        trial = self._asked.pop(number, None)
+        if trial is not None:
+            return trial
         trials = self._study.get_trials(deepcopy=False)
         if number >= len(trials):
             raise RunError(f"Optuna's storage has lost trial {number}; restore it, or start under another name")
-        return trials[number]
-
-    def _adopt(self, number: int) -> optuna.trial.Trial:
-        return optuna.trial.Trial(self._study, self._frozen(number)._trial_id)
+        if trials[number].state is not TrialState.RUNNING:
+            return None
+        return optuna.trial.Trial(self._study, trials[number]._trial_id)
 
 
 def make_sampler(search: SearchSettings, seed: int, *, num_told: int = 0) -> optuna.samplers.BaseSampler:
     """Optuna's sampler of that name, seeded.
 
-    NSGA-II's population is a quarter of the trials (4 to 50), so that a short search has generations at all.
+    A genetic search has a population of a quarter of the trials (4 to 50), so that a short one has generations at all.
     """
     seed = int(np.random.SeedSequence([seed, num_told]).generate_state(1)[0])
-    if search.sampler == "random":
-        return optuna.samplers.RandomSampler(seed=seed)
-    if search.sampler == "nsga2":
-        return optuna.samplers.NSGAIISampler(seed=seed, population_size=min(50, max(4, search.num_trials // 4)))
-    return optuna.samplers.TPESampler(seed=seed, n_startup_trials=search.num_startup_trials)
+    population = min(50, max(4, search.num_trials // 4))
+    start = search.num_startup_trials
+    makers: dict[str, Callable[[], optuna.samplers.BaseSampler]] = {
+        "tpe": lambda: optuna.samplers.TPESampler(seed=seed, n_startup_trials=start),
+        "nsga2": lambda: optuna.samplers.NSGAIISampler(seed=seed, population_size=population),
+        "nsga3": lambda: optuna.samplers.NSGAIIISampler(seed=seed, population_size=population),
+        "gp": lambda: optuna.samplers.GPSampler(seed=seed, n_startup_trials=start),
+        "qmc": lambda: optuna.samplers.QMCSampler(seed=seed, scramble=True),
+        "random": lambda: optuna.samplers.RandomSampler(seed=seed),
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return makers[search.sampler]()
 
 
-def _engine_options(storage: str) -> dict[str, Any]:
-    return {"connect_args": {"timeout": 60}} if storage.startswith("sqlite") else {}
+def open_storage(storage: str) -> optuna.storages.BaseStorage:
+    """Optuna's storage of a URL: `journal:///path` is a file that many processes append to, others are SQLAlchemy's.
+
+    Raises:
+        Exception: of whatever kind the storage raises when it cannot be opened.
+    """
+    if storage.startswith(JOURNAL):
+        from optuna.storages.journal import JournalFileBackend
+
+        path = Path(storage.removeprefix(JOURNAL))
+        if not path.parent.is_dir():
+            raise FileNotFoundError(f"there is no folder {path.parent}")
+        return optuna.storages.JournalStorage(JournalFileBackend(str(path)))
+    options = {"connect_args": {"timeout": SQLITE_SECONDS}} if storage.startswith("sqlite") else {}
+    return optuna.storages.RDBStorage(storage, engine_kwargs=options)

@@ -1,0 +1,70 @@
+"""The final attack on the model that a trial has released. Runs without Ray, Optuna and MLflow."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Generator
+from pathlib import Path
+
+import torch
+
+from sdm_ray.assess import Release, assess
+from sdm_ray.config import TrialSettings, content_hash
+from sdm_ray.errors import RunError
+from sdm_ray.evaluate import open_workspace, trunk_params
+from sdm_ray.export import load_exported
+from sdm_ray.files import write_json
+from sdm_ray.trial import claim_folder, finite, read_result
+from sdm_ray.types import Metric, Progress, Status, TrialResult
+
+
+def iterate_final(
+    settings: TrialSettings, output_dir: Path, *, trial_id: str = "final"
+) -> Generator[Progress, None, TrialResult]:
+    """Attack what another trial released, yielding wherever it may be interrupted.
+
+    Args:
+        settings: those of the trial, but for the attack; `origin.trial_id` names it, and its folder lies beside this
+            one.
+        output_dir: gets `config.yaml`, `attack.parquet`, `attack.json`, `audit.json` and, last of all, `result.json`.
+        trial_id: name in the sweep.
+
+    Raises:
+        RunError: when the trial has no result or no model.
+        UsageError: when the settings cannot work, or the folder holds another trial.
+    """
+    finished = claim_folder(settings, output_dir)
+    if finished is not None:
+        return finished
+    assert settings.origin is not None
+    source = output_dir.parent / settings.origin.trial_id
+    before = read_result(source)
+    if before is None or not (source / "model").is_dir():
+        raise RunError(f"{source} holds no released model to attack")
+    torch.set_num_threads(settings.runtime.num_threads)
+    work = open_workspace(settings)
+    exported = load_exported(source / "model")
+    trunk = exported.trunk.to(work.device)
+    method = settings.train.method
+    release = Release(
+        trunk=trunk,
+        params=trunk_params(trunk),
+        encoder=settings.encoder,
+        desired_head=None if exported.head is None else exported.head.to(work.device),
+        trained_against=settings.train.adversary.supports() if method == "mlac" else (),
+        untrained=method if method in ("pretrained", "random") else None,
+    )
+    found = yield from assess(work, release, settings.attack, seed=settings.seed)
+    found.write(output_dir)
+    kept = (Metric.COST_TRAIN_SECONDS,)
+    metrics = found.metrics | {str(name): before.metrics[name] for name in kept if name in before.metrics}
+    result = dataclasses.replace(
+        before,
+        trial_id=trial_id,
+        config_hash=content_hash(settings),
+        status=Status.COMPLETE,
+        metrics=metrics,
+        output_dir=output_dir,
+    )
+    write_json(output_dir / "result.json", finite(result))
+    return result

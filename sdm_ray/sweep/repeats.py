@@ -1,0 +1,51 @@
+"""One point from its trials: means over training seeds, with intervals."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Collection, Sequence
+
+from sdm_ray.types import Metric, Status, TrialResult
+
+CONFIDENCE = 0.95
+
+
+def combined(results: Sequence[TrialResult], *, point: str, intervals: Collection[str]) -> TrialResult:
+    """The result of a point: that of its one trial, or the means over its seeds.
+
+    A point counts only whole: where a seed failed it failed, where one was stopped it was stopped. It passes the audit
+    where all its seeds do.
+
+    Args:
+        results: one for each training seed, in their order.
+        point: its id.
+        intervals: metrics that get a Student interval of the mean over seeds. An interval that a single trial has is
+            over the attacker's seeds, a narrower question, and is dropped.
+    """
+    if len(results) == 1:
+        return results[0]
+    for status in (Status.FAILED, Status.STOPPED, Status.INFEASIBLE):
+        for result in results:
+            if result.status is status:
+                return dataclasses.replace(result, trial_id=point, error=f"{result.trial_id}: {result.error}")
+    metrics: dict[str, float] = {}
+    for name in results[0].metrics:
+        if name.endswith(("/low", "/high")) or not all(name in result.metrics for result in results):
+            continue
+        values = [result.metrics[name] for result in results]
+        mean = min(values) if name == Metric.AUDIT_PASSED else math.fsum(values) / len(values)
+        metrics[name] = mean
+        if name in intervals and all(map(math.isfinite, values)):
+            margin = half_width(values)
+            metrics |= {Metric.low(name): mean - margin, Metric.high(name): mean + margin}
+    return dataclasses.replace(results[0], trial_id=point, metrics=metrics)
+
+
+def half_width(values: Sequence[float]) -> float:
+    """Half the width of Student's interval of a mean at `CONFIDENCE`, of at least two values."""
+    from scipy.stats import t
+
+    count, mean = len(values), math.fsum(values) / len(values)
+    variance = math.fsum((value - mean) ** 2 for value in values) / (count - 1)
+    return float(t.ppf((1 + CONFIDENCE) / 2, count - 1)) * math.sqrt(variance / count)

@@ -1,0 +1,59 @@
+"""What an earlier sweep has found out, for the sampler of another one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sdm_ray.config import SweepSettings, load_settings
+from sdm_ray.errors import UsageError
+from sdm_ray.reuse import find_sweep
+from sdm_ray.sweep.ledger import Ledger
+from sdm_ray.sweep.resume import SETTINGS, differences
+from sdm_ray.sweep.state import SweepState
+from sdm_ray.types import Status
+
+SAME = ("trial.", "objectives", "search.num_seeds")
+"""Settings that two sweeps must share for their results to mean the same; paths that end in a dot are sections."""
+FREE = ("trial.runtime", "trial.name")
+"""What may differ within those."""
+
+
+def earlier_results(
+    settings: SweepSettings,
+) -> Iterator[tuple[Mapping[str, Any], Sequence[float], Mapping[str, float]]]:
+    """(params, objectives, violations) of the points that `search.warm_start` completed.
+
+    Raises:
+        UsageError: when there is no such sweep, or its results would mean something else here.
+        RunError: when its ledger is damaged.
+    """
+    assert settings.search.warm_start is not None
+    folder = find_sweep(settings.search.warm_start, output_dir=settings.output_dir)
+    if folder.resolve() == (Path(settings.output_dir) / settings.name).resolve():
+        raise UsageError("search.warm_start names this sweep itself; --resume goes on with it")
+    earlier = load_settings(SweepSettings, folder / SETTINGS)
+    _check_same(earlier, settings)
+    ledger = Ledger(folder, read_only=True)
+    ledger.close()
+    state = SweepState(earlier, ledger)
+    for entry in state.entries("search"):
+        ended = state.ended(entry.point) if entry.seed_index == 0 else None
+        if ended is not None and ended.status is Status.COMPLETE:
+            values = [ended.metrics[objective.metric] for objective in settings.objectives]
+            yield entry.params, values, state.violations(ended)
+
+
+def _check_same(earlier: SweepSettings, settings: SweepSettings) -> None:
+    searched = earlier.space.keys() | settings.space.keys()
+    changed = [
+        text
+        for path, text in differences(earlier, settings).items()
+        if path.startswith(SAME) and not path.startswith(FREE) and path.removeprefix("trial.") not in searched
+    ]
+    if changed:
+        raise UsageError(
+            f"search.warm_start: the results of {earlier.name!r} mean something else here ({'; '.join(changed)}); "
+            "make that equal, or name its best settings under search.points"
+        )
