@@ -117,7 +117,7 @@ def assess(
             work.data,
             settings,
             sampler=the_sampler(settings.sampler),
-            knowledge=_knowledge(work, release, settings),
+            knowledge=knowledge_of(work, release, settings),
             runner=runner,
         )
     floor = yield from floor_report(work, encoder, settings, "random", seed, runner)
@@ -168,7 +168,7 @@ def floor_report(
     knowledge = _own_knowledge(trunk)
     if initialisation == "pretrained":
         as_public = Release(trunk=trunk, params=trunk_params(trunk), encoder=encoder)
-        knowledge = _knowledge(work, as_public, settings)
+        knowledge = knowledge_of(work, as_public, settings)
     key = digest([trunk.digest(), work.data.digest, settings.model_dump(mode="json"), initialisation])
     build = partial(
         attack_model,
@@ -189,7 +189,7 @@ def _own_knowledge(trunk: Trunk) -> Knowledge:
     return Knowledge(redraw=partial(fresh_params, trunk))
 
 
-def _knowledge(work: Workspace, release: Release, settings: AttackSettings) -> Knowledge:
+def knowledge_of(work: Workspace, release: Release, settings: AttackSettings) -> Knowledge:
     """What is public about a release, as far as the families of the attack ask for it."""
     public = masked_lm = None
     if release.encoder is not None and "interpolate" in settings.families:

@@ -29,10 +29,13 @@ from sdm_ray.meta.trainer import Trainer
 from sdm_ray.models.encoder import params_digest
 from sdm_ray.plotting import WORDS
 from sdm_ray.progress import run_through
+from sdm_ray.rungs import Rungs
 from sdm_ray.training_report import FIGURE, LOG, TRAJECTORY, trajectory_figure, write_log, write_trajectory
-from sdm_ray.types import Metric, Progress, Split, Status, Task, TrialResult
+from sdm_ray.types import Metric, Params, Progress, Split, Status, Task, TrialResult
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from sdm_ray.meta.trainer import TrainOutcome
     from sdm_ray.models.encoder import Trunk
 
@@ -47,9 +50,9 @@ def iterate_trial(
 
     Args:
         settings: the trial.
-        output_dir: its folder: `config.yaml`, `checkpoint/` while it trains, then `train.parquet`,
-            `trajectory.parquet` and `trajectory.png`, `attack.parquet`, `attack.json`, `audit.json`, `model/` and, last
-            of all, `result.json`.
+        output_dir: its folder: `config.yaml`, `checkpoint/` while it trains, `rungs.json` where there are rungs, then
+            `train.parquet`, `trajectory.parquet` and `trajectory.png`, `attack.parquet`, `attack.json`, `audit.json`,
+            `model/` and, last of all, `result.json`.
         trial_id: name of the trial in its sweep.
 
     Raises:
@@ -65,6 +68,7 @@ def iterate_trial(
     initialisation: Initialisation = "random" if settings.train.method == "random" else "pretrained"
     trunk = load_trunk_on(work, settings.encoder, initialisation, settings.seed)
     provenance = _provenance(work, trunk.digest())
+    climber = _Climber(settings, work, trunk, output_dir)
     trainer = Trainer(
         settings.train,
         trunk=trunk,
@@ -72,8 +76,9 @@ def iterate_trial(
         seed=settings.seed,
         checkpoint_dir=output_dir / "checkpoint",
         general=general_sources(work, settings, trunk),
+        pauses=climber.rungs.steps,
     )
-    outcome = yield from _train(trainer, output_dir)
+    outcome = yield from _train(trainer, output_dir, climber)
     _report_training(settings, work, outcome, output_dir)
     if outcome.stopped is None:
         metrics = yield from _attack_and_export(settings, work, trunk, outcome, output_dir)
@@ -154,16 +159,49 @@ def _provenance(work: Workspace, encoder_digest: str) -> dict[str, str]:
     }
 
 
-def _train(trainer: Trainer, output_dir: Path) -> Generator[Progress, None, TrainOutcome]:
-    """Train; where it fails, the log so far is left behind."""
+def _train(trainer: Trainer, output_dir: Path, climber: _Climber) -> Generator[Progress, None, TrainOutcome]:
+    """Train, and attack the model at its rungs; where training fails, the log so far is left behind."""
+    yield from climber.rungs.told()
+    steps = trainer.iterate()
     try:
-        outcome = yield from trainer.iterate()
+        while True:
+            yield next(steps)
+            yield from climber.climb(trainer)
+    except StopIteration as stop:
+        outcome: TrainOutcome = stop.value
+        return outcome
     except RunError:
         with suppress(RunError):  # the disk may be what failed
             if trainer.log:
                 write_log(trainer.log, output_dir / LOG)
         raise
-    return outcome
+
+
+class _Climber:
+    """The rungs of a trial, and what an attack on the way has to know."""
+
+    def __init__(self, settings: TrialSettings, work: Workspace, trunk: Trunk, output_dir: Path) -> None:
+        self.rungs = Rungs(settings, output_dir)
+        self._settings, self._work, self._trunk = settings, work, trunk
+
+    def climb(self, trainer: Trainer) -> Generator[Progress, None, None]:
+        """Attack the model as it is, where a rung is due."""
+        if self.rungs.is_due(trainer.done):
+            params, head = trainer.weights()
+            yield from self.rungs.climb(trainer.done, self._work, _release(self._settings, self._trunk, params, head))
+
+
+def _release(settings: TrialSettings, trunk: Trunk, params: Params, head: Tensor) -> Release:
+    """The model as an attacker would get it."""
+    method = settings.train.method
+    return Release(
+        trunk=trunk,
+        params=params,
+        encoder=settings.encoder,
+        desired_head=head,
+        trained_against=settings.train.adversary.supports() if method == "mlac" else (),
+        untrained=method if method in ("pretrained", "random") else None,
+    )
 
 
 def _report_training(settings: TrialSettings, work: Workspace, outcome: TrainOutcome, output_dir: Path) -> None:
@@ -179,15 +217,7 @@ def _attack_and_export(
     settings: TrialSettings, work: Workspace, trunk: Trunk, outcome: TrainOutcome, output_dir: Path
 ) -> Generator[Progress, None, dict[str, float]]:
     """Attack what was trained, write the attack and the model; the metrics of both."""
-    method = settings.train.method
-    release = Release(
-        trunk=trunk,
-        params=outcome.params,
-        encoder=settings.encoder,
-        desired_head=outcome.desired_head,
-        trained_against=settings.train.adversary.supports() if method == "mlac" else (),
-        untrained=method if method in ("pretrained", "random") else None,
-    )
+    release = _release(settings, trunk, outcome.params, outcome.desired_head)
     found = yield from assess(work, release, settings.attack, seed=settings.seed)
     metrics = found.metrics | {str(Metric.COST_TRAIN_SECONDS): outcome.seconds}
     found.write(output_dir)

@@ -148,6 +148,16 @@ class Metric(StrEnum):
         return f"regret/n{num_examples}/accuracy"
 
     @staticmethod
+    def rung_desired(step: int) -> str:
+        """Desired accuracy on attacker-validation after so many outer steps."""
+        return f"rung/{step}/desired_accuracy"
+
+    @staticmethod
+    def rung_harmful(step: int) -> str:
+        """Mean over n of the worst family's accuracy on attacker-validation, attacked after so many outer steps."""
+        return f"rung/{step}/harmful_accuracy"
+
+    @staticmethod
     def low(name: str) -> str:
         """Lower end of a metric's 95 % interval."""
         return f"{name}/low"

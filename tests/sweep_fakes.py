@@ -191,3 +191,20 @@ def final(trial: TrialSettings, output_dir: Path, *, trial_id: str = "trial") ->
     (output_dir / "attacked.json").write_text(json.dumps(attack | {"of": trial.origin.trial_id}))
     name = str(Metric.HARMFUL_WORST_ACCURACY)
     return finish(trial, output_dir, trial_id, source.metrics | {name: source.metrics[name] + 0.1})
+
+
+def climbing(trial: TrialSettings, output_dir: Path, *, trial_id: str = "trial") -> Steps:
+    """A rung after 2 of 4 steps, where it measures what it will measure in the end."""
+    if (result := finished(output_dir)) is not None:
+        return result
+    metrics = measures(trial)
+    desired, harmful = (metrics[str(name)] for name in (Metric.DESIRED_ACCURACY, Metric.HARMFUL_WORST_ACCURACY))
+    for done in range(1, 5):
+        note(output_dir, f"step{done}")
+        time.sleep(0.02)
+        rung = {Metric.rung_desired(2): desired, Metric.rung_harmful(2): harmful} if done == 2 else {}
+        yield Progress("train", done, 4, rung)
+        if done == 2:
+            time.sleep(1.0)  # a report goes out, and the driver answers
+            yield Progress("train", done, 4, {})
+    return finish(trial, output_dir, trial_id, metrics)

@@ -37,6 +37,7 @@ LAYERS = {
     "evaluate": 3,
     "assess": 3,
     "final": 3,
+    "rungs": 3,
     "trial": 3,
     "sweep": 4,
     "cli": 5,

@@ -312,3 +312,27 @@ def test_an_earlier_sweep_is_told_to_the_sampler_and_not_trained_again(tmp_path:
         run(tmp_path, name="other", search__warm_start="fake", trial__train__num_outer_steps=7)
     with pytest.raises(UsageError, match="names this sweep itself"):
         run(tmp_path, name="self", search__warm_start=str(tmp_path / "self"))
+
+
+def test_a_hopeless_trial_is_stopped_at_its_rung_and_told_as_that(tmp_path: Path) -> None:
+    """Weight 0 blocks no more than tuning does; one far below the bound on desired accuracy is beyond repair."""
+    points = json.dumps([{WEIGHT: 1.0}, {WEIGHT: 0.1}, {WEIGHT: 4.0}])
+    space = {WEIGHT: {"type": "float", "low": 0.1, "high": 4.0}}
+    outcome = run(
+        tmp_path, "climbing", search__num_trials=3, search__points=points, search__max_desired_drop=0.04,
+        references="[tuned]", space=json.dumps(space), search__stopping="{infeasible_slack: 0.02}",
+        trial__train__blocking="{harmful_adapted_calibrated: 1}", resources__max_concurrent_trials=1,
+    )  # fmt: skip
+    results = {result.trial_id: result for result in outcome.results}
+    assert results["t0000"].status is Status.COMPLETE
+    assert results["t0001"].status is Status.COMPLETE, "0.794 is below 0.8, the tuned reference's"
+    assert results["t0002"].status is Status.STOPPED
+    assert results["t0002"].error == "stopped at outer step 2: its desired accuracy, 0.840, is below 0.900"
+    trials = outcome.folder / "trials"
+    assert sweep_fakes.events(trials / "t0000", "step4")
+    assert not sweep_fakes.events(trials / "t0002", "finished")
+    told = stored_trials(outcome)
+    assert [trial.state.name for trial in told] == ["COMPLETE", "COMPLETE", "PRUNED"]
+    assert told[2].constraints == {"stopped": 1.0}
+    assert Ledger(outcome.folder).rungs[2].keys() == {"tuned", *ids(3)}
+    assert not outcome.interrupted

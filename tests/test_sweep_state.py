@@ -102,7 +102,7 @@ def test_feasibility_is_relative_to_tuned(tmp_path: Path) -> None:
 def test_stopped_trials_are_infeasible_and_no_points(tmp_path: Path) -> None:
     state = make_state(tmp_path)
     ended = add(state, result("t0000", 0.99, 0.1, status=Status.STOPPED))
-    assert state.violations(ended) == {"desired": 1.0}
+    assert state.violations(ended) == {"stopped": 1.0}
     assert state.points() == []
 
 
@@ -264,3 +264,49 @@ def test_what_is_kept_up_to_date_equals_what_is_read_anew(tmp_path: Path) -> Non
     assert {status: count for status, count in again.snapshot().counts.items() if count} == {
         Status.COMPLETE: 6, Status.INFEASIBLE: 4, Status.FAILED: 2,
     }  # fmt: skip
+
+
+RUNGS: dict[str, tuple[dict[str, Any], list[tuple[float, float]], str | None]] = {
+    "weak attack": ({}, [(0.95, 0.79)], None),
+    "as broken as tuned": ({}, [(0.95, 0.8)], "it is attacked to 0.800, the tuned reference to 0.800"),
+    "broken, not asked for": ({"broken": "false"}, [(0.95, 0.8)], None),
+    "infeasible within reach": ({}, [(0.90, 0.5)], None),
+    "infeasible beyond repair": ({}, [(0.88, 0.5)], "its desired accuracy, 0.880, is below 0.890"),
+    "less slack": ({"infeasible_slack": 0.01}, [(0.92, 0.5)], "its desired accuracy, 0.920, is below 0.930"),
+    "infeasible, not asked for": ({"infeasible_slack": "null"}, [(0.5, 0.5)], None),
+    "dominated by all of few": ({}, [(0.95, 0.5)] * 3 + [(0.94, 0.6)], None),
+    "dominated by all of four": (
+        {},
+        [(0.95, 0.5)] * 4 + [(0.94, 0.6)],
+        "4 of the 4",
+    ),
+    "fewer peers": (
+        {"min_peers": 2},
+        [(0.95, 0.5)] * 2 + [(0.94, 0.6)],
+        "2 of the 2",
+    ),
+    "dominated by few of many": ({}, [(0.95, 0.5)] + [(0.93, 0.7)] * 4 + [(0.94, 0.6)], None),
+    "a smaller share": (
+        {"dominated_share": 0.2},
+        [(0.95, 0.5)] + [(0.93, 0.7)] * 4 + [(0.94, 0.6)],
+        "1 of the 5",
+    ),
+    "equal to others": ({}, [(0.95, 0.5)] * 6, None),
+    "dominated, not asked for": ({"dominated_share": "null"}, [(0.95, 0.5)] * 4 + [(0.94, 0.6)], None),
+}
+
+
+@pytest.mark.parametrize(("rules", "climbers", "reason"), RUNGS.values(), ids=RUNGS)
+def test_rungs_stop_what_is_broken_infeasible_or_dominated(
+    tmp_path: Path, rules: dict[str, Any], climbers: list[tuple[float, float]], reason: str | None
+) -> None:
+    changes = {f"search__stopping__{name}": value for name, value in rules.items()}
+    state = make_state(tmp_path, search__max_desired_drop=0.02, **changes)
+    state.start(Entry("tuned", "reference", "tuned"))
+    assert state.at_rung("tuned", 100, 0.96, 0.8) is None
+    for index, values in enumerate(climbers):
+        state.start(Entry(f"t{index:04d}", "search", "mlac", index))
+        found = state.at_rung(f"t{index:04d}", 100, *values)
+    assert (found or "").startswith(reason or "nothing") == (reason is not None)
+    assert state.at_rung(f"t{index:04d}", 100, *values) == found, "the same after a resumption"
+    assert state.at_rung(f"t{index:04d}", 200, *values) is None, "rungs are compared with themselves alone"

@@ -211,3 +211,41 @@ def test_the_final_attack_is_on_the_released_model_with_fresh_seeds(
     lost = again.model_copy(update={"origin": origin.model_copy(update={"trial_id": "t2"})})
     with pytest.raises(RunError, match="holds no released model"):
         drain(iterate_final(lost, tmp_path / "t2-final"))
+
+
+def test_rungs_are_climbed_once_and_change_nothing(settings: TrialSettings, tmp_path: Path) -> None:
+    """Attacks on the way are told even after an interruption, and the model is the one without rungs."""
+    plain = run_trial(settings, tmp_path / "plain")
+    rungs = [{"step": 3}, {"step": 8, "attack": {"num_rerun_seeds": 3}}]
+    chosen = override(settings, {"rungs": rungs})
+    seen: list[Progress] = []
+    result = run_trial(chosen, tmp_path / "rungs", on_progress=seen.append)
+    assert result.provenance == plain.provenance
+    told = [progress for progress in seen if progress.stage == "rung"]
+    assert [(progress.done, progress.total) for progress in told] == [(3, 12), (8, 12)]
+    for progress in told:
+        names = {Metric.rung_desired(progress.done), Metric.rung_harmful(progress.done)}
+        assert progress.metrics.keys() == names
+        assert all(0 <= value <= 1 for value in progress.metrics.values())
+    assert chosen.rung_attack(0).seed != settings.attack.seed
+    assert chosen.rung_attack(1).num_rerun_seeds == 3
+
+    generator = iterate_trial(chosen, tmp_path / "broken")
+    while next(generator).stage != "rung":
+        pass
+    generator.close()
+    again: list[Progress] = []
+    resumed = run_trial(chosen, tmp_path / "broken", on_progress=again.append)
+    assert resumed.provenance == plain.provenance
+    assert [progress for progress in again if progress.stage == "rung"] == told
+    random = with_method(chosen, "random")
+    run_trial(random, tmp_path / "random", on_progress=seen.append)
+    assert [progress for progress in seen if progress.stage == "rung"] == told, "nothing to stop"
+
+
+def test_rungs_that_cannot_be_are_refused(settings: TrialSettings) -> None:
+    for steps in ([3, 3], [5, 4], [12]):
+        with pytest.raises(UsageError, match=r"rising steps below train\.num_outer_steps \(12\)"):
+            override(settings, {"rungs": [{"step": step} for step in steps]})
+    with pytest.raises(UsageError, match="num_rerun_seed"):
+        override(settings, {"rungs": [{"step": 3, "attack": {"num_rerun_seed": 2}}]})

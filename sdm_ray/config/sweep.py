@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -14,6 +15,9 @@ from sdm_ray.config.base import NonNegativeFloat, NonNegativeInt, PositiveFloat,
 from sdm_ray.config.data import DataSettings, EncoderSettings
 from sdm_ray.config.train import Method, TrainSettings
 from sdm_ray.types import Metric
+
+FINAL_SEED, RUNG_SEED = 1_000_003, 1_009
+"""Added to the attack's seed for the final stage, and for each rung."""
 
 
 class RuntimeSettings(Settings):
@@ -44,6 +48,15 @@ class Origin(Settings):
     """What was measured then."""
 
 
+class RungSettings(Settings):
+    """A moment of training at which the model is attacked on its way, on validation examples alone."""
+
+    step: PositiveInt
+    """After so many outer steps."""
+    attack: dict[str, Any] = {}
+    """Changes to the trial's attack, usually a smaller budget that grows from rung to rung."""
+
+
 class TrialSettings(Settings):
     """Everything that one trial needs: train, release, attack."""
 
@@ -59,10 +72,28 @@ class TrialSettings(Settings):
     """Meta-training."""
     attack: AttackSettings = AttackSettings()
     """The attack evaluation."""
+    rungs: tuple[RungSettings, ...] = ()
+    """Attacks on the way, by rising step. A sweep stops trials by them (`search.stopping`)."""
     runtime: RuntimeSettings = RuntimeSettings()
     """Where it runs."""
     origin: Origin | None = None
     """Where this config came from."""
+
+    def rung_attack(self, index: int) -> AttackSettings:
+        """The attack of a rung: its own seeds, no benign tasks."""
+        own = {"seed": self.attack.seed + RUNG_SEED * (index + 1), "benign_num_examples": ()}
+        return _changed(self.attack, own | self.rungs[index].attack)
+
+    @model_validator(mode="after")
+    def _rungs_are_valid(self) -> Self:
+        steps = [0, *(rung.step for rung in self.rungs), self.train.num_outer_steps]
+        if self.rungs and any(a >= b for a, b in pairwise(steps)):
+            raise ValueError(
+                f"rungs must have rising steps below train.num_outer_steps ({steps[-1]}), got {steps[1:-1]}"
+            )
+        for index in range(len(self.rungs)):
+            self.rung_attack(index)
+        return self
 
     @model_validator(mode="after")
     def _builtin_reads_the_synthetic_world_only(self) -> Self:
@@ -72,6 +103,14 @@ class TrialSettings(Settings):
                 f"{self.data.source!r}: set encoder.name to a Hugging Face encoder (a hub id or a local folder)"
             )
         return self
+
+
+def _changed(attack: AttackSettings, changes: Mapping[str, Any]) -> AttackSettings:
+    """An attack with changes; a `preset` among them takes the place of all that it sets but n."""
+    kept: dict[str, Any] = {"num_examples": attack.num_examples}
+    if "preset" not in changes:
+        kept = attack.model_dump() | {"preset": None}
+    return AttackSettings.model_validate({**kept, **changes})
 
 
 class Conditional(Settings):
@@ -149,10 +188,22 @@ class Objective(Settings):
     """Which way is better."""
 
 
-FINAL_SEED = 1_000_003
-"""Added to the attack's seed for the final stage."""
 Sampler = Literal["tpe", "nsga2", "nsga3", "gp", "qmc", "random"]
 KnownPoint = Literal["paper", "paper_variant"]
+
+
+class StoppingSettings(Settings):
+    """When a trial is stopped at a rung: never because its attack looks weak so far. References are never stopped."""
+
+    infeasible_slack: NonNegativeFloat | None = 0.05
+    """Stop one whose desired accuracy lies below the tuned reference's at the same rung by more than this and
+    `max_desired_drop`; None never does."""
+    broken: bool = True
+    """Stop one that the attack recovers from no less than from the tuned reference at the same rung."""
+    dominated_share: Annotated[float, Field(gt=0, le=1)] | None = 0.5
+    """Stop one that at least this share of those that came to the same rung before it dominate; None never does."""
+    min_peers: PositiveInt = 4
+    """Trials that must have come to a rung before one is stopped because it is dominated."""
 
 
 class SearchSettings(Settings):
@@ -182,6 +233,8 @@ class SearchSettings(Settings):
     but the search was the same, so that nothing is trained twice; they are no points of this sweep's frontier."""
     max_desired_drop: Probability | None = None
     """A trial is feasible only if its desired accuracy is at most this far below the tuned reference's."""
+    stopping: StoppingSettings = StoppingSettings()
+    """What `trial.rungs` are for."""
     require_audit: bool = True
     """A trial is feasible only if it passes the audit."""
 
@@ -256,14 +309,12 @@ class SweepSettings(Settings):
     def final_attack(self) -> AttackSettings:
         """The attack of the final stage."""
         attack, changes = self.trial.attack, {} if self.final is None else self.final.attack
-        kept: dict[str, Any] = {"num_examples": attack.num_examples}
-        if "preset" not in changes:
-            kept = attack.model_dump() | {
-                "num_search_trials": 2 * attack.num_search_trials,
-                "num_rerun_seeds": 2 * attack.num_rerun_seeds,
-                "preset": None,
-            }
-        return AttackSettings.model_validate({**kept, "seed": attack.seed + FINAL_SEED, **changes})
+        larger = {
+            "num_search_trials": 2 * attack.num_search_trials,
+            "num_rerun_seeds": 2 * attack.num_rerun_seeds,
+        }
+        fresh = {"seed": attack.seed + FINAL_SEED}
+        return _changed(attack, (fresh if "preset" in changes else fresh | larger) | changes)
 
     @model_validator(mode="after")
     def _final_attack_is_valid(self) -> Self:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Generator
+from collections.abc import Collection, Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -85,6 +85,7 @@ class Trainer:
         seed: of heads, batches and adversaries.
         checkpoint_dir: where the last checkpoint is kept and looked for; None keeps none.
         general: text and masked-LM head of the `retain_*` terms; None where none is on.
+        pauses: outer steps after which a checkpoint is due and `iterate` yields, whatever else is due.
 
     Raises:
         UsageError: for settings that cannot work: an optimiser or schedule that torch does not have, a few-shot subset
@@ -100,6 +101,7 @@ class Trainer:
         seed: int,
         checkpoint_dir: Path | None = None,
         general: GeneralSources | None = None,
+        pauses: Collection[int] = (),
     ) -> None:
         self._settings, self._checkpoint_dir, self._device = settings, checkpoint_dir, data.device
         indices, held_out = split_meta_train(data, settings)
@@ -119,6 +121,7 @@ class Trainer:
             "encoder": trunk.digest(),
             "seed": seed,
         }
+        self._pauses = frozenset(pauses)
         self._done = 0
         self._seconds = 0.0
         self._stopped: str | None = None
@@ -128,6 +131,15 @@ class Trainer:
     def log(self) -> list[dict[str, float]]:
         """The rows so far."""
         return self._log.rows
+
+    @property
+    def done(self) -> int:
+        """Outer steps done."""
+        return self._done
+
+    def weights(self) -> tuple[Params, Tensor]:
+        """The trunk's parameters and the desired head (C, D) as they are now."""
+        return self._step.params(), self._step.desired_head.detach().clone()
 
     def iterate(self) -> Generator[Progress, None, TrainOutcome]:
         """Train, yielding a `Progress` every log interval and validation, after any checkpoint due at that step.
@@ -148,10 +160,14 @@ class Trainer:
             row = self._advance()
             elapsed = time.perf_counter() - start
             self._seconds = earlier + elapsed
-            if self._ends() or self._done % self._settings.checkpoint_every_steps == 0:
+            pauses = self._done in self._pauses
+            if self._ends() or pauses or self._done % self._settings.checkpoint_every_steps == 0:
                 self._save()
-            if row is not None:
-                yield Progress("train", self._done, total, row | self._costs((self._done - since) / max(elapsed, 1e-9)))
+            if row is not None or pauses:
+                costs = self._costs((self._done - since) / max(elapsed, 1e-9))
+                left = time.perf_counter()
+                yield Progress("train", self._done, total, (row or {}) | costs)
+                start += time.perf_counter() - left  # what is done meanwhile is no training
         return TrainOutcome(
             params=self._step.params(),
             desired_head=self._step.desired_head.detach().clone(),

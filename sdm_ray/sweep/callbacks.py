@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ray.tune import Callback, Stopper
@@ -13,6 +14,7 @@ from sdm_ray.sweep.searcher import DriverOnly
 from sdm_ray.sweep.state import SweepState
 from sdm_ray.sweep.stop import StopSwitch
 from sdm_ray.sweep.trainable import TRIAL
+from sdm_ray.types import Metric
 
 if TYPE_CHECKING:
     from ray.tune.experiment import Trial
@@ -76,7 +78,7 @@ class SweepStopper(DriverOnly, Stopper):
 
 
 class SweepScheduler(DriverOnly, FIFOScheduler):
-    """First in, first out; remembers why a process failed.
+    """First in, first out; stops what is hopeless at a rung, and remembers why a process failed.
 
     Tune 2.60 hangs when a process dies while it is reset for its next trial: the trial stays marked as resetting and
     is never given another process. The mark is taken off here.
@@ -86,6 +88,13 @@ class SweepScheduler(DriverOnly, FIFOScheduler):
         super().__init__()
         self._state = state
 
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        """Stop a trial that a rung has shown to be hopeless."""
+        rungs = [_rung(metrics) for _, metrics in result.get("rows") or ()]
+        hopeless = [rung for rung in rungs if rung and self._state.at_rung(trial.config[TRIAL], *rung) is not None]
+        decision: str = self.STOP if hopeless else self.CONTINUE
+        return decision
+
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
         """Before a retry and before the end of a trial that is given up."""
         getattr(tune_controller, "_resetting_trials", set()).discard(trial)
@@ -93,3 +102,12 @@ class SweepScheduler(DriverOnly, FIFOScheduler):
         words = (trial.get_error() or "").strip().splitlines()
         if running is not None and words:
             running.last_error = words[-1][:300]
+
+
+def _rung(metrics: Mapping[str, float]) -> tuple[int, float, float] | None:
+    """(step, desired, harmful) of a rung's metrics; None where they are none, or its attack was not valid."""
+    for name in metrics:
+        parts = name.split("/")
+        if parts[0] == "rung" and name == Metric.rung_harmful(step := int(parts[1])):
+            return step, metrics[Metric.rung_desired(step)], metrics[name]
+    return None

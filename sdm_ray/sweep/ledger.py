@@ -58,6 +58,8 @@ class Ledger:
         self.trials_folder = folder / "trials"
         self.entries: dict[str, Entry] = {}
         self.study_name: str | None = None
+        self.rungs: dict[int, dict[str, tuple[float, float]]] = {}
+        """(desired, harmful) accuracy on validation, by outer step and trial."""
         self.elapsed = 0.0
         """Seconds that the sweep had run, earlier drivers included, when the last trial ended."""
         try:
@@ -89,6 +91,10 @@ class Ledger:
         """Record how a trial ended, how long it ran, and how long the sweep has run."""
         times = {"seconds": round(seconds, 3), "elapsed": round(elapsed, 3)}
         self._append({"event": "result", **times, **_plain(result.to_dict())})
+
+    def climb(self, trial_id: str, step: int, desired: float, harmful: float) -> None:
+        """Record what a trial measured at a rung."""
+        self._append({"event": "rung", "trial_id": trial_id, "step": step, "desired": desired, "harmful": harmful})
 
     def output_dir(self, trial_id: str) -> Path:
         """The folder of a trial."""
@@ -129,6 +135,8 @@ class Ledger:
         kind = event.pop("event")
         if kind == "study":
             self.study_name = event["name"]
+        elif kind == "rung":
+            self.rungs.setdefault(event["step"], {})[event["trial_id"]] = (event["desired"], event["harmful"])
         elif kind == "trial":
             self.entries[event["trial_id"]] = Entry(**event)
         else:

@@ -8,8 +8,6 @@ from collections.abc import Collection, Sequence
 
 from sdm_ray.types import Metric, Status, TrialResult
 
-CONFIDENCE = 0.95
-
 
 def combined(results: Sequence[TrialResult], *, point: str, intervals: Collection[str]) -> TrialResult:
     """The result of a point: that of its one trial, or the means over its seeds.
@@ -20,8 +18,8 @@ def combined(results: Sequence[TrialResult], *, point: str, intervals: Collectio
     Args:
         results: one for each training seed, in their order.
         point: its id.
-        intervals: metrics that get a Student interval of the mean over seeds. An interval that a single trial has is
-            over the attacker's seeds, a narrower question, and is dropped.
+        intervals: metrics that get a 95 % Student interval of the mean over seeds. An interval that a single trial has
+            is over the attacker's seeds, a narrower question, and is dropped.
     """
     if len(results) == 1:
         return results[0]
@@ -37,15 +35,7 @@ def combined(results: Sequence[TrialResult], *, point: str, intervals: Collectio
         mean = min(values) if name == Metric.AUDIT_PASSED else math.fsum(values) / len(values)
         metrics[name] = mean
         if name in intervals and all(map(math.isfinite, values)):
-            margin = half_width(values)
-            metrics |= {Metric.low(name): mean - margin, Metric.high(name): mean + margin}
+            from sdm_ray.attack.metrics import t_interval  # torch takes seconds, and most sweeps have one seed
+
+            metrics[Metric.low(name)], metrics[Metric.high(name)] = t_interval(values)
     return dataclasses.replace(results[0], trial_id=point, metrics=metrics)
-
-
-def half_width(values: Sequence[float]) -> float:
-    """Half the width of Student's interval of a mean at `CONFIDENCE`, of at least two values."""
-    from scipy.stats import t
-
-    count, mean = len(values), math.fsum(values) / len(values)
-    variance = math.fsum((value - mean) ** 2 for value in values) / (count - 1)
-    return float(t.ppf((1 + CONFIDENCE) / 2, count - 1)) * math.sqrt(variance / count)

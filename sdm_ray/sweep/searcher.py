@@ -107,7 +107,10 @@ class SweepSearcher(DriverOnly, Searcher):
 
     def _take_end(self, ours: str, result: dict[str, Any] | None, error: bool) -> None:
         if result and result.get("result"):
+            self._state.stopping.pop(ours, None)  # its last report was its end
             self._finish(TrialResult.from_dict(json.loads(result["result"]), self._state.ledger.output_dir(ours)))
+        elif ours in self._state.stopping:
+            self._finish(self._unfinished(ours, Status.STOPPED, self._state.stopping.pop(ours)))
         elif error and ours not in self._state.running and self._num_deaths[ours] < MAX_EARLY_DEATHS:
             self._num_deaths[ours] += 1
             self._adopted.append(self._state.ledger.entries[ours])
@@ -153,18 +156,24 @@ class SweepSearcher(DriverOnly, Searcher):
         )
 
     def _lost(self, trial_id: str) -> TrialResult:
-        entry, running = self._state.ledger.entries[trial_id], self._state.running.get(trial_id)
+        running = self._state.running.get(trial_id)
         reason = (running and running.last_error) or "its process died"
         times = (running.retries if running else 0) + 1
+        error = f"{reason} (started {times} times; resources.max_failures allows no more)"
+        return self._unfinished(trial_id, Status.FAILED, error)
+
+    def _unfinished(self, trial_id: str, status: Status, error: str) -> TrialResult:
+        """The result of a trial that did not come to its own."""
+        entry = self._state.ledger.entries[trial_id]
         return TrialResult(
             trial_id=trial_id,
             config_hash="",
             method=entry.method,
             seed=self._state.settings.trial.seed + entry.seed_index,
-            status=Status.FAILED,
+            status=status,
             metrics={},
             output_dir=self._state.ledger.output_dir(trial_id),
-            error=f"{reason} (started {times} times; resources.max_failures allows no more)",
+            error=error,
         )
 
     def _finish(self, result: TrialResult) -> None:

@@ -19,7 +19,7 @@ from sdm_ray.types import Metric, Status, TrialResult
 ROLES: tuple[Role, ...] = ("reference", "search", "final")
 FINAL = "-final"
 """Ends the id of a final attack."""
-DESIRED, AUDIT = "desired", "audit"
+DESIRED, AUDIT, STOPPED = "desired", "audit", "stopped"
 """Names of the constraints."""
 
 
@@ -77,6 +77,8 @@ class SweepState:
         self.ledger = ledger
         self.concurrency = concurrency
         self.running: dict[str, Running] = {}
+        self.stopping: dict[str, str] = {}
+        """Why running trials are being stopped."""
         self._started = time.monotonic()
         self._earlier_seconds = ledger.elapsed
         self._intervals = {objective.metric for objective in settings.objectives} | {
@@ -191,6 +193,42 @@ class SweepState:
         self._take_end(entry)
         return result
 
+    def at_rung(self, trial_id: str, step: int, desired: float, harmful: float) -> str | None:
+        """Record what a trial measured at a rung; gives the reason where it shall be stopped for it."""
+        before = self.ledger.rungs.get(step, {})
+        if trial_id not in before:
+            self.ledger.climb(trial_id, step, desired, harmful)
+        entry = self.ledger.entries[trial_id]
+        if entry.role != "search":
+            return None
+        searched = [
+            values
+            for other, values in before.items()
+            if other != trial_id and self.ledger.entries[other].role == "search"
+        ]
+        reason = self._hopeless((desired, harmful), before.get("tuned"), searched)
+        if reason is not None:
+            self.stopping[trial_id] = f"stopped at outer step {step}: {reason}"
+        return reason
+
+    def _hopeless(
+        self, mine: tuple[float, float], tuned: tuple[float, float] | None, others: Sequence[tuple[float, float]]
+    ) -> str | None:
+        search, (desired, harmful) = self.settings.search, mine
+        rule, drop = search.stopping, search.max_desired_drop
+        if tuned is not None:
+            if drop is not None and rule.infeasible_slack is not None:
+                least = tuned[0] - drop - rule.infeasible_slack
+                if desired < least:
+                    return f"its desired accuracy, {desired:.3f}, is below {least:.3f}"
+            if rule.broken and harmful >= tuned[1]:
+                return f"it is attacked to {harmful:.3f}, the tuned reference to {tuned[1]:.3f}"
+        if rule.dominated_share is not None and len(others) >= rule.min_peers:
+            better = sum(a >= desired and b <= harmful and (a, b) != mine for a, b in others)
+            if better >= rule.dominated_share * len(others):
+                return f"{better} of the {len(others)} that came there before dominate it"
+        return None
+
     def ended(self, point: str, role: Role = "search") -> TrialResult | None:
         """The result of a point, all its seeds together; None while one is missing."""
         return self._ended.get((role, point))
@@ -211,10 +249,10 @@ class SweepState:
     def violations(self, result: TrialResult) -> dict[str, float]:
         """How far a point misses each constraint (at most 0: feasible).
 
-        One that was stopped, or stopped itself because of the desired task, misses that by as much as can be.
+        One that was stopped, or stopped itself because of the desired task, misses one by as much as can be.
         """
-        if result.status in (Status.STOPPED, Status.INFEASIBLE):
-            return {DESIRED: 1.0}
+        if result.status is not Status.COMPLETE:
+            return {DESIRED if result.status is Status.INFEASIBLE else STOPPED: 1.0}
         found, floor = {}, self.desired_floor
         if floor is not None:
             found[DESIRED] = floor - result.metrics.get(Metric.DESIRED_ACCURACY, -math.inf)

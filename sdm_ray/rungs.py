@@ -1,0 +1,84 @@
+"""Attacks on a model while it trains, scored on validation examples: what a sweep stops hopeless trials by."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sdm_ray.assess import Release, knowledge_of
+from sdm_ray.attack.desired import desired_scores
+from sdm_ray.attack.evaluate import attack_model
+from sdm_ray.attack.search import the_sampler
+from sdm_ray.config import TrialSettings
+from sdm_ray.files import read_json, write_json
+from sdm_ray.types import Metric, Progress, Split
+
+if TYPE_CHECKING:
+    from sdm_ray.attack.evaluate import AttackReport
+    from sdm_ray.evaluate import Workspace
+
+FILE = "rungs.json"
+UNTRAINED = ("pretrained", "random")
+"""Methods that leave the trunk as it is."""
+
+
+class Rungs:
+    """The rungs of one trial, each climbed once however often the trial is interrupted.
+
+    Args:
+        settings: the trial.
+        folder: keeps `rungs.json`.
+    """
+
+    def __init__(self, settings: TrialSettings, folder: Path) -> None:
+        self._settings, self._path = settings, folder / FILE
+        self._measured: dict[int, dict[str, float]] = {}
+        if settings.rungs and self._path.exists():
+            self._measured = {int(step): metrics for step, metrics in read_json(self._path).items()}
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """The outer steps of the rungs; there are none for what is not trained."""
+        if self._settings.train.method in UNTRAINED:
+            return ()
+        return tuple(rung.step for rung in self._settings.rungs)
+
+    def told(self) -> Generator[Progress, None, None]:
+        """What was measured before an interruption, so that nobody misses it."""
+        for step, metrics in sorted(self._measured.items()):
+            yield Progress("rung", step, self._settings.train.num_outer_steps, metrics)
+
+    def is_due(self, step: int) -> bool:
+        """Whether a model is attacked after so many outer steps and has not been."""
+        return step in self.steps and step not in self._measured
+
+    def climb(self, step: int, work: Workspace, release: Release) -> Generator[Progress, None, None]:
+        """Attack a model as it is, yielding on the way and, last, what was measured."""
+        assert release.desired_head is not None
+        attack = self._settings.rung_attack(self.steps.index(step))
+        report: AttackReport = yield from attack_model(
+            release.trunk,
+            release.params,
+            work.data,
+            attack,
+            sampler=the_sampler(attack.sampler),
+            knowledge=knowledge_of(work, release, attack),
+        )
+        accuracy, _ = desired_scores(release.trunk, release.params, release.desired_head, work.data, Split.ATTACKER_VAL)
+        metrics = {Metric.rung_desired(step): accuracy, Metric.rung_harmful(step): worst_on_validation(report)}
+        metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
+        self._measured[step] = metrics
+        write_json(self._path, {str(step): found for step, found in self._measured.items()})
+        yield Progress("rung", step, self._settings.train.num_outer_steps, metrics)
+
+
+def worst_on_validation(report: AttackReport) -> float:
+    """Mean over n of the highest validation accuracy of any family; NaN where a size has no valid one."""
+    worst: dict[int, float] = {}
+    for cell in report.cells:
+        value = cell.val_accuracy if cell.valid else -math.inf
+        worst[cell.num_examples] = max(worst.get(cell.num_examples, -math.inf), value)
+    values = list(worst.values())
+    return math.fsum(values) / len(values) if values and all(map(math.isfinite, values)) else math.nan
