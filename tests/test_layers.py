@@ -38,6 +38,7 @@ LAYERS = {
     "assess": 3,
     "final": 3,
     "rungs": 3,
+    "probe": 3,
     "trial": 3,
     "sweep": 4,
     "cli": 5,

@@ -88,11 +88,34 @@ def sweep(
     ],
     overrides: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a sweep that was interrupted.")] = False,
+    fork: Annotated[
+        bool,
+        typer.Option(
+            "--fork", help="The file has changed: start another sweep, NAME-2, which knows what the first found."
+        ),
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what it would do and, by timing a little of a trial, cost.")
+    ] = False,
 ) -> None:
     """Search: train, release and attack many models, and track the frontier."""
-    from sdm_ray.cli.sweep import run
+    from sdm_ray.cli.sweep import run, show_plan
 
-    run(load_settings(SweepSettings, config, overrides or ()), config, resume=resume)
+    if resume and fork:
+        raise UsageError("--resume goes on with a sweep and --fork starts another: give one of them")
+    settings = load_settings(SweepSettings, config, overrides or ())
+    if dry_run:
+        show_plan(settings)
+    else:
+        run(settings, config, resume=resume, fork=fork)
+
+
+@app.command()
+def status(sweep: SweepFolder) -> None:
+    """Say where a sweep stands, while it runs or after: trials, best points, failures, and who runs it."""
+    from sdm_ray.cli.sweep import show_status
+
+    show_status(sweep)
 
 
 @app.command()

@@ -21,8 +21,13 @@ FIGURE = "frontier.png"
 BEST = "best.yaml"
 
 
-def run(settings: SweepSettings, config: Path, *, resume: bool) -> None:
+def run(settings: SweepSettings, config: Path, *, resume: bool, fork: bool = False) -> None:
     """Run a sweep and print its frontier and what to do next; exit code 130 when it was interrupted."""
+    if fork:
+        from sdm_ray.sweep.warm import forked
+
+        settings, said = forked(settings)
+        console.print(escape(said), soft_wrap=True)
     import sdm_ray.sweep.attack_sampler  # noqa: F401  (makes Optuna's sampler known)
     from sdm_ray.evaluate import check_inputs
     from sdm_ray.sweep.runner import run_sweep
@@ -35,7 +40,7 @@ def run(settings: SweepSettings, config: Path, *, resume: bool) -> None:
     if outcome.points:
         console.print(pareto_table(outcome.points))
     if outcome.interrupted:
-        again = shlex.join(["sdm-ray", *sys.argv[1:], *([] if resume else ["--resume"])])
+        again = _again(settings, resume=resume, fork=fork)
         error_console.print(
             f"interrupted; what has finished is kept. Go on with: {again}", markup=False, soft_wrap=True
         )
@@ -48,6 +53,39 @@ def run(settings: SweepSettings, config: Path, *, resume: bool) -> None:
     write_text(outcome.folder / BEST, to_yaml(best))
     assert best.origin is not None
     _say_next(outcome.folder, best.origin.trial_id, outcome.tracking_hint)
+
+
+def _again(settings: SweepSettings, *, resume: bool, fork: bool) -> str:
+    """The command that goes on with this sweep."""
+    arguments = [argument for argument in sys.argv[1:] if argument != "--fork"]
+    if fork:
+        arguments += ["--set", f"name={settings.name}"]
+        if settings.search.warm_start is not None:
+            arguments += ["--set", f"search.warm_start={settings.search.warm_start}"]
+    return shlex.join(["sdm-ray", *arguments, *([] if resume else ["--resume"])])
+
+
+def show_plan(settings: SweepSettings) -> None:
+    """Say what a sweep would do and cost; nothing is started but a probe, and nothing is written but its caches."""
+    import sdm_ray.sweep.attack_sampler  # noqa: F401  (makes Optuna's sampler known)
+    from sdm_ray.probe import probe
+    from sdm_ray.sweep.plan import describe, plan_sweep
+
+    plan_sweep(settings, probe=None)  # says what is wrong before anything is timed
+    measured = probe(settings.trial)
+    for line in describe(plan_sweep(settings, probe=measured), settings):
+        console.print(escape(line), soft_wrap=True)
+
+
+def show_status(sweep: str) -> None:
+    """Print where a sweep stands: how far it is, its best points, what runs, what failed."""
+    from sdm_ray.sweep.status import read_status
+
+    status = read_status(find_sweep(sweep))
+    for line in status.lines():
+        console.print(escape(line), soft_wrap=True)
+    if status.points:
+        console.print(pareto_table(status.points))
 
 
 def show_frontier(sweep: str) -> None:

@@ -64,7 +64,8 @@ class Ledger:
         """Seconds that the sweep had run, earlier drivers included, when the last trial ended."""
         try:
             self._read(repair=not read_only)
-            self._file = self.path.open("r" if read_only else "a", encoding="utf-8")
+            written = Path(os.devnull) if read_only else self.path
+            self._file = written.open("a", encoding="utf-8")
         except OSError as error:
             raise RunError(f"cannot use {self.path}: {error.strerror or error}") from None
 

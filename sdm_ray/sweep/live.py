@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from sdm_ray.frontier import Point
+from sdm_ray.frontier import Point, hypervolume
 from sdm_ray.sweep.state import Running, Snapshot
 from sdm_ray.types import Metric, Status, TrialResult
 
@@ -152,11 +152,8 @@ def render(snapshot: Snapshot) -> RenderableType:
 
 def progress_line(snapshot: Snapshot) -> str:
     """Counts, time left and the best point in one line."""
-    counts = snapshot.counts
-    words = [f"{snapshot.num_done}/{snapshot.num_trials} trials", f"{len(snapshot.running)} running"]
-    words += [f"{counts[status]} {status}" for status in (Status.FAILED, Status.INFEASIBLE) if counts.get(status)]
-    if len(snapshot.references) < snapshot.num_references:
-        words.append(f"references {len(snapshot.references)}/{snapshot.num_references}")
+    words = progress_counts(snapshot)
+    words.insert(1, f"{len(snapshot.running)} running")
     left = snapshot.seconds_left
     words.append(
         f"{clock(snapshot.elapsed_seconds)} elapsed" + (f", about {clock(left)} left" if left is not None else "")
@@ -164,7 +161,18 @@ def progress_line(snapshot: Snapshot) -> str:
     if snapshot.front:
         best = min(snapshot.front, key=lambda point: point.harmful)
         words.append(f"best {best.trial_id}: desired {best.desired:.3f}, harmful {best.harmful:.3f}")
+        words.append(f"hypervolume {hypervolume(snapshot.front):.4f}")
     return ", ".join(words)
+
+
+def progress_counts(snapshot: Snapshot) -> list[str]:
+    """How many points and references have ended, and how, in words."""
+    ended = (Status.FAILED, Status.INFEASIBLE, Status.STOPPED)
+    words = [f"{snapshot.num_done}/{snapshot.num_trials} trials"]
+    words += [f"{snapshot.counts[status]} {status}" for status in ended if snapshot.counts.get(status)]
+    if len(snapshot.references) < snapshot.num_references:
+        words.append(f"references {len(snapshot.references)}/{snapshot.num_references}")
+    return words
 
 
 def result_line(result: TrialResult) -> str:

@@ -57,3 +57,15 @@ class FolderLock:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+
+def holder_of(path: Path) -> str | None:
+    """Who holds a folder's lock, without taking it; None where nobody does."""
+    if not path.exists():
+        return None
+    with path.open(encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError as error:
+            return (file.read().strip() or "another process") if error.errno in BUSY else None
+    return None

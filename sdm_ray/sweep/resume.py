@@ -20,7 +20,7 @@ from sdm_ray.files import write_text
 from sdm_ray.sweep.ledger import FILE as LEDGER
 from sdm_ray.sweep.lock import FolderLock
 
-SETTINGS = "sweep.yaml"
+SETTINGS, LOCK = "sweep.yaml", "sweep.lock"
 
 MAY_CHANGE = (
     "resources", "tracking", "trial.runtime", "search.num_trials", "search.max_hours", "search.max_gpu_hours",
@@ -48,7 +48,7 @@ def claimed_folder(settings: SweepSettings, *, resume: bool) -> Iterator[Path]:
         (folder / "trials").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"cannot make {folder}: {error.strerror or error}; choose another output_dir") from None
-    lock = FolderLock(folder / "sweep.lock")
+    lock = FolderLock(folder / LOCK)
     lock.acquire()
     try:
         if resume:
@@ -69,8 +69,7 @@ def check_unchanged(before: SweepSettings, now: SweepSettings) -> None:
     problems = [text for path, text in differences(before, now).items() if not _may_change(path)]
     if problems:
         raise UsageError(
-            f"the sweep has changed since it began: {'; '.join(problems)}; "
-            "undo that, or start another with --set name=..."
+            f"the sweep has changed since it began: {'; '.join(problems)}; undo that, or start another with --fork"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -57,3 +58,24 @@ def _check_same(earlier: SweepSettings, settings: SweepSettings) -> None:
             f"search.warm_start: the results of {earlier.name!r} mean something else here ({'; '.join(changed)}); "
             "make that equal, or name its best settings under search.points"
         )
+
+
+def forked(settings: SweepSettings) -> tuple[SweepSettings, str]:
+    """A sweep of another name that starts from what the one in its folder found out, and a sentence about it.
+
+    Raises:
+        UsageError: when there is no sweep to fork.
+    """
+    parent = Path(settings.output_dir)
+    if not (parent / settings.name / SETTINGS).is_file():
+        raise UsageError(f"{parent / settings.name} holds no sweep to fork; leave --fork out to start it")
+    taken = {path.name for path in parent.iterdir()}
+    name = next(name for index in itertools.count(2) if (name := f"{settings.name}-{index}") not in taken)
+    search = settings.search.model_copy(update={"warm_start": settings.name})
+    fork = settings.model_copy(update={"name": name, "search": search})
+    try:
+        num_known = len(list(earlier_results(fork)))
+    except UsageError as error:
+        plain = settings.model_copy(update={"name": name})
+        return plain, f"fork: sweep {name} starts afresh, because {str(error).removeprefix('search.warm_start: ')}"
+    return fork, f"fork: sweep {name} starts from the {num_known} points that {settings.name} completed"

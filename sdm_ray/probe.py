@@ -1,0 +1,120 @@
+"""What a trial will cost, by running a little of it: a few outer steps, and a thin slice of its attack."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from sdm_ray.assess import Release, knowledge_of
+from sdm_ray.attack.evaluate import attack_model
+from sdm_ray.attack.search import the_sampler
+from sdm_ray.config import AttackSettings, TrialSettings
+from sdm_ray.evaluate import Workspace, general_sources, load_trunk_on, open_workspace, trunk_params
+from sdm_ray.meta.trainer import Trainer, peak_bytes
+from sdm_ray.models.encoder import Trunk
+from sdm_ray.progress import run_through
+
+WARM_UP_STEPS, TIMED_STEPS = 3, 12
+"""Outer steps that are run, and that are timed."""
+MAX_POINTS, MAX_RERUNS = 8, 4
+"""Of the slice of an attack: enough for stacks as full as the attack's own."""
+SHORTENED = 20
+"""What its fine-tunes' steps are divided by, once, and then by half of that: what is left at no steps is scoring."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """Seconds and bytes on this machine."""
+
+    device: str
+    seconds_per_step: float
+    """Of an outer step."""
+    seconds_per_fine_tune: float
+    """Of the trial's attack, mean over its search and re-runs."""
+    memory_bytes: int
+    """Most memory so far: of the GPU, or of this process where there is none."""
+
+    def training_seconds(self, trial: TrialSettings) -> float:
+        """Of one trial's meta-training."""
+        return self.seconds_per_step * trial.train.num_outer_steps
+
+    def attack_seconds(self, attack: AttackSettings, like: AttackSettings) -> float:
+        """Of an attack on one model, whose fine-tunes may be longer or shorter than those of `like`."""
+        longer = (attack.num_steps_min + attack.num_steps_max) / (like.num_steps_min + like.num_steps_max)
+        return self.seconds_per_fine_tune * longer * num_fine_tunes(attack)
+
+
+def num_fine_tunes(attack: AttackSettings) -> int:
+    """Fine-tunes of an attack on one model, retries and halving apart, benign tasks included."""
+    sizes = len(attack.num_examples) + 2 * len(attack.benign_num_examples)
+    each = attack.num_search_trials * attack.num_search_seeds + attack.num_rerun_seeds
+    return sizes * len(attack.families) * each * attack.num_searches
+
+
+def probe(settings: TrialSettings) -> Probe:
+    """Time a trial's parts in this process.
+
+    Raises:
+        UsageError: when the settings cannot work.
+        RunError: when training diverges within the probe.
+    """
+    import torch
+
+    torch.set_num_threads(settings.runtime.num_threads)
+    work = open_workspace(settings)
+    trunk = load_trunk_on(work, settings.encoder, "pretrained", settings.seed)
+    train = settings.train.model_copy(
+        update={"num_outer_steps": WARM_UP_STEPS + TIMED_STEPS + 1, "log_every_steps": 1, "warmup_steps": 0}
+    )
+    general = general_sources(work, settings, trunk)
+    trainer = Trainer(train, trunk=trunk, data=work.data, seed=settings.seed, general=general)
+    steps = trainer.iterate()
+    for _ in range(WARM_UP_STEPS):
+        next(steps)
+    started = time.perf_counter()
+    for _ in range(TIMED_STEPS):
+        next(steps)
+    seconds_per_step = (time.perf_counter() - started) / TIMED_STEPS
+    steps.close()
+    short, long = (_slice_seconds(work, trunk, settings, shortened) for shortened in (SHORTENED, SHORTENED // 2))
+    whole = short + (SHORTENED - 1) * max(0.0, long - short)
+    return Probe(
+        device=str(work.device),
+        seconds_per_step=seconds_per_step,
+        seconds_per_fine_tune=whole / num_fine_tunes(_slice(settings.attack, SHORTENED)),
+        memory_bytes=peak_bytes(work.device),
+    )
+
+
+def _slice_seconds(work: Workspace, trunk: Trunk, settings: TrialSettings, shortened: int) -> float:
+    """Seconds of a slice of the attack on the encoder as it is."""
+    attack = _slice(settings.attack, shortened)
+    release = Release(trunk=trunk, params=trunk_params(trunk), encoder=settings.encoder)
+    generator = attack_model(
+        trunk,
+        release.params,
+        work.data,
+        attack,
+        sampler=the_sampler(attack.sampler),
+        knowledge=knowledge_of(work, release, attack),
+    )
+    started = time.perf_counter()
+    run_through(generator, lambda progress: None)
+    return time.perf_counter() - started
+
+
+def _slice(attack: AttackSettings, shortened: int) -> AttackSettings:
+    sizes = sorted((n for n in attack.num_examples if isinstance(n, int)), key=int)[-1:] or attack.num_examples[:1]
+    changes = {
+        "num_examples": sizes,
+        "num_search_trials": min(MAX_POINTS, attack.num_search_trials),
+        "num_search_seeds": 1,
+        "num_rerun_seeds": min(MAX_RERUNS, attack.num_rerun_seeds),
+        "num_searches": 1,
+        "halving": False,
+        "num_steps_min": max(1, attack.num_steps_min // shortened),
+        "num_steps_max": max(1, attack.num_steps_max // shortened),
+        "benign_num_examples": (),
+        "preset": None,
+    }
+    return AttackSettings.model_validate(attack.model_dump() | changes)
