@@ -208,3 +208,24 @@ def climbing(trial: TrialSettings, output_dir: Path, *, trial_id: str = "trial")
             time.sleep(1.0)  # a report goes out, and the driver answers
             yield Progress("train", done, 4, {})
     return finish(trial, output_dir, trial_id, metrics)
+
+
+def hungry(trial: TrialSettings, output_dir: Path, *, trial_id: str = "trial") -> Steps:
+    """t0000 runs out of memory once, t0001 hangs once, t0002 hangs always."""
+    if (result := finished(output_dir)) is not None:
+        return result
+    note(output_dir, "started")
+    times = len(events(output_dir, "started"))
+    yield Progress("train", 1, 2, {})
+    if trial_id == "t0000" and times == 1:
+        raise MemoryError
+    if trial_id == "t0002" or (trial_id == "t0001" and times == 1):
+        time.sleep(600)
+    return finish(trial, output_dir, trial_id, measures(trial))
+
+
+def starved(trial: TrialSettings, output_dir: Path, *, trial_id: str = "trial") -> Steps:
+    """Never has memory enough."""
+    note(output_dir, "started")
+    yield Progress("train", 1, 2, {})
+    raise MemoryError

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import signal
+import sqlite3
 import threading
 import time
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from sdm_ray.errors import RunError, UsageError
 from sdm_ray.frontier import read_tables
 from sdm_ray.sweep import SilentView, SweepOutcome, run_sweep
 from sdm_ray.sweep import runner as runner_module
+from sdm_ray.sweep import study as study_module
 from sdm_ray.sweep.cluster import cluster, num_fitting, ray_environment
 from sdm_ray.sweep.ledger import Ledger
 from sdm_ray.sweep.study import SearchStudy
@@ -336,3 +338,59 @@ def test_a_hopeless_trial_is_stopped_at_its_rung_and_told_as_that(tmp_path: Path
     assert told[2].constraints == {"stopped": 1.0}
     assert Ledger(outcome.folder).rungs[2].keys() == {"tuned", *ids(3)}
     assert not outcome.interrupted
+
+
+def test_hung_and_hungry_trials_are_started_again(tmp_path: Path) -> None:
+    view = SilentView()
+    outcome = run(
+        tmp_path, "hungry", view=view, references="[]", resources__max_silent_seconds=2, resources__max_failures=1
+    )
+    results = {result.trial_id: result for result in outcome.results}
+    assert {name: result.status.value for name, result in results.items()} == {
+        "t0000": "complete", "t0001": "complete", "t0002": "failed", "t0003": "complete",
+    }  # fmt: skip
+    error = "it made no progress for 2 s (hang.txt in its folder says where) (started 2 times"
+    assert str(results["t0002"].error).startswith(error)
+    hang = (outcome.folder / "trials" / "t0002" / "hang.txt").read_text()
+    assert "in hungry" in hang, "every thread's stack"
+    assert not (outcome.folder / "trials" / "t0001" / "hang.txt").exists()
+    shrunk = "trial t0000: out of memory; it goes on from its checkpoint, and from now on 1 run at once"
+    assert view.messages.count(shrunk) == 1
+    assert len(sweep_fakes.events(outcome.folder / "trials" / "t0000", "started")) == 2
+    assert [trial.state.name for trial in stored_trials(outcome)] == ["COMPLETE", "COMPLETE", "FAIL", "COMPLETE"]
+
+
+def test_a_trial_that_never_has_memory_enough_fails(tmp_path: Path) -> None:
+    outcome = run(tmp_path, "starved", references="[]", search__num_trials=2)
+    assert [result.status for result in outcome.results] == [Status.FAILED] * 2
+    assert {str(result.error).split(":")[0] for result in outcome.results} == {"out of memory"}
+    times = [len(sweep_fakes.events(outcome.folder / "trials" / name, "started")) for name in ids(2)]
+    assert sorted(times) == [1, 2], "the first to fail ran again, with nothing beside it"
+
+
+def test_a_locked_storage_is_waited_for_and_then_ends_the_sweep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(study_module, "SQLITE_SECONDS", 4)
+    lock = tmp_path / "fake" / "optuna.db"
+    holds = iter([1.5, 12.0])
+    told = SearchStudy.tell
+
+    def tell(study: SearchStudy, *arguments: Any, **options: Any) -> None:
+        """Another program holds the file while it is written to: first for a moment, then for too long."""
+        seconds = next(holds, None)
+        if seconds is not None:
+            other = sqlite3.connect(lock, check_same_thread=False, isolation_level=None)
+            other.execute("BEGIN EXCLUSIVE")
+            threading.Timer(seconds, other.close).start()
+        told(study, *arguments, **options)
+
+    monkeypatch.setattr(SearchStudy, "tell", tell)
+    with pytest.raises(RunError, match=r"the sweep stopped: .*database is locked.*run the same command with --resume"):
+        run(tmp_path, references="[]", resources__max_concurrent_trials=1)
+    ended = [entry.trial_id for entry in Ledger(tmp_path / "fake").entries.values() if entry.result is not None]
+    assert ended == ids(2), "the first was told after a moment, the second is in the ledger"
+    time.sleep(12.0)
+    outcome = run(tmp_path, resume=True, references="[]")
+    assert [trial.state.name for trial in stored_trials(outcome)] == ["COMPLETE"] * 4
+    assert all(len(sweep_fakes.events(outcome.folder / "trials" / name, "finished")) == 1 for name in ids(4))

@@ -260,6 +260,9 @@ class ResourceSettings(Settings):
     """Trials at once; None is as many as fit."""
     max_failures: NonNegativeInt = 2
     """Times that a trial whose process died is started again from its checkpoint."""
+    max_silent_seconds: PositiveFloat | None = 7200.0
+    """Seconds without progress after which a trial's process is taken for hung, killed and started again, as one that
+    died; None waits for ever."""
     ray_address: str | None = None
     """Address of a running Ray cluster (`auto` finds it); None starts a local one that listens on loopback only."""
 

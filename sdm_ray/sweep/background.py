@@ -20,6 +20,10 @@ CLOSE_SECONDS = 60.0
 """How long the end of a sweep waits for what is still queued."""
 
 
+BUSY_SHARE = 0.05
+"""Most of the time that the frontier of a long sweep may be written in: the driver waits for it now and then."""
+
+
 class TrackerThread:
     """Calls a tracker in order on one thread. A call that raises is reported once and never reaches the sweep."""
 
@@ -121,11 +125,13 @@ class FrontierWriter:
             closing = self._closing
             with self._lock:
                 points, self._points = self._points, None
+            started = time.monotonic()
             if points:
                 self._write(points)
             if closing:
                 return
-            deadline = time.monotonic() + self._pause
+            now = time.monotonic()
+            deadline = now + max(self._pause, (now - started) / BUSY_SHARE)
             while not self._closing and time.monotonic() < deadline:
                 time.sleep(0.1)
 

@@ -110,6 +110,8 @@ def stopped_by(error: BaseException) -> Exception:
     """What ended a sweep before its time, as one sentence that says how to go on."""
     if isinstance(error, UsageError):
         return error
+    while type(error).__name__ == "StorageInternalError" and error.__cause__ is not None:
+        error = error.__cause__.__cause__ or error.__cause__  # what the database said; Optuna guesses at the reason
     return RunError(f"the sweep stopped: {classify(error)}; what has ended is kept, {RESUME_HINT}")
 
 
@@ -220,6 +222,7 @@ class _Run:
             on_result=self._on_result,
             untold=self.untold,
             stop=self.switch.request,
+            announce=self.view.message,
         )
         tuner = Tuner(
             tune.with_resources(TrialTrainable, {"cpu": resources.cpus_per_trial, "gpu": resources.gpus_per_trial}),

@@ -23,7 +23,7 @@ from sdm_ray.sweep.space import first_points, ordered_references
 from sdm_ray.sweep.state import FINAL, SweepState
 from sdm_ray.sweep.study import SearchStudy
 from sdm_ray.sweep.trainable import JOB, TRIAL
-from sdm_ray.sweep.worker import Job
+from sdm_ray.sweep.worker import HANG, OUT_OF_GPU_MEMORY, OUT_OF_MEMORY, Job
 from sdm_ray.types import Status, TrialResult
 
 OnResult = Callable[[TrialResult], None]
@@ -57,6 +57,7 @@ class SweepSearcher(DriverOnly, Searcher):
         on_result: OnResult,
         untold: list[TrialResult],
         stop: Callable[[str], None],
+        announce: Callable[[str], None],
     ) -> None:
         super().__init__()
         self._state = state
@@ -69,6 +70,7 @@ class SweepSearcher(DriverOnly, Searcher):
         self._by_tune_id: dict[str, str] = {}
         self._untold = untold
         self._stop = stop
+        self._announce = announce
         self.error: Exception | None = None
         """What made it impossible to go on."""
         self._num_deaths: Counter[str] = Counter()
@@ -108,7 +110,9 @@ class SweepSearcher(DriverOnly, Searcher):
     def _take_end(self, ours: str, result: dict[str, Any] | None, error: bool) -> None:
         if result and result.get("result"):
             self._state.stopping.pop(ours, None)  # its last report was its end
-            self._finish(TrialResult.from_dict(json.loads(result["result"]), self._state.ledger.output_dir(ours)))
+            ended = TrialResult.from_dict(json.loads(result["result"]), self._state.ledger.output_dir(ours))
+            if not self._runs_again_with_more_memory(ended):
+                self._finish(ended)
         elif ours in self._state.stopping:
             self._finish(self._unfinished(ours, Status.STOPPED, self._state.stopping.pop(ours)))
         elif error and ours not in self._state.running and self._num_deaths[ours] < MAX_EARLY_DEATHS:
@@ -116,6 +120,20 @@ class SweepSearcher(DriverOnly, Searcher):
             self._adopted.append(self._state.ledger.entries[ours])
         elif error:
             self._finish(self._lost(ours))
+
+    def _runs_again_with_more_memory(self, ended: TrialResult) -> bool:
+        """A trial that ran out of memory goes on from its checkpoint, with one fewer beside it from now on."""
+        short = ended.status is Status.FAILED and str(ended.error).startswith((OUT_OF_MEMORY, OUT_OF_GPU_MEMORY))
+        if not short or self._state.concurrency == 1:
+            return False
+        self._state.concurrency -= 1
+        self._state.running.pop(ended.trial_id, None)
+        self._adopted.append(self._state.ledger.entries[ended.trial_id])
+        self._announce(
+            f"trial {ended.trial_id}: {str(ended.error).split(':')[0]}; it goes on from its checkpoint, "
+            f"and from now on {self._state.concurrency} run at once"
+        )
+        return True
 
     def save(self, checkpoint_path: str) -> None:
         """The ledger and Optuna's storage hold everything; Tune's snapshot of the searcher stays empty."""
@@ -153,11 +171,15 @@ class SweepSearcher(DriverOnly, Searcher):
             working_dir=str(Path.cwd()),
             python_path=[str(Path(entry).resolve()) for entry in sys.path],
             gpu_memory_share=gpus if 0 < gpus < 1 else None,
+            max_silent_seconds=settings.resources.max_silent_seconds,
         )
 
     def _lost(self, trial_id: str) -> TrialResult:
         running = self._state.running.get(trial_id)
         reason = (running and running.last_error) or "its process died"
+        if (self._state.ledger.output_dir(trial_id) / HANG).exists():
+            silent = self._state.settings.resources.max_silent_seconds
+            reason = f"it made no progress for {silent:g} s ({HANG} in its folder says where)"
         times = (running.retries if running else 0) + 1
         error = f"{reason} (started {times} times; resources.max_failures allows no more)"
         return self._unfinished(trial_id, Status.FAILED, error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import gc
 import importlib
 import importlib.util
@@ -26,6 +27,10 @@ TrialFunction = Callable[..., Generator[Progress, None, TrialResult]]
 
 REPORT_SECONDS = 1.0
 """A report to the driver gathers the progress of at least this long."""
+HANG = "hang.txt"
+"""Where a hung process was, in the trial's folder."""
+OUT_OF_MEMORY, OUT_OF_GPU_MEMORY = "out of memory", "out of GPU memory"
+"""Begin the reasons of trials that ran out of it."""
 LOCK_SECONDS = 60.0
 """How long a trial waits for a dying process to let go of its folder."""
 
@@ -46,6 +51,8 @@ class Job:
     """Where the driver finds modules, so that a worker finds the same trial function."""
     gpu_memory_share: float | None = None
     """Cap of a trial that shares its GPU."""
+    max_silent_seconds: float | None = None
+    """The process ends itself when a step takes longer."""
 
     def to_json(self) -> str:
         """The job as text."""
@@ -83,16 +90,18 @@ class TrialWorker:
         Raises:
             Exception: only a fault of the accelerator, after which the process is of no use.
         """
-        report = Report()
+        report, job = Report(), self.job
         deadline = time.monotonic() + seconds
         try:
             if self._steps is None:
                 self._steps = self._begin()
-            while time.monotonic() < deadline or report.progress is None:
-                report.progress = next(self._steps)
-                measured = {k: v for k, v in report.progress.metrics.items() if k != Metric.TRAIN_STEP}
-                if measured:
-                    report.rows.append((report.progress.done, measured))
+            with Watchdog(Path(job.output_dir), job.max_silent_seconds) as watchdog:
+                while time.monotonic() < deadline or report.progress is None:
+                    watchdog.begin_step()
+                    report.progress = next(self._steps)
+                    measured = {k: v for k, v in report.progress.metrics.items() if k != Metric.TRAIN_STEP}
+                    if measured:
+                        report.rows.append((report.progress.done, measured))
         except StopIteration as stop:
             report.result = stop.value
         except (Exception, SystemExit) as error:
@@ -139,6 +148,33 @@ class TrialWorker:
             output_dir=output_dir,
             error=classify(error),
         )
+
+
+class Watchdog:
+    """Ends the process when a step takes too long, whatever it hangs in; `hang.txt` then holds every thread's stack.
+
+    Args:
+        folder: of the trial.
+        seconds: that a step may take; None watches nothing.
+    """
+
+    def __init__(self, folder: Path, seconds: float | None) -> None:
+        self._path, self._seconds = folder / HANG, seconds
+
+    def __enter__(self) -> Watchdog:
+        self._file = None if self._seconds is None else self._path.open("w")
+        return self
+
+    def begin_step(self) -> None:
+        """A step begins, and the one before has ended."""
+        if self._seconds is not None and self._file is not None:
+            faulthandler.dump_traceback_later(self._seconds, exit=True, file=self._file)
+
+    def __exit__(self, *error: object) -> None:
+        if self._file is not None:
+            faulthandler.cancel_dump_traceback_later()
+            self._file.close()
+            self._path.unlink(missing_ok=True)
 
 
 def load_function(name: str) -> TrialFunction:
@@ -189,9 +225,9 @@ def classify(error: BaseException) -> str:
         return words
     name = type(error).__name__
     if isinstance(error, MemoryError):
-        return "out of memory: lower the batch sizes, or cpus_per_trial so that fewer trials run at once"
+        return f"{OUT_OF_MEMORY}: lower the batch sizes, or raise cpus_per_trial so that fewer trials run at once"
     if name in ("OutOfMemoryError", "CudaOutOfMemoryError"):
-        return f"out of GPU memory: {words}"
+        return f"{OUT_OF_GPU_MEMORY}: {words}"
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
     frames = traceback.extract_tb(error.__traceback__)
