@@ -156,7 +156,7 @@ def check_complete(folder: Path, outcome: dict[str, Any], num_kills: int) -> Non
 
 
 def test_killed_then_resumed(tmp_path: Path) -> None:
-    """SIGKILL takes the driver: its processes end by themselves, and a second driver completes the sweep."""
+    """SIGKILL takes three drivers: their processes end by themselves, and a fourth one completes the sweep."""
     killed = Driver(tmp_path)
     killed.wait_for(is_under_way(tmp_path, 1))
     family = killed.family()
@@ -172,9 +172,8 @@ def test_killed_then_resumed(tmp_path: Path) -> None:
     assert f"is in use by process {killed.process.pid} on" in other.stderr
     killed.process.kill()
     killed.process.wait()
-    last = Driver(tmp_path, "--resume")
-    outcome = last.outcome()
-    check_complete(tmp_path, outcome, num_kills=1)
+    resume = kill_at_random_moments(tmp_path, 2, seed=1, resume=["--resume"], family=family)
+    check_complete(tmp_path, Driver(tmp_path, *resume).outcome(), num_kills=3)
     wait_gone(family, 120)
     assert not list(Path("/tmp").glob(f"sdm-{digest(str(tmp_path / 'fake'))}"))
 
@@ -201,19 +200,24 @@ def test_signals_are_clean(tmp_path: Path, number: signal.Signals) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_ten_kills_at_random_moments(tmp_path: Path) -> None:
-    moments = random.Random(0)
-    resume: list[str] = []
+def test_twenty_kills_at_random_moments(tmp_path: Path) -> None:
     family = set[int]()
-    for _ in range(10):
-        driver = Driver(tmp_path, *resume)
+    resume = kill_at_random_moments(tmp_path, 20, seed=0, resume=[], family=family)
+    outcome = Driver(tmp_path, *resume).outcome()
+    check_complete(tmp_path, outcome, num_kills=20)
+    wait_gone(family, 120)
+
+
+def kill_at_random_moments(folder: Path, count: int, *, seed: int, resume: list[str], family: set[int]) -> list[str]:
+    """Start and kill drivers of one sweep; adds their processes to `family`, gives the arguments of the next one."""
+    moments = random.Random(seed)
+    for _ in range(count):
+        driver = Driver(folder, *resume)
         deadline = time.monotonic() + moments.uniform(3, 25)
         while time.monotonic() < deadline and driver.process.poll() is None:
             family |= driver.family()
             time.sleep(0.1)
         driver.process.kill()
         driver.process.wait()
-        resume = ["--resume"] if (tmp_path / "fake" / "sweep.yaml").exists() else []
-    outcome = Driver(tmp_path, *resume).outcome()
-    check_complete(tmp_path, outcome, num_kills=10)
-    wait_gone(family, 120)
+        resume = ["--resume"] if (folder / "fake" / "sweep.yaml").exists() else []
+    return resume

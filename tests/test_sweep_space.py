@@ -7,8 +7,9 @@ from typing import Any
 
 import optuna
 import pytest
+import yaml
 
-from sdm_ray.config import SweepSettings, TrialSettings, override, parse_settings
+from sdm_ray.config import SweepSettings, TrialSettings, load_settings, override, parse_settings
 from sdm_ray.errors import UsageError
 from sdm_ray.sweep.space import (
     KNOWN_POINTS,
@@ -213,3 +214,10 @@ def test_published_points_follow_those_of_the_file_and_set_what_is_searched() ->
 def test_published_points_are_valid_settings() -> None:
     for point in KNOWN_POINTS.values():
         override(TrialSettings(), point)
+
+
+@pytest.mark.parametrize("path", sorted(Path("sweeps").glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_sweeps_could_start(path: Path) -> None:
+    document = yaml.safe_load(path.read_text())
+    if "space" in document:
+        check_sweep(load_settings(SweepSettings, path))

@@ -42,6 +42,7 @@ _PAPER: dict[str, Any] = {
     "train.adversary.learning_rate_initial": 3e-4,
     "train.adversary.batch_sizes": [8, 16, 24],
     "train.adversary.gradient_clip": 100.0,
+    "train.adversary.pool.size": 0,
 }
 KNOWN_POINTS: dict[str, dict[str, Any]] = {
     "paper": _PAPER,
