@@ -305,7 +305,10 @@ class SweepSettings(Settings):
     resources: ResourceSettings = ResourceSettings()
     """Resources."""
     storage: str | None = None
-    """Optuna storage URL; None is a sqlite file in the sweep's folder."""
+    """Optuna storage: `journal:///path` or a URL of SQLAlchemy's; None is a sqlite file in the sweep's folder."""
+    storage_path: str | None = None
+    """Folder that all nodes reach (`s3://`, `gs://`, `file://`, what else pyarrow opens), in which the sweep and its
+    trials keep copies of their folders; None where all nodes see `output_dir`."""
     tracking: TrackingSettings = TrackingSettings()
     """Where runs are logged."""
 

@@ -19,11 +19,13 @@ from sdm_ray.errors import RunError, UsageError
 from sdm_ray.files import write_text
 from sdm_ray.sweep.ledger import FILE as LEDGER
 from sdm_ray.sweep.lock import FolderLock
+from sdm_ray.sweep.mirror import Mirror, sweep_uri
 
 SETTINGS, LOCK = "sweep.yaml", "sweep.lock"
 
 MAY_CHANGE = (
-    "resources", "tracking", "trial.runtime", "search.num_trials", "search.max_hours", "search.max_gpu_hours",
+    "output_dir", "resources", "tracking", "trial.runtime",
+    "search.num_trials", "search.max_hours", "search.max_gpu_hours",
 )  # fmt: skip
 """What a resumed sweep may set anew: where it runs, and how long (never fewer trials than have begun)."""
 
@@ -37,6 +39,13 @@ def claimed_folder(settings: SweepSettings, *, resume: bool) -> Iterator[Path]:
         RunError: when another driver runs in it, or it cannot be written.
     """
     folder = (Path(settings.output_dir) / settings.name).resolve()
+    uri = sweep_uri(settings)
+    if uri is not None:
+        mirror = Mirror(folder, uri, recursive=False)
+        if resume and not (folder / SETTINGS).exists():
+            mirror.pull()
+        elif not resume and mirror.exists():
+            raise UsageError(f"{uri} already holds a sweep; add --resume to go on with it, or --set name=...")
     exists = (folder / LEDGER).exists() or (folder / SETTINGS).exists()
     if exists and not resume:
         raise UsageError(

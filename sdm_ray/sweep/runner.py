@@ -15,6 +15,7 @@ from sdm_ray.sweep.background import FrontierWriter, TrackerThread
 from sdm_ray.sweep.cluster import cluster, quiet_logs, ray_environment
 from sdm_ray.sweep.ledger import Ledger
 from sdm_ray.sweep.live import View, default_view
+from sdm_ray.sweep.mirror import Mirror, MirrorThread, sweep_uri, trials_uri
 from sdm_ray.sweep.resume import claimed_folder
 from sdm_ray.sweep.space import check_sweep
 from sdm_ray.sweep.state import SweepState
@@ -136,6 +137,8 @@ class _Run:
         self.tracker = TrackerThread(lambda: open_tracker(settings.tracking, folder), warn=view.message)
         self.frontier = FrontierWriter(folder, warn=view.message)
         self.said_spent = False
+        uri = sweep_uri(settings)
+        self.mirror = None if uri is None else MirrorThread(Mirror(folder, uri, recursive=False))
 
     def run(self) -> SweepOutcome:
         """Side threads first: the tracker's schema and Ray start at the same time."""
@@ -157,6 +160,9 @@ class _Run:
             if self.frontier.files:
                 self.tracker.log_sweep_artifacts(self.frontier.files)
             self.tracker.close(status)
+            if self.mirror is not None:
+                self.mirror.close()
+        self._fetch_trials()
         return SweepOutcome(
             folder=self.folder,
             results=self.state.results(),
@@ -165,6 +171,14 @@ class _Run:
             tracking_hint=self.tracker.hint,
             seconds=self.state.snapshot().elapsed_seconds,
         )
+
+    def _fetch_trials(self) -> None:
+        """Bring the folders of trials that ran elsewhere, so that `best` and `attack` find configs and models."""
+        uri = trials_uri(self.settings)
+        for entry in self.state.ledger.entries.values() if uri is not None else ():
+            folder = self.state.ledger.output_dir(entry.trial_id)
+            if entry.result is not None and not (folder / "result.json").exists():
+                Mirror(folder, f"{uri}/{entry.trial_id}").pull()
 
     def _search(self) -> None:
         study = self._open_study()
@@ -180,8 +194,14 @@ class _Run:
     def _open_study(self) -> SearchStudy:
         from sdm_ray.sweep.study import SearchStudy
 
-        storage = self.settings.storage or f"sqlite:///{self.folder / 'optuna.db'}"
+        file = self.folder / "optuna.db"
+        storage = self.settings.storage or f"sqlite:///{file}"
         name = self.state.ledger.study_name
+        if name is not None and self.settings.storage is None and not file.exists():
+            study = SearchStudy.open(self.settings, storage=storage, name=name, create=True)
+            entries = self.state.entries("search")
+            study.rebuild({entry.number: entry.params for entry in entries if entry.number is not None})
+            return study
         if name is not None:
             return SearchStudy.open(self.settings, storage=storage, name=name, create=False)
         name = f"{self.settings.name}-{uuid.uuid4().hex[:8]}"

@@ -19,6 +19,7 @@ from ray.tune.search import Searcher
 
 from sdm_ray.config import Origin, SweepSettings, override
 from sdm_ray.sweep.ledger import Entry
+from sdm_ray.sweep.mirror import trials_uri
 from sdm_ray.sweep.space import first_points, ordered_references
 from sdm_ray.sweep.state import FINAL, SweepState
 from sdm_ray.sweep.study import SearchStudy
@@ -172,6 +173,8 @@ class SweepSearcher(DriverOnly, Searcher):
             python_path=[str(Path(entry).resolve()) for entry in sys.path],
             gpu_memory_share=gpus if 0 < gpus < 1 else None,
             max_silent_seconds=settings.resources.max_silent_seconds,
+            mirror=trials_uri(settings),
+            source=entry.trial_id.removesuffix(FINAL) if entry.role == "final" else None,
         )
 
     def _lost(self, trial_id: str) -> TrialResult:

@@ -58,6 +58,18 @@ class SearchStudy:
         study.sampler = make_sampler(settings.search, settings.seed, num_told=len(study.get_trials(deepcopy=False)))
         return cls(study, Space(settings.space))
 
+    def rebuild(self, points: Mapping[int, Mapping[str, Any]]) -> None:
+        """Hand out again, in an empty study, what a lost one had handed out: params by number; other numbers failed."""
+        stored = self._space.stored()
+        for number in range(max(points, default=-1) + 1):
+            if number in points:
+                encoded = self._space.encode(points[number])
+                distributions = {path: stored[path] for path in encoded}
+                trial = optuna.create_trial(state=TrialState.RUNNING, params=encoded, distributions=distributions)
+            else:
+                trial = optuna.create_trial(state=TrialState.FAIL)
+            self._study.add_trial(trial)
+
     def ask(self, point: Mapping[str, Any] | None = None) -> tuple[int, dict[str, Any]]:
         """The next trial's number and its values by dotted path; `point` fixes some of them."""
         if point:

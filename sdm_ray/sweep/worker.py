@@ -21,6 +21,7 @@ from typing import Any
 from sdm_ray.config import TrialSettings, content_hash, override
 from sdm_ray.errors import RunError, UsageError
 from sdm_ray.sweep.lock import FolderLock
+from sdm_ray.sweep.mirror import Mirror
 from sdm_ray.types import Metric, Progress, Status, TrialResult
 
 TrialFunction = Callable[..., Generator[Progress, None, TrialResult]]
@@ -53,6 +54,10 @@ class Job:
     """Cap of a trial that shares its GPU."""
     max_silent_seconds: float | None = None
     """The process ends itself when a step takes longer."""
+    mirror: str | None = None
+    """Storage that holds copies of trials' folders, by their ids; None where every node sees them."""
+    source: str | None = None
+    """Another trial, whose folder is read."""
 
     def to_json(self) -> str:
         """The job as text."""
@@ -82,6 +87,7 @@ class TrialWorker:
     def __init__(self, job: Job) -> None:
         self.job = job
         self._lock = FolderLock(Path(job.output_dir) / ".lock")
+        self._mirror: Mirror | None = None
         self._steps: Generator[Progress, None, TrialResult] | None = None
 
     def advance(self, seconds: float = REPORT_SECONDS) -> Report:
@@ -102,6 +108,7 @@ class TrialWorker:
                     measured = {k: v for k, v in report.progress.metrics.items() if k != Metric.TRAIN_STEP}
                     if measured:
                         report.rows.append((report.progress.done, measured))
+            self._push()
         except StopIteration as stop:
             report.result = stop.value
         except (Exception, SystemExit) as error:
@@ -109,6 +116,7 @@ class TrialWorker:
                 raise
             report.result = self._failed(error)
         if report.result is not None:
+            report.result = self._kept(report.result)
             self.close()
         return report
 
@@ -118,9 +126,26 @@ class TrialWorker:
             self._steps.close()
         self._lock.release()
 
+    def _push(self) -> None:
+        if self._mirror is not None:
+            self._mirror.push()
+
+    def _kept(self, result: TrialResult) -> TrialResult:
+        """The result, once its files are where others find them; a failure where they cannot be put there."""
+        try:
+            self._push()
+        except RunError as error:
+            return self._failed(error)
+        return result
+
     def _begin(self) -> Generator[Progress, None, TrialResult]:
         job = self.job
         self._lock.acquire(wait_seconds=LOCK_SECONDS)
+        if job.mirror is not None:
+            self._mirror = Mirror(Path(job.output_dir), f"{job.mirror}/{job.trial_id}")
+            self._mirror.pull()
+            if job.source is not None:
+                Mirror(Path(job.output_dir).parent / job.source, f"{job.mirror}/{job.source}").pull()
         if job.working_dir is not None and Path(job.working_dir).is_dir():
             os.chdir(job.working_dir)
         sys.path += [entry for entry in job.python_path if entry not in sys.path]
