@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -51,6 +51,8 @@ class Point:
     is_reference: bool = False
     superseded: bool = False
     """Attacked with a smaller budget than the finalists of its sweep: drawn, but not compared with them."""
+    further: dict[str, float] = field(default_factory=dict)
+    """Further objectives by name, turned so that less is better."""
     desired_interval: tuple[float, float] | None = None
     """95 % interval of `desired`."""
     harmful_interval: tuple[float, float] | None = None
@@ -59,7 +61,7 @@ class Point:
     @property
     def eligible(self) -> bool:
         """Whether it may stand on the front."""
-        measured = math.isfinite(self.desired) and math.isfinite(self.harmful)
+        measured = all(map(math.isfinite, (self.desired, self.harmful, *self.further.values())))
         return self.feasible and measured and not self.is_reference and not self.superseded
 
 
@@ -69,8 +71,17 @@ def point_from_result(
     is_reference: bool = False,
     desired_metric: str = Metric.DESIRED_ACCURACY,
     harmful_metric: str = Metric.HARMFUL_WORST_ACCURACY,
+    further: Mapping[str, float] | None = None,
 ) -> Point:
-    """A trial's result as a point; a missing objective becomes NaN and so never stands on the front."""
+    """A trial's result as a point; a missing objective becomes NaN and so never stands on the front.
+
+    Args:
+        result: the trial.
+        is_reference: whether it is a reference.
+        desired_metric: what is maximised.
+        harmful_metric: what is minimised.
+        further: metrics of further objectives, to 1 where they are minimised and -1 where they are maximised.
+    """
     return Point(
         trial_id=result.trial_id,
         method=result.method,
@@ -80,6 +91,7 @@ def point_from_result(
         params=dict(result.params),
         metrics=dict(result.metrics),
         is_reference=is_reference,
+        further={name: sign * result.metrics.get(name, math.nan) for name, sign in (further or {}).items()},
         desired_interval=_interval(result.metrics, desired_metric),
         harmful_interval=_interval(result.metrics, harmful_metric),
     )
@@ -88,9 +100,12 @@ def point_from_result(
 def pareto_front(points: Iterable[Point]) -> list[Point]:
     """The points that no other point is at least as good as, by rising desired accuracy.
 
-    Of points with equal objectives the first one given stands for all. O(N log N).
+    Of points with equal objectives the first one given stands for all. O(N log N) for two objectives; further ones are
+    compared by moocore.
     """
     ranked = sorted((point for point in points if point.eligible), key=lambda point: (-point.desired, point.harmful))
+    if any(point.further for point in ranked):
+        return _front_of_many(ranked)
     front: list[Point] = []
     for point in ranked:
         if not front or point.harmful < front[-1].harmful:
@@ -98,11 +113,19 @@ def pareto_front(points: Iterable[Point]) -> list[Point]:
     return front[::-1]
 
 
+def _front_of_many(ranked: list[Point]) -> list[Point]:
+    import moocore
+
+    values = np.array([(-point.desired, point.harmful, *point.further.values()) for point in ranked])
+    kept = moocore.is_nondominated(values, keep_weakly=False)
+    return [point for point, keep in zip(ranked, kept, strict=True) if keep][::-1]
+
+
 def hypervolume(points: Iterable[Point], reference: tuple[float, float] = REFERENCE_POINT) -> float:
     """Area that the front dominates, bounded by `reference` = (desired, harmful); 0 without a front.
 
     Computed by moocore. With the default reference it lies in [0, 1]; points that do not dominate the reference add
-    nothing.
+    nothing. Further objectives decide which points stand on the front, and add nothing to the area.
     """
     front = pareto_front(points)
     if not front:
@@ -256,7 +279,7 @@ def _row(point: Point, *, on_front: bool) -> dict[str, Any]:
     for name in _INTERVALS:
         low, high = getattr(point, name) or (None, None)
         row |= {f"{name}_low": low, f"{name}_high": high}
-    return row | {"params": point.params, "metrics": point.metrics}
+    return row | {"params": point.params, "further": point.further, "metrics": point.metrics}
 
 
 def _finite(value: Any) -> Any:
@@ -276,6 +299,7 @@ def _table(rows: list[dict[str, Any]]) -> pa.Table:
         kind = pa.bool_() if name == "on_front" else kinds.get(name, pa.float64())
         columns[name] = pa.array([row[name] for row in rows], kind)
     columns["params"] = pa.array([json.dumps(_finite(row["params"]), sort_keys=True) for row in rows], pa.string())
+    columns["further"] = pa.array([json.dumps(_finite(row["further"])) for row in rows], pa.string())
     for metric in sorted({name for row in rows for name in row["metrics"]}):
         columns[metric] = pa.array([row["metrics"].get(metric) for row in rows], pa.float64())
     return pa.table(columns).replace_schema_metadata({"sdm_ray_table_version": str(TABLE_VERSION)})
@@ -287,5 +311,6 @@ def _point(row: dict[str, Any]) -> Point:
     for name in _INTERVALS:
         low, high = row.pop(f"{name}_low"), row.pop(f"{name}_high")
         values[name] = None if low is None else (low, high)
-    params = json.loads(row.pop("params"))
+    params, further = json.loads(row.pop("params")), json.loads(row.pop("further"))
+    values["further"] = {name: math.nan if value is None else value for name, value in further.items()}
     return Point(**values, params=params, metrics={name: value for name, value in row.items() if value is not None})

@@ -48,6 +48,20 @@ def test_the_front_agrees_with_moocore(cloud: list[tuple[float, float]]) -> None
     assert len(pareto_front(points)) == wanted
 
 
+@given(st.lists(st.tuples(SHARES, SHARES, SHARES), max_size=20))
+def test_a_third_objective_counts(cloud: list[tuple[float, float, float]]) -> None:
+    points = [point(str(index), a, b, further={"cost": c}) for index, (a, b, c) in enumerate(cloud)]
+    better = [
+        (a, b) for a in set(cloud) for b in set(cloud) if a != b and a[0] >= b[0] and a[1] <= b[1] and a[2] <= b[2]
+    ]
+    wanted = set(cloud) - {loser for _, loser in better}
+    front = pareto_front(points)
+    assert {(p.desired, p.harmful, p.further["cost"]) for p in front} == wanted
+    assert len(front) == len(wanted)
+    assert [p.desired for p in front] == sorted(p.desired for p in front)
+    assert not pareto_front([point("unmeasured", 1.0, 0.0, further={"cost": math.nan})])
+
+
 def test_infeasible_references_and_unmeasured_points_never_stand_on_the_front() -> None:
     good = point("good", 0.5, 0.5)
     others = [

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from sdm_ray.errors import RunError, UsageError
+from sdm_ray.frontier import read_tables, write_tables
 from sdm_ray.sweep.ledger import Entry, Ledger
 from sdm_ray.sweep.lock import FolderLock
 from sdm_ray.sweep.resume import claimed_folder
@@ -140,6 +141,8 @@ def test_time_left_counts_what_is_missing(tmp_path: Path) -> None:
     state.finish(result("t0000", 0.9))
     state.concurrency = 2
     assert state.snapshot().seconds_left == pytest.approx((3 + 4) * 10 / 2, rel=0.01)
+    state._started -= 1800
+    assert state.snapshot().trials_per_hour == pytest.approx(2, rel=0.01)
 
 
 def test_folder_is_entered_again_only_as_asked(tmp_path: Path) -> None:
@@ -310,3 +313,24 @@ def test_rungs_stop_what_is_broken_infeasible_or_dominated(
     assert (found or "").startswith(reason or "nothing") == (reason is not None)
     assert state.at_rung(f"t{index:04d}", 100, *values) == found, "the same after a resumption"
     assert state.at_rung(f"t{index:04d}", 200, *values) is None, "rungs are compared with themselves alone"
+
+
+def test_a_third_objective_decides_what_stands_on_the_front(tmp_path: Path) -> None:
+    objectives = [
+        {"metric": "harmful/n20/accuracy", "direction": "minimize"},
+        {"metric": "cost/train_seconds", "direction": "minimize"},
+        {"metric": "desired/accuracy", "direction": "maximize"},
+        {"metric": "cost/num_fine_tunes", "direction": "maximize"},
+    ]
+    state = make_state(tmp_path, objectives=json.dumps(objectives))
+    for index, (desired, harmful, cost) in enumerate([(0.9, 0.5, 100.0), (0.8, 0.6, 10.0), (0.8, 0.6, 20.0)]):
+        metrics = {
+            "desired/accuracy": desired, "harmful/n20/accuracy": harmful, "cost/train_seconds": cost,
+            "cost/num_fine_tunes": 3.0,
+        }  # fmt: skip
+        add(state, result(f"t{index:04d}", desired, metrics=metrics))
+    assert {point.trial_id for point in state.front()} == {"t0000", "t0001"}
+    point = state.points()[0]
+    assert (point.harmful, point.further) == (0.5, {"cost/train_seconds": 100.0, "cost/num_fine_tunes": -3.0})
+    write_tables(state.points(), tmp_path)
+    assert read_tables(tmp_path) == state.points()

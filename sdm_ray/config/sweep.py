@@ -295,7 +295,7 @@ class SweepSettings(Settings):
         Objective(metric=str(Metric.DESIRED_ACCURACY), direction="maximize"),
         Objective(metric=str(Metric.HARMFUL_WORST_ACCURACY), direction="minimize"),
     )
-    """What is optimised; the first two are drawn."""
+    """What is optimised. The first of each direction is drawn; all decide what stands on the frontier."""
     references: tuple[Method, ...] = ("pretrained", "random", "tuned", "ac")
     """Methods that are trained and attacked under the same budget and drawn beside the frontier."""
     search: SearchSettings = SearchSettings()

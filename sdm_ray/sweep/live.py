@@ -155,6 +155,8 @@ def progress_line(snapshot: Snapshot) -> str:
     words = progress_counts(snapshot)
     words.insert(1, f"{len(snapshot.running)} running")
     left = snapshot.seconds_left
+    if snapshot.trials_per_hour is not None:
+        words.append(f"{snapshot.trials_per_hour:.3g} trials/h")
     words.append(
         f"{clock(snapshot.elapsed_seconds)} elapsed" + (f", about {clock(left)} left" if left is not None else "")
     )

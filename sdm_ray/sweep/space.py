@@ -206,6 +206,16 @@ def first_points(settings: SweepSettings) -> list[dict[str, Any]]:
     return points
 
 
+def axes(settings: SweepSettings) -> dict[str, Any]:
+    """What `frontier.point_from_result` draws and compares: the first objective of each direction, and the others."""
+    up = [objective.metric for objective in settings.objectives if objective.direction == "maximize"]
+    down = [objective.metric for objective in settings.objectives if objective.direction == "minimize"]
+    further = dict.fromkeys(up[1:], -1.0) | dict.fromkeys(down[1:], 1.0)
+    drawn = {"desired_metric": (up or [str(Metric.DESIRED_ACCURACY)])[0]}
+    drawn["harmful_metric"] = (down or [str(Metric.HARMFUL_WORST_ACCURACY)])[0]
+    return {**drawn, "further": further}
+
+
 def known_metrics(trial: TrialSettings) -> list[str]:
     """Names of the metrics that a trial with these settings reports."""
     sizes = [size for size in trial.attack.num_examples if isinstance(size, int)]

@@ -13,7 +13,7 @@ from sdm_ray.config import Method, SweepSettings
 from sdm_ray.frontier import Point, hypervolume, pareto_front, point_from_result
 from sdm_ray.sweep.ledger import Entry, Ledger, Role
 from sdm_ray.sweep.repeats import combined
-from sdm_ray.sweep.space import ordered_references
+from sdm_ray.sweep.space import axes, ordered_references
 from sdm_ray.types import Metric, Status, TrialResult
 
 ROLES: tuple[Role, ...] = ("reference", "search", "final")
@@ -57,6 +57,8 @@ class Snapshot:
     elapsed_seconds: float
     seconds_left: float | None
     """None until a trial has finished."""
+    trials_per_hour: float | None = None
+    """Trials that ended under this driver, references included; None before the first."""
 
     @property
     def num_done(self) -> int:
@@ -80,12 +82,14 @@ class SweepState:
         self.stopping: dict[str, str] = {}
         """Why running trials are being stopped."""
         self._started = time.monotonic()
+        self._num_finished = 0
         self._earlier_seconds = ledger.elapsed
         self._intervals = {objective.metric for objective in settings.objectives} | {
             str(Metric.DESIRED_ACCURACY),
             str(Metric.HARMFUL_WORST_ACCURACY),
         }
         self._front: list[Point] | None = None
+        self._axes = axes(settings)
         self._read_ledger()
 
     @property
@@ -190,6 +194,7 @@ class SweepState:
         running = self.running.pop(result.trial_id, None)
         seconds = 0.0 if running is None else time.monotonic() - running.started
         self.ledger.finish(result, seconds=seconds, elapsed=self.elapsed_seconds)
+        self._num_finished += 1
         self._take_end(entry)
         return result
 
@@ -316,6 +321,7 @@ class SweepState:
             front=tuple(self.front()),
             elapsed_seconds=self.elapsed_seconds,
             seconds_left=self._seconds_left(),
+            trials_per_hour=self._trials_per_hour(),
         )
 
     def _read_ledger(self) -> None:
@@ -394,7 +400,7 @@ class SweepState:
             self._front = pareto_front([*self._front, made])
 
     def _point(self, result: TrialResult, role: Role) -> Point:
-        made = point_from_result(self.judged(result, role), is_reference=role == "reference")
+        made = point_from_result(self.judged(result, role), is_reference=role == "reference", **self._axes)
         unknown = role == "search" and self.floor_is_pending
         return dataclasses.replace(made, feasible=False) if unknown else made
 
@@ -455,6 +461,10 @@ class SweepState:
         finals = len(self._finalists()) * self.num_seeds - begun["final"]
         search = points * self.num_seeds - begun["search"]
         return {"reference": max(0, references), "search": max(0, search), "final": max(0, finals)}
+
+    def _trials_per_hour(self) -> float | None:
+        hours = (time.monotonic() - self._started) / 3600
+        return self._num_finished / hours if self._num_finished else None
 
     def _seconds_left(self) -> float | None:
         total, count = (sum(self._durations[role][i] for role in ROLES) for i in (0, 1))
