@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
@@ -321,6 +322,17 @@ class SweepSettings(Settings):
         }
         fresh = {"seed": attack.seed + FINAL_SEED}
         return _changed(attack, (fresh if "preset" in changes else fresh | larger) | changes)
+
+    @model_validator(mode="after")
+    def _urls_hold_no_password(self) -> Self:
+        urls = {"storage": self.storage, "storage_path": self.storage_path, "tracking.uri": self.tracking.uri}
+        for name, url in urls.items():
+            if url is not None and urlsplit(url).password is not None:
+                raise ValueError(
+                    f"{name} holds a password, which would be written into the sweep's folder and to MLflow: leave it "
+                    "out and set PGPASSWORD, PGPASSFILE or MLFLOW_TRACKING_PASSWORD in the environment"
+                )
+        return self
 
     @model_validator(mode="after")
     def _final_attack_is_valid(self) -> Self:
