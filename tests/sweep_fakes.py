@@ -229,3 +229,13 @@ def starved(trial: TrialSettings, output_dir: Path, *, trial_id: str = "trial") 
     note(output_dir, "started")
     yield Progress("train", 1, 2, {})
     raise MemoryError
+
+
+def located(trial: TrialSettings, output_dir: Path, *, trial_id: str = "trial") -> Steps:
+    """As `slow`, and notes on which node it runs."""
+    import ray
+
+    if finished(output_dir) is None:
+        note(output_dir, f"node-{ray.get_runtime_context().get_node_id()}")
+    result = yield from slow(trial, output_dir, trial_id=trial_id)
+    return result
