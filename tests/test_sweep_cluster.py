@@ -96,7 +96,7 @@ def job_server(environment: dict[str, str]) -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="sdm-", dir="/tmp") as folder:
         command = [BIN / "ray", "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={port}"]
         command += ["--num-cpus=2", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"]
-        command += [f"--temp-dir={folder}", "--disable-usage-stats"]
+        command += [f"--dashboard-agent-listen-port={free_port()}", f"--temp-dir={folder}", "--disable-usage-stats"]
         with Path(folder, "head.log").open("w") as log:
             head = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
             try:
