@@ -208,6 +208,7 @@ def test_a_point_that_fails_the_audit_is_infeasible_unless_that_is_not_asked_for
         assert judged.status is (Status.INFEASIBLE if asked else Status.COMPLETE)
         assert state.violations(ended) == ({"audit": 1.0} if asked else {})
         assert not state.front(), "it stays off the frontier either way"
+        assert state.infeasible().keys() == ({"t0000"} if asked else set())
         if asked:
             assert judged.error == "the audit failed (audit.json says which check)"
 

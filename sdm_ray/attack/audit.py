@@ -16,10 +16,12 @@ from sdm_ray.attack.report import AttackRecord, AttackReport, Cell
 from sdm_ray.attack.signals import Signals
 from sdm_ray.config.support import Support, overlaps
 
-INFORMED = 0.05
-"""Balanced accuracy above chance from which predictions count as informed."""
-FLIPPED_SHARE = 0.2
-"""Share of informed attackers whose classes are best renamed that fails the check of label flips."""
+INFORMED, INFORMED_ERRORS = 0.05, 3.0
+"""Balanced accuracy above chance from which predictions count as informed, and the standard errors that it must be: of
+classes that are renamed at will, the better naming of noise lies above chance."""
+FLIPPED_SHARE, LEAST_FLIPPED, ONE_SIDED = 0.2, 2, 1.645
+"""Share of informed attackers whose classes are best renamed that fails the check of label flips where the lower end of
+its 95 % interval (Wilson 1927, one-sided) exceeds it, and the fewest such attackers that do."""
 SUB_CHANCE = 0.05
 """Balanced accuracy below chance that fails, where it is three standard errors away too."""
 LEAST_RANK, LEAST_SPREAD = 1.5, 1e-4
@@ -135,23 +137,33 @@ def _reruns(report: AttackReport) -> list[AttackRecord]:
 
 def _label_flip(report: AttackReport) -> Check:
     own = [r for r in report.records if r.own_head and r.status == "ok"]
-    shares = {
-        "re-runs": _flipped_share(_reruns(report), report.num_classes),
-        "attackers that start from the released head": _flipped_share(own, report.num_classes),
-    }
-    who, share = max(shares.items(), key=lambda item: item[1])
+    groups = {"re-runs": _reruns(report), "attackers that start from the released head": own}
+    found = {who: _flipped(records, report) for who, records in groups.items()}
+    who, (flipped, informed) = max(found.items(), key=lambda item: _least_share(*item[1]))
     return Check(
         name="label_flip",
-        passed=share <= FLIPPED_SHARE,
-        value=share,
-        said=f"{share:.0%} of the {who} that know the label call its classes by each other's names",
+        passed=flipped < LEAST_FLIPPED or _least_share(flipped, informed) <= FLIPPED_SHARE,
+        value=flipped / informed if informed else 0.0,
+        said=f"{flipped} of the {informed} {who} that know the label call its classes by each other's names",
     )
 
 
-def _flipped_share(records: Sequence[AttackRecord], num_classes: int) -> float:
-    informed = [record for record in records if record.val_accuracy > 1 / num_classes + INFORMED]
-    flipped = [record for record in informed if record.val_raw_accuracy < record.val_accuracy - INFORMED]
-    return len(flipped) / len(informed) if informed else 0.0
+def _flipped(records: Sequence[AttackRecord], report: AttackReport) -> tuple[int, int]:
+    """Attackers whose classes are best renamed, and all that know the label."""
+    chance = 1 / report.num_classes
+    error = math.sqrt(chance * (1 - chance) / max(report.num_validation, 1))
+    least = chance + max(INFORMED, INFORMED_ERRORS * error)
+    informed = [record for record in records if record.val_accuracy > least]
+    return sum(record.val_raw_accuracy < record.val_accuracy - INFORMED for record in informed), len(informed)
+
+
+def _least_share(count: int, total: int) -> float:
+    """Lower end of the interval of a share."""
+    if not total:
+        return 0.0
+    share, z = count / total, ONE_SIDED
+    margin = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
+    return (share + z * z / (2 * total) - margin) / (1 + z * z / total)
 
 
 def _sub_chance(report: AttackReport) -> Check:

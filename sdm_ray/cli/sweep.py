@@ -47,7 +47,9 @@ def run(settings: SweepSettings, config: Path, *, resume: bool, fork: bool = Fal
         raise typer.Exit(130)
     console.print(f"{outcome.seconds:.0f} s, {len(outcome.results)} trials, {len(outcome.failures)} failed")
     if not outcome.front:
-        error_console.print("the frontier is empty: no trial finished within the bound on desired accuracy")
+        for point, reason in outcome.infeasible.items():
+            error_console.print(f"infeasible: {point}: {reason}", markup=False, soft_wrap=True)
+        error_console.print("the frontier is empty: no point is feasible and complete (reasons above)")
         raise typer.Exit(1)
     best = load_best(outcome.folder)
     write_text(outcome.folder / BEST, to_yaml(best))

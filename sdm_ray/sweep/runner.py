@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,6 +41,8 @@ class SweepOutcome:
     """Every trial that ended, references first; `infeasible` where it misses the bound on desired accuracy."""
     points: list[Point]
     """Those that completed."""
+    infeasible: dict[str, str] = field(default_factory=dict)
+    """Why completed points miss a constraint, by id."""
     interrupted: bool = False
     """Trials are still missing; `resume_hint` says how to go on."""
     tracking_hint: str = ""
@@ -167,6 +169,7 @@ class _Run:
             folder=self.folder,
             results=self.state.results(),
             points=self.state.points(),
+            infeasible=self.state.infeasible(),
             interrupted=status == "stopped",
             tracking_hint=self.tracker.hint,
             seconds=self.state.snapshot().elapsed_seconds,

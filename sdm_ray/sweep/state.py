@@ -302,6 +302,16 @@ class SweepState:
         references = [self._points[method] for method in self.references if method in self._points]
         return references + [self._points[name] for name in sorted(self._searched)]
 
+    def infeasible(self) -> dict[str, str]:
+        """Why searched points miss a constraint, by id; under the final attack where they have faced it."""
+        reasons = {}
+        for point in self._searched:
+            final = self._ended.get(("final", f"{point}{FINAL}"))
+            judged = self.judged(self._ended["search", point] if final is None else final)
+            if judged.status is Status.INFEASIBLE:
+                reasons[point] = str(judged.error)
+        return reasons
+
     def front(self) -> list[Point]:
         """The Pareto front of `points`."""
         if self._front is None:
