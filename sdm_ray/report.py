@@ -246,17 +246,22 @@ def _draw_front(axes: Axes, front: Sequence[Point]) -> None:
 
 
 def _draw_trials(axes: Axes, trials: Sequence[Point], front: Sequence[Point]) -> None:
-    """Trials off the front, without their intervals, which would hide each other."""
+    """Trials off the front, without their intervals, which would hide each other.
+
+    Those that the final attack left out were measured by a weaker one, and are drawn as rings.
+    """
     fronted = {id(point) for point in front}
     size = 5.5 if len(trials) <= 60 else 3.5
     left = axes.get_xlim()[0]
-    feasible = [point for point in trials if point.feasible and id(point) not in fronted]
+    feasible = [point for point in trials if point.feasible and id(point) not in fronted and not point.superseded]
+    superseded = [point for point in trials if point.feasible and point.superseded]
     infeasible = [point for point in trials if not point.feasible]
     inside = [point for point in infeasible if point.desired >= left]
     away = len(infeasible) - len(inside)
     said = f"infeasible ({len(infeasible)}" + (f", {away} off scale)" if away else ")")
     for group, label, face, edge in (
         (feasible, f"dominated ({len(feasible)})", TRIAL, "white"),
+        (superseded, f"not attacked again ({len(superseded)})", "white", TRIAL),
         (inside, said, "none", FAINT),
     ):
         xs, ys = [point.desired for point in group], [point.harmful for point in group]

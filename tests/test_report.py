@@ -177,3 +177,11 @@ def test_tables_hold_front_and_references_only() -> None:
     assert lines[0] == "| trial | method | desired | harmful | n=20 | n=50 | n=200 |"
     assert lines[2] == "| t1 | MLAC | 0.960 | 0.700 | 0.600 | 0.720 | 0.780 |"
     assert [line.split(" | ")[0].strip("| ") for line in lines[2:]] == ["t1", "t0", "ref-tuned", "ref-ac", "ref-random"]
+
+
+def test_points_that_the_final_attack_left_out_are_told_apart(tmp_path: Path, drawn: list[Figure]) -> None:
+    points = [point("t0", 0.9, 0.6), point("t1", 0.95, 0.5, superseded=True), point("t2", 0.8, 0.7)]
+    frontier_figure(points, tmp_path / "frontier.png")
+    said = texts_of(drawn[0])
+    for words in ("frontier (1)", "dominated (1)", "not attacked again (1)"):
+        assert words in said
