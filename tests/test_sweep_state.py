@@ -252,6 +252,26 @@ def test_a_point_is_its_seeds_together(tmp_path: Path) -> None:
     assert state.num_missing() == 2
 
 
+@pytest.mark.parametrize("first", [0, 1])
+def test_the_other_seeds_of_a_lost_point_do_not_begin(tmp_path: Path, first: int) -> None:
+    """Whichever ends first: the point is stopped, and one that runs already ends without changing that."""
+    state = make_state(tmp_path, search__num_seeds=3, search__num_trials=2, references="[]")
+    state.start(Entry("t0000", "search", "mlac", 0))
+    state.start(Entry("t0000-s1", "search", "mlac", 0, point="t0000", seed_index=1))
+    names = ["t0000", "t0000-s1"]
+    state.finish(result(names[first], 0.9, status=Status.STOPPED, error="hopeless"))
+    assert state.planned() is None
+    assert state.num_missing() == 1 + 3
+    ended = state.ended("t0000")
+    assert ended is not None
+    assert (ended.trial_id, ended.status) == ("t0000", Status.STOPPED)
+    state.finish(result(names[1 - first], 0.9, 0.4))
+    assert state.ended("t0000") == ended
+    assert state.snapshot().counts[Status.STOPPED] == 1
+    again = make_state(tmp_path, search__num_seeds=3, search__num_trials=2, references="[]")
+    assert (again.num_missing(), again.planned()) == (state.num_missing(), None) == (3, None)
+
+
 def test_what_is_kept_up_to_date_equals_what_is_read_anew(tmp_path: Path) -> None:
     state = make_state(tmp_path, search__max_desired_drop=0.1, search__num_trials=40)
     for index in range(12):

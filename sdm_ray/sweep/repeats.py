@@ -16,13 +16,13 @@ def combined(results: Sequence[TrialResult], *, point: str, intervals: Collectio
     where all its seeds do.
 
     Args:
-        results: one for each training seed, in their order.
+        results: one for each training seed, in their order; where one of them is not complete, others may be missing.
         point: its id.
         intervals: metrics that get a 95 % Student interval of the mean over seeds. An interval that a single trial has
             is over the attacker's seeds, a narrower question, and is dropped.
     """
     if len(results) == 1:
-        return results[0]
+        return dataclasses.replace(results[0], trial_id=point)
     for status in (Status.FAILED, Status.STOPPED, Status.INFEASIBLE):
         for result in results:
             if result.status is status:

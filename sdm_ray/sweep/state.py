@@ -338,6 +338,7 @@ class SweepState:
         self._trials: dict[Role, dict[str, dict[int, Entry]]] = {role: {} for role in ROLES}
         self._unfinished: dict[str, Entry] = {}
         self._incomplete: dict[str, None] = {}
+        self._num_skipped = 0
         self._occupied = 0.0
         self._durations: dict[Role, list[float]] = {role: [0.0, 0] for role in ROLES}
         self._ended: dict[tuple[Role, str], TrialResult] = {}
@@ -348,6 +349,7 @@ class SweepState:
         self._front = None
         for entry in self.ledger.entries.values():
             self._admit(entry)
+        for entry in self.ledger.entries.values():
             if entry.result is not None:
                 self._take_end(entry)
 
@@ -373,8 +375,12 @@ class SweepState:
         group = self._trials[entry.role][entry.point]
         results = [group[index].result for index in sorted(group)]
         finished = [result for result in results if result is not None]
-        if len(finished) < self.num_seeds:
+        lost = entry.role == "search" and any(result.status is not Status.COMPLETE for result in finished)
+        if (len(finished) < self.num_seeds and not lost) or (entry.role, entry.point) in self._ended:
             return
+        if lost:  # a point counts only whole: its other seeds need not begin
+            self._incomplete.pop(entry.point, None)
+            self._num_skipped += self.num_seeds - len(group)
         self._ended[entry.role, entry.point] = combined(finished, point=entry.point, intervals=self._intervals)
         if entry.role == "search" or (entry.role == "reference" and entry.point != "tuned"):
             self._judge(entry.role, entry.point)
@@ -469,7 +475,7 @@ class SweepState:
         references = len(self.references) * self.num_seeds - begun["reference"]
         points = self.num_points if not self.wants_point() else self.settings.search.num_trials
         finals = len(self._finalists()) * self.num_seeds - begun["final"]
-        search = points * self.num_seeds - begun["search"]
+        search = points * self.num_seeds - begun["search"] - self._num_skipped
         return {"reference": max(0, references), "search": max(0, search), "final": max(0, finals)}
 
     def _trials_per_hour(self) -> float | None:
