@@ -30,6 +30,7 @@ LAYERS = {
     "training_report": 2,
     "attack_report": 2,
     "plotting": 2,
+    "page": 2,
     "model_card": 2,
     "reuse": 2,
     "export": 2,
@@ -47,7 +48,7 @@ LAYERS = {
 """The layer of a module is that of its longest prefix here (README, "How it is built")."""
 
 SIDE = {
-    "tracking", "frontier", "report", "training_report", "attack_report", "plotting", "model_card", "reuse",
+    "tracking", "frontier", "report", "training_report", "attack_report", "plotting", "page", "model_card", "reuse",
     "export", "doctor",
 }  # fmt: skip
 """Side modules of layer 2: they know neither meta-training nor attacks."""

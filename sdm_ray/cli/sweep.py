@@ -14,10 +14,11 @@ from sdm_ray.config import SweepSettings, to_yaml
 from sdm_ray.errors import UsageError
 from sdm_ray.files import write_text
 from sdm_ray.frontier import Rule, read_tables, select
+from sdm_ray.page import write_page
 from sdm_ray.report import frontier_figure, pareto_table
 from sdm_ray.reuse import find_sweep, load_best
 
-FIGURE = "frontier.png"
+FIGURE, PAGE = "frontier.png", "frontier.html"
 BEST = "best.yaml"
 
 
@@ -95,9 +96,11 @@ def show_frontier(sweep: str) -> None:
     folder = find_sweep(sweep)
     points = read_tables(folder)
     frontier_figure(points, folder / FIGURE)
+    write_page(points, folder / PAGE, title=folder.name)
     console.print(pareto_table(points))
     select(points)
     console.print(f"picture {escape(str(folder / FIGURE))}", soft_wrap=True)
+    console.print(f"page    {escape(str(folder / PAGE))}", soft_wrap=True)
 
 
 def write_best(
@@ -116,6 +119,7 @@ def write_best(
 def _say_next(folder: Path, trial_id: str, tracking_hint: str) -> None:
     model = folder / "trials" / trial_id / "model"
     rows = [
+        ("page", str(folder / PAGE)),
         ("picture", str(folder / FIGURE)),
         ("attacks", str(folder / "attack_curves.png")),
         ("table", f"{folder / 'frontier.parquet'} and .json"),

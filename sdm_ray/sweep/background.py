@@ -20,6 +20,8 @@ CLOSE_SECONDS = 60.0
 """How long the end of a sweep waits for what is still queued."""
 
 
+PAGE = "frontier.html"
+"""The interactive page."""
 BUSY_SHARE = 0.05
 """Most of the time that the frontier of a long sweep may be written in: the driver waits for it now and then."""
 
@@ -137,9 +139,11 @@ class FrontierWriter:
 
     def _write(self, points: list[Point]) -> None:
         try:
+            from sdm_ray.page import write_page
             from sdm_ray.report import Curve, attack_curves_figure, frontier_figure
 
             files = [*write_tables(points, self._folder), frontier_figure(points, self._folder / "frontier.png")]
+            files.append(write_page(points, self._folder / PAGE, title=self._folder.name))
             shown = [*pareto_front(points)[:1], *(point for point in points if point.is_reference)]
             curves = [Curve.from_point(point) for point in shown]
             curves = [curve for curve in curves if curve.num_examples]

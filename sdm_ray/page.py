@@ -1,0 +1,96 @@
+"""The frontier as one HTML page that needs no network: point at a trial to see what an attacker recovers from it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from sdm_ray.files import write_text
+from sdm_ray.frontier import Point, hypervolume, pareto_front
+from sdm_ray.plotting import FAINT, FRONT, INK, REFERENCE_STYLES, TRIAL, WORDS
+from sdm_ray.report import cell_numbers
+from sdm_ray.types import Metric
+
+TEMPLATE = "page.html"
+MARK = "/*DATA*/"
+MAX_GROWTH = 400
+"""Moments at which the hypervolume so far is worked out."""
+
+
+def write_page(points: Sequence[Point], path: Path, *, title: str) -> Path:
+    """Write the page, atomically.
+
+    Args:
+        points: all trials, in the order in which they began, and references.
+        path: the page.
+        title: name of the sweep.
+
+    Raises:
+        RunError: when the file cannot be written.
+    """
+    template = (files("sdm_ray") / TEMPLATE).read_text(encoding="utf-8")
+    text = json.dumps(page_data(points, title=title), allow_nan=False, separators=(",", ":"))
+    # Within a script element only "<" could end the data, or begin a comment.
+    write_text(path, template.replace(MARK, text.replace("<", "\\u003c")))
+    return path
+
+
+def page_data(points: Sequence[Point], *, title: str) -> dict[str, Any]:
+    """What the page shows; NaN is null."""
+    numbers = cell_numbers(points)
+    front = {id(point) for point in pareto_front(points)}
+    trials = [point for point in points if not point.is_reference]
+    return {
+        "title": title,
+        "hypervolume": hypervolume(points),
+        "numbers": list(numbers),
+        "colors": {"front": FRONT, "trial": TRIAL, "faint": FAINT, "ink": INK},
+        "styles": {name: list(style) for name, style in REFERENCE_STYLES.items()},
+        "words": WORDS,
+        "params": sorted({name for point in trials for name in point.params}),
+        "growth": _growth(trials),
+        "points": [_plain(point, numbers, on_front=id(point) in front) for point in points],
+    }
+
+
+def _plain(point: Point, numbers: Sequence[int], *, on_front: bool) -> dict[str, Any]:
+    curve = [
+        [_finite(point.metrics.get(name)) for name in (accuracy, Metric.low(accuracy), Metric.high(accuracy))]
+        for accuracy in map(Metric.harmful_accuracy, numbers)
+    ]
+    kind = "reference" if point.is_reference else "front" if on_front else "infeasible"
+    if kind == "infeasible" and point.feasible:
+        kind = "superseded" if point.superseded else "dominated"
+    return {
+        "id": point.trial_id,
+        "method": point.method,
+        "kind": kind,
+        "x": _finite(point.desired),
+        "y": _finite(point.harmful),
+        "xi": None if point.desired_interval is None else list(point.desired_interval),
+        "yi": None if point.harmful_interval is None else list(point.harmful_interval),
+        "params": {name: _finite(value) for name, value in point.params.items()},
+        "curve": curve,
+    }
+
+
+def _growth(trials: Sequence[Point]) -> list[list[float]]:
+    """[trials, hypervolume of the first so many], at up to `MAX_GROWTH` moments."""
+    count = len(trials)
+    moments = sorted({max(1, round(count * (i + 1) / MAX_GROWTH)) for i in range(min(MAX_GROWTH, count))} | {count})
+    grown: list[list[float]] = []
+    front: list[Point] = []
+    before = 0
+    for moment in moments if count else []:
+        front = pareto_front([*front, *trials[before:moment]])
+        before = moment
+        grown.append([moment, hypervolume(front)])
+    return grown
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value

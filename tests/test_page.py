@@ -1,0 +1,98 @@
+"""The frontier's page: what is in it, that it loads nothing and runs nothing foreign, and that a browser shows it."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sdm_ray.frontier import Point, hypervolume
+from sdm_ray.page import page_data, write_page
+from sdm_ray.types import Metric
+
+
+def point(name: str, desired: float, harmful: float, **changes: Any) -> Point:
+    metrics = {Metric.harmful_accuracy(n): harmful - 0.1 + n / 1000 for n in (20, 200)}
+    return Point(
+        trial_id=name,
+        method=changes.pop("method", "mlac"),
+        desired=desired,
+        harmful=harmful,
+        metrics=metrics,
+        **changes,
+    )
+
+
+POINTS = [
+    point("tuned", 0.96, 0.8, method="tuned", is_reference=True),
+    point("random", 0.5, 0.5, method="random", is_reference=True),
+    point("t0", 0.95, 0.6, params={"rate": 1e-3, "sizes": [8, 16]}, harmful_interval=(0.55, 0.65)),
+    point("t1", 0.90, 0.52, params={"rate": 1e-2}),
+    point("t2", 0.90, 0.7),
+    point("t3", 0.94, 0.51, superseded=True),
+    point("t4", 0.20, 0.5, feasible=False),
+    point("t5", 0.93, math.nan, feasible=False),
+]
+
+
+def test_the_page_says_what_each_point_is() -> None:
+    data = page_data(POINTS, title="s")
+    kinds = {entry["id"]: entry["kind"] for entry in data["points"]}
+    assert kinds == {
+        "tuned": "reference", "random": "reference", "t0": "front", "t1": "front", "t2": "dominated",
+        "t3": "superseded", "t4": "infeasible", "t5": "infeasible",
+    }  # fmt: skip
+    assert data["numbers"] == [20, 200]
+    assert data["points"][2]["curve"] == [[pytest.approx(0.52), None, None], [pytest.approx(0.7), None, None]]
+    assert data["points"][-1]["y"] is None
+    assert data["params"] == ["rate", "sizes"]
+    assert data["growth"][0] == [1, hypervolume(POINTS[2:3])]
+    assert data["growth"][-1] == [6, hypervolume(POINTS)]
+    json.dumps(data, allow_nan=False)
+
+
+def test_nothing_is_loaded_and_no_name_becomes_code(tmp_path: Path) -> None:
+    evil = point("</script><script>alert(1)</script>", 0.9, 0.5, params={"<b>": "<!--"})
+    text = write_page([evil], tmp_path / "page.html", title="<i>s</i>").read_text()
+    assert not re.search(r"""(?:src|href)\s*=|url\(|@import|https?://(?!www\.w3\.org/2000/svg)""", text)
+    assert "default-src 'none'" in text
+    assert "alert(1)</script>" not in text
+    (data,) = re.findall(r'<script id="data" type="application/json">(.*?)</script>', text, re.DOTALL)
+    assert json.loads(data)["points"][0]["id"] == evil.trial_id
+
+
+def test_no_trial_is_a_page_too(tmp_path: Path) -> None:
+    assert write_page([], tmp_path / "page.html", title="s").exists()
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="no Chromium on this machine")
+@pytest.mark.parametrize("count", [0, 10_000])
+def test_a_browser_shows_the_curve_of_the_point_that_is_clicked(tmp_path: Path, count: int) -> None:
+    """A click on a dominated point, then a key; alone, and among ten thousand others."""
+    crowd = [point(f"c{index}", 0.86 + 1e-6 * index, 0.75, params={"rate": 1e-3}) for index in range(count)]
+    path = write_page([*POINTS, *crowd], tmp_path / "page.html", title="s")
+    script = """
+      const a = at.find(a => a.p.id === "t2"), box = $("map").getBoundingClientRect();
+      $("map").dispatchEvent(new MouseEvent("click", {clientX: box.left + a.x, clientY: box.top + a.y}));
+      const clicked = $("name").textContent, start = performance.now();
+      for (let i = 0; i < 50; i++) choose(i % 2 ? front[0] : front[1]);
+      const spent = (performance.now() - start) / 50;
+      $("map").focus(); $("map").dispatchEvent(new KeyboardEvent("keydown", {key: "ArrowRight"}));
+      document.body.append(element("pre", `clicked ${clicked}; key ${$("name").textContent}; ${spent} ms`));
+    """
+    path.write_text(path.read_text().replace("</body>", f"<script>{script}</script></body>"))
+    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--window-size=1280,1000", "--dump-dom"]
+    command += [f"--user-data-dir={tmp_path}/profile", path.as_uri()]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
+    found = re.search(r"clicked (.*?); key (.*?); ([0-9.]+) ms</pre>", shown)
+    assert found, shown[-2000:]
+    assert found[1] == "t2 (dominated)"
+    assert found[2] == "t0 (on the frontier)"
+    print(f"{count} points: {float(found[3]):.1f} ms a change of the chosen one")
+    assert shown.count("<tr data-id=") == 2 + 2
