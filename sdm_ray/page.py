@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -21,19 +21,23 @@ MAX_GROWTH = 400
 """Moments at which the hypervolume so far is worked out."""
 
 
-def write_page(points: Sequence[Point], path: Path, *, title: str) -> Path:
+def write_page(
+    points: Sequence[Point], path: Path, *, title: str, importances: Mapping[str, Mapping[str, float]] | None = None
+) -> Path:
     """Write the page, atomically.
 
     Args:
         points: all trials, in the order in which they began, and references.
         path: the page.
         title: name of the sweep.
+        importances: shares of the searched settings, by objective.
 
     Raises:
         RunError: when the file cannot be written.
     """
     template = (files("sdm_ray") / TEMPLATE).read_text(encoding="utf-8")
-    text = json.dumps(page_data(points, title=title), allow_nan=False, separators=(",", ":"))
+    data = page_data(points, title=title) | {"importances": {k: dict(v) for k, v in (importances or {}).items()}}
+    text = json.dumps(data, allow_nan=False, separators=(",", ":"))
     # Within a script element only "<" could end the data, or begin a comment.
     write_text(path, template.replace(MARK, text.replace("<", "\\u003c")))
     return path

@@ -76,7 +76,8 @@ def test_no_trial_is_a_page_too(tmp_path: Path) -> None:
 def test_a_browser_shows_the_curve_of_the_point_that_is_clicked(tmp_path: Path, count: int) -> None:
     """A click on a dominated point, then a key; alone, and among ten thousand others."""
     crowd = [point(f"c{index}", 0.86 + 1e-6 * index, 0.75, params={"rate": 1e-3}) for index in range(count)]
-    path = write_page([*POINTS, *crowd], tmp_path / "page.html", title="s")
+    shares = {"desired/accuracy": {"train.rate": 0.75, "sizes": 0.25}}
+    path = write_page([*POINTS, *crowd], tmp_path / "page.html", title="s", importances=shares)
     script = """
       const a = at.find(a => a.p.id === "t2"), box = $("map").getBoundingClientRect();
       $("map").dispatchEvent(new MouseEvent("click", {clientX: box.left + a.x, clientY: box.top + a.y}));
@@ -94,5 +95,6 @@ def test_a_browser_shows_the_curve_of_the_point_that_is_clicked(tmp_path: Path, 
     assert found, shown[-2000:]
     assert found[1] == "t2 (dominated)"
     assert found[2] == "t0 (on the frontier)"
+    assert re.search(r"<dt>rate</dt><dd><i style=\"width: 75%;\"></i></dd><dd>0.75</dd><dt>sizes</dt>", shown)
     print(f"{count} points: {float(found[3]):.1f} ms a change of the chosen one")
     assert shown.count("<tr data-id=") == 2 + 2

@@ -157,3 +157,16 @@ def test_earlier_results_that_this_space_could_have_drawn_are_learnt(tmp_path: P
     assert (trial.params, trial.values, trial.constraints) == (good, [0.9, 0.5], {"desired": 0.3})
     assert stored(tmp_path).best_trials == []
     assert study.ask()[0] == 1
+
+
+def test_importances_name_what_decides_an_objective(tmp_path: Path) -> None:
+    study = open_study(tmp_path)
+    for index in range(24):
+        number, params = study.ask()
+        study.tell(number, [params[sweep_fakes.WEIGHT], params[sweep_fakes.RATE]], violations={})
+        if index == 5:
+            assert study.importances(["up", "down"]) == {}, "too few to say anything"
+    found = study.importances(["up", "down"])
+    assert found["up"][sweep_fakes.WEIGHT] > 0.7
+    assert found["down"][sweep_fakes.RATE] > 0.7
+    assert sum(found["up"].values()) == pytest.approx(1)

@@ -105,6 +105,8 @@ class FrontierWriter:
         self._closing = False
         self._warned = False
         self.files: list[Path] = []
+        self.importances: dict[str, dict[str, float]] = {}
+        """Shares of the searched settings by objective, for the page; set before the last update."""
         self._thread = threading.Thread(target=self._run, name="sdm-ray-frontier", daemon=True)
         self._thread.start()
 
@@ -143,7 +145,7 @@ class FrontierWriter:
             from sdm_ray.report import Curve, attack_curves_figure, frontier_figure
 
             files = [*write_tables(points, self._folder), frontier_figure(points, self._folder / "frontier.png")]
-            files.append(write_page(points, self._folder / PAGE, title=self._folder.name))
+            files.append(write_page(points, self._folder / PAGE, title=self._folder.name, importances=self.importances))
             shown = [*pareto_front(points)[:1], *(point for point in points if point.is_reference)]
             curves = [Curve.from_point(point) for point in shown]
             curves = [curve for curve in curves if curve.num_examples]

@@ -186,8 +186,12 @@ class _Run:
     def _search(self) -> None:
         study = self._open_study()
         self._tell_earlier_results(study)
-        if self.state.num_missing() == 0:
-            return
+        if self.state.num_missing():
+            self._run_missing(study)
+        names = [objective.metric for objective in self.settings.objectives]
+        self.frontier.importances = study.importances(names)
+
+    def _run_missing(self, study: SearchStudy) -> None:
         with ExitStack() as stack:
             self.state.concurrency = stack.enter_context(cluster(self.settings.resources, owner=self.folder))
             stack.enter_context(stop_on_signals(self.switch, self.view.message))  # Ray has put its own SIGTERM in place

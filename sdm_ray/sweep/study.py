@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import optuna
+from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
 from sdm_ray.config import SearchSettings, SweepSettings
@@ -17,6 +18,8 @@ from sdm_ray.sweep.space import Space
 
 JOURNAL = "journal://"
 """Begins the URL of a journal file."""
+LEAST_FOR_IMPORTANCES = 10
+"""Completed trials from which importances say anything."""
 SQLITE_SECONDS = 60
 """How long a locked sqlite file is waited for."""
 
@@ -145,6 +148,32 @@ class SearchStudy:
         for number in zombies:
             self._study.tell(number, state=TrialState.FAIL)
         return len(zombies)
+
+    def importances(self, names: Sequence[str]) -> dict[str, dict[str, float]]:
+        """How much each searched setting decides whether an objective gets good, by PED-ANOVA (arXiv 2304.10255).
+
+        Shares that sum to 1 for each objective. Empty below `LEAST_FOR_IMPORTANCES` completed trials. Conditional
+        settings are left out: they have no value in some trials.
+
+        Args:
+            names: of the objectives, in their order.
+        """
+        complete = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        common = set.intersection(*(set(trial.params) for trial in complete)) if complete else set()
+        if len(complete) < LEAST_FOR_IMPORTANCES or not common:
+            return {}
+        signs = [1.0 if direction is StudyDirection.MINIMIZE else -1.0 for direction in self._study.directions]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that it looks at low values, which the signs see to
+            return {
+                name: optuna.importance.get_param_importances(
+                    self._study,
+                    evaluator=optuna.importance.PedAnovaImportanceEvaluator(),
+                    params=sorted(common),
+                    target=lambda trial, index=index: signs[index] * trial.values[index],
+                )
+                for index, name in enumerate(names)
+            }
 
     def states(self) -> list[str]:
         """Optuna's state of every trial, by number."""
