@@ -120,6 +120,11 @@ def test_frontier_prints_the_table_and_draws(capsys: pytest.CaptureFixture[str],
     assert "t0" in out
     assert "t1" in out
     assert (sweep_folder / "frontier.png").read_bytes().startswith(b"\x89PNG")
+    assert '"title":"demo"' in (sweep_folder / "frontier.html").read_text()
+    code, out, _ = run(capsys, "frontier", sweep_folder, sweep_folder)
+    assert code == 0
+    assert "cannot be told apart; 95 % interval" in out
+    assert run(capsys, "frontier", sweep_folder, "nowhere")[0] == 2
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sdm_ray.errors import RunError, UsageError
-from sdm_ray.frontier import Point, hypervolume, pareto_front, point_from_result, read_tables, select, write_tables
+from sdm_ray.frontier import (
+    Point,
+    compare,
+    hypervolume,
+    pareto_front,
+    point_from_result,
+    read_tables,
+    select,
+    write_tables,
+)
 from sdm_ray.types import Metric, Status, TrialResult
 
 
@@ -258,3 +267,16 @@ def test_ten_thousand_points_take_little_time(tmp_path: Path) -> None:
     read = read_tables(tmp_path)
     hypervolume(read)
     assert time.process_time() - start < 2
+
+
+def test_sweeps_are_compared_by_hypervolume_with_an_interval() -> None:
+    rng = np.random.default_rng(0)
+    few, many = ([point(str(i), *rng.uniform(0.4, 0.6, 2)) for i in range(n)] for n in (5, 200))
+    reference = [point("tuned", 1.0, 0.0, is_reference=True)]
+    difference, low, high = compare(few + reference, many + reference)
+    assert difference == pytest.approx(hypervolume(many) - hypervolume(few))
+    assert 0 < low <= difference <= high
+    assert compare(many, many)[0] == 0
+    assert compare(many, many)[1] < 0 < compare(many, many)[2]
+    assert compare(few, many, seed=1)[1:] != (low, high)
+    assert compare([], many)[0] == hypervolume(many)

@@ -160,11 +160,16 @@ def attack(
 
 
 @app.command()
-def frontier(sweep: SweepFolder) -> None:
-    """Print a sweep's Pareto table and draw its picture again."""
+def frontier(
+    sweep: SweepFolder,
+    others: Annotated[
+        list[str] | None, typer.Argument(metavar="[SWEEP2 ...]", help="Sweeps to compare with it by hypervolume.")
+    ] = None,
+) -> None:
+    """Print a sweep's Pareto table, draw its picture and page again, and compare it with other sweeps."""
     from sdm_ray.cli.sweep import show_frontier
 
-    show_frontier(sweep)
+    show_frontier(sweep, others or ())
 
 
 @app.command()

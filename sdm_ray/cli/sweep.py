@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import typer
@@ -13,7 +14,7 @@ from sdm_ray.cli.console import console, error_console
 from sdm_ray.config import SweepSettings, to_yaml
 from sdm_ray.errors import UsageError
 from sdm_ray.files import write_text
-from sdm_ray.frontier import Rule, read_tables, select
+from sdm_ray.frontier import Point, Rule, compare, hypervolume, read_tables, select
 from sdm_ray.page import write_page
 from sdm_ray.report import frontier_figure, pareto_table
 from sdm_ray.reuse import find_sweep, load_best
@@ -91,16 +92,34 @@ def show_status(sweep: str) -> None:
         console.print(pareto_table(status.points))
 
 
-def show_frontier(sweep: str) -> None:
-    """Print the Pareto table of a sweep and draw its picture again; an empty frontier is an error that says why."""
+def show_frontier(sweep: str, others: Sequence[str] = ()) -> None:
+    """Print the Pareto table of a sweep and draw its picture again; an empty frontier is an error that says why.
+
+    Each of the others is compared with it by hypervolume.
+    """
     folder = find_sweep(sweep)
     points = read_tables(folder)
+    compared = [(find_sweep(other).name, read_tables(find_sweep(other))) for other in others]
     frontier_figure(points, folder / FIGURE)
     write_page(points, folder / PAGE, title=folder.name)
     console.print(pareto_table(points))
     select(points)
     console.print(f"picture {escape(str(folder / FIGURE))}", soft_wrap=True)
     console.print(f"page    {escape(str(folder / PAGE))}", soft_wrap=True)
+    if compared:
+        console.print(f"{folder.name}: hypervolume {hypervolume(points):.4f}, {_num_trials(points)} trials")
+    for name, theirs in compared:
+        difference, low, high = compare(points, theirs)
+        verdict = "better" if low > 0 else "worse" if high < 0 else "cannot be told apart"
+        console.print(
+            f"{name}: hypervolume {hypervolume(theirs):.4f}, {_num_trials(theirs)} trials: {difference:+.4f} "
+            f"\\[{low:+.4f}, {high:+.4f}] ({verdict}; 95 % interval, bootstrap over trials)",
+            soft_wrap=True,
+        )
+
+
+def _num_trials(points: Sequence[Point]) -> int:
+    return sum(not point.is_reference for point in points)
 
 
 def write_best(
