@@ -43,8 +43,17 @@ def data_settings(data_file: Path) -> DataSettings:
     return DataSettings(source=str(data_file), max_length=24)
 
 
+LONGEST = (
+    "test_sweep_run", "test_sweep_faults", "test_sweep_cluster", "test_attack_planted", "test_sweep_mirror", "test_cli",
+    "test_meta_resume", "test_attack_evaluate", "test_trial",
+)  # fmt: skip
+"""Files that take a minute or more begin first, so that no process is left alone with one at the end."""
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Skip what needs a CUDA device where there is none, and slow tests unless `-m` speaks of them."""
+    ranks = {name: rank for rank, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: ranks.get(item.path.stem, len(ranks)))
     cuda, slow = torch.cuda.is_available(), "slow" in config.option.markexpr
     for item in items:
         if "gpu" in item.keywords and not cuda:

@@ -37,6 +37,7 @@ def wait_for(condition: Callable[[], bool], seconds: float, what: str) -> None:
         time.sleep(0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_a_lost_node_loses_nothing(tmp_path: Path) -> None:
     """Trials spread over two nodes, one is killed, the other ends them, and the frontier is as if undisturbed."""

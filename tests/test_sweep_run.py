@@ -371,9 +371,9 @@ def test_a_trial_that_never_has_memory_enough_fails(tmp_path: Path) -> None:
 def test_a_locked_storage_is_waited_for_and_then_ends_the_sweep(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(study_module, "SQLITE_SECONDS", 4)
+    monkeypatch.setattr(study_module, "SQLITE_SECONDS", 2)
     lock = tmp_path / "fake" / "optuna.db"
-    holds = iter([1.5, 12.0])
+    holds = iter([0.7, 6.0])
     told = SearchStudy.tell
 
     def tell(study: SearchStudy, *arguments: Any, **options: Any) -> None:
@@ -390,7 +390,7 @@ def test_a_locked_storage_is_waited_for_and_then_ends_the_sweep(
         run(tmp_path, references="[]", resources__max_concurrent_trials=1)
     ended = [entry.trial_id for entry in Ledger(tmp_path / "fake").entries.values() if entry.result is not None]
     assert ended == ids(2), "the first was told after a moment, the second is in the ledger"
-    time.sleep(12.0)
+    time.sleep(6.0)
     outcome = run(tmp_path, resume=True, references="[]")
     assert [trial.state.name for trial in stored_trials(outcome)] == ["COMPLETE"] * 4
     assert all(len(sweep_fakes.events(outcome.folder / "trials" / name, "finished")) == 1 for name in ids(4))
