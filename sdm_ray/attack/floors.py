@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
+from contextlib import suppress
 from pathlib import Path
 
+from sdm_ray import shelf
 from sdm_ray.attack.report import FORMAT_VERSION, AttackReport
 from sdm_ray.errors import RunError
 from sdm_ray.types import Progress
@@ -13,17 +15,22 @@ from sdm_ray.types import Progress
 def load_report(key: str, cache_dir: Path) -> AttackReport | None:
     """The report kept under `key`; None where there is none that can be read."""
     path = _path(key, cache_dir)
-    if not path.exists():
-        return None
-    try:
-        return AttackReport.read_json(path)
-    except RunError:
-        return None
+    for attempt in range(2):
+        with suppress(RunError):
+            if path.exists():
+                report = AttackReport.read_json(path)
+                shelf.offer(cache_dir, _entry(path), [path])
+                return report
+        if attempt == 0 and not shelf.fetch(cache_dir, _entry(path)):
+            break
+    return None
 
 
 def store_report(key: str, cache_dir: Path, report: AttackReport) -> None:
     """Keep a report under `key`, atomically: readers see the old file or the whole new one."""
-    report.write_json(_path(key, cache_dir))
+    path = _path(key, cache_dir)
+    report.write_json(path)
+    shelf.offer(cache_dir, _entry(path), [path])
 
 
 def cached_report(
@@ -46,6 +53,11 @@ def cached_report(
         report = yield from build()
         store_report(key, cache_dir, report)
     return report
+
+
+def _entry(path: Path) -> str:
+    """Name of a report on the shelf."""
+    return f"floors/{path.stem}"
 
 
 def _path(key: str, cache_dir: Path) -> Path:

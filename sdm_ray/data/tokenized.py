@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from sdm_ray import shelf
 from sdm_ray.config import DataSettings, digest
 from sdm_ray.data.sources import Examples, load_examples, source_digest
 from sdm_ray.data.splits import assign_splits, check_classes, check_disjoint
@@ -83,11 +84,14 @@ def prepare(settings: DataSettings, tokenizer: Any, tokenizer_digest: str, cache
         content = examples.digest
     key = _cache_key(settings, content, tokenizer_digest)
     path = cache_dir / "tokenized" / f"{key}.arrow"
-    cached = _read(path)
-    if cached is not None:
-        return cached
-    data = tokenize(examples or load_examples(settings), settings, tokenizer)
-    _write(path, data, settings)
+    entry, files = f"tokenized/{key}", [path, path.with_suffix(".json")]
+    data = _read(path)
+    if data is None and shelf.fetch(cache_dir, entry):
+        data = _read(path)
+    if data is None:
+        data = tokenize(examples or load_examples(settings), settings, tokenizer)
+        _write(path, data, settings)
+    shelf.offer(cache_dir, entry, files)
     return data
 
 

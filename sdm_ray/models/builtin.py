@@ -9,6 +9,7 @@ import shutil
 import uuid
 from pathlib import Path
 
+from sdm_ray import shelf
 from sdm_ray.config.data import SyntheticWorld
 from sdm_ray.errors import RunError
 from sdm_ray.models.pretrain import RECORD_FILE, SHIPPED_FOLDER, PretrainSettings, pretrain_builtin, pretraining_record
@@ -38,10 +39,17 @@ def builtin_folder(
     if recorded_hash(SHIPPED_FOLDER) == wanted:
         return SHIPPED_FOLDER
     folder = cache_dir / f"builtin-{wanted}"
-    if recorded_hash(folder) == wanted:
-        return folder
+    if recorded_hash(folder) != wanted and not shelf.fetch(cache_dir, folder.name):
+        _build(world, settings, folder, wanted)
+    files = sorted(folder.iterdir(), key=lambda path: path.name == RECORD_FILE)
+    shelf.offer(cache_dir, folder.name, files)
+    return folder
+
+
+def _build(world: SyntheticWorld, settings: PretrainSettings, folder: Path, wanted: str) -> None:
+    """Pretrain an encoder and move it into place."""
     logger.warning("pretraining the built-in encoder of this synthetic world into %s (about two minutes)", folder)
-    building = cache_dir / f".{folder.name}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    building = folder.parent / f".{folder.name}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
     try:
         pretrain_builtin(world, building, settings)
         _move_into_place(building, folder, wanted)
@@ -52,7 +60,6 @@ def builtin_folder(
         ) from error
     finally:
         shutil.rmtree(building, ignore_errors=True)
-    return folder
 
 
 def recorded_hash(folder: Path) -> str | None:

@@ -23,7 +23,7 @@ from sdm_ray.sweep.mirror import trials_uri
 from sdm_ray.sweep.space import first_points, ordered_references
 from sdm_ray.sweep.state import FINAL, SweepState
 from sdm_ray.sweep.study import SearchStudy
-from sdm_ray.sweep.trainable import JOB, TRIAL
+from sdm_ray.sweep.trainable import JOB, SHELF, TRIAL
 from sdm_ray.sweep.worker import HANG, OUT_OF_GPU_MEMORY, OUT_OF_MEMORY, Job
 from sdm_ray.types import Status, TrialResult
 
@@ -59,6 +59,7 @@ class SweepSearcher(DriverOnly, Searcher):
         untold: list[TrialResult],
         stop: Callable[[str], None],
         announce: Callable[[str], None],
+        shelf: str | None = None,
     ) -> None:
         super().__init__()
         self._state = state
@@ -72,6 +73,7 @@ class SweepSearcher(DriverOnly, Searcher):
         self._untold = untold
         self._stop = stop
         self._announce = announce
+        self._shelf = shelf
         self.error: Exception | None = None
         """What made it impossible to go on."""
         self._num_deaths: Counter[str] = Counter()
@@ -89,7 +91,7 @@ class SweepSearcher(DriverOnly, Searcher):
         if entry is None:
             return None if self._by_tune_id else FINISHED
         self._by_tune_id[trial_id] = entry.trial_id
-        return {TRIAL: entry.trial_id, JOB: self._job(entry).to_json()}
+        return {TRIAL: entry.trial_id, JOB: self._job(entry).to_json(), SHELF: self._shelf}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Progress is the callback's business."""

@@ -11,12 +11,15 @@ from typing import Any
 
 from ray.tune import Trainable
 
+from sdm_ray.sweep import shelf
 from sdm_ray.sweep.worker import Job, TrialWorker
 
 JOB = "job"
 """Key of the job in Tune's config."""
 TRIAL = "trial"
 """Key of the trial's id."""
+SHELF = "shelf"
+"""Key of the name of the index of shared caches; None where there is none."""
 
 
 class TrialTrainable(Trainable):
@@ -24,6 +27,7 @@ class TrialTrainable(Trainable):
 
     def setup(self, config: dict[str, Any]) -> None:
         """Take a job; the work, imports included, begins with the first step."""
+        shelf.join(config[SHELF])
         self._worker = TrialWorker(Job.from_json(config[JOB]))
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:

@@ -123,6 +123,11 @@ def simulated(options: Any, folder: Path) -> None:
     state.start(Entry("tuned", "reference", "tuned"))
     state.finish(response("tuned", "tuned", 1e-3, 0.0, run))
     before, ours, sampler = memory(), [], []
+    print(
+        f"{options.trials} simulated trials, sampler {options.sampler}, tracking {'on' if options.tracking else 'off'}"
+    )
+    print("trials   ours, ms a trial   Optuna, ms a trial", flush=True)
+    size = max(1, options.trials // 10)
     for index in range(options.trials):
         started = time.perf_counter()
         number, params = study.ask()
@@ -139,18 +144,12 @@ def simulated(options: Any, folder: Path) -> None:
         state.snapshot()
         sampler.append(asked - started + told - finished)
         ours.append(time.perf_counter() - started - sampler[-1])
+        if (index + 1) % size == 0:
+            means = [1e3 * sum(values[-size:]) / size for values in (ours, sampler)]
+            print(f"{index + 1:>6} {means[0]:>18.2f} {means[1]:>20.2f}", flush=True)
     closing = time.perf_counter()
     writer.close()
     tracker.close("complete")
-    print(
-        f"{options.trials} simulated trials, sampler {options.sampler}, tracking {'on' if options.tracking else 'off'}"
-    )
-    print("tenth   ours, ms a trial   Optuna, ms a trial")
-    size = max(1, options.trials // 10)
-    for tenth in range(10):
-        part = slice(tenth * size, (tenth + 1) * size)
-        means = [1e3 * sum(values[part]) / size for values in (ours, sampler)]
-        print(f"{tenth + 1:>5} {means[0]:>18.2f} {means[1]:>20.2f}", flush=True)
     print(f"closing {time.perf_counter() - closing:.1f} s; driver's memory {before:.0f} -> {memory():.0f} MiB")
     started = time.perf_counter()
     again = SweepState(settings, Ledger(run))

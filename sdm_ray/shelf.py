@@ -1,0 +1,78 @@
+"""What several machines share of their cache folders: an entry is looked for on the shelf before it is built.
+
+Without a shelf (the default) every machine has its own cache folder and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any, Protocol
+
+import numpy as np
+
+from sdm_ray.errors import RunError
+from sdm_ray.files import atomic_path
+
+Files = Mapping[str, Any]
+"""Contents of an entry's files, (bytes,) uint8 arrays, by their paths in the cache folder and in the order in which
+they are written: the last one makes the entry count."""
+
+
+class Shelf(Protocol):
+    """Where entries of cache folders are shared."""
+
+    def has(self, name: str) -> bool:
+        """Whether there is an entry of this name."""
+
+    def take(self, name: str) -> Files | None:
+        """An entry; None where there is none, or it cannot be had."""
+
+    def give(self, name: str, files: Files) -> None:
+        """Share an entry; where that fails, others build their own."""
+
+
+_current: list[Shelf] = []
+
+
+def use(shelf: Shelf | None) -> None:
+    """Share cache entries of this process through a shelf from now on; None ends it."""
+    _current[:] = [] if shelf is None else [shelf]
+
+
+def fetch(cache_dir: Path, name: str) -> bool:
+    """Put an entry into the cache folder, if there is a shelf that has it.
+
+    Args:
+        cache_dir: the cache folder.
+        name: of the entry; it identifies its contents.
+
+    Returns:
+        Whether it is there now.
+
+    Raises:
+        RunError: when the folder cannot be written, or the entry names files outside it.
+    """
+    files = _current[0].take(name) if _current else None
+    for path, content in (files or {}).items():
+        pure = PurePosixPath(path)
+        if pure.is_absolute() or ".." in pure.parts:
+            raise RunError(f"shared cache entry {name!r} names {path!r}, which lies outside the cache folder")
+        with atomic_path(cache_dir / path) as temporary:
+            temporary.write_bytes(memoryview(content))
+    return files is not None
+
+
+def offer(cache_dir: Path, name: str, paths: Iterable[Path]) -> None:
+    """Share an entry of the cache folder, if there is a shelf that lacks it.
+
+    Args:
+        cache_dir: the cache folder.
+        name: of the entry.
+        paths: its files, the one that makes it count last.
+    """
+    if not _current or _current[0].has(name):
+        return
+    _current[0].give(
+        name, {path.relative_to(cache_dir).as_posix(): np.fromfile(path, dtype=np.uint8) for path in paths}
+    )
