@@ -15,7 +15,7 @@ from sdm_ray.errors import RunError, UsageError
 from sdm_ray.frontier import read_tables
 from sdm_ray.sweep import SilentView, run_sweep
 from sdm_ray.sweep.cluster import cluster
-from sdm_ray.sweep.mirror import MANIFEST, Mirror
+from sdm_ray.sweep.mirror import MANIFEST, Mirror, below
 from sdm_ray.sweep.worker import TrialWorker
 from sdm_ray.types import Status
 from tests import sweep_fakes
@@ -114,15 +114,56 @@ def test_a_result_that_cannot_be_stored_is_a_failure(tmp_path: Path, monkeypatch
 
 
 @pytest.fixture(scope="module")
-def ray_cluster() -> Iterator[None]:
+def bucket() -> Iterator[str]:
+    """A bucket behind the S3 protocol, on loopback; gives a URI in it."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    names = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_EC2_METADATA_DISABLED": "true"}
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in names.items():
+                patch.setenv(name, value)
+            host, port = server.get_host_and_port()
+            client = boto3.client("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1")
+            client.create_bucket(Bucket="runs")
+            yield f"s3://runs/team?endpoint_override={host}:{port}&scheme=http&region=us-east-1"
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="module")
+def ray_cluster(bucket: str) -> Iterator[None]:
     with cluster(ResourceSettings()):
         yield
 
 
-def test_a_sweep_is_resumed_from_its_copy_alone(tmp_path: Path, ray_cluster: None) -> None:
+def test_names_go_before_the_query() -> None:
+    assert below("s3://runs/team/?region=us-east-1", "fake") == "s3://runs/team/fake?region=us-east-1"
+    assert below("file:///runs", "fake") == "file:///runs/fake"
+
+
+def test_a_bucket_keeps_a_folder(tmp_path: Path, bucket: str) -> None:
+    here, uri = tmp_path / "here", below(bucket, "one")
+    write(here, a="1", sub__b="2")
+    mirror = Mirror(here, uri)
+    assert (mirror.exists(), mirror.push(), mirror.exists()) == (False, 2, True)
+    (here / "a").unlink()
+    mirror.push()
+    assert Mirror(tmp_path / "there", uri).pull()
+    assert read(tmp_path / "there") == {"sub/b": "2"}
+    with pytest.raises(RunError, match=r"cannot copy .*nobucket"):
+        Mirror(here, uri.replace("runs", "nobucket")).push()
+
+
+@pytest.mark.parametrize("kind", ["folder", "bucket"])
+def test_a_sweep_is_resumed_from_its_copy_alone(kind: str, tmp_path: Path, bucket: str, ray_cluster: None) -> None:
     """The driver's machine is lost, Optuna's file with it: another one goes on, and ends with the same frontier."""
+    storage = bucket if kind == "bucket" else f"file://{tmp_path}/storage"
     functions = {"trial_function": "tests.sweep_fakes:smooth", "final_function": "tests.sweep_fakes:final"}
-    common = {"storage_path": f"file://{tmp_path}/storage", "references": "[tuned]", "final": "{num_points: 1}"}
+    common = {"storage_path": storage, "references": "[tuned]", "final": "{num_points: 1}"}
     settings = sweep_fakes.settings(tmp_path / "one", search__num_trials=3, **common)
     first = run_sweep(settings, view=SilentView(), **functions)
     assert not first.failures

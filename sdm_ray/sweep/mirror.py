@@ -26,12 +26,19 @@ PUSH_SECONDS = 10.0
 
 def sweep_uri(settings: SweepSettings) -> str | None:
     """Where the copy of a sweep's folder lies; None without `storage_path`."""
-    return None if settings.storage_path is None else f"{settings.storage_path.rstrip('/')}/{settings.name}"
+    return None if settings.storage_path is None else below(settings.storage_path, settings.name)
 
 
 def trials_uri(settings: SweepSettings) -> str | None:
     """Where the copies of its trials' folders lie."""
-    return None if settings.storage_path is None else f"{sweep_uri(settings)}/trials"
+    uri = sweep_uri(settings)
+    return None if uri is None else below(uri, "trials")
+
+
+def below(uri: str, name: str) -> str:
+    """The URI of a name in the folder of a URI, whose query (an endpoint, a region) stays at its end."""
+    path, mark, query = uri.partition("?")
+    return f"{path.rstrip('/')}/{name}{mark}{query}"
 
 
 def open_uri(uri: str) -> tuple[Any, str]:
@@ -44,11 +51,11 @@ def open_uri(uri: str) -> tuple[Any, str]:
     from pyarrow.fs import FileSystem
 
     try:
-        filesystem, path = FileSystem.from_uri(uri.rstrip("/"))
+        filesystem, path = FileSystem.from_uri(uri)
     except (ArrowException, OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UsageError(f"storage_path {uri!r} cannot be used: {reason}") from None
-    return filesystem, path
+    return filesystem, path.rstrip("/")
 
 
 class Mirror:
@@ -61,7 +68,7 @@ class Mirror:
     """
 
     def __init__(self, folder: Path, uri: str, *, recursive: bool = True) -> None:
-        self._folder, self._uri, self._recursive = folder, uri.rstrip("/"), recursive
+        self._folder, self._uri, self._recursive = folder, uri, recursive
         self._filesystem, self._root = open_uri(uri)
         self._pushed: dict[str, tuple[int, int]] = {}
         self._named: set[str] = set()
@@ -132,11 +139,11 @@ class Mirror:
             with self._filesystem.open_input_stream(self._at(MANIFEST)) as stream:
                 names: list[str] = json.loads(stream.read())["files"]
         except (ValueError, KeyError, TypeError) as error:
-            raise RunError(f"{self._uri}/{MANIFEST} is damaged: {error}") from None
+            raise RunError(f"{below(self._uri, MANIFEST)} is damaged: {error}") from None
         for name in names:
             path = PurePosixPath(name)
             if path.is_absolute() or ".." in path.parts:
-                raise RunError(f"{self._uri}/{MANIFEST} names {name!r}, which lies outside its folder")
+                raise RunError(f"{below(self._uri, MANIFEST)} names {name!r}, which lies outside its folder")
         return names
 
     def _files(self) -> Iterable[tuple[str, Any]]:

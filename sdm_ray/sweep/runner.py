@@ -15,7 +15,7 @@ from sdm_ray.sweep.background import FrontierWriter, TrackerThread
 from sdm_ray.sweep.cluster import cluster, quiet_logs, ray_environment
 from sdm_ray.sweep.ledger import Ledger
 from sdm_ray.sweep.live import View, default_view
-from sdm_ray.sweep.mirror import Mirror, MirrorThread, sweep_uri, trials_uri
+from sdm_ray.sweep.mirror import Mirror, MirrorThread, below, sweep_uri, trials_uri
 from sdm_ray.sweep.resume import claimed_folder
 from sdm_ray.sweep.space import check_sweep
 from sdm_ray.sweep.state import SweepState
@@ -178,10 +178,12 @@ class _Run:
     def _fetch_trials(self) -> None:
         """Bring the folders of trials that ran elsewhere, so that `best` and `attack` find configs and models."""
         uri = trials_uri(self.settings)
-        for entry in self.state.ledger.entries.values() if uri is not None else ():
+        if uri is None:
+            return
+        for entry in self.state.ledger.entries.values():
             folder = self.state.ledger.output_dir(entry.trial_id)
             if entry.result is not None and not (folder / "result.json").exists():
-                Mirror(folder, f"{uri}/{entry.trial_id}").pull()
+                Mirror(folder, below(uri, entry.trial_id)).pull()
 
     def _search(self) -> None:
         study = self._open_study()

@@ -21,7 +21,7 @@ from typing import Any
 from sdm_ray.config import TrialSettings, content_hash, override
 from sdm_ray.errors import RunError, UsageError
 from sdm_ray.sweep.lock import FolderLock
-from sdm_ray.sweep.mirror import Mirror
+from sdm_ray.sweep.mirror import Mirror, below
 from sdm_ray.types import Metric, Progress, Status, TrialResult
 
 TrialFunction = Callable[..., Generator[Progress, None, TrialResult]]
@@ -142,10 +142,10 @@ class TrialWorker:
         job = self.job
         self._lock.acquire(wait_seconds=LOCK_SECONDS)
         if job.mirror is not None:
-            self._mirror = Mirror(Path(job.output_dir), f"{job.mirror}/{job.trial_id}")
+            self._mirror = Mirror(Path(job.output_dir), below(job.mirror, job.trial_id))
             self._mirror.pull()
             if job.source is not None:
-                Mirror(Path(job.output_dir).parent / job.source, f"{job.mirror}/{job.source}").pull()
+                Mirror(Path(job.output_dir).parent / job.source, below(job.mirror, job.source)).pull()
         if job.working_dir is not None and Path(job.working_dir).is_dir():
             os.chdir(job.working_dir)
         sys.path += [entry for entry in job.python_path if entry not in sys.path]
