@@ -6,6 +6,7 @@ beside the frontier and never belong to it; nor do infeasible trials and trials 
 
 from __future__ import annotations
 
+import bisect
 import difflib
 import json
 import math
@@ -113,6 +114,26 @@ def pareto_front(points: Iterable[Point]) -> list[Point]:
         if not front or point.harmful < front[-1].harmful:
             front.append(point)
     return front[::-1]
+
+
+def with_point(front: list[Point], point: Point) -> list[Point]:
+    """The front of a front's points and one more; for two objectives it is found without looking at all of them.
+
+    Args:
+        front: what `pareto_front` gave; it is not changed.
+        point: any point.
+    """
+    if not point.eligible:
+        return front
+    if point.further or any(other.further for other in front[:1]):
+        return pareto_front([*front, point])
+    # Along the front both rise: what is as desired or more begins at `at`, the least harmful first.
+    at = bisect.bisect_left(front, point.desired, key=lambda other: other.desired)
+    if at < len(front) and front[at].harmful <= point.harmful:
+        return front
+    first = bisect.bisect_left(front, point.harmful, hi=at, key=lambda other: other.harmful)
+    last = at + (at < len(front) and front[at].desired == point.desired)
+    return [*front[:first], point, *front[last:]]
 
 
 def _front_of_many(ranked: list[Point]) -> list[Point]:

@@ -23,6 +23,7 @@ from sdm_ray.frontier import (
     point_from_result,
     read_tables,
     select,
+    with_point,
     write_tables,
 )
 from sdm_ray.types import Metric, Status, TrialResult
@@ -55,6 +56,20 @@ def test_the_front_agrees_with_moocore(cloud: list[tuple[float, float]]) -> None
     points = [point(str(index), *value) for index, value in enumerate(cloud)]
     wanted = moocore.is_nondominated(values, maximise=[True, False]).sum() if cloud else 0
     assert len(pareto_front(points)) == wanted
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 8), st.integers(0, 8), st.booleans()), max_size=25))
+def test_a_front_grows_point_by_point(cloud: list[tuple[int, int, bool]]) -> None:
+    """Small integers make ties; of equal points the first one stands."""
+    points = [
+        Point(trial_id=str(index), method="mlac", desired=desired / 8, harmful=harmful / 8, feasible=feasible)
+        for index, (desired, harmful, feasible) in enumerate(cloud)
+    ]
+    front: list[Point] = []
+    for point in points:
+        front = with_point(front, point)
+    assert [point.trial_id for point in front] == [point.trial_id for point in pareto_front(points)]
 
 
 @given(st.lists(st.tuples(SHARES, SHARES, SHARES), max_size=20))

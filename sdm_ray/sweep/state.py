@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import math
 import time
@@ -10,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from sdm_ray.config import Method, SweepSettings
-from sdm_ray.frontier import Point, hypervolume, pareto_front, point_from_result
+from sdm_ray.frontier import Point, hypervolume, pareto_front, point_from_result, with_point
 from sdm_ray.sweep.ledger import Entry, Ledger, Role
 from sdm_ray.sweep.repeats import combined
 from sdm_ray.sweep.space import axes, ordered_references
@@ -300,7 +301,7 @@ class SweepState:
         Feasibility is unknown while tuned runs.
         """
         references = [self._points[method] for method in self.references if method in self._points]
-        return references + [self._points[name] for name in sorted(self._searched)]
+        return references + self._listed
 
     def infeasible(self) -> dict[str, str]:
         """Why searched points miss a constraint, by id; under the final attack where they have faced it."""
@@ -336,6 +337,7 @@ class SweepState:
 
     def _read_ledger(self) -> None:
         self._trials: dict[Role, dict[str, dict[int, Entry]]] = {role: {} for role in ROLES}
+        self._num_begun: Counter[Role] = Counter()
         self._unfinished: dict[str, Entry] = {}
         self._incomplete: dict[str, None] = {}
         self._num_skipped = 0
@@ -344,6 +346,8 @@ class SweepState:
         self._ended: dict[tuple[Role, str], TrialResult] = {}
         self._chosen: list[Entry] | None = None
         self._searched: dict[str, Point] = {}
+        self._ids: list[str] = []
+        self._listed: list[Point] = []
         self._points: dict[str, Point] = {}
         self._counts: Counter[Status] = Counter()
         self._front = None
@@ -356,6 +360,7 @@ class SweepState:
     def _admit(self, entry: Entry) -> None:
         """A trial that has begun."""
         group = self._trials[entry.role].setdefault(entry.point, {})
+        self._num_begun[entry.role] += entry.seed_index not in group
         group[entry.seed_index] = entry
         self._unfinished[entry.trial_id] = entry
         if entry.role == "search":
@@ -389,6 +394,8 @@ class SweepState:
 
     def _judge_all(self) -> None:
         self._searched.clear()
+        self._ids.clear()
+        self._listed.clear()
         self._points.clear()
         self._counts.clear()
         self._front = None
@@ -412,8 +419,12 @@ class SweepState:
         elif role == "search" and self._finals_are_in():
             made = dataclasses.replace(made, superseded=True)
         self._points[point] = made
-        if self._front is not None and made.eligible:
-            self._front = pareto_front([*self._front, made])
+        if role == "search":
+            at = bisect.bisect_left(self._ids, point)
+            again = self._ids[at : at + 1] == [point]
+            self._ids[at : at + again], self._listed[at : at + again] = [point], [made]
+        if self._front is not None:
+            self._front = with_point(self._front, made)
 
     def _point(self, result: TrialResult, role: Role) -> Point:
         made = point_from_result(self.judged(result, role), is_reference=role == "reference", **self._axes)
@@ -471,7 +482,7 @@ class SweepState:
 
     def _num_unstarted(self) -> dict[Role, int]:
         """Trials that have not begun, as far as they are known, by role."""
-        begun = {role: sum(len(group) for group in self._trials[role].values()) for role in ROLES}
+        begun = self._num_begun
         references = len(self.references) * self.num_seeds - begun["reference"]
         points = self.num_points if not self.wants_point() else self.settings.search.num_trials
         finals = len(self._finalists()) * self.num_seeds - begun["final"]
