@@ -118,8 +118,16 @@ def test_without_a_shelf_nothing_is_shared(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.fixture(scope="module")
+def ray_cluster() -> Iterator[None]:
+    with cluster(ResourceSettings()):
+        yield
+
+
 @pytest.mark.parametrize(("address", "builds"), [("auto", 1), (None, 7)])
-def test_nodes_share_through_the_object_store(tmp_path: Path, address: str | None, builds: int) -> None:
+def test_nodes_share_through_the_object_store(
+    tmp_path: Path, address: str | None, builds: int, ray_cluster: None
+) -> None:
     """Four references and three points, each with a cache folder of its own, as on nodes that share no disk.
 
     A local sweep needs no shelf.
@@ -130,8 +138,7 @@ def test_nodes_share_through_the_object_store(tmp_path: Path, address: str | Non
         resources__max_concurrent_trials=1,
         **({"resources__ray_address": address} if address else {}),
     )
-    with cluster(ResourceSettings()):
-        outcome = run_sweep(settings, trial_function="tests.sweep_fakes:cached", view=SilentView())
+    outcome = run_sweep(settings, trial_function="tests.sweep_fakes:cached", view=SilentView())
     assert not outcome.failures
     folders = [result.output_dir for result in outcome.results]
     assert sum(len(sweep_fakes.events(folder, "built")) for folder in folders) == builds
@@ -139,21 +146,20 @@ def test_nodes_share_through_the_object_store(tmp_path: Path, address: str | Non
     assert len(contents) == builds
 
 
-def test_a_shelf_that_is_gone_costs_nothing_but_the_work(tmp_path: Path) -> None:
+def test_a_shelf_that_is_gone_costs_nothing_but_the_work(tmp_path: Path, ray_cluster: None) -> None:
     import ray
 
     from sdm_ray.sweep import shelf as ray_shelf
 
-    with cluster(ResourceSettings()):
-        with ray_shelf.shared_caches("index"):
-            ray_shelf.join("index")
-            (tmp_path / "a.json").write_text("1")
-            shelf.offer(tmp_path, "a", [tmp_path / "a.json"])
-            assert shelf.fetch(tmp_path / "other", "a")
-            assert (tmp_path / "other" / "a.json").read_text() == "1"
-            ray.kill(ray.get_actor("index"))
-            assert not shelf.fetch(tmp_path / "third", "a")
-            shelf.offer(tmp_path, "b", [tmp_path / "a.json"])
+    with ray_shelf.shared_caches("index"):
         ray_shelf.join("index")
+        (tmp_path / "a.json").write_text("1")
+        shelf.offer(tmp_path, "a", [tmp_path / "a.json"])
+        assert shelf.fetch(tmp_path / "other", "a")
+        assert (tmp_path / "other" / "a.json").read_text() == "1"
+        ray.kill(ray.get_actor("index"))
         assert not shelf.fetch(tmp_path / "third", "a")
-        shelf.use(None)
+        shelf.offer(tmp_path, "b", [tmp_path / "a.json"])
+    ray_shelf.join("index")
+    assert not shelf.fetch(tmp_path / "third", "a")
+    shelf.use(None)

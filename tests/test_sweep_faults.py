@@ -208,6 +208,32 @@ def test_twenty_kills_at_random_moments(tmp_path: Path) -> None:
     wait_gone(family, 120)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_trial_processes_killed_at_random_moments(tmp_path: Path) -> None:
+    """SIGKILL takes ten processes of running trials; each goes on from its checkpoint in a fresh process."""
+    driver, moments, killed = Driver(tmp_path, "resources.max_failures=10"), random.Random(0), list[int]()
+    while len(killed) < 10 and driver.process.poll() is None:
+        time.sleep(moments.uniform(0.1, 1.5))
+        victims = [pid for pid in trial_processes(tmp_path) if pid in driver.family()]
+        if victims:
+            killed.append(moments.choice(victims))
+            os.kill(killed[-1], signal.SIGKILL)
+            wait_gone({killed[-1]})
+    assert len(set(killed)) == 10, driver.output.read_text()
+    check_complete(tmp_path, driver.outcome(300), num_kills=10)
+
+
+def trial_processes(folder: Path) -> list[int]:
+    """Processes of trials that have begun and not finished."""
+    found = []
+    for path in folder.glob("fake/trials/*/events"):
+        lines = [line.split() for line in path.read_text().splitlines()]
+        if lines and lines[-1][0].startswith("step"):
+            found.append(int(lines[-1][1]))
+    return found
+
+
 def kill_at_random_moments(folder: Path, count: int, *, seed: int, resume: list[str], family: set[int]) -> list[str]:
     """Start and kill drivers of one sweep; adds their processes to `family`, gives the arguments of the next one."""
     moments = random.Random(seed)

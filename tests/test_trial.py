@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import re
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -18,10 +20,12 @@ from sdm_ray.errors import RunError, UsageError
 from sdm_ray.evaluate import load_trunk_on, open_workspace, resolve_device
 from sdm_ray.export import load_exported
 from sdm_ray.final import iterate_final
+from sdm_ray.meta import checkpoint
 from sdm_ray.meta.outer import OuterStep
 from sdm_ray.models.encoder import params_digest
+from sdm_ray.sweep.worker import Job, TrialWorker
 from sdm_ray.trial import iterate_trial, read_result, run_trial
-from sdm_ray.types import Metric, Progress, Status
+from sdm_ray.types import Metric, Progress, Status, TrialResult
 from tests.attack_world import drain
 
 SMALL = (
@@ -168,6 +172,42 @@ def test_trained_references_move_the_trunk(settings: TrialSettings, tmp_path: Pa
     result = run_trial(with_method(settings, method), tmp_path / method)
     trunk = load_trunk_on(open_workspace(settings), settings.encoder, "pretrained", 0)
     assert result.provenance["weights"] != params_digest(dict(trunk.named_parameters()))
+
+
+def test_a_disk_that_fills_up_during_training_costs_the_steps_since_the_last_checkpoint(
+    settings: TrialSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The trial fails in one sentence, as a worker reports it, and goes on from what it had once there is space."""
+    folder = tmp_path / "trial"
+    job = Job(trial_id="trial", output_dir=str(folder), settings=settings.model_dump(mode="json"))
+    write, files = checkpoint._write_synced, list[Path]()
+
+    def fills_up(path: Path, content: bytes) -> None:
+        files.append(path)
+        if "000000008" in str(path):
+            path.write_bytes(content[:10])
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "_write_synced", fills_up)
+        failed = finish(TrialWorker(job))
+    assert failed.status is Status.FAILED
+    assert re.fullmatch(
+        r"cannot write the checkpoint of step 8 to .*: No space left on device; free space.*", str(failed.error)
+    )
+    assert [path.name for path in (folder / "checkpoint").iterdir()] == ["step-000000004"]
+    assert not (folder / "result.json").exists()
+    ended = finish(TrialWorker(job))
+    undisturbed = run_trial(settings, tmp_path / "undisturbed")
+    assert ended.status is Status.COMPLETE
+    assert ended.provenance["weights"] == undisturbed.provenance["weights"]
+
+
+def finish(worker: TrialWorker) -> TrialResult:
+    while (report := worker.advance(60.0)).result is None:
+        pass
+    return report.result
 
 
 def test_floors_are_attacked_once(settings: TrialSettings, monkeypatch: pytest.MonkeyPatch) -> None:
