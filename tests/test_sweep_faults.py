@@ -22,18 +22,23 @@ from sdm_ray.sweep.ledger import Entry, Ledger
 from tests import sweep_fakes
 
 ROOT = Path(__file__).parent.parent
-NUM_STEPS = 50
-CHANGES = ["search.num_trials=4", "references=[tuned]", f"trial.train.num_outer_steps={NUM_STEPS}"]
+NUM_TRIALS, NUM_STEPS = 4, 50
+
+
+def changes(num_trials: int) -> list[str]:
+    return [
+        f"search.num_trials={num_trials}", "references=[tuned]", f"trial.train.num_outer_steps={NUM_STEPS}",
+    ]  # fmt: skip
 
 
 class Driver:
     """A sweep in a session of its own, as a terminal starts it."""
 
-    def __init__(self, folder: Path, *arguments: str) -> None:
+    def __init__(self, folder: Path, *arguments: str, num_trials: int = NUM_TRIALS) -> None:
         self.output = folder / f"output-{time.monotonic_ns()}"
         with self.output.open("w") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "tests.sweep_driver", str(folder), "slow", *arguments, *CHANGES],
+                [sys.executable, "-m", "tests.sweep_driver", str(folder), "slow", *arguments, *changes(num_trials)],
                 cwd=ROOT,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -136,9 +141,9 @@ def is_under_way(folder: Path, at_least: int) -> Callable[[], bool]:
     return check
 
 
-def check_complete(folder: Path, outcome: dict[str, Any], num_kills: int) -> None:
+def check_complete(folder: Path, outcome: dict[str, Any], num_kills: int, num_trials: int = NUM_TRIALS) -> None:
     """Every trial ended once; no step but the one under way at a kill was done twice; Optuna knows them all."""
-    names = ["tuned", *(f"t{index:04d}" for index in range(4))]
+    names = ["tuned", *(f"t{index:04d}" for index in range(num_trials))]
     assert outcome == {"interrupted": False, "ended": names, "failed": 0}
     repeated = 0
     for name in names:
@@ -151,7 +156,7 @@ def check_complete(folder: Path, outcome: dict[str, Any], num_kills: int) -> Non
     (study,) = optuna.get_all_study_summaries(f"sqlite:///{folder}/fake/optuna.db")
     trials = optuna.load_study(storage=f"sqlite:///{folder}/fake/optuna.db", study_name=study.study_name).trials
     states = [trial.state.name for trial in trials]
-    assert states.count("COMPLETE") == 4
+    assert states.count("COMPLETE") == num_trials
     assert set(states) <= {"COMPLETE", "FAIL"}, "no zombie is left"
 
 
@@ -163,7 +168,7 @@ def test_killed_then_resumed(tmp_path: Path) -> None:
     assert len(family) > 5
     assert set(listeners(family)) <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
     other = subprocess.run(
-        [sys.executable, "-m", "tests.sweep_driver", str(tmp_path), "slow", "--resume", *CHANGES],
+        [sys.executable, "-m", "tests.sweep_driver", str(tmp_path), "slow", "--resume", *changes(NUM_TRIALS)],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -201,10 +206,12 @@ def test_signals_are_clean(tmp_path: Path, number: signal.Signals) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_twenty_kills_at_random_moments(tmp_path: Path) -> None:
-    family = set[int]()
-    resume = kill_at_random_moments(tmp_path, 20, seed=0, resume=[], family=family)
-    outcome = Driver(tmp_path, *resume).outcome()
-    check_complete(tmp_path, outcome, num_kills=20)
+    """Every fourth one hits a driver that starts, the others hit one whose trials run."""
+    num_trials, family = 50, set[int]()
+    resume = kill_at_random_moments(tmp_path, 20, seed=0, resume=[], family=family, num_trials=num_trials)
+    assert 10 < num_ended(tmp_path) < num_trials, "the kills are spread over the sweep"
+    outcome = Driver(tmp_path, *resume, num_trials=num_trials).outcome(300)
+    check_complete(tmp_path, outcome, num_kills=20, num_trials=num_trials)
     wait_gone(family, 120)
 
 
@@ -234,12 +241,17 @@ def trial_processes(folder: Path) -> list[int]:
     return found
 
 
-def kill_at_random_moments(folder: Path, count: int, *, seed: int, resume: list[str], family: set[int]) -> list[str]:
+def kill_at_random_moments(
+    folder: Path, count: int, *, seed: int, resume: list[str], family: set[int], num_trials: int = NUM_TRIALS
+) -> list[str]:
     """Start and kill drivers of one sweep; adds their processes to `family`, gives the arguments of the next one."""
     moments = random.Random(seed)
-    for _ in range(count):
-        driver = Driver(folder, *resume)
-        deadline = time.monotonic() + moments.uniform(3, 25)
+    for kill in range(count):
+        driver, steps = Driver(folder, *resume, num_trials=num_trials), num_steps(folder)
+        start_up = kill % 4 == 3
+        while not start_up and num_steps(folder) == steps and driver.process.poll() is None:
+            time.sleep(0.05)
+        deadline = time.monotonic() + moments.uniform(0, 10 if start_up else 3)
         while time.monotonic() < deadline and driver.process.poll() is None:
             family |= driver.family()
             time.sleep(0.1)
@@ -247,3 +259,8 @@ def kill_at_random_moments(folder: Path, count: int, *, seed: int, resume: list[
         driver.process.wait()
         resume = ["--resume"] if (folder / "fake" / "sweep.yaml").exists() else []
     return resume
+
+
+def num_steps(folder: Path) -> int:
+    """Steps that all trials have done."""
+    return sum(path.read_text().count("step") for path in folder.glob("fake/trials/*/events"))
