@@ -67,7 +67,7 @@ def iterate_trial(
     check_data(work.data, settings.attack, Task.HARMFUL)  # before hours of training, not after
     initialisation: Initialisation = "random" if settings.train.method == "random" else "pretrained"
     trunk = load_trunk_on(work, settings.encoder, initialisation, settings.seed)
-    provenance = _provenance(work, trunk.digest())
+    provenance = _provenance(settings, work, trunk.digest())
     climber = _Climber(settings, work, trunk, output_dir)
     trainer = Trainer(
         settings.train,
@@ -147,11 +147,13 @@ def finite(result: TrialResult) -> dict[str, object]:
     return values
 
 
-def _provenance(work: Workspace, encoder_digest: str) -> dict[str, str]:
+def _provenance(settings: TrialSettings, work: Workspace, encoder_digest: str) -> dict[str, str]:
     name = torch.cuda.get_device_name(work.device) if work.device.type == "cuda" else "cpu"
     return {
         "data": work.data.digest,
+        "data_source": settings.data.source,
         "encoder": encoder_digest,
+        "encoder_name": settings.encoder.name,
         "device": name,
         "sdm_ray": version("sdm-ray"),
         "torch": version("torch"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import logging
 import os
@@ -113,6 +114,53 @@ def test_a_sweep_becomes_a_parent_run_with_a_child_run_for_each_trial(sweep_dir:
     assert [file.path for file in client.list_artifacts(child.info.run_id)] == ["config.yaml"]
     assert [file.path for file in client.list_artifacts(parent.info.run_id)] == ["frontier.json"]
     assert (sweep_dir / "mlartifacts").is_dir()
+
+
+def test_data_and_encoder_are_inputs_of_a_trial(sweep_dir: Path) -> None:
+    """With their digests; told again after a retry, they are there once."""
+    tracker = started(sweep_dir)
+    provenance = {"data": "d" * 64, "data_source": "runs/bios.parquet", "encoder": "e" * 64, "encoder_name": "org/bert"}
+    result = dataclasses.replace(result_of("t0", sweep_dir), provenance=provenance)
+    for _ in range(2):
+        tracker.start_trial("t0", {}, {})
+        tracker.finish_trial(result)
+    tracker.finish_sweep("complete")
+    inputs = client_of(sweep_dir).get_run(runs_of(sweep_dir)["t0"].info.run_id).inputs.dataset_inputs
+    found = {given.tags[0].value: given.dataset for given in inputs}
+    assert found.keys() == {"meta-training and attack", "encoder"}
+    assert len(inputs) == 2
+    data = found["meta-training and attack"]
+    assert (data.name, data.digest) == ("bios.parquet", "d" * 36)
+    assert json.loads(data.source) == {"uri": "runs/bios.parquet", "sha256": "d" * 64}
+    assert found["encoder"].name == "bert"
+
+
+@pytest.mark.parametrize("log_models", [False, True])
+def test_released_models_are_uploaded_on_request(sweep_dir: Path, log_models: bool) -> None:
+    folder = sweep_dir / "trials" / "t0"
+    (folder / "model").mkdir(parents=True)
+    (folder / "model" / "model.safetensors").write_bytes(b"1")
+    tracker = open_tracker(TrackingSettings(log_models=log_models), sweep_dir)
+    tracker.start_sweep("unit", SETTINGS, {})
+    tracker.start_trial("t0", {}, {})
+    tracker.finish_trial(result_of("t0", folder))
+    tracker.finish_sweep("complete")
+    run_id = runs_of(sweep_dir)["t0"].info.run_id
+    found = [file.path for file in client_of(sweep_dir).list_artifacts(run_id, "model")]
+    assert found == (["model/model.safetensors"] if log_models else [])
+
+
+@pytest.mark.parametrize("wanted", [False, True])
+def test_the_machine_is_sampled_on_request(sweep_dir: Path, monkeypatch: pytest.MonkeyPatch, wanted: bool) -> None:
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.1")
+    tracker = open_tracker(TrackingSettings(system_metrics=wanted), sweep_dir)
+    tracker.start_sweep("unit", SETTINGS, {})
+    time.sleep(3)
+    tracker.finish_sweep("complete")
+    parent = runs_of(sweep_dir)[SWEEP_RUN]
+    assert ("system/cpu_utilization_percentage" in parent.data.metrics) is wanted
+    assert parent.info.status == "FINISHED"
+    assert not [thread for thread in threading.enumerate() if "System" in thread.name]
 
 
 @pytest.mark.parametrize(

@@ -277,6 +277,10 @@ class TrackingSettings(Settings):
     """Tracking URI; None is a sqlite file in the sweep's folder."""
     experiment: str = "sdm-ray"
     """MLflow experiment."""
+    log_models: bool = False
+    """Upload every released model (weights included) to its run, so that others attack and register it from there."""
+    system_metrics: bool = False
+    """Log CPU, memory, disk and GPU use of the driver's machine to the sweep's run."""
 
 
 class SweepSettings(Settings):

@@ -27,11 +27,24 @@ BUSY_SHARE = 0.05
 
 
 class TrackerThread:
-    """Calls a tracker in order on one thread. A call that raises is reported once and never reaches the sweep."""
+    """Calls a tracker in order on one thread. A call that raises is reported once and never reaches the sweep.
 
-    def __init__(self, open_tracker: Callable[[], Tracker], *, warn: Callable[[str], None]) -> None:
+    Args:
+        open_tracker: makes it, on the thread.
+        warn: tells people.
+        fetch: brings the folder of a trial that has ended to this machine.
+    """
+
+    def __init__(
+        self,
+        open_tracker: Callable[[], Tracker],
+        *,
+        warn: Callable[[str], None],
+        fetch: Callable[[str], None] = lambda trial_id: None,
+    ) -> None:
         self._open = open_tracker
         self._warn = warn
+        self._fetch = fetch
         self._calls: queue.SimpleQueue[tuple[str, tuple[Any, ...]] | None] = queue.SimpleQueue()
         self._warned = False
         self.error: Exception | None = None
@@ -80,6 +93,8 @@ class TrackerThread:
         while (call := self._calls.get()) is not None:
             method, arguments = call
             try:
+                if method == "finish_trial":
+                    self._fetch(arguments[0].trial_id)
                 getattr(tracker, method)(*arguments)
             except Exception as error:
                 self._warn_once(f"{method}: {' '.join(str(error).split())[:200]}")

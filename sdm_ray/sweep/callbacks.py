@@ -9,6 +9,7 @@ from ray.tune import Callback, Stopper
 from ray.tune.schedulers import FIFOScheduler
 
 from sdm_ray.sweep.background import TrackerThread
+from sdm_ray.sweep.ledger import Entry
 from sdm_ray.sweep.live import View
 from sdm_ray.sweep.searcher import DriverOnly
 from sdm_ray.sweep.state import SweepState
@@ -35,7 +36,7 @@ class SweepCallback(DriverOnly, Callback):
         if trial_id not in self._state.running:
             self._state.begin(trial_id)
             entry = self._state.ledger.entries[trial_id]
-            self._tracker.start_trial(trial_id, entry.params, {"method": entry.method, "role": entry.role})
+            self._tracker.start_trial(trial_id, entry.params, trial_tags(entry))
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
@@ -61,6 +62,12 @@ class SweepCallback(DriverOnly, Callback):
         if self._tracker.error is not None:
             self._switch.request("tracking")
         self._view.update(self._state.snapshot)
+
+
+def trial_tags(entry: Entry) -> dict[str, Any]:
+    """What a trial is in its sweep, as tags of its run."""
+    tags = {"method": entry.method, "role": entry.role, "point": entry.point, "seed_index": entry.seed_index}
+    return tags if entry.number is None else tags | {"optuna_trial": entry.number}
 
 
 class SweepStopper(DriverOnly, Stopper):

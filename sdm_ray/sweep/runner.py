@@ -16,7 +16,7 @@ from sdm_ray.sweep.cluster import cluster, quiet_logs, ray_environment
 from sdm_ray.sweep.ledger import Ledger
 from sdm_ray.sweep.live import View, default_view
 from sdm_ray.sweep.mirror import Mirror, MirrorThread, below, sweep_uri, trials_uri
-from sdm_ray.sweep.resume import claimed_folder
+from sdm_ray.sweep.resume import SETTINGS, claimed_folder
 from sdm_ray.sweep.space import check_sweep
 from sdm_ray.sweep.state import SweepState
 from sdm_ray.sweep.stop import StopSwitch, stop_on_signals
@@ -136,7 +136,9 @@ class _Run:
         self.trial_function, self.final_function = functions
         self.view = view
         self.switch = switch
-        self.tracker = TrackerThread(lambda: open_tracker(settings.tracking, folder), warn=view.message)
+        self.tracker = TrackerThread(
+            lambda: open_tracker(settings.tracking, folder), warn=view.message, fetch=self._fetch_trial
+        )
         self.frontier = FrontierWriter(folder, warn=view.message)
         self.said_spent = False
         uri = sweep_uri(settings)
@@ -160,7 +162,7 @@ class _Run:
             self.frontier.update(self.state.points())
             self.frontier.close()
             if self.frontier.files:
-                self.tracker.log_sweep_artifacts(self.frontier.files)
+                self.tracker.log_sweep_artifacts([*self.frontier.files, self.folder / SETTINGS])
             self.tracker.close(status)
             if self.mirror is not None:
                 self.mirror.close()
@@ -177,13 +179,14 @@ class _Run:
 
     def _fetch_trials(self) -> None:
         """Bring the folders of trials that ran elsewhere, so that `best` and `attack` find configs and models."""
-        uri = trials_uri(self.settings)
-        if uri is None:
-            return
-        for entry in self.state.ledger.entries.values():
-            folder = self.state.ledger.output_dir(entry.trial_id)
-            if entry.result is not None and not (folder / "result.json").exists():
-                Mirror(folder, below(uri, entry.trial_id)).pull()
+        for entry in list(self.state.ledger.entries.values()):
+            if entry.result is not None:
+                self._fetch_trial(entry.trial_id)
+
+    def _fetch_trial(self, trial_id: str) -> None:
+        uri, folder = trials_uri(self.settings), self.state.ledger.output_dir(trial_id)
+        if uri is not None and not (folder / "result.json").exists():
+            Mirror(folder, below(uri, trial_id)).pull()
 
     def _search(self) -> None:
         study = self._open_study()

@@ -8,7 +8,7 @@ import shlex
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -43,9 +43,11 @@ RUN_STATUS = {
 }
 ARTIFACTS = (
     "config.yaml", "result.json", "train.parquet", "trajectory.parquet", "trajectory.png", "attack.parquet",
-    "attack.json", "model/README.md",
+    "attack.json", "audit.json", "model/README.md",
 )  # fmt: skip
-"""Files of a trial's folder that its run keeps; weights stay in the folder, which a tag names."""
+"""Files of a trial's folder that its run keeps; the folder itself is named by a tag."""
+MODEL = "model"
+"""Folder of the released model, in a trial's folder and among its run's artifacts (`tracking.log_models`)."""
 
 
 class MlflowTracker:
@@ -64,6 +66,7 @@ class MlflowTracker:
         self._courier: Courier | None = None
         self._last: dict[tuple[str, str], tuple[int, float]] = {}
         self._steps: dict[str, int] = {}
+        self._environment: dict[str, str] = {}
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -81,11 +84,13 @@ class MlflowTracker:
             prepare_mlflow()
             _within(self._sink.connect, self._uri)
         self._courier = Courier(self._journal_or_fail(), self._sink)
-        self._start(SWEEP_RUN, name, settings, environment_tags() | tags)
+        self._environment = environment_tags()
+        self._start(SWEEP_RUN, name, settings, self._environment | tags)
 
     def start_trial(self, trial_id: str, params: dict[str, Any], tags: dict[str, str]) -> None:
         """See `Tracker.start_trial`."""
-        self._start(trial_id, trial_id, params, tags)
+        shown = {name: value for name, value in self._environment.items() if name.startswith("mlflow.")}
+        self._start(trial_id, trial_id, params, shown | tags)
 
     def log(self, trial_id: str, metrics: dict[str, float], step: int) -> None:
         """See `Tracker.log`."""
@@ -116,13 +121,16 @@ class MlflowTracker:
             "error": result.error,
             **{f"provenance.{name}": value for name, value in result.provenance.items()},
         }
+        folder = result.output_dir.absolute()
+        whole = [str(folder / MODEL)] if self._settings.log_models else []
         self._append(
             "finish",
             trial=result.trial_id,
             step=step,
             metrics=fresh,
             tags=tag_values(tags),
-            artifacts=[str(result.output_dir.absolute() / name) for name in ARTIFACTS],
+            artifacts=[*(str(folder / name) for name in ARTIFACTS), *whole],
+            inputs=_inputs(result.provenance),
             status=RUN_STATUS[result.status],
         )
 
@@ -166,7 +174,9 @@ class MlflowTracker:
             raise RunError(f"tracking cannot write to {folder}: {error.strerror or error}; free space there") from None
         file = sqlite_file(self._uri)
         artifacts = (file.parent / "mlartifacts").as_uri() if file is not None else None
-        self._sink = MlflowSink(self._uri, self._settings.experiment, artifacts, sweep_id)
+        self._sink = MlflowSink(
+            self._uri, self._settings.experiment, artifacts, sweep_id, system_metrics=self._settings.system_metrics
+        )
         for record in self._journal.records():
             self._remember(record)
 
@@ -198,6 +208,21 @@ class MlflowTracker:
         self._steps[trial_id] = max(step, self._steps.get(trial_id, 0))
         for name, value in record["metrics"].items():
             self._last[trial_id, name] = (step, value)
+
+
+def _inputs(provenance: Mapping[str, str]) -> list[dict[str, str]]:
+    """Data and encoder as MLflow's inputs of a run."""
+    named = (("data", "data_source", "meta-training and attack"), ("encoder", "encoder_name", "encoder"))
+    return [
+        {
+            "name": Path(provenance[name]).name,
+            "digest": provenance[digest],
+            "source": provenance[name],
+            "context": context,
+        }
+        for digest, name, context in named
+        if provenance.get(digest) and provenance.get(name)
+    ]
 
 
 def _sweep_id(path: Path) -> str:

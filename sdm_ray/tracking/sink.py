@@ -6,6 +6,7 @@ the call, so MLflow recognises those that it has; params and tags are the same w
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import threading
@@ -20,9 +21,13 @@ from sdm_ray.tracking.address import sqlite_file, sqlite_uri
 from sdm_ray.tracking.courier import RejectedError
 from sdm_ray.tracking.journal import Record
 
+log = logging.getLogger(__name__)
+
 SWEEP_TAG, TRIAL_TAG = "sdm_ray.sweep_id", "sdm_ray.trial_id"
 SWEEP_RUN = "-"
 """The trial id of the sweep's own run."""
+MAX_DIGEST = 36
+"""Characters of a dataset's digest."""
 MAX_METRICS, MAX_PARAMS, MAX_TAGS = 1000, 100, 100
 """Entries that one call of MLflow takes."""
 _QUIET = {"mlflow": logging.WARNING, "alembic": logging.WARNING, "urllib3.connectionpool": logging.ERROR}
@@ -43,9 +48,12 @@ class MlflowSink:
         experiment: name of the experiment, created if needed.
         artifact_location: where a new experiment keeps artifacts; None leaves it to the server.
         sweep_id: identifies the sweep's runs.
+        system_metrics: sample what the machine is busy with, into the sweep's run.
     """
 
-    def __init__(self, uri: str, experiment: str, artifact_location: str | None, sweep_id: str) -> None:
+    def __init__(
+        self, uri: str, experiment: str, artifact_location: str | None, sweep_id: str, *, system_metrics: bool = False
+    ) -> None:
         self.uri, self.sweep_id = uri, sweep_id
         self.experiment_id: str | None = None
         self._experiment, self._artifact_location = experiment, artifact_location
@@ -53,6 +61,7 @@ class MlflowSink:
         self._runs: dict[str, str] = {}
         self._open: set[str] = set()
         self._connected = threading.Event()
+        self._system_metrics, self._monitor = system_metrics, None
 
     def connect(self) -> None:
         """Import MLflow, create what is missing (a sqlite schema, the experiment), look up the sweep's runs."""
@@ -124,6 +133,8 @@ class MlflowSink:
         }
         self._log_params(run_id, {name: value for name, value in record["params"].items() if name not in known})
         self._log_tags(run_id, record["tags"] | changed)
+        if trial_id == SWEEP_RUN and self._system_metrics and self._monitor is None:
+            self._monitor = _monitor(run_id, self.uri)
 
     def _apply_logs(self, records: list[Record]) -> None:
         by_trial: dict[str, list[Record]] = {}
@@ -139,6 +150,7 @@ class MlflowSink:
         self._log_tags(run_id, record["tags"])
         for path in record["artifacts"]:
             self._log_artifact(run_id, Path(path))
+        self._log_inputs(run_id, record.get("inputs", []))
         self._client.set_terminated(run_id, status=record["status"], end_time=record["time"])
         self._open.discard(record["trial"])
 
@@ -146,6 +158,9 @@ class MlflowSink:
         """The sweep ends; trials that never did, because their process was lost, end with it."""
         for trial_id in sorted(self._open - {SWEEP_RUN}):
             self._client.set_terminated(self._runs[trial_id], status="KILLED", end_time=record["time"])
+        if self._monitor is not None:
+            self._monitor.finish()
+            self._monitor = None
         self._client.set_terminated(self._run(SWEEP_RUN), status=record["status"], end_time=record["time"])
         self._open.clear()
 
@@ -156,6 +171,27 @@ class MlflowSink:
     def _log_artifact(self, run_id: str, path: Path) -> None:
         if path.is_file():
             self._client.log_artifact(run_id, str(path))
+        elif path.is_dir():
+            self._client.log_artifacts(run_id, str(path), path.name)
+
+    def _log_inputs(self, run_id: str, inputs: list[dict[str, str]]) -> None:
+        """Datasets in MLflow's sense; it knows those that it has by name and digest."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        datasets = [
+            DatasetInput(
+                Dataset(
+                    name=given["name"],
+                    digest=given["digest"][:MAX_DIGEST],
+                    source_type="sdm-ray",
+                    source=json.dumps({"uri": given["source"], "sha256": given["digest"]}),
+                ),
+                [InputTag("mlflow.data.context", given["context"])],
+            )
+            for given in inputs
+        ]
+        if datasets:
+            self._client.log_inputs(run_id, datasets)
 
     def _run(self, trial_id: str) -> str:
         try:
@@ -216,6 +252,19 @@ def prepare_mlflow() -> None:
         raise UsageError("tracking needs the package mlflow; install it or set tracking.enabled=false") from None
     for name, level in _QUIET.items():
         logging.getLogger(name).setLevel(level)
+
+
+def _monitor(run_id: str, uri: str) -> Any:
+    """Samples the machine into a run, on a thread of its own; None, with a warning, where it cannot."""
+    try:
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+        monitor = SystemMetricsMonitor(run_id, resume_logging=True, tracking_uri=uri)
+        monitor.start()
+    except Exception as error:  # a nicety; it needs psutil, and its own connection to the server
+        log.warning("tracking.system_metrics: nothing is sampled: %s", " ".join(str(error).split())[:200])
+        return None
+    return monitor
 
 
 def _client(uri: str) -> Any:
