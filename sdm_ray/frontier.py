@@ -230,7 +230,9 @@ def select(
     return qualified[0]
 
 
-def write_tables(points: Sequence[Point], folder: Path) -> tuple[Path, Path]:
+def write_tables(
+    points: Sequence[Point], folder: Path, *, importances: Mapping[str, Mapping[str, float]] | None = None
+) -> tuple[Path, Path]:
     """Write `frontier.parquet` (a row for each point, a column for each metric) and `frontier.json`, atomically.
 
     Returns:
@@ -251,6 +253,7 @@ def write_tables(points: Sequence[Point], folder: Path) -> tuple[Path, Path]:
             "directions": {"desired": "maximize", "harmful": "minimize"},
             "reference_point": {"desired": REFERENCE_POINT[0], "harmful": REFERENCE_POINT[1]},
             "hypervolume": hypervolume(points),
+            "importances": {name: dict(shares) for name, shares in (importances or {}).items()},
             "points": [_finite(row) for row in rows],
         },
     )
@@ -281,6 +284,15 @@ def read_tables(folder: Path) -> list[Point]:
         raise RunError(
             f"{path} is damaged ({reason}); delete it and run `sdm-ray sweep --resume` to write it anew"
         ) from None
+
+
+def read_importances(folder: Path) -> dict[str, dict[str, float]]:
+    """Shares of the searched settings by objective, as `write_tables` wrote them; empty where it wrote none."""
+    try:
+        values = json.loads((folder / JSON).read_text(encoding="utf-8"))["importances"]
+        return {str(name): {str(key): float(share) for key, share in shares.items()} for name, shares in values.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
 
 
 def _interval(metrics: dict[str, float], name: str) -> tuple[float, float] | None:

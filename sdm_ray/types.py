@@ -158,6 +158,11 @@ class Metric(StrEnum):
         return f"rung/{step}/harmful_accuracy"
 
     @staticmethod
+    def again(attack: str, name: str) -> str:
+        """A metric of an attack on the released model that came later; `attack` names it."""
+        return f"again/{attack}/{name}"
+
+    @staticmethod
     def low(name: str) -> str:
         """Lower end of a metric's 95 % interval."""
         return f"{name}/low"

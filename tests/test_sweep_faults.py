@@ -207,9 +207,9 @@ def test_signals_are_clean(tmp_path: Path, number: signal.Signals) -> None:
 @pytest.mark.timeout(1800)
 def test_twenty_kills_at_random_moments(tmp_path: Path) -> None:
     """Every fourth one hits a driver that starts, the others hit one whose trials run."""
-    num_trials, family = 50, set[int]()
+    num_trials, family = 25, set[int]()
     resume = kill_at_random_moments(tmp_path, 20, seed=0, resume=[], family=family, num_trials=num_trials)
-    assert 10 < num_ended(tmp_path) < num_trials, "the kills are spread over the sweep"
+    assert 2 < num_ended(tmp_path) < num_trials, "the kills are spread over the sweep"
     outcome = Driver(tmp_path, *resume, num_trials=num_trials).outcome(300)
     check_complete(tmp_path, outcome, num_kills=20, num_trials=num_trials)
     wait_gone(family, 120)

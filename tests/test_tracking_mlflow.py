@@ -38,7 +38,7 @@ SETTINGS = {"name": "unit", "search": {"num_trials": 4}, "storage": None}
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A database with MLflow's tables, made once."""
     path = tmp_path_factory.mktemp("schema") / "mlflow.db"
-    sink._client(sqlite_uri(path)).search_experiments()
+    sink.new_client(sqlite_uri(path)).search_experiments()
     return path
 
 
@@ -51,7 +51,7 @@ def sweep_dir(tmp_path: Path, empty_database: Path) -> Path:
 
 
 def client_of(sweep_dir: Path) -> Any:
-    return sink._client(sqlite_uri(sweep_dir / "mlflow.db"))
+    return sink.new_client(sqlite_uri(sweep_dir / "mlflow.db"))
 
 
 def runs_of(sweep_dir: Path) -> dict[str, Any]:
@@ -449,7 +449,7 @@ def test_a_server_that_goes_away_and_comes_back_gets_everything_once(
         tracker.finish_trial(result_of("t0", sweep))
         tracker.finish_sweep("complete")
         assert tracker.ui_hint().startswith(f"{uri}/#/compare-runs?runs=")
-        client = sink._client(uri)
+        client = sink.new_client(uri)
         found = client.search_runs([client.get_experiment_by_name("sdm-ray").experiment_id])
         runs = {run.data.tags[TRIAL_TAG]: run for run in found}
         assert len(found) == 2

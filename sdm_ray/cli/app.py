@@ -34,7 +34,21 @@ Overrides = Annotated[
         "--set", metavar="PATH=VALUE", help="Override a setting by dotted path; the value is YAML. Repeatable."
     ),
 ]
+TrackingUri = Annotated[
+    str | None,
+    typer.Option(
+        help="MLflow that holds the run. [default: $MLFLOW_TRACKING_URI, else the sweeps in runs/]", show_default=False
+    ),
+]
 SweepFolder = Annotated[str, typer.Argument(metavar="SWEEP", help="A sweep's folder, or its name below `runs/`.")]
+
+
+SweepOrRun = Annotated[
+    str,
+    typer.Argument(
+        metavar="SWEEP", help="A sweep's folder, its name below `runs/`, or `mlflow:RUN_ID` of any of its runs."
+    ),
+]
 
 
 class Method(StrEnum):
@@ -138,7 +152,12 @@ def train(
 @app.command()
 def attack(
     model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="An exported model, a Hugging Face folder or a hub id.")
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="An exported model, a Hugging Face folder, a hub id, or `mlflow:RUN_ID` of a trial, whose run then "
+            "gets the result too.",
+        ),
     ],
     config: Annotated[
         Path | None, typer.Option(help="Trial file whose data and attack are used. [default: those of the export]")
@@ -152,24 +171,27 @@ def attack(
         typer.Option(help="Spread fine-tunes over a Ray cluster: `local`, `auto` or an address. [default: none]"),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Output folder. [default: runs/attack-HASH]")] = None,
+    tracking_uri: TrackingUri = None,
 ) -> None:
     """Attack a released model and compare it with random initialisation and the public encoder."""
     from sdm_ray.cli.attack import run
 
-    run(model, config, None if preset is None else preset.value, tuple(overrides or ()), out, ray_address)
+    named = None if preset is None else preset.value
+    run(model, config, named, tuple(overrides or ()), out, ray_address, tracking_uri)
 
 
 @app.command()
 def frontier(
-    sweep: SweepFolder,
+    sweep: SweepOrRun,
     others: Annotated[
         list[str] | None, typer.Argument(metavar="[SWEEP2 ...]", help="Sweeps to compare with it by hypervolume.")
     ] = None,
+    tracking_uri: TrackingUri = None,
 ) -> None:
     """Print a sweep's Pareto table, draw its picture and page again, and compare it with other sweeps."""
     from sdm_ray.cli.sweep import show_frontier
 
-    show_frontier(sweep, others or ())
+    show_frontier(sweep, others or (), tracking_uri)
 
 
 @app.command()

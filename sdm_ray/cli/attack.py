@@ -11,17 +11,22 @@ from typing import TYPE_CHECKING, Any
 import typer
 import yaml
 from rich.markup import escape
+from rich.text import Text
 
 from sdm_ray.cli.console import console, error_console
 from sdm_ray.cli.progress import follow
 from sdm_ray.cli.tables import attack_table, family_table
-from sdm_ray.config import EncoderSettings, TrialSettings, content_hash, load_settings, parse_settings
+from sdm_ray.config import EncoderSettings, TrialSettings, content_hash, digest, load_settings, parse_settings
+from sdm_ray.errors import RunError
 from sdm_ray.types import Metric
 
 if TYPE_CHECKING:
     from sdm_ray.assess import Assessment
     from sdm_ray.attack.audit import Check
+    from sdm_ray.export import Exported
+    from sdm_ray.tracking.runs import TrackedRun
 
+FILES = ("attack.parquet", "attack.json", "audit.json", "metrics.json", "summary.parquet")
 FIGURES = ("attack.png", "best_so_far.png", "recovery.png")
 
 
@@ -32,8 +37,32 @@ def run(
     overrides: tuple[str, ...],
     out: Path | None,
     ray_address: str | None = None,
+    tracking_uri: str | None = None,
 ) -> None:
-    """Attack `model`, its random re-initialisation and its public encoder under one budget; print what came out."""
+    """Attack `model`, its random re-initialisation and its public encoder under one budget; print what came out.
+
+    The model of a tracked run (`mlflow:RUN_ID`) is attacked where it lies, or from the run's artifacts, and the run
+    gets the result.
+    """
+    from sdm_ray.tracking.runs import find_run, is_reference, model_folder
+
+    if not is_reference(model):
+        _attack(model, config, preset, overrides, out, ray_address)
+        return
+    tracked = find_run(model, uri=tracking_uri)
+    with model_folder(tracked) as folder:
+        _attack(str(folder), config, preset, overrides, out, ray_address, tracked)
+
+
+def _attack(
+    model: str,
+    config: Path | None,
+    preset: str | None,
+    overrides: tuple[str, ...],
+    out: Path | None,
+    ray_address: str | None,
+    tracked: TrackedRun | None = None,
+) -> None:
     import torch
 
     import sdm_ray.sweep.attack_sampler  # noqa: F401  (makes Optuna's sampler known)
@@ -44,6 +73,8 @@ def run(
     from sdm_ray.files import write_json
 
     exported = load_exported(model) if (Path(model) / META).is_file() else None
+    if tracked is not None:
+        _check_weights(tracked, exported, model)
     released = exported.meta.settings if exported is not None and exported.meta is not None else None
     settings = _settings(config, preset, overrides, released)
     public = None if released is None else released.encoder
@@ -79,10 +110,39 @@ def run(
     console.print(attack_table(reports))
     if len(settings.attack.families) > 1:
         console.print(family_table(found.report))
-    for line in _findings(found, settings):
+    findings = _findings(found, settings)
+    for line in findings:
         console.print(line, soft_wrap=True)
     console.print(f"every fine-tune: {escape(str(folder / 'attack.parquet'))}", soft_wrap=True)
     console.print(f"figures: {', '.join(escape(str(folder / name)) for name in FIGURES)}", soft_wrap=True)
+    if tracked is not None:
+        label = f"{preset or 'trial'}-{digest(settings.attack.model_dump(mode='json'))}"
+        _add_to_run(tracked, label, found, folder, verdict=Text.from_markup(findings[0]).plain)
+
+
+def _check_weights(tracked: TrackedRun, exported: Exported | None, folder: str) -> None:
+    """Refuse to credit a run with the attack on other weights than it tracked."""
+    from sdm_ray.models.encoder import params_digest
+
+    wanted = tracked.tags.get("provenance.weights")
+    if exported is None or (wanted is not None and params_digest(exported.params) != wanted):
+        raise RunError(
+            f"the weights in {folder} are not those that run {tracked.run_id} ({tracked.name}) tracked; attack the "
+            "folder itself if that is meant"
+        )
+
+
+def _add_to_run(tracked: TrackedRun, label: str, found: Assessment, folder: Path, *, verdict: str) -> None:
+    """Metrics, verdict and files of the attack, beside what the run has."""
+    from sdm_ray.tracking.runs import add_to_run
+
+    metrics = {Metric.again(label, name): value for name, value in found.metrics.items()}
+    files = [folder / name for name in (*FILES, *FIGURES) if (folder / name).is_file()]
+    try:
+        add_to_run(tracked, metrics=metrics, tags={f"attack.{label}": verdict}, files=files, folder=f"attacks/{label}")
+    except RunError as error:
+        raise RunError(f"{error}; the attack is in {folder}, but run {tracked.run_id} did not get it") from None
+    console.print(f"run {tracked.run_id} ({escape(tracked.name)}) has it as attack {label}", soft_wrap=True)
 
 
 @contextmanager

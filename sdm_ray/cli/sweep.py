@@ -6,6 +6,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import typer
 from rich.markup import escape
@@ -14,10 +15,11 @@ from sdm_ray.cli.console import console, error_console
 from sdm_ray.config import SweepSettings, to_yaml
 from sdm_ray.errors import UsageError
 from sdm_ray.files import write_text
-from sdm_ray.frontier import Point, Rule, compare, hypervolume, read_tables, select
+from sdm_ray.frontier import Point, Rule, compare, hypervolume, read_importances, read_tables, select, write_tables
 from sdm_ray.page import write_page
 from sdm_ray.report import frontier_figure, pareto_table
 from sdm_ray.reuse import find_sweep, load_best
+from sdm_ray.tracking.runs import PREFIX, is_reference
 
 FIGURE, PAGE = "frontier.png", "frontier.html"
 BEST = "best.yaml"
@@ -56,7 +58,7 @@ def run(settings: SweepSettings, config: Path, *, resume: bool, fork: bool = Fal
     best = load_best(outcome.folder)
     write_text(outcome.folder / BEST, to_yaml(best))
     assert best.origin is not None
-    _say_next(outcome.folder, best.origin.trial_id, outcome.tracking_hint)
+    _say_next(outcome.folder, best.origin.trial_id, outcome.tracking_hint, _study_hint(settings, outcome.folder))
 
 
 def _again(settings: SweepSettings, *, resume: bool, fork: bool) -> str:
@@ -92,27 +94,47 @@ def show_status(sweep: str) -> None:
         console.print(pareto_table(status.points))
 
 
-def show_frontier(sweep: str, others: Sequence[str] = ()) -> None:
+class _Sweep(NamedTuple):
+    name: str
+    folder: Path
+    """Where its pictures go."""
+    points: list[Point]
+
+
+def _read(sweep: str, tracking_uri: str | None) -> _Sweep:
+    """A sweep from its folder, or (`mlflow:RUN_ID`) from its runs."""
+    if not is_reference(sweep):
+        folder = find_sweep(sweep)
+        return _Sweep(folder.name, folder, read_tables(folder))
+    from sdm_ray.sweep.tracked import tracked_points
+
+    name, points = tracked_points(sweep, uri=tracking_uri)
+    return _Sweep(name, Path("runs") / f"{name}-{sweep.removeprefix(PREFIX)[:8]}", points)
+
+
+def show_frontier(sweep: str, others: Sequence[str] = (), tracking_uri: str | None = None) -> None:
     """Print the Pareto table of a sweep and draw its picture again; an empty frontier is an error that says why.
 
     Each of the others is compared with it by hypervolume.
     """
-    folder = find_sweep(sweep)
-    points = read_tables(folder)
-    compared = [(find_sweep(other).name, read_tables(find_sweep(other))) for other in others]
+    name, folder, points = _read(sweep, tracking_uri)
+    compared = [(theirs.name, theirs.points) for theirs in (_read(other, tracking_uri) for other in others)]
+    folder.mkdir(parents=True, exist_ok=True)
+    if is_reference(sweep):
+        write_tables(points, folder)
     frontier_figure(points, folder / FIGURE)
-    write_page(points, folder / PAGE, title=folder.name)
+    write_page(points, folder / PAGE, title=name, importances=read_importances(folder))
     console.print(pareto_table(points))
     select(points)
     console.print(f"picture {escape(str(folder / FIGURE))}", soft_wrap=True)
     console.print(f"page    {escape(str(folder / PAGE))}", soft_wrap=True)
     if compared:
-        console.print(f"{folder.name}: hypervolume {hypervolume(points):.4f}, {_num_trials(points)} trials")
-    for name, theirs in compared:
+        console.print(f"{name}: hypervolume {hypervolume(points):.4f}, {_num_trials(points)} trials")
+    for other_name, theirs in compared:
         difference, low, high = compare(points, theirs)
         verdict = "better" if low > 0 else "worse" if high < 0 else "cannot be told apart"
         console.print(
-            f"{name}: hypervolume {hypervolume(theirs):.4f}, {_num_trials(theirs)} trials: {difference:+.4f} "
+            f"{other_name}: hypervolume {hypervolume(theirs):.4f}, {_num_trials(theirs)} trials: {difference:+.4f} "
             f"\\[{low:+.4f}, {high:+.4f}] ({verdict}; 95 % interval, bootstrap over trials)",
             soft_wrap=True,
         )
@@ -135,7 +157,13 @@ def write_best(
     console.print(f"next    sdm-ray train {escape(shlex.quote(str(out)))}", soft_wrap=True)
 
 
-def _say_next(folder: Path, trial_id: str, tracking_hint: str) -> None:
+def _study_hint(settings: SweepSettings, folder: Path) -> str:
+    """The command that opens Optuna's dashboard on the sweep's storage."""
+    storage = settings.storage or f"sqlite:///{folder.absolute() / 'optuna.db'}"
+    return shlex.join(["optuna-dashboard", storage.removeprefix("journal://"), "--host", "127.0.0.1"])
+
+
+def _say_next(folder: Path, trial_id: str, tracking_hint: str, study_hint: str) -> None:
     model = folder / "trials" / trial_id / "model"
     rows = [
         ("page", str(folder / PAGE)),
@@ -150,6 +178,7 @@ def _say_next(folder: Path, trial_id: str, tracking_hint: str) -> None:
     console.print("\nnext:")
     commands = [
         ("compare the runs in MLflow", tracking_hint),
+        ("look into Optuna's study (pip install optuna-dashboard)", study_hint),
         ("train again from the best config", shlex.join(["sdm-ray", "train", str(folder / BEST)])),
         ("attack the exported model", shlex.join(["sdm-ray", "attack", str(model)])),
     ]

@@ -159,7 +159,10 @@ class FrontierWriter:
             from sdm_ray.page import write_page
             from sdm_ray.report import Curve, attack_curves_figure, frontier_figure
 
-            files = [*write_tables(points, self._folder), frontier_figure(points, self._folder / "frontier.png")]
+            files = [
+                *write_tables(points, self._folder, importances=self.importances),
+                frontier_figure(points, self._folder / "frontier.png"),
+            ]
             files.append(write_page(points, self._folder / PAGE, title=self._folder.name, importances=self.importances))
             shown = [*pareto_front(points)[:1], *(point for point in points if point.is_reference)]
             curves = [Curve.from_point(point) for point in shown]

@@ -66,7 +66,8 @@ class SweepCallback(DriverOnly, Callback):
 
 def trial_tags(entry: Entry) -> dict[str, Any]:
     """What a trial is in its sweep, as tags of its run."""
-    tags = {"method": entry.method, "role": entry.role, "point": entry.point, "seed_index": entry.seed_index}
+    tags: dict[str, Any] = {"method": entry.method, "role": entry.role, "params": entry.params}
+    tags |= {"point": entry.point, "seed_index": entry.seed_index}
     return tags if entry.number is None else tags | {"optuna_trial": entry.number}
 
 

@@ -82,7 +82,7 @@ class MlflowTracker:
         if file is None or file.exists():
             # A new sqlite file is left to the courier: its schema takes seconds.
             prepare_mlflow()
-            _within(self._sink.connect, self._uri)
+            within(self._sink.connect, self._uri)
         self._courier = Courier(self._journal_or_fail(), self._sink)
         self._environment = environment_tags()
         self._start(SWEEP_RUN, name, settings, self._environment | tags)
@@ -234,7 +234,7 @@ def _sweep_id(path: Path) -> str:
     return path.read_text().strip()
 
 
-def _within(connect: Callable[[], None], uri: str) -> None:
+def within(connect: Callable[[], None], uri: str) -> None:
     """Connect, or raise a clear error; a server that accepts and then says nothing counts as away."""
     seconds = ANSWER_TIMEOUT_SECONDS if uri.startswith("http") else SCHEMA_TIMEOUT_SECONDS
     failure: list[BaseException] = []

@@ -35,6 +35,7 @@ _ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
 """Defaults for this process: retries are the courier's task, and nothing is reported to anybody unasked."""
 _FINAL_CODES = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST", "INVALID_STATE"}
@@ -67,7 +68,7 @@ class MlflowSink:
         """Import MLflow, create what is missing (a sqlite schema, the experiment), look up the sweep's runs."""
         if self._client is not None:
             return
-        client = _client(self.uri)
+        client = new_client(self.uri)
         self.experiment_id = _experiment_id(client, self._experiment, self._artifact_location)
         query = f"tags.`{SWEEP_TAG}` = '{self.sweep_id}'"
         token = None
@@ -267,7 +268,8 @@ def _monitor(run_id: str, uri: str) -> Any:
     return monitor
 
 
-def _client(uri: str) -> Any:
+def new_client(uri: str) -> Any:
+    """MLflow's client; the schema of a new sqlite file is created."""
     prepare_mlflow()
     from mlflow import MlflowClient
 

@@ -1,0 +1,106 @@
+"""A sweep's points from its MLflow runs alone: what another machine needs to look at a sweep and to compare it."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from sdm_ray.config import SweepSettings, load_settings
+from sdm_ray.errors import RunError, UsageError
+from sdm_ray.frontier import Point
+from sdm_ray.sweep.ledger import Entry, Ledger
+from sdm_ray.sweep.resume import SETTINGS
+from sdm_ray.sweep.state import SweepState
+from sdm_ray.tracking.runs import TrackedRun, download, find_run, sibling_runs
+from sdm_ray.types import Status, TrialResult
+
+ROLES = ("reference", "search", "final")
+PASSING = ("train/", "rung/", "again/")
+"""Metrics of a run that are not part of its trial's result."""
+
+
+def tracked_points(
+    reference: str, *, uri: str | None = None, output_dir: str | Path = "runs"
+) -> tuple[str, list[Point]]:
+    """Name and points of the sweep that a run belongs to, as the sweep itself has them.
+
+    Args:
+        reference: `mlflow:RUN_ID` of the sweep or of one of its trials.
+        uri: see `sdm_ray.tracking.runs.find_run`.
+        output_dir: where sweeps lie.
+
+    Raises:
+        UsageError: when there is no such run, or its sweep was tracked before its settings were kept.
+        RunError: when the server does not answer, or a run is not as sdm-ray wrote it.
+    """
+    found = find_run(reference, uri=uri, output_dir=output_dir)
+    runs = list(sibling_runs(found))
+    parent = next((run for run in runs if run.is_sweep), None)
+    if parent is None:
+        raise UsageError(f"run {found.run_id} has no sweep any more: its parent run was deleted")
+    with tempfile.TemporaryDirectory(prefix="sdm-ray-") as folder:
+        file = download(parent, SETTINGS, Path(folder))
+        if file is None:
+            raise UsageError(
+                f"run {parent.run_id} ({parent.name}) has no {SETTINGS}: its sweep has not ended yet, or was "
+                "tracked by an earlier sdm-ray; read its folder instead"
+            )
+        settings = load_settings(SweepSettings, file)
+        ledger = Ledger(Path(folder), read_only=True)
+        ledger.close()  # what it holds is in memory
+        ledger.entries = {entry.trial_id: entry for entry in _entries(runs)}
+        return parent.name, SweepState(settings, ledger).points()
+
+
+def _entries(runs: Iterable[TrackedRun]) -> Iterable[Entry]:
+    """Trials that have ended."""
+    for run in runs:
+        if run.is_sweep or "status" not in run.tags:
+            continue
+        try:
+            yield _entry(run)
+        except (KeyError, ValueError) as error:
+            raise RunError(
+                f"run {run.run_id} ({run.name}) is not as sdm-ray wrote it ({type(error).__name__}: {error}); "
+                "delete it in MLflow, or read the sweep's folder instead"
+            ) from None
+
+
+def _entry(run: TrackedRun) -> Entry:
+    tags = run.tags
+    role: Any = tags["role"]
+    if role not in ROLES:
+        raise ValueError(f"role {role!r}")
+    params = json.loads(tags["params"])
+    status = Status(tags["status"])
+    if status is Status.INFEASIBLE and any(name.startswith("harmful/") for name in run.metrics):
+        status = (
+            Status.COMPLETE
+        )  # judged so by the sweep's constraint, which is applied again; training did not stop it
+    result = TrialResult(
+        trial_id=run.trial_id,
+        config_hash=tags.get("config_hash", ""),
+        method=tags["method"],
+        seed=int(tags["seed"]),
+        status=status,
+        metrics={name: value for name, value in run.metrics.items() if not name.startswith(PASSING)},
+        output_dir=Path(tags.get("output_dir", ".")),
+        error=tags.get("error"),
+        params=params,
+        provenance={
+            name.removeprefix("provenance."): value for name, value in tags.items() if name.startswith("provenance.")
+        },
+    )
+    return Entry(
+        run.trial_id,
+        role,
+        result.method,  # type: ignore[arg-type]
+        number=int(tags["optuna_trial"]) if "optuna_trial" in tags else None,
+        params=params,
+        point=tags["point"],
+        seed_index=int(tags["seed_index"]),
+        result=result,
+    )

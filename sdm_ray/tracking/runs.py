@@ -1,0 +1,270 @@
+"""Runs that are tracked already: found by `mlflow:RUN_ID`, read, and added to."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sqlite3
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from sdm_ray.errors import RunError, UsageError
+from sdm_ray.tracking.address import check_address, masked, sqlite_file, sqlite_uri, unreachable
+from sdm_ray.tracking.mlflow import MODEL, within
+from sdm_ray.tracking.naming import finite_metrics, tag_values
+from sdm_ray.tracking.sink import SWEEP_RUN, SWEEP_TAG, TRIAL_TAG, new_client
+
+PREFIX = "mlflow:"
+URI_VARIABLE = "MLFLOW_TRACKING_URI"
+MAX_NAMES = 5000
+"""Runs whose names are looked at for a suggestion."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackedRun:
+    """A run of MLflow that sdm-ray made."""
+
+    uri: str
+    """Tracking URI that it was found under."""
+    run_id: str
+    name: str
+    experiment_id: str
+    sweep_id: str
+    """Id of its sweep, which all its runs share."""
+    trial_id: str
+    """`-` for the run of the sweep itself."""
+    status: str
+    """MLflow's: RUNNING, FINISHED, FAILED, KILLED."""
+    tags: Mapping[str, str] = field(default_factory=dict)
+    params: Mapping[str, str] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """The last value of each metric."""
+
+    @property
+    def is_sweep(self) -> bool:
+        """Whether it is the parent of trials."""
+        return self.trial_id == SWEEP_RUN
+
+
+def is_reference(text: str) -> bool:
+    """Whether a text names a run (`mlflow:RUN_ID`) and not a file."""
+    return text.startswith(PREFIX)
+
+
+def find_run(reference: str, *, uri: str | None = None, output_dir: str | Path = "runs") -> TrackedRun:
+    """The run that `mlflow:RUN_ID` names.
+
+    Args:
+        reference: the text; the prefix may be missing.
+        uri: tracking URI. None takes `$MLFLOW_TRACKING_URI`, and without it the sqlite file of a sweep in `output_dir`
+            that holds the run.
+        output_dir: where sweeps lie.
+
+    Raises:
+        UsageError: when there is no such run, or sdm-ray did not make it; the nearest ids are suggested.
+        RunError: when the server does not answer.
+    """
+    run_id = reference.removeprefix(PREFIX)
+    if not run_id:
+        raise UsageError(f"{reference!r} names no run; write mlflow:RUN_ID, with the id that MLflow shows for the run")
+    uri = uri or os.environ.get(URI_VARIABLE) or _holding(run_id, Path(output_dir))
+    client = connect(uri)
+    from mlflow.exceptions import MlflowException
+
+    try:
+        run = client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise unreachable(uri, " ".join(str(error).split())[:200]) from None
+        raise UsageError(f"no run {run_id!r} at {masked(uri)}{_suggestion(run_id, _ids(client))}") from None
+    return _tracked(uri, run)
+
+
+def sibling_runs(run: TrackedRun) -> Iterator[TrackedRun]:
+    """All runs of a run's sweep, the sweep's own among them, in the order in which they began.
+
+    Raises:
+        RunError: when the server does not answer.
+    """
+    client, token = connect(run.uri), None
+    query = f"tags.`{SWEEP_TAG}` = '{run.sweep_id}'"
+    while True:
+        ask = partial(client.search_runs, [run.experiment_id], query, order_by=["attributes.start_time ASC"])
+        page = _answer(run.uri, partial(ask, max_results=1000, page_token=token))
+        for found in page:
+            yield _tracked(run.uri, found)
+        token = page.token
+        if not token:
+            return
+
+
+@contextmanager
+def model_folder(run: TrackedRun) -> Iterator[Path]:
+    """The folder of the model that a trial released: where the trial wrote it, or a download of the run's artifact.
+
+    Raises:
+        UsageError: when the run has no model, here or there.
+        RunError: when the download fails.
+    """
+    if run.is_sweep:
+        raise UsageError(
+            f"run {run.run_id} is that of the sweep {run.name!r}, which has many models; name the run of a trial"
+        )
+    local = Path(run.tags.get("output_dir", "")) / MODEL
+    if "output_dir" in run.tags and local.is_dir():
+        yield local
+        return
+    with tempfile.TemporaryDirectory(prefix="sdm-ray-") as folder:
+        found = download(run, MODEL, Path(folder))
+        if found is None or not found.is_dir() or not (found / "config.json").is_file():
+            raise UsageError(
+                f"run {run.run_id} ({run.name}) has no model: {local} is not on this machine, and none was uploaded; "
+                "run the command where the sweep ran, or sweep with tracking.log_models=true"
+            )
+        yield found
+
+
+def download(run: TrackedRun, path: str, into: Path) -> Path | None:
+    """Download an artifact of a run; None where it has none of this path.
+
+    Raises:
+        RunError: when the server does not answer, or names a file outside the folder.
+    """
+    client = connect(run.uri)
+    parent, _, name = path.rpartition("/")
+    listed = _answer(run.uri, lambda: client.list_artifacts(run.run_id, parent or None))
+    if not any(Path(file.path).name == name for file in listed):
+        return None
+    found = Path(_answer(run.uri, lambda: client.download_artifacts(run.run_id, path, str(into))))
+    root = into.resolve()
+    for file in (found, *found.rglob("*")):
+        if not file.resolve().is_relative_to(root):
+            raise RunError(f"artifact {path!r} of run {run.run_id} leaves its folder ({file}); do not trust this run")
+    return found
+
+
+def add_to_run(
+    run: TrackedRun, *, metrics: Mapping[str, float], tags: Mapping[str, Any], files: Sequence[Path], folder: str
+) -> None:
+    """Add what was measured later to a run that has ended.
+
+    Args:
+        run: the run.
+        metrics: by name; what is no finite number is left out.
+        tags: more tags.
+        files: artifacts.
+        folder: among the artifacts, for the files.
+
+    Raises:
+        RunError: when the server does not answer.
+    """
+    from mlflow.entities import Metric, RunTag
+    from mlflow.utils.time import get_current_time_millis
+
+    client, now = connect(run.uri), get_current_time_millis()
+    values = [Metric(name, value, now, 0) for name, value in finite_metrics(metrics).items()]
+    marks = [RunTag(name, value) for name, value in tag_values(tags).items()]
+
+    def send() -> None:
+        for file in files:
+            client.log_artifact(run.run_id, str(file), folder)
+        client.log_batch(run.run_id, metrics=values, tags=marks)
+
+    _answer(run.uri, send)
+
+
+def connect(uri: str) -> Any:
+    """A client of a tracking server or database that is there.
+
+    Raises:
+        UsageError: for a URI that cannot work, or a sqlite file that does not exist.
+        RunError: when nobody answers.
+    """
+    file = sqlite_file(uri)
+    if file is not None and not file.is_file():
+        raise UsageError(f"tracking URI {masked(uri)!r}: there is no file {file}")
+    check_address(uri)
+    made: list[Any] = []
+
+    def attempt() -> None:
+        made.append(new_client(uri))
+        if file is None:
+            made[0].search_experiments(max_results=1)
+
+    within(attempt, uri)
+    return made[0]
+
+
+def local_databases(output_dir: Path) -> list[Path]:
+    """The sqlite files of the sweeps and trainings in a folder."""
+    return sorted(output_dir.glob("*/mlflow.db"))
+
+
+def _holding(run_id: str, output_dir: Path) -> str:
+    """URI of the database below a folder that holds a run."""
+    known: dict[str, str] = {}
+    files = local_databases(output_dir)
+    for file in files:
+        try:
+            with closing(sqlite3.connect(f"file:{file.absolute()}?mode=ro", uri=True)) as database:
+                if database.execute("SELECT 1 FROM runs WHERE run_uuid = ?", (run_id,)).fetchone():
+                    return sqlite_uri(file)
+                known |= dict(database.execute("SELECT run_uuid, name FROM runs LIMIT ?", (MAX_NAMES,)))
+        except sqlite3.Error:  # not MLflow's, or damaged: it does not hold the run
+            continue
+    looked = (
+        f"the {len(files)} tracked folder(s) of {output_dir}"
+        if files
+        else f"{output_dir}, which holds no tracked sweep"
+    )
+    raise UsageError(
+        f"no run {run_id!r} in {looked}{_suggestion(run_id, known)}; for a server, give its address "
+        f"(--tracking-uri, or {URI_VARIABLE})"
+    )
+
+
+def _ids(client: Any) -> dict[str, str]:
+    """Ids of runs and their names."""
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    return {run.info.run_id: run.info.run_name for run in client.search_runs(experiments, max_results=1000)}
+
+
+def _suggestion(run_id: str, known: Mapping[str, str]) -> str:
+    close = difflib.get_close_matches(run_id, known, n=1, cutoff=0.5)
+    named = [key for key, name in known.items() if name == run_id][:3]
+    if named:
+        return f"; runs of that name: {', '.join(named)}"
+    return f"; did you mean {close[0]} ({known[close[0]]})?" if close else ""
+
+
+def _tracked(uri: str, run: Any) -> TrackedRun:
+    tags = run.data.tags
+    if SWEEP_TAG not in tags or TRIAL_TAG not in tags:
+        raise UsageError(f"run {run.info.run_id} at {masked(uri)} was not made by sdm-ray (it has no tag {SWEEP_TAG})")
+    return TrackedRun(
+        uri=uri,
+        run_id=run.info.run_id,
+        name=run.info.run_name,
+        experiment_id=run.info.experiment_id,
+        sweep_id=tags[SWEEP_TAG],
+        trial_id=tags[TRIAL_TAG],
+        status=run.info.status,
+        tags=tags,
+        params=run.data.params,
+        metrics=run.data.metrics,
+    )
+
+
+def _answer(uri: str, ask: Any) -> Any:
+    """What the server says, or a clear error."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return ask()
+    except (MlflowException, OSError) as error:
+        raise RunError(f"MLflow at {masked(uri)} refused: {' '.join(str(error).split())[:300]}") from None
