@@ -2,24 +2,38 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
 from datetime import date
+from pathlib import Path
+from typing import Any
+
+import yaml
 
 from sdm_ray.config import AttackSettings, TrialSettings, content_hash
 from sdm_ray.config.attack import FAMILIES
 from sdm_ray.types import Metric
 
-NOT_TRIED = (
-    "optimisers other than Adam, learning-rate schedules and more steps than the budget above",
-    "low-rank adapters, partial freezing other than the whole trunk, pruning, interpolation with the base encoder",
-    "attackers with more labelled examples than above, with unlabelled text, or with other data for the same label",
-    "reading the label off the features without gradients (nearest neighbours, closed-form probes)",
-    "harmful labels other than the one named above",
-)
-"""What the attack evaluation of this version does not do; each is a way in which the result may not hold."""
+WITHOUT_GRADIENTS = "reading the label off the features without gradients"
+UNTRIED = {
+    "partial": "freezing part of the trunk",
+    "lora": "low-rank adapters",
+    "linear_probe": f"{WITHOUT_GRADIENTS} (closed-form linear probe)",
+    "logistic_regression": f"{WITHOUT_GRADIENTS} (logistic regression)",
+    "knn": f"{WITHOUT_GRADIENTS} (nearest neighbours)",
+    "noise": "fine-tuning after noise on the weights",
+    "reinit": "fine-tuning after some layers are drawn again",
+    "prune": "fine-tuning after pruning",
+    "interpolate": "fine-tuning from an interpolation with the public encoder",
+    "benign_first": "fine-tuning on the desired task first",
+    "masked_lm": "continued masked-LM pretraining on unlabelled text",
+}
+"""What an attack without this family has not done; each is a way in which the result may not hold."""
+MANY_OPTIMIZERS = {"full", "head", "partial", "lora"}
+"""Families that do not keep to Adam."""
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+"""The form of an id on the Hugging Face hub."""
 
 
 def model_card(
@@ -43,13 +57,13 @@ def model_card(
     return (
         "\n\n".join(
             [
-                _header(settings, native),
+                _header(settings, native, metrics),
                 f"# {settings.name}",
                 _summary(settings, model_type, num_layers, len(label_names)),
                 _threat_model(settings),
                 _measured(settings, metrics),
                 _budget(settings.attack),
-                "## What was not tried\n\n" + "\n".join(f"- {item}" for item in NOT_TRIED),
+                "## What was not tried\n\n" + "\n".join(f"- {item}" for item in not_tried(settings)),
                 _loading(settings, native, label_names),
                 _licence(settings),
                 f"Config hash `{content_hash(settings)}`, exported {date.today().isoformat()}.",
@@ -59,12 +73,50 @@ def model_card(
     )
 
 
-def _header(settings: TrialSettings, native: bool) -> str:
-    lines = ["license: unknown"]
+def not_tried(settings: TrialSettings) -> list[str]:
+    """What the attack of a trial leaves open, for its settings."""
+    attack = settings.attack
+    items = [words for name, words in UNTRIED.items() if name not in attack.families]
+    if not MANY_OPTIMIZERS & set(attack.families):
+        items.insert(0, "optimisers other than Adam, and learning-rate schedules")
+    more = "" if "all" in attack.num_examples else "more labelled examples than above, or with "
+    return [
+        *items,
+        "more steps, settings and seeds than the budget above",
+        f"attackers with {more}other data for the same label",
+        f"harmful labels other than {settings.data.harmful_column}",
+    ]
+
+
+def _header(settings: TrialSettings, native: bool, metrics: Mapping[str, float]) -> str:
+    """The YAML that the hub reads; it names what has an id there, and nothing of this machine."""
+    encoder, source = settings.encoder.name, settings.data.source
+    card: dict[str, Any] = {"license": "unknown"}
     if native:
-        lines += ["library_name: transformers", "pipeline_tag: text-classification"]
-    tags = ["task-blocking", "self-destructing-models", settings.train.method]
-    return "\n".join(["---", *lines, f"tags: {json.dumps(tags)}", "---"])
+        card |= {"library_name": "transformers", "pipeline_tag": "text-classification"}
+    card["tags"] = ["task-blocking", "self-destructing-models", settings.train.method]
+    if _is_hub_id(encoder):
+        card["base_model"] = encoder
+    if _is_hub_id(source):
+        card["datasets"] = [source]
+    shown = [(Metric.DESIRED_ACCURACY, "desired accuracy"), (Metric.HARMFUL_WORST_ACCURACY, "worst harmful accuracy")]
+    values = [(name, words, metrics.get(name, math.nan)) for name, words in shown]
+    measured = [
+        {"type": "accuracy", "name": f"{words} ({name})", "value": round(value, 6)}
+        for name, words, value in values
+        if math.isfinite(value)
+    ]
+    if measured:
+        task = {"type": "text-classification", "name": "desired and harmful task"}
+        # The hub asks for an id even of data that it does not have.
+        dataset = {"type": source if _is_hub_id(source) else "local", "name": Path(source).name}
+        results = [{"task": task, "dataset": dataset, "metrics": measured}]
+        card["model-index"] = [{"name": settings.name, "results": results}]
+    return f"---\n{yaml.safe_dump(card, sort_keys=False, allow_unicode=True)}---"
+
+
+def _is_hub_id(name: str) -> bool:
+    return bool(HUB_ID.fullmatch(name)) and not Path(name).exists()
 
 
 def _summary(settings: TrialSettings, model_type: str, num_layers: int | None, num_classes: int) -> str:

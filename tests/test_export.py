@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -17,9 +19,10 @@ from tokenizers.processors import TemplateProcessing
 
 import sdm_ray.export as export_module
 from sdm_ray.config import Method, TrainSettings, TrialSettings, content_hash
+from sdm_ray.config.attack import FAMILIES
 from sdm_ray.errors import RunError, UsageError
 from sdm_ray.export import Exported, export_model, load_exported
-from sdm_ray.model_card import model_card
+from sdm_ray.model_card import UNTRIED, model_card, not_tried
 from sdm_ray.models.heads import init_head, logits
 from sdm_ray.models.trunk import Trunk
 
@@ -166,6 +169,37 @@ def test_the_card_says_what_was_measured_and_what_was_not(tmp_path: Path) -> Non
     assert "pipeline_tag" not in mean
     assert "head.safetensors" in mean
     assert "head.safetensors" not in native
+
+
+def test_the_card_lists_what_its_attack_left_open() -> None:
+    few = TrialSettings.model_validate({"attack": {"families": ["fine_tune"], "num_examples": [20]}})
+    many = TrialSettings.model_validate({"attack": {"families": ["full", "lora", "knn"], "num_examples": [20, "all"]}})
+    few_items, many_items = not_tried(few), not_tried(many)
+    assert "optimisers other than Adam, and learning-rate schedules" in few_items
+    assert "low-rank adapters" in few_items
+    assert any("more labelled examples" in item for item in few_items)
+    assert not {"optimisers other than Adam, and learning-rate schedules", "low-rank adapters"} & set(many_items)
+    assert not any("nearest neighbours" in item or "more labelled examples" in item for item in many_items)
+    assert set(UNTRIED) <= set(FAMILIES)
+    for item in many_items:
+        assert f"- {item}" in model_card(many, label_names=NAMES, metrics={}, model_type="bert")
+
+
+def test_the_card_is_one_that_the_hub_takes() -> None:
+    document = {"data": {"source": "LabHC/bias_in_bios"}, "encoder": {"name": "google/bert_uncased_L-2_H-128_A-2"}}
+    settings = TrialSettings.model_validate(document)
+    metrics = {"desired/accuracy": 0.9125, "harmful/worst_accuracy": 0.5, "regret/accuracy": math.nan}
+    card = ModelCard(model_card(settings, label_names=NAMES, metrics=metrics, model_type="bert"))
+    assert card.data.base_model == "google/bert_uncased_L-2_H-128_A-2"
+    assert card.data.datasets == ["LabHC/bias_in_bios"]
+    assert card.data.license == "unknown"
+    assert [(result.metric_name, result.metric_value) for result in card.data.eval_results] == [
+        ("desired accuracy (desired/accuracy)", 0.9125),
+        ("worst harmful accuracy (harmful/worst_accuracy)", 0.5),
+    ]
+    local = TrialSettings.model_validate(document | {"data": {"source": "/home/me/bios.parquet"}})
+    header = model_card(local, label_names=NAMES, metrics=metrics, model_type="bert").split("---")[1]
+    assert "/home" not in header
 
 
 @pytest.mark.parametrize(("method", "blocks"), [("mlac", True), ("ac", True), ("tuned", False), ("random", False)])
