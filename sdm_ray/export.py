@@ -125,7 +125,7 @@ def load_exported(folder: str | Path) -> Exported:
     if not folder.is_dir():
         raise UsageError(f"model folder {folder} does not exist")
     _refuse_escapes(folder)
-    meta = _read_meta(folder) if (folder / META).is_file() else None
+    meta = read_meta(folder) if (folder / META).is_file() else None
     encoder = TrialSettings().encoder if meta is None else meta.settings.encoder
     local = encoder.model_copy(update={"name": str(folder), "num_layers": None, "revision": None})
     trunk = load_trunk(local, cache_dir=folder)
@@ -208,7 +208,12 @@ def _refuse_escapes(folder: Path) -> None:
                 raise UsageError(f"{index} names {name!r}, which lies outside the folder; do not trust this model")
 
 
-def _read_meta(folder: Path) -> ExportMeta:
+def read_meta(folder: Path) -> ExportMeta:
+    """What an exported folder says about itself.
+
+    Raises:
+        RunError: when that is damaged or of a later format.
+    """
     path = folder / META
     document = read_json(path)
     try:

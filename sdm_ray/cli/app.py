@@ -217,6 +217,29 @@ def best(
 
 
 @app.command()
+def register(
+    source: Annotated[
+        str, typer.Argument(metavar="RUN|SWEEP", help="`mlflow:RUN_ID` of a trial, or a sweep, whose best is taken.")
+    ],
+    name: Annotated[str, typer.Option(help="Registered model; created if needed.")],
+    min_desired: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Least desired accuracy of a sweep's best.")
+    ] = None,
+    trial: Annotated[str | None, typer.Option(help="Trial id of a sweep, in place of its best.")] = None,
+    alias: Annotated[str, typer.Option(help="Alias that the version gets.")] = "champion",
+    promote: Annotated[bool, typer.Option(help="Give it the alias.")] = True,
+    force: Annotated[
+        bool, typer.Option("--force", help="Promote it though it is infeasible, audited out or worse.")
+    ] = False,
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Make a version of a registered model in MLflow, promoted unless the present champion is better."""
+    from sdm_ray.cli.registry import run
+
+    run(source, name, min_desired=min_desired, trial=trial, alias=alias, promote=promote, force=force, uri=tracking_uri)
+
+
+@app.command()
 def schema(document: Annotated[Document, typer.Argument(help="Which settings.")] = Document.sweep) -> None:
     """Print the JSON schema of the settings, for editors."""
     kind = SweepSettings if document is Document.sweep else TrialSettings

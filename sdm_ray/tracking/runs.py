@@ -85,6 +85,32 @@ def find_run(reference: str, *, uri: str | None = None, output_dir: str | Path =
     return _tracked(uri, run)
 
 
+def run_of_trial(sweep_dir: Path, trial_id: str, *, uri: str | None = None) -> TrackedRun:
+    """The run of a trial, given the folder of its sweep.
+
+    Args:
+        sweep_dir: the sweep's folder.
+        trial_id: the trial.
+        uri: `tracking.uri` of the sweep; None is the file in its folder.
+
+    Raises:
+        UsageError: when the sweep was not tracked, or the trial has no run.
+        RunError: when the server does not answer.
+    """
+    mark = sweep_dir / "tracking" / "sweep_id"
+    if not mark.is_file():
+        raise UsageError(f"sweep {sweep_dir} was not tracked (tracking.enabled was false), so there is no run to use")
+    uri = uri or sqlite_uri(sweep_dir / "mlflow.db")
+    client = connect(uri)
+    sweep_id = mark.read_text(encoding="utf-8").strip()
+    query = f"tags.`{SWEEP_TAG}` = '{sweep_id}' and tags.`{TRIAL_TAG}` = '{trial_id}'"
+    experiments = [experiment.experiment_id for experiment in _answer(uri, client.search_experiments)]
+    found = _answer(uri, partial(client.search_runs, experiments, query))
+    if not found:
+        raise UsageError(f"trial {trial_id!r} of {sweep_dir} has no run at {masked(uri)}")
+    return _tracked(uri, found[0])
+
+
 def sibling_runs(run: TrackedRun) -> Iterator[TrackedRun]:
     """All runs of a run's sweep, the sweep's own among them, in the order in which they began.
 
