@@ -168,7 +168,7 @@ def _describe(
         "pooling": trunk.pooling,
         "config_hash": content_hash(settings),
         "label_names": list(label_names),
-        "settings": settings.model_dump(mode="json", exclude={"runtime"}),
+        "settings": settings.model_dump(mode="json", exclude={"runtime": True, "origin": {"tracking_uri"}}),
         "metrics": {name: value if math.isfinite(value) else None for name, value in metrics.items()},
         "versions": {name: version(name) for name in ("sdm-ray", "torch", "transformers")},
     }

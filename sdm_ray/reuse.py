@@ -6,7 +6,7 @@ import difflib
 import math
 from pathlib import Path
 
-from sdm_ray.config import Origin, TrialSettings, load_settings
+from sdm_ray.config import Origin, SweepSettings, TrialSettings, load_settings
 from sdm_ray.errors import UsageError
 from sdm_ray.frontier import Rule, read_tables, select
 
@@ -59,5 +59,15 @@ def load_best(
     settings = load_settings(TrialSettings, folder / "trials" / point.trial_id / "config.yaml")
     words = rule if min_desired is None else f"{rule}, desired >= {min_desired:g}"
     metrics = {name: value for name, value in point.metrics.items() if math.isfinite(value)}
-    origin = Origin(sweep=folder.name, trial_id=point.trial_id, rule=words, metrics=metrics)
+    origin = Origin(sweep=folder.name, trial_id=point.trial_id, rule=words, metrics=metrics, **_where_tracked(folder))
     return settings.model_copy(update={"name": f"{folder.name}-{point.trial_id}", "origin": origin})
+
+
+def _where_tracked(folder: Path) -> dict[str, str]:
+    """Where a sweep's runs are, for its downstream trainings; empty where it was not tracked."""
+    mark = folder / "tracking" / "sweep_id"
+    if not mark.is_file():
+        return {}
+    tracking = load_settings(SweepSettings, folder / "sweep.yaml").tracking
+    uri = tracking.uri or f"sqlite:///{(folder / 'mlflow.db').absolute()}"
+    return {"sweep_id": mark.read_text().strip(), "tracking_uri": uri, "experiment": tracking.experiment}

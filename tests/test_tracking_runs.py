@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from sdm_ray.cli.app import main
-from sdm_ray.config import TrackingSettings
+from sdm_ray.config import TrackingSettings, TrialSettings, load_settings, to_yaml
 from sdm_ray.errors import RunError, UsageError
-from sdm_ray.frontier import Point
+from sdm_ray.frontier import Point, write_tables
 from sdm_ray.sweep import SilentView, run_sweep
 from sdm_ray.sweep.tracked import tracked_points
 from sdm_ray.tracking import open_tracker
@@ -154,7 +154,7 @@ def main_exits(arguments: list[str], code: int = 0) -> None:
 
 
 def test_a_tracked_model_is_attacked_again(
-    settings: object,  # noqa: F811
+    settings: TrialSettings,  # noqa: F811
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -163,7 +163,7 @@ def test_a_tracked_model_is_attacked_again(
     monkeypatch.chdir(tmp_path)
     sweep = tmp_path / "runs" / "unit"
     trial = sweep / "trials" / "t0"
-    result = run_trial(with_method(settings, "tuned"), trial, trial_id="t0")  # type: ignore[arg-type]
+    result = run_trial(with_method(settings, "tuned"), trial, trial_id="t0")
     track(sweep, trial, log_models=True, weights=result.provenance["weights"])
     run_id = ids(sweep / "mlflow.db")["t0"]
     attack = ["attack", f"mlflow:{run_id}", "--set", "attack.num_rerun_seeds=3", "--out"]
@@ -186,3 +186,46 @@ def test_a_tracked_model_is_attacked_again(
     capsys.readouterr()
     main_exits(["attack", f"mlflow:{ids(other / 'mlflow.db')['t0']}"], 1)
     assert "are not those that run" in capsys.readouterr().err
+
+
+def test_a_training_is_linked_to_the_sweep_of_its_config(
+    settings: TrialSettings,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    sweep = Path("runs") / "unit"
+    track(sweep.absolute(), sweep.absolute() / "trials" / "t0", log_models=False)
+    (sweep / "sweep.yaml").write_text("name: unit\n")
+    (sweep / "trials" / "t0" / "config.yaml").write_text(to_yaml(settings))
+    write_tables([Point(trial_id="t0", method="mlac", desired=0.9, harmful=0.5)], sweep)
+    main_exits(["best", "unit", "--out", "best.yaml"])
+    origin = load_settings(TrialSettings, Path("best.yaml")).origin
+    assert origin is not None
+    assert origin.tracking_uri == sqlite_uri(sweep / "mlflow.db")
+    train = ["train", "best.yaml", "--method", "tuned", "--out", "larger"]
+    main_exits(train)
+    out = capsys.readouterr().out
+    assert "tracked mlflow ui --backend-store-uri" in out
+    main_exits(train)
+    known = ids(sweep / "mlflow.db")
+    assert f"/runs/{known['unit-t0']}" in out
+    assert sorted(known) == ["t0", "unit", "unit-t0"], "resumed, it is the same run"
+    run = find_run(known["unit-t0"])
+    assert run.tags["mlflow.parentRunId"] == run.tags["origin.run_id"] == known["t0"]
+    assert (run.tags["origin.sweep"], run.tags["origin.trial_id"], run.status) == ("unit", "t0", "FINISHED")
+    assert run.metrics["harmful/worst_accuracy"] > 0
+    assert run.metrics["train/desired_loss"] > 0
+    assert run.params["train.method"] == "tuned"
+    assert "mlflow.db" not in Path("larger/model/sdm_ray.json").read_text(), (
+        "a release does not say where it was tracked"
+    )
+    main_exits([*train[:-1], "none", "--tracking-uri", "none"])
+    assert len(ids(sweep / "mlflow.db")) == 3
+    (sweep / "mlflow.db").unlink()
+    shutil.rmtree(sweep / "mlartifacts", ignore_errors=True)
+    sweep.rename("gone")
+    main_exits([*train[:-1], "away"])
+    assert "not tracked: tracking.uri:" in capsys.readouterr().err
+    main_exits([*train[:-1], "asked", "--tracking-uri", "http://127.0.0.1:1"], 1)

@@ -138,6 +138,13 @@ def train(
     overrides: Overrides = None,
     method: Annotated[Method | None, typer.Option(help="Train a reference with the same budget instead.")] = None,
     out: Annotated[Path | None, typer.Option(help="Output folder. [default: runs/NAME-HASH]")] = None,
+    tracking_uri: Annotated[
+        str | None,
+        typer.Option(
+            help="MLflow to log to; `none` logs nowhere. [default: where the config's sweep was tracked, else none]",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Train one model, release it and attack it; the same command resumes."""
     from sdm_ray.cli.train import run
@@ -146,7 +153,7 @@ def train(
     if method is not None:
         train_settings = settings.train.for_method(method.value)
         settings = override(settings, {"train": train_settings.model_dump(mode="json")})
-    run(settings, config, out)
+    run(settings, config, out, tracking_uri)
 
 
 @app.command()

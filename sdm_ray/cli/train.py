@@ -12,6 +12,7 @@ from rich.markup import escape
 from sdm_ray.cli.console import console, error_console
 from sdm_ray.cli.progress import follow
 from sdm_ray.cli.tables import attack_table
+from sdm_ray.cli.tracked import tracked
 from sdm_ray.config import TrialSettings, content_hash
 from sdm_ray.errors import RunError
 from sdm_ray.training_report import FIGURE, LOG
@@ -25,8 +26,8 @@ FILES = {"log": LOG, "plot": FIGURE, "model": "model", "attacks": "attack.parque
 """What a trial leaves behind, by what it is called."""
 
 
-def run(settings: TrialSettings, config: Path, out: Path | None) -> None:
-    """Train, attack and print what came out."""
+def run(settings: TrialSettings, config: Path, out: Path | None, tracking_uri: str | None = None) -> None:
+    """Train, attack and print what came out; a config from a tracked sweep is tracked beside its trial."""
     if settings.attack.sampler == "tpe":
         import sdm_ray.sweep.attack_sampler  # noqa: F401  (makes it known)
     from sdm_ray.assess import floor_report
@@ -36,7 +37,8 @@ def run(settings: TrialSettings, config: Path, out: Path | None) -> None:
 
     folder = out or Path("runs") / f"{settings.name}-{content_hash(settings)}"
     try:
-        result = follow(iterate_trial(settings, folder, trial_id=settings.name))
+        with tracked(settings, folder, tracking_uri) as log:
+            result = follow(log(iterate_trial(settings, folder, trial_id=settings.name)))
         if result.status is Status.INFEASIBLE:
             raise RunError(f"{result.error}; it is not attacked: lower the bound, or what costs the desired task")
         work = open_workspace(settings)

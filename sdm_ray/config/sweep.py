@@ -47,6 +47,12 @@ class Origin(Settings):
     """The rule that picked it."""
     metrics: dict[str, float] = {}
     """What was measured then."""
+    sweep_id: str | None = None
+    """Id of the sweep in MLflow; None where it was not tracked."""
+    tracking_uri: str | None = None
+    """Where the sweep was tracked; `sdm-ray train` links its run to it there."""
+    experiment: str = "sdm-ray"
+    """MLflow experiment of the sweep."""
 
 
 class RungSettings(Settings):

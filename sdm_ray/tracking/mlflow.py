@@ -258,8 +258,10 @@ def within(connect: Callable[[], None], uri: str) -> None:
 
 
 def _page(sink: MlflowSink) -> str:
-    """The comparison of the sweep's trials; their list, where there are none yet or too many for an address."""
-    runs = sink.trial_runs()
+    """The comparison of the sweep's trials, or a run without any; their list, where none began or they are too many."""
+    runs, lone = sink.trial_runs(), sink.lone_run()
+    if lone is not None:
+        return f"#/experiments/{sink.experiment_id}/runs/{lone}"
     if 0 < len(runs) <= MAX_COMPARED_RUNS:
         lists = (json.dumps(values, separators=(",", ":")) for values in (runs, [sink.experiment_id]))
         return "#/compare-runs?runs={}&experiments={}".format(*map(quote, lists))

@@ -100,15 +100,25 @@ def run_of_trial(sweep_dir: Path, trial_id: str, *, uri: str | None = None) -> T
     mark = sweep_dir / "tracking" / "sweep_id"
     if not mark.is_file():
         raise UsageError(f"sweep {sweep_dir} was not tracked (tracking.enabled was false), so there is no run to use")
-    uri = uri or sqlite_uri(sweep_dir / "mlflow.db")
-    client = connect(uri)
     sweep_id = mark.read_text(encoding="utf-8").strip()
+    found = find_trial(uri or sqlite_uri(sweep_dir / "mlflow.db"), sweep_id, trial_id)
+    if found is None:
+        raise UsageError(f"trial {trial_id!r} of {sweep_dir} has no run at {masked(uri or 'its mlflow.db')}")
+    return found
+
+
+def find_trial(uri: str, sweep_id: str, trial_id: str) -> TrackedRun | None:
+    """The run of a trial, given the id of its sweep; None where there is none.
+
+    Raises:
+        UsageError: for a URI that cannot work.
+        RunError: when the server does not answer.
+    """
+    client = connect(uri)
     query = f"tags.`{SWEEP_TAG}` = '{sweep_id}' and tags.`{TRIAL_TAG}` = '{trial_id}'"
     experiments = [experiment.experiment_id for experiment in _answer(uri, client.search_experiments)]
     found = _answer(uri, partial(client.search_runs, experiments, query))
-    if not found:
-        raise UsageError(f"trial {trial_id!r} of {sweep_dir} has no run at {masked(uri)}")
-    return _tracked(uri, found[0])
+    return _tracked(uri, found[0]) if found else None
 
 
 def sibling_runs(run: TrackedRun) -> Iterator[TrackedRun]:

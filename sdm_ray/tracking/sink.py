@@ -89,6 +89,10 @@ class MlflowSink:
         """Run ids of the sweep's trials, in the order in which they began."""
         return [run_id for trial_id, run_id in self._runs.items() if trial_id != SWEEP_RUN]
 
+    def lone_run(self) -> str | None:
+        """Run id of a sweep that has ended without trials, or of a training that is none."""
+        return None if self._open or len(self._runs) != 1 else self._runs.get(SWEEP_RUN)
+
     def wait_connected(self, seconds: float) -> bool:
         """Whether the experiment is known, after waiting for it."""
         return self._connected.wait(seconds)
