@@ -32,6 +32,7 @@ TABLE_VERSION = 2
 """Version of the tables; a change of columns is a new one."""
 PARQUET, JSON = "frontier.parquet", "frontier.json"
 _FIELDS = ("trial_id", "method", "desired", "harmful", "feasible", "is_reference", "superseded")
+_DERIVED = ("on_front", "near_front")
 _INTERVALS = ("desired_interval", "harmful_interval")
 
 
@@ -134,6 +135,26 @@ def with_point(front: list[Point], point: Point) -> list[Point]:
     first = bisect.bisect_left(front, point.harmful, hi=at, key=lambda other: other.harmful)
     last = at + (at < len(front) and front[at].desired == point.desired)
     return [*front[:first], point, *front[last:]]
+
+
+def near_front(points: Sequence[Point]) -> list[Point]:
+    """Points off the front that their interval does not tell from it: at its favourable ends nothing dominates them.
+
+    For two objectives; a point without an interval is told from the front by its values alone, and is none of these.
+    """
+    front = pareto_front(points)
+    fronted = {id(point) for point in front}
+    near = []
+    for point in points:
+        intervals = (point.desired_interval, point.harmful_interval)
+        if not point.eligible or id(point) in fronted or intervals == (None, None) or point.further:
+            continue
+        desired = point.desired if point.desired_interval is None else point.desired_interval[1]
+        harmful = point.harmful if point.harmful_interval is None else point.harmful_interval[0]
+        at = bisect.bisect_left(front, desired, key=lambda other: other.desired)
+        if at == len(front) or front[at].harmful > harmful:
+            near.append(point)
+    return near
 
 
 def _front_of_many(ranked: list[Point]) -> list[Point]:
@@ -242,7 +263,8 @@ def write_tables(
         RunError: when the folder cannot be written.
     """
     front = {id(point) for point in pareto_front(points)}
-    rows = [_row(point, on_front=id(point) in front) for point in points]
+    near = {id(point) for point in near_front(points)}
+    rows = [_row(point, on_front=id(point) in front, near_front=id(point) in near) for point in points]
     table_path, json_path = folder / PARQUET, folder / JSON
     with atomic_path(table_path) as temporary:
         pq.write_table(_table(rows), temporary)
@@ -334,8 +356,9 @@ def _knee(front: list[Point]) -> Point:
     return front[int(np.argmax(scaled.sum(axis=1)))]
 
 
-def _row(point: Point, *, on_front: bool) -> dict[str, Any]:
-    row: dict[str, Any] = {name: getattr(point, name) for name in _FIELDS} | {"on_front": on_front}
+def _row(point: Point, *, on_front: bool, near_front: bool) -> dict[str, Any]:
+    row: dict[str, Any] = {name: getattr(point, name) for name in _FIELDS}
+    row |= {"on_front": on_front, "near_front": near_front}
     for name in _INTERVALS:
         low, high = getattr(point, name) or (None, None)
         row |= {f"{name}_low": low, f"{name}_high": high}
@@ -355,8 +378,8 @@ def _table(rows: list[dict[str, Any]]) -> pa.Table:
     kinds = {"trial_id": pa.string(), "method": pa.string(), "feasible": pa.bool_()}
     kinds |= {"is_reference": pa.bool_(), "superseded": pa.bool_()}
     columns: dict[str, pa.Array] = {}
-    for name in (*_FIELDS, "on_front", *(f"{name}_{end}" for name in _INTERVALS for end in ("low", "high"))):
-        kind = pa.bool_() if name == "on_front" else kinds.get(name, pa.float64())
+    for name in (*_FIELDS, *_DERIVED, *(f"{name}_{end}" for name in _INTERVALS for end in ("low", "high"))):
+        kind = pa.bool_() if name in _DERIVED else kinds.get(name, pa.float64())
         columns[name] = pa.array([row[name] for row in rows], kind)
     columns["params"] = pa.array([json.dumps(_finite(row["params"]), sort_keys=True) for row in rows], pa.string())
     columns["further"] = pa.array([json.dumps(_finite(row["further"])) for row in rows], pa.string())
@@ -367,7 +390,8 @@ def _table(rows: list[dict[str, Any]]) -> pa.Table:
 
 def _point(row: dict[str, Any]) -> Point:
     values = {name: row.pop(name) for name in _FIELDS}
-    row.pop("on_front")
+    for name in _DERIVED:
+        row.pop(name, None)
     for name in _INTERVALS:
         low, high = row.pop(f"{name}_low"), row.pop(f"{name}_high")
         values[name] = None if low is None else (low, high)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sdm_ray.files import write_text
-from sdm_ray.frontier import Point, hypervolume, pareto_front
+from sdm_ray.frontier import Point, hypervolume, near_front, pareto_front
 from sdm_ray.plotting import FAINT, FRONT, INK, REFERENCE_STYLES, TRIAL, WORDS
 from sdm_ray.report import cell_numbers
 from sdm_ray.types import Metric
@@ -47,6 +47,7 @@ def page_data(points: Sequence[Point], *, title: str) -> dict[str, Any]:
     """What the page shows; NaN is null."""
     numbers = cell_numbers(points)
     front = {id(point) for point in pareto_front(points)}
+    near = {id(point) for point in near_front(points)}
     trials = [point for point in points if not point.is_reference]
     return {
         "title": title,
@@ -57,18 +58,18 @@ def page_data(points: Sequence[Point], *, title: str) -> dict[str, Any]:
         "words": WORDS,
         "params": sorted({name for point in trials for name in point.params}),
         "growth": _growth(trials),
-        "points": [_plain(point, numbers, on_front=id(point) in front) for point in points],
+        "points": [_plain(point, numbers, on_front=id(point) in front, near=id(point) in near) for point in points],
     }
 
 
-def _plain(point: Point, numbers: Sequence[int], *, on_front: bool) -> dict[str, Any]:
+def _plain(point: Point, numbers: Sequence[int], *, on_front: bool, near: bool) -> dict[str, Any]:
     curve = [
         [_finite(point.metrics.get(name)) for name in (accuracy, Metric.low(accuracy), Metric.high(accuracy))]
         for accuracy in map(Metric.harmful_accuracy, numbers)
     ]
     kind = "reference" if point.is_reference else "front" if on_front else "infeasible"
     if kind == "infeasible" and point.feasible:
-        kind = "superseded" if point.superseded else "dominated"
+        kind = "superseded" if point.superseded else "near" if near else "dominated"
     return {
         "id": point.trial_id,
         "method": point.method,

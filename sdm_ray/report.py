@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from rich.table import Table
 
-from sdm_ray.frontier import Point, pareto_front
+from sdm_ray.frontier import Point, near_front, pareto_front
 from sdm_ray.plotting import (
     FAINT,
     FRONT,
@@ -253,6 +253,8 @@ def _draw_trials(axes: Axes, trials: Sequence[Point], front: Sequence[Point]) ->
     fronted = {id(point) for point in front}
     size = 5.5 if len(trials) <= 60 else 3.5
     left = axes.get_xlim()[0]
+    close = [point for point in near_front([*front, *trials]) if id(point) not in fronted]
+    fronted |= {id(point) for point in close}
     feasible = [point for point in trials if point.feasible and id(point) not in fronted and not point.superseded]
     superseded = [point for point in trials if point.feasible and point.superseded]
     infeasible = [point for point in trials if not point.feasible]
@@ -261,6 +263,7 @@ def _draw_trials(axes: Axes, trials: Sequence[Point], front: Sequence[Point]) ->
     said = f"infeasible ({len(infeasible)}" + (f", {away} off scale)" if away else ")")
     for group, label, face, edge in (
         (feasible, f"dominated ({len(feasible)})", TRIAL, "white"),
+        (close, f"interval reaches the frontier ({len(close)})", TRIAL, FRONT),
         (superseded, f"not attacked again ({len(superseded)})", "white", TRIAL),
         (inside, said, "none", FAINT),
     ):

@@ -19,6 +19,7 @@ from sdm_ray.frontier import (
     Point,
     compare,
     hypervolume,
+    near_front,
     pareto_front,
     point_from_result,
     read_tables,
@@ -70,6 +71,23 @@ def test_a_front_grows_point_by_point(cloud: list[tuple[int, int, bool]]) -> Non
     for point in points:
         front = with_point(front, point)
     assert [point.trial_id for point in front] == [point.trial_id for point in pareto_front(points)]
+
+
+def test_a_point_whose_interval_reaches_the_front_is_told(tmp_path: Path) -> None:
+    points = [
+        point("front", 0.9, 0.5),
+        point("wide", 0.88, 0.56, harmful_interval=(0.49, 0.63)),
+        point("narrow", 0.88, 0.56, harmful_interval=(0.54, 0.58)),
+        point("desired", 0.88, 0.56, desired_interval=(0.85, 0.91)),
+        point("bare", 0.899, 0.501),
+        point("infeasible", 0.88, 0.56, harmful_interval=(0.3, 0.8), feasible=False),
+        point("superseded", 0.88, 0.56, harmful_interval=(0.3, 0.8), superseded=True),
+    ]
+    assert [near.trial_id for near in near_front(points)] == ["wide", "desired"]
+    write_tables(points, tmp_path)
+    table = pq.read_table(tmp_path / "frontier.parquet").to_pylist()
+    assert [row["trial_id"] for row in table if row["near_front"]] == ["wide", "desired"]
+    assert read_tables(tmp_path) == points
 
 
 @given(st.lists(st.tuples(SHARES, SHARES, SHARES), max_size=20))

@@ -35,6 +35,7 @@ POINTS = [
     point("t0", 0.95, 0.6, params={"rate": 1e-3, "sizes": [8, 16]}, harmful_interval=(0.55, 0.65)),
     point("t1", 0.90, 0.52, params={"rate": 1e-2}),
     point("t2", 0.90, 0.7),
+    point("t6", 0.93, 0.62, harmful_interval=(0.59, 0.65)),
     point("t3", 0.94, 0.51, superseded=True),
     point("t4", 0.20, 0.5, feasible=False),
     point("t5", 0.93, math.nan, feasible=False),
@@ -45,7 +46,7 @@ def test_the_page_says_what_each_point_is() -> None:
     data = page_data(POINTS, title="s")
     kinds = {entry["id"]: entry["kind"] for entry in data["points"]}
     assert kinds == {
-        "tuned": "reference", "random": "reference", "t0": "front", "t1": "front", "t2": "dominated",
+        "tuned": "reference", "random": "reference", "t0": "front", "t1": "front", "t2": "dominated", "t6": "near",
         "t3": "superseded", "t4": "infeasible", "t5": "infeasible",
     }  # fmt: skip
     assert data["numbers"] == [20, 200]
@@ -53,7 +54,7 @@ def test_the_page_says_what_each_point_is() -> None:
     assert data["points"][-1]["y"] is None
     assert data["params"] == ["rate", "sizes"]
     assert data["growth"][0] == [1, hypervolume(POINTS[2:3])]
-    assert data["growth"][-1] == [6, hypervolume(POINTS)]
+    assert data["growth"][-1] == [7, hypervolume(POINTS)]
     json.dumps(data, allow_nan=False)
 
 
