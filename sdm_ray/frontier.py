@@ -28,7 +28,7 @@ REFERENCE_POINT = (0.0, 1.0)
 """Desired 0 and harmful 1, the worst that either share can be: hypervolumes of any two sweeps can be compared."""
 NUM_BOOTSTRAP = 1000
 """Draws of the bootstrap."""
-TABLE_VERSION = 2
+TABLE_VERSION = 3
 """Version of the tables; a change of columns is a new one."""
 PARQUET, JSON = "frontier.parquet", "frontier.json"
 _FIELDS = ("trial_id", "method", "desired", "harmful", "feasible", "is_reference", "superseded")

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from sdm_ray.errors import RunError, UsageError
 from sdm_ray.frontier import (
+    TABLE_VERSION,
     Point,
     compare,
     hypervolume,
@@ -235,7 +236,7 @@ def test_tables_read_back_as_they_were_written(tmp_path: Path) -> None:
     assert columns["on_front"] == [True, False, False]
     assert columns["harmful/n50/accuracy"] == [None, 0.7, None]
     values = json.loads(document.read_text())
-    assert values["version"] == 2
+    assert values["version"] == TABLE_VERSION
     assert values["hypervolume"] == pytest.approx(0.95 * 0.4)
     assert values["points"][0]["params"] == {"train.learning_rate": 1e-3, "x": [1, 2]}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["frontier.json", "frontier.parquet"]
@@ -271,7 +272,7 @@ def test_a_missing_table_and_another_version_are_clear_errors(tmp_path: Path) ->
         read_tables(tmp_path)
     table, _ = write_tables(TABLE, tmp_path)
     pq.write_table(pq.read_table(table).replace_schema_metadata({"sdm_ray_table_version": "99"}), table)
-    with pytest.raises(RunError, match="table version 99, this sdm-ray reads version 2"):
+    with pytest.raises(RunError, match=f"table version 99, this sdm-ray reads version {TABLE_VERSION}"):
         read_tables(tmp_path)
 
 

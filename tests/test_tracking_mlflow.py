@@ -494,3 +494,31 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="no Chromium on this machine")
+def test_a_browser_shows_the_page_that_is_named(sweep_dir: Path, tmp_path: Path, free_port: int) -> None:
+    """The compare page of a sweep, in headless Chromium: both trials, what was searched, what was measured."""
+    tracker = started(sweep_dir)
+    for name, rate in (("t0", 0.001), ("t1", 0.002)):
+        tracker.start_trial(name, {"train.learning_rate": rate}, {})
+        tracker.finish_trial(result_of(name, sweep_dir, **{"harmful/worst_accuracy": 0.6 + rate}))
+    tracker.finish_sweep("complete")
+    page = tracker.ui_hint().splitlines()[-1].partition("/#/")[2]
+    server = mlflow_server(sweep_dir / "mlflow.db", free_port)
+    try:
+        browser = [
+            "chromium",
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--virtual-time-budget=30000",
+            "--dump-dom",
+        ]
+        browser += [f"--user-data-dir={tmp_path}/profile", f"http://127.0.0.1:{free_port}/#/{page}"]
+        shown = subprocess.run(browser, capture_output=True, text=True, timeout=180).stdout
+    finally:
+        stop(server)
+    for words in ("Comparing 2 Runs", "t0", "t1", "train.learning_rate", "harmful/worst_accuracy"):
+        assert words in shown, shown[-3000:]
