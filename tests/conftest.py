@@ -44,8 +44,9 @@ def data_settings(data_file: Path) -> DataSettings:
 
 
 LONGEST = (
-    "test_sweep_run", "test_sweep_faults", "test_sweep_cluster", "test_attack_planted", "test_tracking_runs", "test_sweep_mirror",
-    "test_tracking_mlflow", "test_shelf", "test_cli", "test_meta_resume", "test_attack_evaluate", "test_trial",
+    "test_sweep_run", "test_sweep_faults", "test_sweep_cluster", "test_attack_planted", "test_tracking_runs",
+    "test_sweep_mirror", "test_tracking_mlflow", "test_shelf", "test_cli", "test_meta_resume", "test_attack_evaluate",
+    "test_trial",
 )  # fmt: skip
 """Files that take a minute or more begin first, so that no process is left alone with one at the end."""
 

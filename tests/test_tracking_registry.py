@@ -31,6 +31,7 @@ POINTS: dict[str, dict[str, Any]] = {
     "audited": {"metrics": {"audit/passed": 0.0}},
     "infeasible": {"status": Status.INFEASIBLE, "error": "desired accuracy 0.200 is below 0.914"},
     "elsewhere": {"data": "other"},
+    "swapped": {"weights": "of another model"},
 }
 
 
@@ -50,6 +51,7 @@ def sweep(tmp_path_factory: pytest.TempPathFactory, data_file: Path, encoder_fol
     for name, changes in POINTS.items():
         tracker.start_trial(name, {}, {"method": "mlac"})
         provenance = result.provenance | {"data": changes.get("data", "d")}
+        provenance["weights"] = changes.get("weights", provenance["weights"])
         values = {"status": Status.COMPLETE, "error": None} | {
             k: v for k, v in changes.items() if k in ("status", "error")
         }
@@ -114,6 +116,11 @@ def test_what_may_not_be_champion(sweep: Path, name: str, words: str) -> None:
     assert made.uri == f"models:/rules/{made.version}"
     assert client.get_model_version_by_alias("rules", "champion").run_id == trial(sweep, "good").run_id
     assert register(trial(sweep, name), "rules", force=True).replaced == "1"
+
+
+def test_other_weights_than_those_tracked_are_refused_even_by_force(sweep: Path) -> None:
+    with pytest.raises(RunError, match="are not those that run"):
+        register(trial(sweep, "swapped"), "swapped", force=True)
 
 
 def test_a_trade_off_may_replace_the_champion(sweep: Path) -> None:

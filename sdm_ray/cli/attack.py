@@ -23,7 +23,6 @@ from sdm_ray.types import Metric
 if TYPE_CHECKING:
     from sdm_ray.assess import Assessment
     from sdm_ray.attack.audit import Check
-    from sdm_ray.export import Exported
     from sdm_ray.tracking.runs import TrackedRun
 
 FILES = ("attack.parquet", "attack.json", "audit.json", "metrics.json", "summary.parquet")
@@ -74,7 +73,9 @@ def _attack(
 
     exported = load_exported(model) if (Path(model) / META).is_file() else None
     if tracked is not None:
-        _check_weights(tracked, exported, model)
+        from sdm_ray.tracking.runs import check_weights
+
+        check_weights(tracked, None if exported is None else exported.params, model)
     released = exported.meta.settings if exported is not None and exported.meta is not None else None
     settings = _settings(config, preset, overrides, released)
     public = None if released is None else released.encoder
@@ -118,18 +119,6 @@ def _attack(
     if tracked is not None:
         label = f"{preset or 'trial'}-{digest(settings.attack.model_dump(mode='json'))}"
         _add_to_run(tracked, label, found, folder, verdict=Text.from_markup(findings[0]).plain)
-
-
-def _check_weights(tracked: TrackedRun, exported: Exported | None, folder: str) -> None:
-    """Refuse to credit a run with the attack on other weights than it tracked."""
-    from sdm_ray.models.encoder import params_digest
-
-    wanted = tracked.tags.get("provenance.weights")
-    if exported is None or (wanted is not None and params_digest(exported.params) != wanted):
-        raise RunError(
-            f"the weights in {folder} are not those that run {tracked.run_id} ({tracked.name}) tracked; attack the "
-            "folder itself if that is meant"
-        )
 
 
 def _add_to_run(tracked: TrackedRun, label: str, found: Assessment, folder: Path, *, verdict: str) -> None:

@@ -18,10 +18,10 @@ from typing import Any
 
 from sdm_ray.config import digest
 from sdm_ray.errors import RunError, UsageError
-from sdm_ray.export import META, ExportMeta, read_meta
+from sdm_ray.export import META, ExportMeta, load_exported, read_meta
 from sdm_ray.tracking.address import masked
 from sdm_ray.tracking.naming import tag_values
-from sdm_ray.tracking.runs import TrackedRun, connect, model_folder
+from sdm_ray.tracking.runs import TrackedRun, check_weights, connect, model_folder
 from sdm_ray.types import Metric, Status
 
 CHAMPION = "champion"
@@ -100,6 +100,7 @@ def _meta(folder: Path, run: TrackedRun) -> ExportMeta:
             f"run {run.run_id} ({run.name}) pools by {pooling!r}, for which Hugging Face has no classification "
             "model to register; train with encoder.pooling=native"
         )
+    check_weights(run, load_exported(folder).params, folder)
     return meta
 
 

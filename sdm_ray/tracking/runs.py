@@ -18,6 +18,7 @@ from sdm_ray.tracking.address import check_address, masked, sqlite_file, sqlite_
 from sdm_ray.tracking.mlflow import MODEL, within
 from sdm_ray.tracking.naming import finite_metrics, tag_values
 from sdm_ray.tracking.sink import SWEEP_RUN, SWEEP_TAG, TRIAL_TAG, new_client
+from sdm_ray.types import Params
 
 PREFIX = "mlflow:"
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
@@ -163,6 +164,27 @@ def model_folder(run: TrackedRun) -> Iterator[Path]:
                 "run the command where the sweep ran, or sweep with tracking.log_models=true"
             )
         yield found
+
+
+def check_weights(run: TrackedRun, params: Params | None, folder: str | Path) -> None:
+    """Refuse to credit a run with other weights than it tracked.
+
+    Args:
+        run: the run.
+        params: of the exported model in the folder; None where it is no export.
+        folder: where they come from.
+
+    Raises:
+        RunError: when they are others.
+    """
+    from sdm_ray.models.encoder import params_digest
+
+    wanted = run.tags.get("provenance.weights")
+    if params is None or (wanted is not None and params_digest(params) != wanted):
+        raise RunError(
+            f"the weights in {folder} are not those that run {run.run_id} ({run.name}) tracked; restore the folder, or "
+            "use it without the run if that is meant"
+        )
 
 
 def download(run: TrackedRun, path: str, into: Path) -> Path | None:
