@@ -227,5 +227,5 @@ def test_a_training_is_linked_to_the_sweep_of_its_config(
     shutil.rmtree(sweep / "mlartifacts", ignore_errors=True)
     sweep.rename("gone")
     main_exits([*train[:-1], "away"])
-    assert "not tracked: tracking.uri:" in capsys.readouterr().err
+    assert "not tracked: tracking URI" in capsys.readouterr().err
     main_exits([*train[:-1], "asked", "--tracking-uri", "http://127.0.0.1:1"], 1)
