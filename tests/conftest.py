@@ -44,11 +44,12 @@ def data_settings(data_file: Path) -> DataSettings:
 
 
 LONGEST = (
-    "test_sweep_run", "test_sweep_faults", "test_sweep_cluster", "test_attack_planted", "test_tracking_runs",
-    "test_sweep_mirror", "test_tracking_mlflow", "test_shelf", "test_cli", "test_meta_resume", "test_attack_evaluate",
-    "test_trial",
+    "test_sweep_run", "test_attack_planted", "test_sweep_faults", "test_attack_evaluate", "test_tracking_runs",
+    "test_meta_resume", "test_sweep_mirror", "test_trial", "test_shelf", "test_sweep_cluster", "test_cli",
+    "test_tracking_mlflow",
 )  # fmt: skip
-"""Files that take a minute or more begin first, so that no process is left alone with one at the end."""
+"""Files that take a minute or more begin first, so that no process is left alone with one at the end; those that start
+Ray and those that compute take turns."""
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
