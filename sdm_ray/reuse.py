@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import difflib
 import math
+import tempfile
 from pathlib import Path
 
 from sdm_ray.config import Origin, SweepSettings, TrialSettings, load_settings
 from sdm_ray.errors import UsageError
 from sdm_ray.frontier import Rule, read_tables, select
+from sdm_ray.tracking.address import is_reference
 
 
 def find_sweep(name: str | Path, *, output_dir: str | Path = "runs") -> Path:
@@ -41,7 +43,7 @@ def load_best(
     """The settings of one point of a sweep, with where they came from in `origin`.
 
     Args:
-        sweep: a sweep's folder, or its name below `output_dir`.
+        sweep: a sweep's folder, or its name below `output_dir`; or `mlflow:RUN_ID` of the trial to take.
         rule: see `sdm_ray.frontier.select`.
         min_desired: least desired accuracy, for `constrained`.
         desired_weight: weight of the desired accuracy, for `weighted`.
@@ -52,6 +54,8 @@ def load_best(
         UsageError: when there is no such sweep, or no point qualifies.
         RunError: when the sweep's table is damaged.
     """
+    if is_reference(str(sweep)):
+        return _of_run(str(sweep), output_dir)
     folder = find_sweep(sweep, output_dir=output_dir)
     point = select(
         read_tables(folder), rule=rule, min_desired=min_desired, desired_weight=desired_weight, trial_id=trial_id
@@ -61,6 +65,25 @@ def load_best(
     metrics = {name: value for name, value in point.metrics.items() if math.isfinite(value)}
     origin = Origin(sweep=folder.name, trial_id=point.trial_id, rule=words, metrics=metrics, **_where_tracked(folder))
     return settings.model_copy(update={"name": f"{folder.name}-{point.trial_id}", "origin": origin})
+
+
+def _of_run(reference: str, output_dir: str | Path) -> TrialSettings:
+    """The settings of a tracked trial, from its run alone."""
+    from sdm_ray.tracking.runs import download, find_run
+
+    run = find_run(reference, output_dir=output_dir)
+    with tempfile.TemporaryDirectory(prefix="sdm-ray-") as folder:
+        file = None if run.is_sweep else download(run, "config.yaml", Path(folder))
+        if file is None:
+            raise UsageError(
+                f"run {run.run_id} ({run.name}) has no config.yaml; name the run of a trial that has ended"
+            )
+        settings = load_settings(TrialSettings, file)
+    origin = Origin(
+        sweep=settings.name.partition("/")[0], trial_id=run.trial_id, rule="run id", metrics=dict(run.metrics),
+        sweep_id=run.sweep_id, tracking_uri=run.uri,
+    )  # fmt: skip
+    return settings.model_copy(update={"name": f"{origin.sweep}-{run.trial_id}", "origin": origin})
 
 
 def _where_tracked(folder: Path) -> dict[str, str]:

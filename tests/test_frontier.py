@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from sdm_ray.frontier import (
     with_point,
     write_tables,
 )
+from sdm_ray.sweep.background import FrontierWriter
 from sdm_ray.types import Metric, Status, TrialResult
 
 
@@ -314,3 +316,23 @@ def test_sweeps_are_compared_by_hypervolume_with_an_interval() -> None:
     assert compare(many, many)[1] < 0 < compare(many, many)[2]
     assert compare(few, many, seed=1)[1:] != (low, high)
     assert compare([], many)[0] == hypervolume(many)
+
+
+def test_a_tracker_gets_the_files_while_the_sweep_runs_and_not_too_often(tmp_path: Path) -> None:
+    published: list[list[Path]] = []
+    writer = FrontierWriter(tmp_path, warn=pytest.fail, pause_seconds=0.0, publish=published.append)
+    for name in ("t0", "t1"):
+        writer.files = []
+        writer.update([point(name, 0.9, 0.5)])
+        deadline = time.monotonic() + 60
+        while not writer.files:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    writer.close()
+    assert len(published) == 1, "the second time came within the minute"
+    assert {file.name for file in published[0]} >= {
+        "frontier.parquet",
+        "frontier.json",
+        "frontier.png",
+        "frontier.html",
+    }

@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 
 from sdm_ray.cli.app import main
-from sdm_ray.config import TrackingSettings, TrialSettings, load_settings, to_yaml
+from sdm_ray.config import TrackingSettings, TrialSettings, content_hash, load_settings, to_yaml
 from sdm_ray.errors import RunError, UsageError
 from sdm_ray.frontier import Point, write_tables
 from sdm_ray.sweep import SilentView, run_sweep
 from sdm_ray.sweep.tracked import tracked_points
 from sdm_ray.tracking import open_tracker
-from sdm_ray.tracking.address import sqlite_uri
-from sdm_ray.tracking.runs import add_to_run, download, find_run, is_reference, model_folder, sibling_runs
+from sdm_ray.tracking.address import is_reference, sqlite_uri
+from sdm_ray.tracking.runs import add_to_run, download, find_run, model_folder, sibling_runs
 from sdm_ray.trial import run_trial
 from sdm_ray.types import Status, TrialResult
 from tests import sweep_fakes
@@ -196,14 +196,22 @@ def test_a_training_is_linked_to_the_sweep_of_its_config(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     sweep = Path("runs") / "unit"
+    (sweep / "trials" / "t0").mkdir(parents=True)
+    (sweep / "trials" / "t0" / "config.yaml").write_text(to_yaml(settings))
     track(sweep.absolute(), sweep.absolute() / "trials" / "t0", log_models=False)
     (sweep / "sweep.yaml").write_text("name: unit\n")
-    (sweep / "trials" / "t0" / "config.yaml").write_text(to_yaml(settings))
     write_tables([Point(trial_id="t0", method="mlac", desired=0.9, harmful=0.5)], sweep)
     main_exits(["best", "unit", "--out", "best.yaml"])
     origin = load_settings(TrialSettings, Path("best.yaml")).origin
     assert origin is not None
     assert origin.tracking_uri == sqlite_uri(sweep / "mlflow.db")
+    main_exits(["best", f"mlflow:{ids(sweep / 'mlflow.db')['t0']}", "--out", "same.yaml"])
+    same = load_settings(TrialSettings, Path("same.yaml"))
+    assert content_hash(same) == content_hash(settings)
+    assert same.origin is not None
+    assert (same.origin.trial_id, same.origin.rule, same.origin.sweep_id) == ("t0", "run id", origin.sweep_id)
+    main_exits(["best", f"mlflow:{ids(sweep / 'mlflow.db')['unit']}", "--out", "none.yaml"], 2)
+    assert "has no config.yaml; name the run of a trial" in capsys.readouterr().err
     train = ["train", "best.yaml", "--method", "tuned", "--out", "larger"]
     main_exits(train)
     out = capsys.readouterr().out

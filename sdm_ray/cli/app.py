@@ -203,7 +203,12 @@ def frontier(
 
 @app.command()
 def best(
-    sweep: SweepFolder,
+    sweep: Annotated[
+        str,
+        typer.Argument(
+            metavar="SWEEP", help="A sweep's folder, its name below `runs/`, or `mlflow:RUN_ID` of a trial."
+        ),
+    ],
     rule: Annotated[
         Rule,
         typer.Option(

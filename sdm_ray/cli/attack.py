@@ -18,6 +18,7 @@ from sdm_ray.cli.progress import follow
 from sdm_ray.cli.tables import attack_table, family_table
 from sdm_ray.config import EncoderSettings, TrialSettings, content_hash, digest, load_settings, parse_settings
 from sdm_ray.errors import RunError
+from sdm_ray.tracking.address import is_reference
 from sdm_ray.types import Metric
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def run(
     The model of a tracked run (`mlflow:RUN_ID`) is attacked where it lies, or from the run's artifacts, and the run
     gets the result.
     """
-    from sdm_ray.tracking.runs import find_run, is_reference, model_folder
+    from sdm_ray.tracking.runs import find_run, model_folder
 
     if not is_reference(model):
         _attack(model, config, preset, overrides, out, ray_address)

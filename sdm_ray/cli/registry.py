@@ -8,8 +8,9 @@ from sdm_ray.cli.console import console
 from sdm_ray.config import SweepSettings, load_settings
 from sdm_ray.errors import UsageError
 from sdm_ray.reuse import find_sweep, load_best
+from sdm_ray.tracking.address import is_reference
 from sdm_ray.tracking.registry import register
-from sdm_ray.tracking.runs import TrackedRun, find_run, is_reference, run_of_trial
+from sdm_ray.tracking.runs import TrackedRun, find_run, run_of_trial
 
 
 def run(

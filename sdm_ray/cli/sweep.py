@@ -19,7 +19,7 @@ from sdm_ray.frontier import Point, Rule, compare, hypervolume, read_importances
 from sdm_ray.page import write_page
 from sdm_ray.report import frontier_figure, pareto_table
 from sdm_ray.reuse import find_sweep, load_best
-from sdm_ray.tracking.runs import PREFIX, is_reference
+from sdm_ray.tracking.address import PREFIX, is_reference
 
 FIGURE, PAGE = "frontier.png", "frontier.html"
 BEST = "best.yaml"

@@ -26,6 +26,10 @@ BUSY_SHARE = 0.05
 """Most of the time that the frontier of a long sweep may be written in: the driver waits for it now and then."""
 
 
+PUBLISH_SECONDS = 60.0
+"""A tracker gets the frontier's files this often while a sweep runs."""
+
+
 class TrackerThread:
     """Calls a tracker in order on one thread. A call that raises is reported once and never reaches the sweep.
 
@@ -108,12 +112,27 @@ class TrackerThread:
 
 
 class FrontierWriter:
-    """Writes the frontier's tables and pictures when points have changed, never more than the thread keeps up with."""
+    """Writes the frontier's tables and pictures when points have changed, never more than the thread keeps up with.
 
-    def __init__(self, folder: Path, *, warn: Callable[[str], None], pause_seconds: float = 5.0) -> None:
+    Args:
+        folder: where.
+        warn: tells people.
+        pause_seconds: least time between two times.
+        publish: gets the files now and then (every `PUBLISH_SECONDS`) while the sweep runs.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        warn: Callable[[str], None],
+        pause_seconds: float = 5.0,
+        publish: Callable[[list[Path]], None] = lambda files: None,
+    ) -> None:
         self._folder = folder
         self._warn = warn
         self._pause = pause_seconds
+        self._publish, self._published = publish, -PUBLISH_SECONDS
         self._lock = threading.Lock()
         self._points: list[Point] | None = None
         self._wake = threading.Event()
@@ -170,6 +189,9 @@ class FrontierWriter:
             if curves:
                 files.append(attack_curves_figure(curves, self._folder / "attack_curves.png"))
             self.files = files
+            if not self._closing and time.monotonic() - self._published >= PUBLISH_SECONDS:
+                self._published = time.monotonic()
+                self._publish(files)
         except Exception as error:
             if not self._warned:
                 self._warned = True

@@ -139,7 +139,7 @@ class _Run:
         self.tracker = TrackerThread(
             lambda: open_tracker(settings.tracking, folder), warn=view.message, fetch=self._fetch_trial
         )
-        self.frontier = FrontierWriter(folder, warn=view.message)
+        self.frontier = FrontierWriter(folder, warn=view.message, publish=self._publish)
         self.said_spent = False
         uri = sweep_uri(settings)
         self.mirror = None if uri is None else MirrorThread(Mirror(folder, uri, recursive=False))
@@ -162,7 +162,7 @@ class _Run:
             self.frontier.update(self.state.points())
             self.frontier.close()
             if self.frontier.files:
-                self.tracker.log_sweep_artifacts([*self.frontier.files, self.folder / SETTINGS])
+                self._publish(self.frontier.files)
             self.tracker.close(status)
             if self.mirror is not None:
                 self.mirror.close()
@@ -176,6 +176,9 @@ class _Run:
             tracking_hint=self.tracker.hint,
             seconds=self.state.snapshot().elapsed_seconds,
         )
+
+    def _publish(self, files: list[Path]) -> None:
+        self.tracker.log_sweep_artifacts([*files, self.folder / SETTINGS])
 
     def _fetch_trials(self) -> None:
         """Bring the folders of trials that ran elsewhere, so that `best` and `attack` find configs and models."""

@@ -45,8 +45,8 @@ def tracked_points(
         file = download(parent, SETTINGS, Path(folder))
         if file is None:
             raise UsageError(
-                f"run {parent.run_id} ({parent.name}) has no {SETTINGS}: its sweep has not ended yet, or was "
-                "tracked by an earlier sdm-ray; read its folder instead"
+                f"run {parent.run_id} ({parent.name}) has no {SETTINGS}: no trial of its sweep has ended yet, or it "
+                "was tracked by an earlier sdm-ray; read its folder instead"
             )
         settings = load_settings(SweepSettings, file)
         ledger = Ledger(Path(folder), read_only=True)

@@ -10,9 +10,15 @@ from urllib.parse import urlsplit
 
 from sdm_ray.errors import RunError, UsageError
 
+PREFIX = "mlflow:"
 CONNECT_TIMEOUT_SECONDS = 3.0
 _DATABASES = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 _OFF = "or switch tracking off with tracking.enabled=false"
+
+
+def is_reference(text: str) -> bool:
+    """Whether a text names a run (`mlflow:RUN_ID`) and not a file."""
+    return text.startswith(PREFIX)
 
 
 def sqlite_file(uri: str) -> Path | None:

@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from sdm_ray.errors import RunError, UsageError
-from sdm_ray.tracking.address import check_address, masked, sqlite_file, sqlite_uri, unreachable
+from sdm_ray.tracking.address import PREFIX, check_address, masked, sqlite_file, sqlite_uri, unreachable
 from sdm_ray.tracking.mlflow import MODEL, within
 from sdm_ray.tracking.naming import finite_metrics, tag_values
 from sdm_ray.tracking.sink import SWEEP_RUN, SWEEP_TAG, TRIAL_TAG, new_client
 from sdm_ray.types import Params
 
-PREFIX = "mlflow:"
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
 MAX_NAMES = 5000
 """Runs whose names are looked at for a suggestion."""
@@ -50,11 +49,6 @@ class TrackedRun:
     def is_sweep(self) -> bool:
         """Whether it is the parent of trials."""
         return self.trial_id == SWEEP_RUN
-
-
-def is_reference(text: str) -> bool:
-    """Whether a text names a run (`mlflow:RUN_ID`) and not a file."""
-    return text.startswith(PREFIX)
 
 
 def find_run(reference: str, *, uri: str | None = None, output_dir: str | Path = "runs") -> TrackedRun:
