@@ -14,7 +14,7 @@ from sdm_ray.errors import RunError
 from sdm_ray.evaluate import open_workspace, trunk_params
 from sdm_ray.export import load_exported
 from sdm_ray.files import write_json
-from sdm_ray.trial import claim_folder, finite, read_result
+from sdm_ray.trial import attack_digest, claim_folder, finite, read_result
 from sdm_ray.types import Metric, Progress, Status, TrialResult
 
 
@@ -65,6 +65,7 @@ def iterate_final(
         status=Status.COMPLETE,
         metrics=metrics,
         output_dir=output_dir,
+        provenance=before.provenance | {"attack": attack_digest(settings.attack)},
     )
     write_json(output_dir / "result.json", finite(result))
     return result

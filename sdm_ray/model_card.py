@@ -17,6 +17,8 @@ from sdm_ray.types import Metric
 
 WITHOUT_GRADIENTS = "reading the label off the features without gradients"
 UNTRIED = {
+    "fine_tune full": "fine-tuning of the whole model as it is",
+    "fine_tune head": "training a head alone",
     "partial": "freezing part of the trunk",
     "lora": "low-rank adapters",
     "linear_probe": f"{WITHOUT_GRADIENTS} (closed-form linear probe)",
@@ -29,9 +31,9 @@ UNTRIED = {
     "benign_first": "fine-tuning on the desired task first",
     "masked_lm": "continued masked-LM pretraining on unlabelled text",
 }
-"""What an attack without this family has not done; each is a way in which the result may not hold."""
-MANY_OPTIMIZERS = {"full", "head", "partial", "lora"}
-"""Families that do not keep to Adam."""
+"""What an attack without any of these families has not done; each is a way in which the result may not hold."""
+WITHOUT_OPTIMIZERS = {"fine_tune", "linear_probe", "logistic_regression", "knn"}
+"""Families that keep to Adam or need no optimiser."""
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 """The form of an id on the Hugging Face hub."""
 
@@ -76,8 +78,8 @@ def model_card(
 def not_tried(settings: TrialSettings) -> list[str]:
     """What the attack of a trial leaves open, for its settings."""
     attack = settings.attack
-    items = [words for name, words in UNTRIED.items() if name not in attack.families]
-    if not MANY_OPTIMIZERS & set(attack.families):
+    items = [words for names, words in UNTRIED.items() if not set(names.split()) & set(attack.families)]
+    if set(attack.families) <= WITHOUT_OPTIMIZERS or set(attack.optimizers) == {"adam"}:
         items.insert(0, "optimisers other than Adam, and learning-rate schedules")
     more = "" if "all" in attack.num_examples else "more labelled examples than above, or with "
     return [

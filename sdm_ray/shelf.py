@@ -5,15 +5,16 @@ Without a shelf (the default) every machine has its own cache folder and nothing
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 from sdm_ray.errors import RunError
 from sdm_ray.files import atomic_path
 
+T = TypeVar("T")
 Files = Mapping[str, Any]
 """Contents of an entry's files, (bytes,) uint8 arrays, by their paths in the cache folder and in the order in which
 they are written: the last one makes the entry count."""
@@ -61,6 +62,14 @@ def fetch(cache_dir: Path, name: str) -> bool:
         with atomic_path(cache_dir / path) as temporary:
             temporary.write_bytes(memoryview(content))
     return files is not None
+
+
+def look_up(cache_dir: Path, name: str, read: Callable[[], T | None]) -> T | None:
+    """What `read` finds in the cache folder, at once or when the entry has been fetched; None where it is nowhere."""
+    found = read()
+    if found is None and fetch(cache_dir, name):
+        found = read()
+    return found
 
 
 def offer(cache_dir: Path, name: str, paths: Iterable[Path]) -> None:

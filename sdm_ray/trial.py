@@ -14,7 +14,7 @@ import torch
 from sdm_ray.assess import Release, assess
 from sdm_ray.attack.desired import desired_scores
 from sdm_ray.attack.plan import check_data
-from sdm_ray.config import TrialSettings, content_hash, to_yaml
+from sdm_ray.config import AttackSettings, TrialSettings, content_hash, digest, to_yaml
 from sdm_ray.errors import RunError, UsageError
 from sdm_ray.evaluate import (
     Initialisation,
@@ -147,11 +147,17 @@ def finite(result: TrialResult) -> dict[str, object]:
     return values
 
 
+def attack_digest(attack: AttackSettings) -> str:
+    """What makes two attacks comparable: all their settings but the seed."""
+    return digest(attack.model_dump(mode="json", exclude={"seed"}))
+
+
 def _provenance(settings: TrialSettings, work: Workspace, encoder_digest: str) -> dict[str, str]:
     name = torch.cuda.get_device_name(work.device) if work.device.type == "cuda" else "cpu"
     return {
         "data": work.data.digest,
         "data_source": settings.data.source,
+        "attack": attack_digest(settings.attack),
         "encoder": encoder_digest,
         "encoder_name": settings.encoder.name,
         "device": name,

@@ -199,7 +199,7 @@ class TrialResult:
     params: dict[str, Any] = field(default_factory=dict)
     """The searched settings by dotted path; empty outside a sweep."""
     provenance: dict[str, str] = field(default_factory=dict)
-    """Sources and digests of data and encoder, digest of the released weights, versions and device."""
+    """Sources and digests of data and encoder, digests of attack and released weights, versions and device."""
 
     def to_dict(self) -> dict[str, Any]:
         """Values that JSON can hold; `output_dir` is left out, so that a folder can move."""

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import ENDPOINT_NOT_FOUND
 from transformers import AutoModelForSequenceClassification
 
 from sdm_ray.config import DataSettings, EncoderSettings, TrackingSettings, TrialSettings, parse_settings
@@ -31,6 +33,9 @@ POINTS: dict[str, dict[str, Any]] = {
     "audited": {"metrics": {"audit/passed": 0.0}},
     "infeasible": {"status": Status.INFEASIBLE, "error": "desired accuracy 0.200 is below 0.914"},
     "elsewhere": {"data": "other"},
+    "shone": {},
+    "shone-final": {"metrics": {"harmful/worst_accuracy": 0.7, "audit/passed": 0.0}, "attack": "stronger"},
+    "stronger": {"attack": "stronger"},
     "swapped": {"weights": "of another model"},
 }
 
@@ -51,6 +56,7 @@ def sweep(tmp_path_factory: pytest.TempPathFactory, data_file: Path, encoder_fol
     for name, changes in POINTS.items():
         tracker.start_trial(name, {}, {"method": "mlac"})
         provenance = result.provenance | {"data": changes.get("data", "d")}
+        provenance["attack"] = changes.get("attack", "usual")
         provenance["weights"] = changes.get("weights", provenance["weights"])
         values = {"status": Status.COMPLETE, "error": None} | {
             k: v for k, v in changes.items() if k in ("status", "error")
@@ -68,14 +74,13 @@ def trial(sweep: Path, name: str) -> TrackedRun:
     return run_of_trial(sweep, name)
 
 
-def test_the_champion_loads_back_to_the_bit(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_champion_loads_back_to_the_bit(sweep: Path) -> None:
     import mlflow
 
     made = register(trial(sweep, "good"), "bits")
     assert (made.version, made.alias, made.uri) == ("1", "champion", "models:/bits@champion")
     again = register(trial(sweep, "good"), "bits")
     assert (again.version, again.replaced) == ("1", None), "registered again, it is the same version"
-    monkeypatch.setattr(mlflow, "set_tracking_uri", mlflow.set_tracking_uri)
     before = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(sqlite_uri(sweep / "mlflow.db"))
     try:
@@ -101,6 +106,7 @@ def test_the_champion_loads_back_to_the_bit(sweep: Path, monkeypatch: pytest.Mon
         ("audited", "fails the audit"),
         ("infeasible", r"is infeasible: desired accuracy 0\.200 is below 0\.914"),
         ("elsewhere", "was measured on other data"),
+        ("stronger", "was measured by another attack"),
     ],
 )
 def test_what_may_not_be_champion(sweep: Path, name: str, words: str) -> None:
@@ -129,7 +135,7 @@ def test_a_trade_off_may_replace_the_champion(sweep: Path) -> None:
     assert register(trial(sweep, "wanted"), "trade").replaced == "1"
 
 
-def test_a_model_that_fits_no_flavour_is_refused(sweep: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_model_that_fits_no_flavour_is_refused(sweep: Path) -> None:
     path = sweep / "trial" / "model" / "sdm_ray.json"
     document = read_json(path)
     changed = {**document, "settings": {**document["settings"]}}
@@ -157,11 +163,24 @@ def test_nothing_is_left_of_a_registration_that_fails(sweep: Path, monkeypatch: 
 
 def test_a_registry_without_aliases_is_said(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(*arguments: Any) -> None:
-        raise NotImplementedError
+        raise MlflowException("no such endpoint", error_code=ENDPOINT_NOT_FOUND)
 
-    monkeypatch.setattr("mlflow.MlflowClient.set_registered_model_alias", missing)
-    with pytest.raises(RunError, match="has no aliases: version 1 of 'plain' is registered and not promoted"):
+    monkeypatch.setattr("mlflow.MlflowClient.get_model_version_by_alias", missing)
+    with pytest.raises(RunError, match="has no aliases: nothing is registered"):
         register(trial(sweep, "good"), "plain")
+    assert not connect(sqlite_uri(sweep / "mlflow.db")).search_registered_models("name = 'plain'")
+    assert register(trial(sweep, "good"), "plain", promote=False).version == "1"
+
+
+def test_the_final_attack_is_what_counts(sweep: Path) -> None:
+    """A trial that looked good is not promoted over its own final attack; a version shows that one's figures."""
+    with pytest.raises(UsageError, match=r"\(shone-final\) fails the audit"):
+        register(trial(sweep, "shone"), "final")
+    made = register(trial(sweep, "shone"), "final", force=True)
+    version = connect(sqlite_uri(sweep / "mlflow.db")).get_model_version("final", made.version)
+    assert version.tags["sdm_ray.harmful/worst_accuracy"] == "0.7"
+    assert version.tags["sdm_ray.attack"] == "stronger"
+    assert version.run_id == trial(sweep, "shone").run_id
 
 
 def test_the_command_says_how_to_load(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from sdm_ray import shelf
@@ -15,15 +15,10 @@ from sdm_ray.types import Progress
 def load_report(key: str, cache_dir: Path) -> AttackReport | None:
     """The report kept under `key`; None where there is none that can be read."""
     path = _path(key, cache_dir)
-    for attempt in range(2):
-        with suppress(RunError):
-            if path.exists():
-                report = AttackReport.read_json(path)
-                shelf.offer(cache_dir, _entry(path), [path])
-                return report
-        if attempt == 0 and not shelf.fetch(cache_dir, _entry(path)):
-            break
-    return None
+    report = shelf.look_up(cache_dir, _entry(path), partial(_read, path))
+    if report is not None:
+        shelf.offer(cache_dir, _entry(path), [path])
+    return report
 
 
 def store_report(key: str, cache_dir: Path, report: AttackReport) -> None:
@@ -53,6 +48,16 @@ def cached_report(
         report = yield from build()
         store_report(key, cache_dir, report)
     return report
+
+
+def _read(path: Path) -> AttackReport | None:
+    """A report; None where there is none, or it is damaged."""
+    if not path.exists():
+        return None
+    try:
+        return AttackReport.read_json(path)
+    except RunError:
+        return None
 
 
 def _entry(path: Path) -> str:

@@ -14,11 +14,10 @@ from sdm_ray.cli.console import console, error_console
 from sdm_ray.config import Origin, TrackingSettings, TrialSettings, content_hash
 from sdm_ray.errors import RunError, UsageError
 from sdm_ray.tracking import Tracker, open_tracker
+from sdm_ray.tracking.sink import SWEEP_RUN
 from sdm_ray.types import Metric, Progress, TrialResult
 
 Steps = Generator[Progress, None, TrialResult]
-RUN = "-"
-"""The trial id of a run that is no trial of a sweep."""
 
 
 @contextmanager
@@ -82,9 +81,9 @@ def _logged(steps: Steps, tracker: Tracker) -> Steps:
             progress = next(steps)
         except StopIteration as stop:
             result: TrialResult = stop.value
-            tracker.finish_trial(dataclasses.replace(result, trial_id=RUN))
+            tracker.finish_trial(dataclasses.replace(result, trial_id=SWEEP_RUN))
             return result
         measured = {name: value for name, value in progress.metrics.items() if name != Metric.TRAIN_STEP}
         if measured:
-            tracker.log(RUN, measured, progress.done)
+            tracker.log(SWEEP_RUN, measured, progress.done)
         yield progress

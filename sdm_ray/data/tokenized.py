@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -85,9 +86,7 @@ def prepare(settings: DataSettings, tokenizer: Any, tokenizer_digest: str, cache
     key = _cache_key(settings, content, tokenizer_digest)
     path = cache_dir / "tokenized" / f"{key}.arrow"
     entry, files = f"tokenized/{key}", [path, path.with_suffix(".json")]
-    data = _read(path)
-    if data is None and shelf.fetch(cache_dir, entry):
-        data = _read(path)
+    data = shelf.look_up(cache_dir, entry, partial(_read, path))
     if data is None:
         data = tokenize(examples or load_examples(settings), settings, tokenizer)
         _write(path, data, settings)

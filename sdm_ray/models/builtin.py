@@ -39,7 +39,7 @@ def builtin_folder(
     if recorded_hash(SHIPPED_FOLDER) == wanted:
         return SHIPPED_FOLDER
     folder = cache_dir / f"builtin-{wanted}"
-    if recorded_hash(folder) != wanted and not shelf.fetch(cache_dir, folder.name):
+    if shelf.look_up(cache_dir, folder.name, lambda: recorded_hash(folder) == wanted or None) is None:
         _build(world, settings, folder, wanted)
     files = sorted(folder.iterdir(), key=lambda path: path.name == RECORD_FILE)
     shelf.offer(cache_dir, folder.name, files)

@@ -13,11 +13,10 @@ from sdm_ray.errors import RunError, UsageError
 from sdm_ray.frontier import Point
 from sdm_ray.sweep.ledger import Entry, Ledger
 from sdm_ray.sweep.resume import SETTINGS
-from sdm_ray.sweep.state import SweepState
+from sdm_ray.sweep.state import ROLES, SweepState
 from sdm_ray.tracking.runs import TrackedRun, download, find_run, sibling_runs
 from sdm_ray.types import Status, TrialResult
 
-ROLES = ("reference", "search", "final")
 PASSING = ("train/", "rung/", "again/")
 """Metrics of a run that are not part of its trial's result."""
 
@@ -77,9 +76,7 @@ def _entry(run: TrackedRun) -> Entry:
     params = json.loads(tags["params"])
     status = Status(tags["status"])
     if status is Status.INFEASIBLE and any(name.startswith("harmful/") for name in run.metrics):
-        status = (
-            Status.COMPLETE
-        )  # judged so by the sweep's constraint, which is applied again; training did not stop it
+        status = Status.COMPLETE  # the sweep's constraint made it so, and is applied again; training did not stop
     result = TrialResult(
         trial_id=run.trial_id,
         config_hash=tags.get("config_hash", ""),

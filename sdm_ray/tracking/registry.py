@@ -16,12 +16,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from sdm_ray.config import digest
 from sdm_ray.errors import RunError, UsageError
 from sdm_ray.export import META, ExportMeta, load_exported, read_meta
 from sdm_ray.tracking.address import masked
 from sdm_ray.tracking.naming import tag_values
-from sdm_ray.tracking.runs import TrackedRun, check_weights, connect, model_folder
+from sdm_ray.tracking.runs import TrackedRun, check_weights, connect, find_trial, model_folder
 from sdm_ray.types import Metric, Status
 
 CHAMPION = "champion"
@@ -30,6 +29,8 @@ FOLDER = "registered-model"
 TOLERANCE = 0.005
 """Desired accuracies this close count as the same."""
 TAG = "sdm_ray."
+FINAL = "-final"
+"""Ends the id of the final attack on a trial's model; where there was one, its measurements count."""
 SHOWN = (
     Metric.DESIRED_ACCURACY, Metric.HARMFUL_WORST_ACCURACY, Metric.REGRET_ACCURACY, Metric.RECOVERED_SHARE,
     Metric.AUDIT_PASSED,
@@ -71,20 +72,14 @@ def register(
     """
     client = connect(run.uri)
     with model_folder(run) as folder, _registry(run.uri, name):
-        meta = _meta(folder, run)
-        tags = _tags(run, meta)
-        before = _holder(client, name, alias) if promote else None
+        measured = find_trial(run.uri, run.sweep_id, f"{run.trial_id}{FINAL}") or run
+        tags = _tags(run, measured, _meta(folder, run))
+        before = _holder(client, run.uri, name, alias) if promote else None
         if promote and not force:
-            _refuse_unworthy(run, tags, before, name, alias)
+            _refuse_unworthy(measured, tags, before, name, alias)
         found = _version_of(client, name, run.run_id) or _create(client, run, folder, name, tags)
         if promote:
-            try:
-                client.set_registered_model_alias(name, alias, found)
-            except (AttributeError, NotImplementedError):
-                raise RunError(
-                    f"the registry at {masked(run.uri)} has no aliases: version {found} of {name!r} is registered and "
-                    "not promoted; upgrade the server to MLflow 2.3 or later"
-                ) from None
+            client.set_registered_model_alias(name, alias, found)
     uri = f"models:/{name}@{alias}" if promote else f"models:/{name}/{found}"
     old = None if before is None or str(before.version) == found else str(before.version)
     return Registered(name=name, version=found, alias=alias if promote else None, uri=uri, replaced=old)
@@ -104,12 +99,12 @@ def _meta(folder: Path, run: TrackedRun) -> ExportMeta:
     return meta
 
 
-def _tags(run: TrackedRun, meta: ExportMeta) -> dict[str, str]:
+def _tags(run: TrackedRun, measured: TrackedRun, meta: ExportMeta) -> dict[str, str]:
     """Metrics of a version, what they were measured on, and where it came from."""
-    attack = meta.settings.attack.model_dump(mode="json", exclude={"seed"})
-    values: dict[str, Any] = {TAG + str(name): run.metrics.get(str(name)) for name in SHOWN}
+    values: dict[str, Any] = {TAG + str(name): measured.metrics.get(str(name)) for name in SHOWN}
     values |= {
-        f"{TAG}attack": digest(attack),
+        f"{TAG}attack": measured.tags.get("provenance.attack"),
+        f"{TAG}measured_by": measured.run_id,
         f"{TAG}data": run.tags.get("provenance.data"),
         f"{TAG}weights": run.tags.get("provenance.weights"),
         f"{TAG}config_hash": meta.config_hash,
@@ -129,7 +124,7 @@ def _refuse_unworthy(run: TrackedRun, tags: Mapping[str, str], before: Any, name
     if passed != 1.0:
         said = "was not audited" if passed is None else "fails the audit (audit.json among its artifacts says where)"
         raise UsageError(f"{who} {said}; {hint}")
-    if before is None or before.run_id == run.run_id:
+    if before is None or before.tags.get(f"{TAG}measured_by") == run.run_id:
         return
     theirs = before.tags
     for key, words in ((f"{TAG}data", "on other data"), (f"{TAG}attack", "by another attack")):
@@ -152,18 +147,28 @@ def _number(tags: Mapping[str, str], metric: str) -> float:
     return float(tags.get(TAG + metric, "nan"))
 
 
-def _holder(client: Any, name: str, alias: str) -> Any:
-    """The version that has an alias; None where there is none."""
+def _holder(client: Any, uri: str, name: str, alias: str) -> Any:
+    """The version that has an alias; None where there is none.
+
+    Raises:
+        RunError: when the registry knows no aliases.
+    """
     from mlflow.exceptions import MlflowException
 
+    no_aliases = RunError(
+        f"the registry at {masked(uri)} has no aliases: nothing is registered; upgrade the server to MLflow 2.3 or "
+        "later, or register without one (--no-promote)"
+    )
     try:
         return client.get_model_version_by_alias(name, alias)
     except MlflowException as error:
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             return None
+        if error.error_code == "ENDPOINT_NOT_FOUND":
+            raise no_aliases from None
         raise
-    except (AttributeError, NotImplementedError):
-        return None
+    except NotImplementedError:
+        raise no_aliases from None
 
 
 def _version_of(client: Any, name: str, run_id: str) -> str | None:
