@@ -10,7 +10,7 @@ from pathlib import Path
 from sdm_ray.config import Origin, SweepSettings, TrialSettings, load_settings
 from sdm_ray.errors import UsageError
 from sdm_ray.frontier import Rule, read_tables, select
-from sdm_ray.tracking.address import is_reference
+from sdm_ray.tracking.address import default_uri, is_reference, sweep_id_file
 
 
 def find_sweep(name: str | Path, *, output_dir: str | Path = "runs") -> Path:
@@ -88,9 +88,9 @@ def _of_run(reference: str, output_dir: str | Path) -> TrialSettings:
 
 def _where_tracked(folder: Path) -> dict[str, str]:
     """Where a sweep's runs are, for its downstream trainings; empty where it was not tracked."""
-    mark = folder / "tracking" / "sweep_id"
+    mark = sweep_id_file(folder)
     if not mark.is_file():
         return {}
     tracking = load_settings(SweepSettings, folder / "sweep.yaml").tracking
-    uri = tracking.uri or f"sqlite:///{(folder / 'mlflow.db').absolute()}"
+    uri = tracking.uri or default_uri(folder)
     return {"sweep_id": mark.read_text().strip(), "tracking_uri": uri, "experiment": tracking.experiment}

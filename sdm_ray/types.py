@@ -69,6 +69,10 @@ class Progress(NamedTuple):
     """Metrics measured since the last one, by name; may be empty."""
 
 
+FINAL = "-final"
+"""Ends the id of the final attack on a trial's model; where there was one, its measurements count."""
+
+
 class Metric(StrEnum):
     """Names of logged metrics. Accuracies are shares in [0, 1], losses are in nats."""
 

@@ -87,6 +87,11 @@ def events(output_dir: Path, event: str) -> list[list[str]]:
     return [line.split()[1:] for line in lines if line.split()[0] == event]
 
 
+def num_steps(sweep_dir: Path) -> int:
+    """Steps that all trials of a sweep have done."""
+    return sum(path.read_text().count("step") for path in sweep_dir.glob("trials/*/events"))
+
+
 def finished(output_dir: Path) -> TrialResult | None:
     """The result that is there."""
     path = output_dir / "result.json"

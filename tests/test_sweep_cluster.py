@@ -63,7 +63,11 @@ def test_a_lost_node_loses_nothing(tmp_path: Path) -> None:
                 stderr=subprocess.STDOUT,
                 text=True,
             )
-            wait_for(lambda: on_node(folder, second.node_id) > 0 and steps(folder) > 30, 120, "the second node idles")
+            wait_for(
+                lambda: on_node(folder, second.node_id) > 0 and sweep_fakes.num_steps(folder) > 30,
+                120,
+                "the second node idles",
+            )
             second.kill_raylet()
             output, _ = driver.communicate(timeout=200)
         finally:
@@ -83,11 +87,6 @@ def test_a_lost_node_loses_nothing(tmp_path: Path) -> None:
 
 def on_node(folder: Path, node_id: str) -> int:
     return sum(bool(sweep_fakes.events(trial, f"node-{node_id}")) for trial in (folder / "trials").glob("*"))
-
-
-def steps(folder: Path) -> int:
-    """Steps that all trials have done."""
-    return sum((path.read_text().count("step")) for path in (folder / "trials").glob("*/events"))
 
 
 @contextmanager

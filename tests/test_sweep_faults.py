@@ -247,9 +247,9 @@ def kill_at_random_moments(
     """Start and kill drivers of one sweep; adds their processes to `family`, gives the arguments of the next one."""
     moments = random.Random(seed)
     for kill in range(count):
-        driver, steps = Driver(folder, *resume, num_trials=num_trials), num_steps(folder)
+        driver, steps = Driver(folder, *resume, num_trials=num_trials), sweep_fakes.num_steps(folder / "fake")
         start_up = kill % 4 == 3
-        while not start_up and num_steps(folder) == steps and driver.process.poll() is None:
+        while not start_up and sweep_fakes.num_steps(folder / "fake") == steps and driver.process.poll() is None:
             time.sleep(0.05)
         deadline = time.monotonic() + moments.uniform(0, 10 if start_up else 3)
         while time.monotonic() < deadline and driver.process.poll() is None:
@@ -259,8 +259,3 @@ def kill_at_random_moments(
         driver.process.wait()
         resume = ["--resume"] if (folder / "fake" / "sweep.yaml").exists() else []
     return resume
-
-
-def num_steps(folder: Path) -> int:
-    """Steps that all trials have done."""
-    return sum(path.read_text().count("step") for path in folder.glob("fake/trials/*/events"))

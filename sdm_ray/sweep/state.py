@@ -15,11 +15,9 @@ from sdm_ray.frontier import Point, hypervolume, pareto_front, point_from_result
 from sdm_ray.sweep.ledger import Entry, Ledger, Role
 from sdm_ray.sweep.repeats import combined
 from sdm_ray.sweep.space import axes, ordered_references
-from sdm_ray.types import Metric, Status, TrialResult
+from sdm_ray.types import FINAL, Metric, Status, TrialResult
 
 ROLES: tuple[Role, ...] = ("reference", "search", "final")
-FINAL = "-final"
-"""Ends the id of a final attack."""
 DESIRED, AUDIT, STOPPED = "desired", "audit", "stopped"
 """Names of the constraints."""
 

@@ -34,6 +34,16 @@ def sqlite_uri(path: Path) -> str:
     return f"sqlite:///{path.absolute()}"
 
 
+def default_uri(sweep_dir: Path) -> str:
+    """Where a sweep is tracked unless `tracking.uri` says otherwise."""
+    return sqlite_uri(sweep_dir / "mlflow.db")
+
+
+def sweep_id_file(sweep_dir: Path) -> Path:
+    """The file with the id that all runs of a sweep share; a sweep that was not tracked has none."""
+    return sweep_dir / "tracking" / "sweep_id"
+
+
 def check_address(uri: str) -> None:
     """Refuse what cannot work and find out, within a few seconds, whether anybody listens.
 

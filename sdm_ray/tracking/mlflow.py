@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 from sdm_ray.config import TrackingSettings
 from sdm_ray.errors import RunError, UsageError
-from sdm_ray.tracking.address import check_address, masked, sqlite_file, sqlite_uri, unreachable
+from sdm_ray.tracking.address import check_address, default_uri, masked, sqlite_file, sweep_id_file, unreachable
 from sdm_ray.tracking.courier import Courier
 from sdm_ray.tracking.environment import environment_tags
 from sdm_ray.tracking.journal import Journal, Record
@@ -60,7 +60,7 @@ class MlflowTracker:
 
     def __init__(self, settings: TrackingSettings, sweep_dir: Path) -> None:
         self._settings, self._sweep_dir = settings, sweep_dir.absolute()
-        self._uri = settings.uri or sqlite_uri(self._sweep_dir / "mlflow.db")
+        self._uri = settings.uri or default_uri(self._sweep_dir)
         self._sink: MlflowSink | None = None
         self._journal: Journal | None = None
         self._courier: Courier | None = None
@@ -169,7 +169,7 @@ class MlflowTracker:
         folder = self._sweep_dir / "tracking"
         try:
             self._journal = Journal(folder)
-            sweep_id = _sweep_id(folder / "sweep_id")
+            sweep_id = _sweep_id(sweep_id_file(self._sweep_dir))
         except OSError as error:
             raise RunError(f"tracking cannot write to {folder}: {error.strerror or error}; free space there") from None
         file = sqlite_file(self._uri)

@@ -21,7 +21,7 @@ from sdm_ray.export import META, ExportMeta, load_exported, read_meta
 from sdm_ray.tracking.address import masked
 from sdm_ray.tracking.naming import tag_values
 from sdm_ray.tracking.runs import TrackedRun, check_weights, connect, find_trial, model_folder
-from sdm_ray.types import Metric, Status
+from sdm_ray.types import FINAL, Metric, Status
 
 CHAMPION = "champion"
 FOLDER = "registered-model"
@@ -29,8 +29,6 @@ FOLDER = "registered-model"
 TOLERANCE = 0.005
 """Desired accuracies this close count as the same."""
 TAG = "sdm_ray."
-FINAL = "-final"
-"""Ends the id of the final attack on a trial's model; where there was one, its measurements count."""
 SHOWN = (
     Metric.DESIRED_ACCURACY, Metric.HARMFUL_WORST_ACCURACY, Metric.REGRET_ACCURACY, Metric.RECOVERED_SHARE,
     Metric.AUDIT_PASSED,

@@ -14,7 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from sdm_ray.errors import RunError, UsageError
-from sdm_ray.tracking.address import PREFIX, check_address, masked, sqlite_file, sqlite_uri, unreachable
+from sdm_ray.tracking.address import (
+    PREFIX,
+    check_address,
+    default_uri,
+    masked,
+    sqlite_file,
+    sqlite_uri,
+    sweep_id_file,
+    unreachable,
+)
 from sdm_ray.tracking.mlflow import MODEL, within
 from sdm_ray.tracking.naming import finite_metrics, tag_values
 from sdm_ray.tracking.sink import SWEEP_RUN, SWEEP_TAG, TRIAL_TAG, new_client
@@ -92,11 +101,11 @@ def run_of_trial(sweep_dir: Path, trial_id: str, *, uri: str | None = None) -> T
         UsageError: when the sweep was not tracked, or the trial has no run.
         RunError: when the server does not answer.
     """
-    mark = sweep_dir / "tracking" / "sweep_id"
+    mark = sweep_id_file(sweep_dir)
     if not mark.is_file():
         raise UsageError(f"sweep {sweep_dir} was not tracked (tracking.enabled was false), so there is no run to use")
     sweep_id = mark.read_text(encoding="utf-8").strip()
-    found = find_trial(uri or sqlite_uri(sweep_dir / "mlflow.db"), sweep_id, trial_id)
+    found = find_trial(uri or default_uri(sweep_dir), sweep_id, trial_id)
     if found is None:
         raise UsageError(f"trial {trial_id!r} of {sweep_dir} has no run at {masked(uri or 'its mlflow.db')}")
     return found
@@ -252,15 +261,10 @@ def connect(uri: str) -> Any:
     return made[0]
 
 
-def local_databases(output_dir: Path) -> list[Path]:
-    """The sqlite files of the sweeps and trainings in a folder."""
-    return sorted(output_dir.glob("*/mlflow.db"))
-
-
 def _holding(run_id: str, output_dir: Path) -> str:
     """URI of the database below a folder that holds a run."""
     known: dict[str, str] = {}
-    files = local_databases(output_dir)
+    files = sorted(output_dir.glob("*/mlflow.db"))
     for file in files:
         try:
             with closing(sqlite3.connect(f"file:{file.absolute()}?mode=ro", uri=True)) as database:
