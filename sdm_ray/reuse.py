@@ -39,6 +39,7 @@ def load_best(
     desired_weight: float = 0.5,
     trial_id: str | None = None,
     output_dir: str | Path = "runs",
+    tracking_uri: str | None = None,
 ) -> TrialSettings:
     """The settings of one point of a sweep, with where they came from in `origin`.
 
@@ -49,13 +50,14 @@ def load_best(
         desired_weight: weight of the desired accuracy, for `weighted`.
         trial_id: for `trial`.
         output_dir: where sweeps lie.
+        tracking_uri: where a run is looked for; see `sdm_ray.tracking.runs.find_run`.
 
     Raises:
         UsageError: when there is no such sweep, or no point qualifies.
         RunError: when the sweep's table is damaged.
     """
     if is_reference(str(sweep)):
-        return _of_run(str(sweep), output_dir)
+        return _of_run(str(sweep), output_dir, tracking_uri)
     folder = find_sweep(sweep, output_dir=output_dir)
     point = select(
         read_tables(folder), rule=rule, min_desired=min_desired, desired_weight=desired_weight, trial_id=trial_id
@@ -67,11 +69,11 @@ def load_best(
     return settings.model_copy(update={"name": f"{folder.name}-{point.trial_id}", "origin": origin})
 
 
-def _of_run(reference: str, output_dir: str | Path) -> TrialSettings:
+def _of_run(reference: str, output_dir: str | Path, tracking_uri: str | None) -> TrialSettings:
     """The settings of a tracked trial, from its run alone."""
     from sdm_ray.tracking.runs import download, find_run
 
-    run = find_run(reference, output_dir=output_dir)
+    run = find_run(reference, uri=tracking_uri, output_dir=output_dir)
     with tempfile.TemporaryDirectory(prefix="sdm-ray-") as folder:
         file = None if run.is_sweep else download(run, "config.yaml", Path(folder))
         if file is None:

@@ -210,6 +210,12 @@ def test_a_training_is_linked_to_the_sweep_of_its_config(
     assert content_hash(same) == content_hash(settings)
     assert same.origin is not None
     assert (same.origin.trial_id, same.origin.rule, same.origin.sweep_id) == ("t0", "run id", origin.sweep_id)
+    uri = sqlite_uri(sweep / "mlflow.db")
+    with monkeypatch.context() as patch:
+        patch.chdir(tmp_path.parent)
+        run_id = ids(Path(uri.removeprefix("sqlite:///")))["t0"]
+        main_exits(["best", f"mlflow:{run_id}", "--tracking-uri", uri, "--out", str(tmp_path / "far.yaml")])
+    assert Path("far.yaml").read_text() == Path("same.yaml").read_text()
     main_exits(["best", f"mlflow:{ids(sweep / 'mlflow.db')['unit']}", "--out", "none.yaml"], 2)
     assert "has no config.yaml; name the run of a trial" in capsys.readouterr().err
     train = ["train", "best.yaml", "--method", "tuned", "--out", "larger"]

@@ -221,11 +221,14 @@ def best(
     weight: Annotated[float, typer.Option(min=0, max=1, help="Weight of the harmful accuracy (rule weighted).")] = 0.5,
     trial: Annotated[str | None, typer.Option(help="Trial id (rule trial).")] = None,
     out: Annotated[Path, typer.Option(help="Config to write.")] = Path("best.yaml"),
+    tracking_uri: TrackingUri = None,
 ) -> None:
     """Pick a point of the frontier and write its config, which `sdm-ray train` takes as it is."""
     from sdm_ray.cli.sweep import write_best
 
-    write_best(sweep, rule.value, min_desired=min_desired, weight=weight, trial_id=trial, out=out)
+    write_best(
+        sweep, rule.value, min_desired=min_desired, weight=weight, trial_id=trial, out=out, tracking_uri=tracking_uri
+    )
 
 
 @app.command()

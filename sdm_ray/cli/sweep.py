@@ -145,12 +145,26 @@ def _num_trials(points: Sequence[Point]) -> int:
 
 
 def write_best(
-    sweep: str, rule: Rule, *, min_desired: float | None, weight: float, trial_id: str | None, out: Path
+    sweep: str,
+    rule: Rule,
+    *,
+    min_desired: float | None,
+    weight: float,
+    trial_id: str | None,
+    out: Path,
+    tracking_uri: str | None = None,
 ) -> None:
     """Pick a point and write its config."""
     if out.is_dir():
         raise UsageError(f"--out {out} is a folder; name the file to write, for example {out / BEST}")
-    settings = load_best(sweep, rule=rule, min_desired=min_desired, desired_weight=1 - weight, trial_id=trial_id)
+    settings = load_best(
+        sweep,
+        rule=rule,
+        min_desired=min_desired,
+        desired_weight=1 - weight,
+        trial_id=trial_id,
+        tracking_uri=tracking_uri,
+    )
     write_text(out, to_yaml(settings))
     assert settings.origin is not None
     console.print(f"{settings.origin.trial_id} ({settings.origin.rule}) -> {escape(str(out))}", soft_wrap=True)
