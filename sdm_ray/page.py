@@ -11,7 +11,7 @@ from typing import Any
 
 from sdm_ray.files import write_text
 from sdm_ray.frontier import Point, hypervolume, near_front, pareto_front
-from sdm_ray.plotting import FAINT, FRONT, INK, REFERENCE_STYLES, TRIAL, WORDS
+from sdm_ray.plotting import FAINT, FRONT, INK, TRIAL, WORDS, model_styles
 from sdm_ray.report import cell_numbers
 from sdm_ray.types import Metric
 
@@ -54,7 +54,10 @@ def page_data(points: Sequence[Point], *, title: str) -> dict[str, Any]:
         "hypervolume": hypervolume(points),
         "numbers": list(numbers),
         "colors": {"front": FRONT, "trial": TRIAL, "faint": FAINT, "ink": INK},
-        "styles": {name: list(style) for name, style in REFERENCE_STYLES.items()},
+        "styles": {
+            name: list(style)
+            for name, style in model_styles(point.trial_id for point in points if point.is_reference).items()
+        },
         "words": WORDS,
         "params": sorted({name for point in trials for name in point.params}),
         "growth": _growth(trials),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,18 @@ REFERENCE_STYLES = {
 }
 """Marker and colour of each reference: Okabe and Ito's palette (yellow darkened for white paper), a shape for each, so
 that nothing depends on colour."""
+VARIANT_STYLES = (
+    ("P", "#009E73"), ("o", "#8A6D00"), ("D", "#0072B2"), ("s", "#56B4E9"), ("^", "#D55E00"), ("v", "#CC79A7"),
+    ("P", "#000000"), ("o", "#009E73"), ("D", "#8A6D00"), ("s", "#0072B2"),
+)  # fmt: skip
+"""The same of named variants, by their order."""
 WORDS = {"ac": "AC", "mlac": "MLAC"}
+
+
+def model_styles(names: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """Marker and colour of references by name: a method's own, or for variants one after the other."""
+    unknown = [name for name in dict.fromkeys(names) if name not in REFERENCE_STYLES]
+    return REFERENCE_STYLES | {name: VARIANT_STYLES[index % len(VARIANT_STYLES)] for index, name in enumerate(unknown)}
 
 
 def new_figure(title: str, measured: str) -> tuple[Figure, Axes]:

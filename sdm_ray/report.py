@@ -15,14 +15,13 @@ from sdm_ray.frontier import Point, near_front, pareto_front
 from sdm_ray.plotting import (
     FAINT,
     FRONT,
-    INK,
-    REFERENCE_STYLES,
     TRIAL,
     WORDS,
     bar_lengths,
     draw_chance,
     draw_legend,
     draw_markers,
+    model_styles,
     new_figure,
     padded_range,
     save_png,
@@ -54,6 +53,8 @@ class Curve:
     low: tuple[float, ...]
     """Lower ends of 95 % intervals; NaN where there is none."""
     high: tuple[float, ...]
+    is_reference: bool = False
+    """Drawn in the style of the reference that the label names."""
 
     @classmethod
     def from_cells(cls, label: str, cells: Iterable[CellLike]) -> Curve:
@@ -78,6 +79,7 @@ class Curve:
             accuracy=tuple(point.metrics[name] for name in names),
             low=tuple(point.metrics.get(Metric.low(name), math.nan) for name in names),
             high=tuple(point.metrics.get(Metric.high(name), math.nan) for name in names),
+            is_reference=point.is_reference,
         )
 
 
@@ -108,8 +110,9 @@ def frontier_figure(
     _set_limits(axes, drawn, front, chance)
     _draw_front(axes, front)
     _draw_trials(axes, [point for point in drawn if not point.is_reference], front)
+    styles = model_styles(point.trial_id for point in points if point.is_reference)
     for point in references:
-        _draw_reference(axes, point)
+        _draw_reference(axes, point, styles[point.trial_id])
     if chance is not None:
         draw_chance(axes, chance)
     axes.set_xlabel("desired accuracy  (higher is better →)")
@@ -135,8 +138,9 @@ def attack_curves_figure(
     intervals = any(math.isfinite(value) for curve in curves for value in curve.low)
     said = "balanced accuracy of the winning attack on the test split" + ("; 95 % intervals" if intervals else "")
     figure, axes = new_figure(title or "What an attacker recovers from n labelled examples", said)
+    styles = model_styles(curve.label for curve in curves if curve.is_reference)
     for index, curve in enumerate(curves):
-        marker, color = REFERENCE_STYLES.get(curve.label, ("o", FRONT))
+        marker, color = styles.get(curve.label, ("o", FRONT))
         spread = 1 + 0.025 * (index - (len(curves) - 1) / 2)  # side by side, so that intervals do not hide each other
         axes.errorbar(
             [number * spread for number in curve.num_examples],
@@ -273,9 +277,9 @@ def _draw_trials(axes: Axes, trials: Sequence[Point], front: Sequence[Point]) ->
             axes.plot(xs, ys, "o", label=label, zorder=2, clip_on=False, **style)
 
 
-def _draw_reference(axes: Axes, point: Point) -> None:
-    marker, color = REFERENCE_STYLES.get(point.method, ("X", INK))
-    label = f"{WORDS.get(point.method, point.method)} ({point.desired:.2f}, {point.harmful:.2f})"
+def _draw_reference(axes: Axes, point: Point, style: tuple[str, str]) -> None:
+    marker, color = style
+    label = f"{WORDS.get(point.trial_id, point.trial_id)} ({point.desired:.2f}, {point.harmful:.2f})"
     if point.method == "random":
         axes.axhline(point.harmful, color=color, lw=0.8, ls="--", alpha=0.5, zorder=1)
     left, right = axes.get_xlim()

@@ -37,9 +37,9 @@ POINTS = [
     point("t2", 0.94, 0.65),
     point("t3", 0.70, 0.55, feasible=False),
     point("t4", math.nan, 0.40),
-    point("ref-tuned", 0.961, 0.74, is_reference=True, method="tuned"),
-    point("ref-ac", 0.96, 0.735, is_reference=True, method="ac"),
-    point("ref-random", 0.30, 0.57, is_reference=True, method="random"),
+    point("tuned", 0.961, 0.74, is_reference=True, method="tuned"),
+    point("ac", 0.96, 0.735, is_reference=True, method="ac"),
+    point("random", 0.30, 0.57, is_reference=True, method="random"),
 ]
 
 
@@ -170,13 +170,13 @@ def test_tables_hold_front_and_references_only() -> None:
     console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
     console.print(pareto_table(POINTS))
     said = console.export_text()
-    assert said.index("t1") < said.index("t0") < said.index("ref-tuned") < said.index("ref-random")
+    assert said.index("t1") < said.index("t0") < said.index("tuned") < said.index("random")
     assert "t2" not in said
     assert "5 trials, 2 on the front" in said
     lines = to_markdown(POINTS).splitlines()
     assert lines[0] == "| trial | method | desired | harmful | n=20 | n=50 | n=200 |"
     assert lines[2] == "| t1 | MLAC | 0.960 | 0.700 | 0.600 | 0.720 | 0.780 |"
-    assert [line.split(" | ")[0].strip("| ") for line in lines[2:]] == ["t1", "t0", "ref-tuned", "ref-ac", "ref-random"]
+    assert [line.split(" | ")[0].strip("| ") for line in lines[2:]] == ["t1", "t0", "tuned", "ac", "random"]
 
 
 def test_points_that_the_final_attack_left_out_are_told_apart(tmp_path: Path, drawn: list[Figure]) -> None:

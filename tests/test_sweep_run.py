@@ -24,6 +24,7 @@ from sdm_ray.sweep import runner as runner_module
 from sdm_ray.sweep import study as study_module
 from sdm_ray.sweep.cluster import cluster, num_fitting, ray_environment
 from sdm_ray.sweep.ledger import Ledger
+from sdm_ray.sweep.searcher import trial_values
 from sdm_ray.sweep.study import SearchStudy
 from sdm_ray.types import Status
 from tests import sweep_fakes
@@ -267,7 +268,7 @@ def test_points_are_repeated_over_seeds_and_the_best_are_attacked_again(tmp_path
     attacked = json.loads((outcome.folder / "trials" / "tuned-s1-final" / "attacked.json").read_text())
     base = settings.trial.attack
     assert attacked == {
-        "of": "tuned-s1", "train_seed": 1, "seed": base.seed + 1_000_003, "points": 2 * base.num_search_trials,
+        "of": "tuned-s1", "train_seed": 1, "seed": base.seed + 1_000_003 + 10_007, "points": 2 * base.num_search_trials,
     }  # fmt: skip
     points = {point.trial_id: point for point in read_tables(outcome.folder)}
     assert list(points) == ["tuned", *ids(3)]
@@ -284,6 +285,34 @@ def test_points_are_repeated_over_seeds_and_the_best_are_attacked_again(tmp_path
     assert [trial.values[1] for trial in told] == pytest.approx([0.8 - 0.06 * w + 0.005 for w in (1.0, 2.0, 3.0)])
     again = run_sweep(settings, resume=True, view=SilentView(), **functions)
     assert read_tables(again.folder) == list(points.values())
+
+
+def test_variants_are_run_as_references_with_seeds_of_their_own(tmp_path: Path) -> None:
+    variants = {"light": {WEIGHT: 1.0}, "heavy": {WEIGHT: 3.0}}
+    outcome = run(
+        tmp_path, search__num_trials=0, space="{}", search__num_seeds=2, references="[tuned]", variants=variants
+    )
+    assert [result.trial_id for result in outcome.results] == [
+        f"{name}{seed}" for name in ("tuned", *variants) for seed in ("", "-s1")
+    ]
+    assert {point.trial_id: point.harmful for point in outcome.points} == pytest.approx(
+        {"tuned": 0.8, "light": 0.74, "heavy": 0.62}
+    )
+    assert all(point.is_reference for point in outcome.points)
+    assert outcome.front == []
+    by_id = {result.trial_id: result for result in outcome.results}
+    assert by_id["heavy-s1"].params == variants["heavy"]
+    ledger = Ledger(outcome.folder, read_only=True)
+    ledger.close()
+    settings = sweep_fakes.settings(tmp_path, references="[tuned]", variants=variants)
+    told = [trial_values(settings, ledger.entries[f"{name}-s1"]) for name in ("tuned", *variants)]
+    assert {(values["seed"], values["attack"]["seed"]) for values in told} == {(1, 10_007)}
+    assert told[2]["train"]["blocking"]["harmful_adapted_calibrated"] == 3.0
+    again = run(
+        tmp_path, search__num_trials=0, space="{}", search__num_seeds=2, references="[tuned]", variants=variants,
+        resume=True,
+    )  # fmt: skip
+    assert again.points == outcome.points
 
 
 def test_a_spent_budget_ends_the_search_and_not_its_final_stage(tmp_path: Path) -> None:

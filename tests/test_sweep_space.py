@@ -17,6 +17,7 @@ from sdm_ray.sweep.space import (
     check_sweep,
     first_points,
     ordered_references,
+    reference_settings,
     stored_by_index,
 )
 from tests import sweep_fakes
@@ -174,6 +175,45 @@ def test_choices_that_compare_equal_stay_apart() -> None:
 def test_tuned_is_the_first_reference(tmp_path: Path) -> None:
     settings = sweep_fakes.settings(tmp_path, references="[random, ac, tuned, ac]")
     assert ordered_references(settings) == ["tuned", "random", "ac"]
+
+
+def test_variants_follow_the_references_with_their_own_settings(tmp_path: Path) -> None:
+    variants = {
+        "k-four": {"train.adversary.num_steps": 4, "train.blocking": {"harmful_adapted": 2}},
+        "plain": {"train.method": "tuned", "train.blocking": {}},
+    }
+    settings = sweep_fakes.settings(tmp_path, references="[random, tuned]", variants=variants)
+    check_sweep(settings)
+    assert ordered_references(settings) == ["tuned", "random", "k-four", "plain"]
+    four = reference_settings(settings, "k-four").train
+    assert (four.method, four.adversary.num_steps, four.blocking.weights()) == ("mlac", 4, {"harmful_adapted": 2.0})
+    assert reference_settings(settings, "plain").train.method == "tuned"
+
+
+@pytest.mark.parametrize(
+    ("variants", "said"),
+    [
+        ("{k: {train.adversary.nmu_steps: 4}}", "variants.k: unknown setting"),
+        ("{k: {attack.num_rerun_seeds: 4}}", "variants.k: attack.num_rerun_seeds cannot be changed"),
+        ("{k: {seed: 4}}", "variants.k: seed cannot be changed"),
+        ("{k: {train.method: ac}}", "variants.k: .*'ac' uses blocking.harmful_base alone"),
+    ],
+)
+def test_a_variant_that_means_nothing_is_refused(tmp_path: Path, variants: str, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        check_sweep(sweep_fakes.settings(tmp_path, trial__train__blocking="{harmful_adapted: 1}", variants=variants))
+
+
+@pytest.mark.parametrize("name", ["tuned", "t0001", "T", "a_b", "a-s1", "a-final", "tuned-s1", "a/b", "1a", ""])
+def test_a_variant_cannot_take_the_name_of_a_trial(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UsageError, match="cannot name a variant"):
+        sweep_fakes.settings(tmp_path, variants=f"{{'{name}': {{train.adversary.num_steps: 4}}}}")
+
+
+def test_a_sweep_without_points_needs_references_or_variants_and_no_space(tmp_path: Path) -> None:
+    check_sweep(sweep_fakes.settings(tmp_path, search__num_trials=0, space="{}"))
+    with pytest.raises(UsageError, match="there is nothing to run"):
+        check_sweep(sweep_fakes.settings(tmp_path, search__num_trials=0, space="{}", references="[]"))
 
 
 def test_a_conditional_setting_is_searched_only_beside_the_values_that_it_names() -> None:

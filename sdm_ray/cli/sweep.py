@@ -50,6 +50,9 @@ def run(settings: SweepSettings, config: Path, *, resume: bool, fork: bool = Fal
         )
         raise typer.Exit(130)
     console.print(f"{outcome.seconds:.0f} s, {len(outcome.results)} trials, {len(outcome.failures)} failed")
+    if not settings.search.num_trials:
+        console.print(f"no search: the references alone; {escape(str(outcome.folder / PAGE))}", soft_wrap=True)
+        raise typer.Exit(1 if outcome.failures else 0)
     if not outcome.front:
         for point, reason in outcome.infeasible.items():
             error_console.print(f"infeasible: {point}: {reason}", markup=False, soft_wrap=True)

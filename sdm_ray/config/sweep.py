@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
@@ -17,8 +18,8 @@ from sdm_ray.config.data import DataSettings, EncoderSettings
 from sdm_ray.config.train import Method, TrainSettings
 from sdm_ray.types import Metric
 
-FINAL_SEED, RUNG_SEED = 1_000_003, 1_009
-"""Added to the attack's seed for the final stage, and for each rung."""
+FINAL_SEED, RUNG_SEED, REPEAT_SEED = 1_000_003, 1_009, 10_007
+"""Added to the attack's seed for the final stage, for each rung, and for each further training seed."""
 
 
 class RuntimeSettings(Settings):
@@ -110,6 +111,12 @@ class TrialSettings(Settings):
                 f"{self.data.source!r}: set encoder.name to a Hugging Face encoder (a hub id or a local folder)"
             )
         return self
+
+
+VARIANT_NAME = re.compile(
+    rf"(?!(?:{'|'.join(get_args(Method))}|t\d+)(?:-s\d+)?$)(?!.*-(?:s\d+|final)$)[a-z][a-z0-9]*(?:-[a-z0-9]+)*"
+)
+"""Names that no trial has by itself, and that can be folders."""
 
 
 def _changed(attack: AttackSettings, changes: Mapping[str, Any]) -> AttackSettings:
@@ -216,11 +223,11 @@ class StoppingSettings(Settings):
 class SearchSettings(Settings):
     """How Optuna searches."""
 
-    num_trials: PositiveInt = 16
-    """Points that are tried, the references apart; each is one trial a seed."""
+    num_trials: NonNegativeInt = 16
+    """Points that are tried, the references apart; each is one trial a seed. With 0 the references alone are run."""
     num_seeds: PositiveInt = 1
-    """Training seeds of every point and reference, `trial.seed` and those after it. The search and the frontier take
-    means over them, with 95 % intervals."""
+    """Training seeds of every point and reference, `trial.seed` and those after it; each is attacked with subsets,
+    orders and heads of its own. The search and the frontier take means over them, with 95 % intervals."""
     max_hours: PositiveFloat | None = None
     """Wall-clock hours, those of earlier runs of the sweep included, after which no further point is tried. What has
     begun, and the final stage, still end."""
@@ -309,6 +316,9 @@ class SweepSettings(Settings):
     """What is optimised. The first of each direction is drawn; all decide what stands on the frontier."""
     references: tuple[Method, ...] = ("pretrained", "random", "tuned", "ac")
     """Methods that are trained and attacked under the same budget and drawn beside the frontier."""
+    variants: dict[str, dict[str, Any]] = {}
+    """Further references by a name of their own: changes to `trial` by dotted path. `{mlac-k4:
+    {train.adversary.num_steps: 4}}`, say."""
     search: SearchSettings = SearchSettings()
     """The search."""
     final: FinalSettings | None = None
@@ -332,6 +342,17 @@ class SweepSettings(Settings):
         }
         fresh = {"seed": attack.seed + FINAL_SEED}
         return _changed(attack, (fresh if "preset" in changes else fresh | larger) | changes)
+
+    @field_validator("variants")
+    @classmethod
+    def _variants_have_names_of_their_own(cls, value: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        for name in value:
+            if not VARIANT_NAME.fullmatch(name):
+                raise ValueError(
+                    f"{name!r} cannot name a variant: use lower-case letters, digits and single hyphens, begin with a "
+                    "letter, and leave method names, t0000 and endings such as -s1 and -final to the sweep"
+                )
+        return value
 
     @model_validator(mode="after")
     def _urls_hold_no_password(self) -> Self:

@@ -60,7 +60,7 @@ def plan_sweep(settings: SweepSettings, *, probe: Probe | None) -> SweepPlan:
     seconds = None
     if parts:
         per_trial = parts["training"] + parts["rungs"] + parts["attack"]
-        trained = sum(method not in UNTRAINED for method in references) * seeds
+        trained = sum(name not in UNTRAINED for name in references) * seeds
         untrained = (len(references) * seeds - trained) * parts["attack"]
         work = (num_trials + trained) * per_trial + untrained + finals * parts["final"]
         seconds = work / num_at_once

@@ -17,7 +17,7 @@ from sdm_ray.sweep.ledger import Ledger
 from sdm_ray.sweep.live import View, default_view
 from sdm_ray.sweep.mirror import Mirror, MirrorThread, below, sweep_uri, trials_uri
 from sdm_ray.sweep.resume import SETTINGS, claimed_folder
-from sdm_ray.sweep.space import check_sweep
+from sdm_ray.sweep.space import check_sweep, ordered_references
 from sdm_ray.sweep.state import SweepState
 from sdm_ray.sweep.stop import StopSwitch, stop_on_signals
 from sdm_ray.sweep.warm import earlier_results
@@ -102,11 +102,16 @@ def run_sweep(
         ledger = Ledger(folder)
         stack.callback(ledger.close)
         state = SweepState(settings, ledger)
-        view.start(f"sweep {settings.name}: {settings.search.num_trials} trials, folder {folder}")
+        view.start(f"sweep {settings.name}: {_size(settings)}, folder {folder}")
         stack.callback(view.close)
         if resume:
             state.restart_failed_references()
         return _Run(settings, state, folder, (trial_function, final_function), view, switch).run()
+
+
+def _size(settings: SweepSettings) -> str:
+    search, models = settings.search, len(ordered_references(settings)) * settings.search.num_seeds
+    return f"{search.num_trials} trials" if search.num_trials else f"{models} models"
 
 
 def stopped_by(error: BaseException) -> Exception:

@@ -18,9 +18,10 @@ from typing import Any
 from ray.tune.search import Searcher
 
 from sdm_ray.config import Origin, SweepSettings, override
+from sdm_ray.config.sweep import REPEAT_SEED
 from sdm_ray.sweep.ledger import Entry
 from sdm_ray.sweep.mirror import trials_uri
-from sdm_ray.sweep.space import first_points, ordered_references
+from sdm_ray.sweep.space import first_points, ordered_references, reference_settings
 from sdm_ray.sweep.state import SweepState
 from sdm_ray.sweep.study import SearchStudy
 from sdm_ray.sweep.trainable import JOB, SHELF, TRIAL
@@ -240,11 +241,14 @@ def trial_values(settings: SweepSettings, entry: Entry) -> dict[str, Any]:
     trial = settings.trial
     name = entry.trial_id if entry.role == "reference" else f"{settings.name}/{entry.trial_id}"
     changes: dict[str, Any] = {"name": name, "seed": trial.seed + entry.seed_index}
-    if entry.point.removesuffix(FINAL) in ordered_references(settings):
-        changes["train"] = trial.train.for_method(entry.method)
+    attack, point = trial.attack, entry.point.removesuffix(FINAL)
+    if point in ordered_references(settings):
+        trial = reference_settings(settings, point)
+        attack = trial.attack
     if entry.role == "final":
-        trial = override(trial, entry.params)
+        trial = trial if point in settings.variants else override(trial, entry.params)
         base = entry.trial_id.removesuffix(FINAL)
         origin = Origin(sweep=settings.name, trial_id=base, rule="final attack")
-        changes |= {"attack": settings.final_attack(), "origin": origin}
+        changes["origin"], attack = origin, settings.final_attack()
+    changes["attack"] = attack.model_copy(update={"seed": attack.seed + REPEAT_SEED * entry.seed_index})
     return trial.model_copy(update=changes).model_dump(mode="json")

@@ -26,6 +26,10 @@ NOT_SEARCHABLE = {
     "runtime": "it does not change a result; set it under trial.runtime",
     "origin": "it is only a note",
 }
+NOT_VARIED = dict.fromkeys(("data", "attack", "rungs"), "all models of a sweep face the same; set it under trial") | {
+    "seed": "search.num_seeds sets it"
+}
+"""What a variant must leave as it is, with the reason."""
 
 
 _PAPER: dict[str, Any] = {
@@ -164,7 +168,7 @@ def check_sweep(settings: SweepSettings) -> None:
     Raises:
         UsageError: naming the dotted path, the value and the rule.
     """
-    if not settings.space:
+    if settings.search.num_trials and not settings.space:
         raise UsageError("space is empty, so every trial would be the same; name at least one setting of trial")
     for path in settings.space:
         _check_searchable(path, settings.space)
@@ -223,19 +227,44 @@ def known_metrics(trial: TrialSettings) -> list[str]:
     return [str(metric) for metric in Metric] + [name(size) for size in sizes for name in named]
 
 
-def ordered_references(settings: SweepSettings) -> list[Method]:
-    """The reference methods, `tuned` first, because feasibility is relative to it."""
-    return sorted(dict.fromkeys(settings.references), key=lambda method: method != "tuned")
+def ordered_references(settings: SweepSettings) -> list[str]:
+    """The reference methods, `tuned` first, because feasibility is relative to it; then the variants."""
+    return [*sorted(dict.fromkeys(settings.references), key=lambda method: method != "tuned"), *settings.variants]
+
+
+def reference_settings(settings: SweepSettings, name: str) -> TrialSettings:
+    """The settings of a reference, by the name of its method or variant.
+
+    Raises:
+        UsageError: for a variant that cannot be trained so.
+        ValueError: for a method that cannot.
+    """
+    if name in settings.variants:
+        return override(settings.trial, settings.variants[name])
+    method: Method = name  # type: ignore[assignment]
+    return settings.trial.model_copy(update={"train": settings.trial.train.for_method(method)})
 
 
 def _check_references(settings: SweepSettings) -> None:
     if settings.search.max_desired_drop is not None and "tuned" not in settings.references:
         raise UsageError("search.max_desired_drop is relative to the tuned model: add 'tuned' to references")
+    if not settings.search.num_trials and not ordered_references(settings):
+        raise UsageError("search.num_trials is 0, and references and variants are empty: there is nothing to run")
     for method in settings.references:
         try:
-            settings.trial.train.for_method(method)
+            reference_settings(settings, method)
         except ValueError as error:
             raise UsageError(f"references: {method} cannot be trained with these settings: {error}") from None
+    for name, changes in settings.variants.items():
+        for path in changes:
+            part = path.split(".")[0]
+            reason = NOT_SEARCHABLE.get(part) or NOT_VARIED.get(part)
+            if reason:
+                raise UsageError(f"variants.{name}: {path} cannot be changed: {reason}")
+        try:
+            reference_settings(settings, name)
+        except UsageError as error:
+            raise UsageError(f"variants.{name}: {error}") from None
 
 
 def _check_searchable(path: str, space: Mapping[str, Distribution]) -> None:

@@ -10,11 +10,11 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from sdm_ray.config import Method, SweepSettings
+from sdm_ray.config import SweepSettings
 from sdm_ray.frontier import Point, hypervolume, pareto_front, point_from_result, with_point
 from sdm_ray.sweep.ledger import Entry, Ledger, Role
 from sdm_ray.sweep.repeats import combined
-from sdm_ray.sweep.space import axes, ordered_references
+from sdm_ray.sweep.space import axes, ordered_references, reference_settings
 from sdm_ray.types import FINAL, Metric, Status, TrialResult
 
 ROLES: tuple[Role, ...] = ("reference", "search", "final")
@@ -92,8 +92,8 @@ class SweepState:
         self._read_ledger()
 
     @property
-    def references(self) -> list[Method]:
-        """Reference methods in the order in which they run."""
+    def references(self) -> list[str]:
+        """Reference methods and variants in the order in which they run."""
         return ordered_references(self.settings)
 
     @property
@@ -121,8 +121,8 @@ class SweepState:
 
     def planned(self) -> Entry | None:
         """The next trial that nobody has to be asked for: of a reference, a point's next seed, or the final attack."""
-        for method in self.references:
-            if (entry := self._next_seed("reference", Entry(method, "reference", method))) is not None:
+        for name in self.references:
+            if (entry := self._next_seed("reference", self._reference(name))) is not None:
                 return entry
         for point in self._incomplete:
             first = self._trials["search"][point][0]
@@ -429,6 +429,11 @@ class SweepState:
         unknown = role == "search" and self.floor_is_pending
         return dataclasses.replace(made, feasible=False) if unknown else made
 
+    def _reference(self, name: str) -> Entry:
+        """The first trial of a reference."""
+        method = reference_settings(self.settings, name).train.method
+        return Entry(name, "reference", method, params=self.settings.variants.get(name, {}))
+
     def _next_seed(self, role: Role, first: Entry) -> Entry | None:
         """The first seed of a point that has not begun."""
         begun = self._trials[role].get(first.point, {})
@@ -446,7 +451,7 @@ class SweepState:
         if self._chosen is None:
             best = spread(pareto_front(self._searched.values()), final.num_points)
             firsts = [self._trials["search"][point.trial_id][0] for point in best]
-            firsts += [Entry(method, "reference", method) for method in self.references if self._is_complete(method)]
+            firsts += [self._reference(name) for name in self.references if self._is_complete(name)]
             self._chosen = [
                 Entry(f"{first.point}{FINAL}", "final", first.method, params=first.params) for first in firsts
             ]
