@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -15,6 +15,7 @@ from sdm_ray.frontier import Point, near_front, pareto_front
 from sdm_ray.plotting import (
     FAINT,
     FRONT,
+    REFERENCE_STYLES,
     TRIAL,
     WORDS,
     bar_lengths,
@@ -53,8 +54,6 @@ class Curve:
     low: tuple[float, ...]
     """Lower ends of 95 % intervals; NaN where there is none."""
     high: tuple[float, ...]
-    is_reference: bool = False
-    """Drawn in the style of the reference that the label names."""
 
     @classmethod
     def from_cells(cls, label: str, cells: Iterable[CellLike]) -> Curve:
@@ -79,7 +78,6 @@ class Curve:
             accuracy=tuple(point.metrics[name] for name in names),
             low=tuple(point.metrics.get(Metric.low(name), math.nan) for name in names),
             high=tuple(point.metrics.get(Metric.high(name), math.nan) for name in names),
-            is_reference=point.is_reference,
         )
 
 
@@ -122,15 +120,21 @@ def frontier_figure(
 
 
 def attack_curves_figure(
-    curves: Sequence[Curve], path: Path, *, title: str | None = None, chance: float | None = None
+    curves: Sequence[Curve],
+    path: Path,
+    *,
+    title: str | None = None,
+    chance: float | None = None,
+    styles: Mapping[str, tuple[str, str]] = REFERENCE_STYLES,
 ) -> Path:
     """Draw harmful accuracy against the attacker's number of examples to a PNG, atomically.
 
     Args:
-        curves: one for each model; a label that names a method takes that method's marker.
+        curves: one for each model.
         path: the PNG.
         title: what was measured.
         chance: balanced accuracy of guessing; drawn as a line.
+        styles: marker and colour by label.
 
     Raises:
         RunError: when the file cannot be written.
@@ -138,7 +142,6 @@ def attack_curves_figure(
     intervals = any(math.isfinite(value) for curve in curves for value in curve.low)
     said = "balanced accuracy of the winning attack on the test split" + ("; 95 % intervals" if intervals else "")
     figure, axes = new_figure(title or "What an attacker recovers from n labelled examples", said)
-    styles = model_styles(curve.label for curve in curves if curve.is_reference)
     for index, curve in enumerate(curves):
         marker, color = styles.get(curve.label, ("o", FRONT))
         spread = 1 + 0.025 * (index - (len(curves) - 1) / 2)  # side by side, so that intervals do not hide each other

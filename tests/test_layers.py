@@ -43,6 +43,7 @@ LAYERS = {
     "probe": 3,
     "trial": 3,
     "sweep": 4,
+    "reproduce": 5,
     "cli": 5,
     "__main__": 5,
 }

@@ -79,6 +79,12 @@ class AttackPreset(StrEnum):
     worst_case = "worst-case"
 
 
+class Suite(StrEnum):
+    """Comparisons that `reproduce` runs."""
+
+    paper_bios = "paper-bios"
+
+
 class Document(StrEnum):
     """Settings documents that have a schema."""
 
@@ -252,6 +258,25 @@ def register(
     from sdm_ray.cli.registry import run
 
     run(source, name, min_desired=min_desired, trial=trial, alias=alias, promote=promote, force=force, uri=tracking_uri)
+
+
+@app.command()
+def reproduce(
+    suite: Annotated[Suite, typer.Argument(metavar="SUITE", help="Which comparison: `paper-bios`.")],
+    small: Annotated[
+        bool,
+        typer.Option("--small", help="The scaled-down twin for two CPU cores, in place of the published settings."),
+    ] = False,
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a suite that was interrupted.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what it would do and, by timing a little of a trial, cost.")
+    ] = False,
+) -> None:
+    """Run a published comparison under fixed attackers: figures, tables, and a verdict for each claim."""
+    from sdm_ray.cli.reproduce import run
+
+    run(suite.value, small=small, overrides=overrides or (), resume=resume, dry_run=dry_run)
 
 
 @app.command()

@@ -44,10 +44,8 @@ def run(settings: SweepSettings, config: Path, *, resume: bool, fork: bool = Fal
     if outcome.points:
         console.print(pareto_table(outcome.points))
     if outcome.interrupted:
-        again = _again(settings, resume=resume, fork=fork)
-        error_console.print(
-            f"interrupted; what has finished is kept. Go on with: {again}", markup=False, soft_wrap=True
-        )
+        hint = again(settings, resume=resume, fork=fork)
+        error_console.print(f"interrupted; what has finished is kept. Go on with: {hint}", markup=False, soft_wrap=True)
         raise typer.Exit(130)
     console.print(f"{outcome.seconds:.0f} s, {len(outcome.results)} trials, {len(outcome.failures)} failed")
     if not settings.search.num_trials:
@@ -64,7 +62,7 @@ def run(settings: SweepSettings, config: Path, *, resume: bool, fork: bool = Fal
     _say_next(outcome.folder, best.origin.trial_id, outcome.tracking_hint, _study_hint(settings, outcome.folder))
 
 
-def _again(settings: SweepSettings, *, resume: bool, fork: bool) -> str:
+def again(settings: SweepSettings, *, resume: bool, fork: bool) -> str:
     """The command that goes on with this sweep."""
     arguments = [argument for argument in sys.argv[1:] if argument != "--fork"]
     if fork:

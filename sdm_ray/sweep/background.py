@@ -176,6 +176,7 @@ class FrontierWriter:
     def _write(self, points: list[Point]) -> None:
         try:
             from sdm_ray.page import write_page
+            from sdm_ray.plotting import model_styles
             from sdm_ray.report import Curve, attack_curves_figure, frontier_figure
 
             files = [
@@ -187,7 +188,8 @@ class FrontierWriter:
             curves = [Curve.from_point(point) for point in shown]
             curves = [curve for curve in curves if curve.num_examples]
             if curves:
-                files.append(attack_curves_figure(curves, self._folder / "attack_curves.png"))
+                styles = model_styles(point.trial_id for point in points if point.is_reference)
+                files.append(attack_curves_figure(curves, self._folder / "attack_curves.png", styles=styles))
             self.files = files
             if not self._closing and time.monotonic() - self._published >= PUBLISH_SECONDS:
                 self._published = time.monotonic()

@@ -1,0 +1,72 @@
+"""`sdm-ray reproduce`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from sdm_ray.cli.console import console, error_console
+from sdm_ray.cli.sweep import again, show_plan
+from sdm_ray.errors import UsageError
+from sdm_ray.reproduce import SUITES, read_measured, suite_settings, write_reproduction
+from sdm_ray.reproduce.write import MARKDOWN, attacker_words, claims_table, models_table
+
+FOLDER = "reproduction"
+"""In the sweep's folder."""
+COLORS = {"reproduced": "green", "not reproduced": "red", "inconclusive": "yellow"}
+
+
+def run(name: str, *, small: bool, overrides: Sequence[str], resume: bool, dry_run: bool) -> None:
+    """Run a suite, or what is missing of it, and print its tables and verdicts.
+
+    A verdict against a claim is a result and no failure; a model without a result is one (exit code 1).
+    """
+    if name not in SUITES:
+        raise UsageError(f"there is no suite {name!r}; there are {', '.join(SUITES)}")
+    suite = SUITES[name]
+    settings = suite_settings(suite, small=small, overrides=overrides)
+    if dry_run:
+        show_plan(settings)
+        return
+    import sdm_ray.sweep.attack_sampler  # noqa: F401  (makes Optuna's sampler known)
+    from sdm_ray.evaluate import check_inputs
+    from sdm_ray.sweep.runner import run_sweep
+
+    if settings.resources.ray_address is None:  # on a cluster the driver may not see what the trials see
+        check_inputs(settings.trial)
+    outcome = run_sweep(settings, resume=resume)
+    for result in outcome.failures:
+        error_console.print(f"failed: {result.trial_id}: {result.error}", markup=False, soft_wrap=True)
+    measured = read_measured(outcome.folder)
+    if outcome.interrupted or not measured.models:
+        hint = again(settings, resume=resume, fork=False)
+        error_console.print(f"what has finished is kept. Go on with: {hint}", markup=False, soft_wrap=True)
+        raise typer.Exit(130 if outcome.interrupted else 1)
+    folder = outcome.folder / FOLDER
+    findings = write_reproduction(suite, settings, measured, folder)
+    for attacker in dict.fromkeys(finding.attacker for finding in findings):
+        words = attacker_words(attacker).replace("`", "")
+        console.print(_table(models_table(measured, attacker), f"harmful accuracy after the attack: {words}"))
+        console.print(_table(claims_table(findings, attacker), f"claims under {words}", left=3))
+    console.print(f"{outcome.seconds:.0f} s, {len(outcome.results)} models, {len(outcome.failures)} failed")
+    console.print(
+        f"report  {escape(str(folder / MARKDOWN))} (figures, table.parquet and claims.json beside it)", soft_wrap=True
+    )
+    if outcome.tracking_hint:
+        console.print(escape(outcome.tracking_hint), soft_wrap=True)
+    if measured.missing:
+        for model, reason in measured.missing.items():
+            error_console.print(f"no result: {model}: {reason}", markup=False, soft_wrap=True)
+        raise typer.Exit(1)
+
+
+def _table(rows: Sequence[Sequence[str]], title: str, *, left: int = 1) -> Table:
+    table = Table(title=title, box=None, pad_edge=False, title_justify="left")
+    for index, name in enumerate(rows[0]):
+        table.add_column(name, justify="left" if index < left else "right", overflow="fold")
+    for row in rows[1:]:
+        table.add_row(*(f"[{COLORS[cell]}]{cell}[/]" if cell in COLORS else escape(cell) for cell in row))
+    return table

@@ -1,0 +1,165 @@
+"""What a suite's sweep measured, by model, training seed, attacker and n; read from its folder alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from sdm_ray.attack.metrics import t_interval
+from sdm_ray.attack.report import AttackReport
+from sdm_ray.errors import UsageError
+from sdm_ray.sweep.ledger import Ledger
+from sdm_ray.types import Metric, Status
+
+WORST = "worst"
+"""The attacker that takes, at each n, the family that validation finds strongest."""
+FLOOR = "random"
+"""The model whose attack is the floor."""
+
+
+class Estimate(NamedTuple):
+    """A mean over training seeds with its 95 % Student interval, NaN where one seed cannot tell."""
+
+    mean: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Estimate:
+        """The estimate of values, one a seed; a value that is missing (NaN) leaves none."""
+        if not values or any(math.isnan(value) for value in values):
+            return cls(math.nan, math.nan, math.nan)
+        return cls(math.fsum(values) / len(values), *t_interval(values))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Released:
+    """One released model under attack: a training seed of a model."""
+
+    desired: float
+    """Accuracy on the desired task."""
+    report: AttackReport
+    audit_passed: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """Models in the order in which they ran, each with its training seeds."""
+
+    models: Mapping[str, Mapping[int, Released]]
+    missing: Mapping[str, str] = field(default_factory=dict)
+    """Models of the sweep without a result, with the reason."""
+
+    @property
+    def families(self) -> tuple[str, ...]:
+        """Attack families that were tried, in their order."""
+        cells = [cell for model in self.models.values() for one in model.values() for cell in one.report.family_cells]
+        return tuple(dict.fromkeys(cell.family for cell in cells))
+
+    @property
+    def attackers(self) -> tuple[str, ...]:
+        """Every family, and the worst of them."""
+        return (*self.families, WORST)
+
+    @property
+    def num_examples(self) -> tuple[int, ...]:
+        """The sizes n that every model was attacked with, rising."""
+        sizes = [{cell.num_examples for cell in one.report.cells} for m in self.models.values() for one in m.values()]
+        return tuple(sorted(set.intersection(*sizes))) if sizes else ()
+
+    def desired(self, model: str) -> dict[int, float]:
+        """Desired accuracy by training seed."""
+        return {seed: one.desired for seed, one in self._of(model).items()}
+
+    def harmful(self, model: str, attacker: str, num_examples: int | None = None) -> dict[int, float]:
+        """Balanced test accuracy after the attack by training seed: at one n, or the mean over all.
+
+        NaN where a cell is invalid.
+
+        Raises:
+            UsageError: for a model or an attacker that was not measured.
+        """
+        sizes = self.num_examples if num_examples is None else (num_examples,)
+        return {
+            seed: math.fsum(_cell_accuracy(one.report, attacker, size) for size in sizes) / len(sizes)
+            for seed, one in self._of(model).items()
+        }
+
+    def head_start(self, model: str, attacker: str, num_examples: int | None = None) -> dict[int, float]:
+        """The same minus that of random initialisation under the same draws, by training seed."""
+        return paired(self.harmful(model, attacker, num_examples), self.harmful(FLOOR, attacker, num_examples))
+
+    def long_head_start(self, model: str, family: str, least_steps: int) -> dict[int, float]:
+        """Head start of the best search point of at least so many steps, mean over n, on attacker-validation.
+
+        Search points are scored on validation alone, and random initialisation has the same points, so that what is
+        gained by taking the best is gained on both sides.
+        """
+        return paired(self._longest(model, family, least_steps), self._longest(FLOOR, family, least_steps))
+
+    def _longest(self, model: str, family: str, least_steps: int) -> dict[int, float]:
+        return {
+            seed: math.fsum(_best_point(one.report, family, size, least_steps) for size in self.num_examples)
+            / len(self.num_examples)
+            for seed, one in self._of(model).items()
+        }
+
+    def _of(self, model: str) -> Mapping[int, Released]:
+        if model not in self.models:
+            reason = self.missing.get(model, "the sweep has no such model")
+            raise UsageError(f"{model} was not measured: {reason}")
+        return self.models[model]
+
+
+def paired(first: Mapping[int, float], second: Mapping[int, float]) -> dict[int, float]:
+    """First minus second at the seeds that both have."""
+    return {seed: value - second[seed] for seed, value in first.items() if seed in second}
+
+
+def read_measured(folder: Path) -> Measured:
+    """Read what a sweep's references and variants measured; a model counts only with all its seeds.
+
+    Raises:
+        RunError: when the ledger or an attack's file is damaged.
+    """
+    ledger = Ledger(folder, read_only=True)
+    ledger.close()
+    models: dict[str, dict[int, Released]] = {}
+    missing: dict[str, str] = {}
+    for entry in ledger.entries.values():
+        if entry.role != "reference":
+            continue
+        seeds, result = models.setdefault(entry.point, {}), entry.result
+        if result is None or result.status is not Status.COMPLETE:
+            missing[entry.point] = f"{entry.trial_id} {'has not ended' if result is None else result.error}"
+            continue
+        seeds[result.seed] = Released(
+            desired=result.metrics[Metric.DESIRED_ACCURACY],
+            report=AttackReport.read_json(result.output_dir / "attack.json"),
+            audit_passed=bool(result.metrics.get(Metric.AUDIT_PASSED, 1.0)),
+        )
+    return Measured(models={name: m for name, m in models.items() if name not in missing}, missing=missing)
+
+
+def _cell_accuracy(report: AttackReport, attacker: str, num_examples: int) -> float:
+    if attacker == WORST:
+        found = next((cell for cell in report.cells if cell.num_examples == num_examples), None)
+    else:
+        found = report.cell(attacker, num_examples)
+    if found is None:
+        raise UsageError(f"attacker {attacker} was not tried at n = {num_examples}")
+    return found.accuracy if found.valid else math.nan
+
+
+def _best_point(report: AttackReport, family: str, num_examples: int, least_steps: int) -> float:
+    scores: dict[tuple[int, int], list[float]] = {}
+    for record in report.records:
+        same = (record.family, record.num_examples, record.phase) == (family, num_examples, "search")
+        if same and record.num_steps >= least_steps and not math.isnan(record.val_accuracy):
+            scores.setdefault((record.repeat, record.trial), []).append(record.val_accuracy)
+    if not scores:
+        raise UsageError(f"{family} has no search point of {least_steps} steps or more at n = {num_examples}")
+    return max(math.fsum(values) / len(values) for values in scores.values())
