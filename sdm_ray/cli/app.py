@@ -83,6 +83,7 @@ class Suite(StrEnum):
     """Comparisons that `reproduce` runs."""
 
     paper_bios = "paper-bios"
+    later_defences = "later-defences"
 
 
 class Document(StrEnum):
@@ -262,7 +263,9 @@ def register(
 
 @app.command()
 def reproduce(
-    suite: Annotated[Suite, typer.Argument(metavar="SUITE", help="Which comparison: `paper-bios`.")],
+    suite: Annotated[
+        Suite, typer.Argument(metavar="SUITE", help="Which comparison: `paper-bios` or `later-defences`.")
+    ],
     small: Annotated[
         bool,
         typer.Option("--small", help="The scaled-down twin for two CPU cores, in place of the published settings."),

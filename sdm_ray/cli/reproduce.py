@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import typer
 from rich.markup import escape
@@ -11,8 +12,9 @@ from rich.table import Table
 from sdm_ray.cli.console import console, error_console
 from sdm_ray.cli.sweep import again, show_plan
 from sdm_ray.errors import UsageError
-from sdm_ray.reproduce import SUITES, read_measured, suite_settings, write_reproduction
+from sdm_ray.reproduce import SUITES, Measured, read_measured, suite_settings, write_reproduction
 from sdm_ray.reproduce.write import MARKDOWN, attacker_words, claims_table, models_table
+from sdm_ray.sweep.ledger import FILE as LEDGER
 
 FOLDER = "reproduction"
 """In the sweep's folder."""
@@ -45,6 +47,8 @@ def run(name: str, *, small: bool, overrides: Sequence[str], resume: bool, dry_r
         hint = again(settings, resume=resume, fork=False)
         error_console.print(f"what has finished is kept. Go on with: {hint}", markup=False, soft_wrap=True)
         raise typer.Exit(130 if outcome.interrupted else 1)
+    for name in suite.beside:
+        measured = _beside(measured, outcome.folder.parent / suite_settings(SUITES[name], small=small).name)
     folder = outcome.folder / FOLDER
     findings = write_reproduction(suite, settings, measured, folder)
     for attacker in dict.fromkeys(finding.attacker for finding in findings):
@@ -61,6 +65,18 @@ def run(name: str, *, small: bool, overrides: Sequence[str], resume: bool, dry_r
         for model, reason in measured.missing.items():
             error_console.print(f"no result: {model}: {reason}", markup=False, soft_wrap=True)
         raise typer.Exit(1)
+
+
+def _beside(measured: Measured, folder: Path) -> Measured:
+    """With the models of another suite's sweep, where it is there and comparable; else it is said why not."""
+    if not (folder / LEDGER).exists():
+        console.print(f"{escape(str(folder))} is not there, so its models are not beside these", soft_wrap=True)
+        return measured
+    try:
+        return measured.with_models_of(read_measured(folder))
+    except UsageError as error:
+        console.print(f"the models of {escape(str(folder))} are not beside these: {error}", soft_wrap=True)
+        return measured
 
 
 def _table(rows: Sequence[Sequence[str]], title: str, *, left: int = 1) -> Table:

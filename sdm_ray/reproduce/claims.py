@@ -138,7 +138,7 @@ class Claim:
     """On which side of the bound the quantity is claimed to lie."""
     bound: float
     """In accuracy."""
-    source: Literal["paper", "ours"] = "paper"
+    source: Literal["paper", "later work", "ours"] = "paper"
     """Whose claim it is."""
 
 

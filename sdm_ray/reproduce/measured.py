@@ -43,6 +43,8 @@ class Released:
     """Accuracy on the desired task."""
     report: AttackReport
     audit_passed: bool = True
+    conditions: tuple[str, ...] = ()
+    """Digests of the data, of the public encoder and of the attack: what makes two results comparable."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +54,24 @@ class Measured:
     models: Mapping[str, Mapping[int, Released]]
     missing: Mapping[str, str] = field(default_factory=dict)
     """Models of the sweep without a result, with the reason."""
+
+    @property
+    def conditions(self) -> set[tuple[str, ...]]:
+        """What the models were measured under; comparable models share one."""
+        return {one.conditions for model in self.models.values() for one in model.values()}
+
+    def with_models_of(self, other: Measured) -> Measured:
+        """These models and those of another sweep that this one does not have.
+
+        Raises:
+            UsageError: when the two met different data, encoders or attacks.
+        """
+        if len(self.conditions | other.conditions) != 1:
+            raise UsageError("it met other data, another encoder or another attack")
+        return Measured(
+            models={**self.models, **{name: m for name, m in other.models.items() if name not in self.models}},
+            missing=self.missing,
+        )
 
     @property
     def families(self) -> tuple[str, ...]:
@@ -140,6 +160,7 @@ def read_measured(folder: Path) -> Measured:
             desired=result.metrics[Metric.DESIRED_ACCURACY],
             report=AttackReport.read_json(result.output_dir / "attack.json"),
             audit_passed=bool(result.metrics.get(Metric.AUDIT_PASSED, 1.0)),
+            conditions=tuple(result.provenance.get(name, "") for name in ("data", "attack", "encoder_name")),
         )
     return Measured(models={name: m for name, m in models.items() if name not in missing}, missing=missing)
 

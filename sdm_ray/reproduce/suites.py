@@ -138,6 +138,8 @@ class Suite:
     """Sweep file below `sweeps/`, without `.yaml`; the small twin ends in `_small`."""
     claims: tuple[Claim, ...]
     figures: tuple[Figure, ...]
+    beside: tuple[str, ...] = ()
+    """Suites whose models are shown too, where their sweeps lie beside this one's and met the same data and attack."""
 
 
 METHODS = Figure(
@@ -165,6 +167,48 @@ PENALTY = Figure(
     needs="gradient-penalty",
 )
 
+LATER = (
+    Claim(
+        name="ascent_is_recovered",
+        says="plain gradient ascent on the harmful loss is recovered",
+        quantity=HeadStart("gradient-ascent"),
+        side="above",
+        bound=RECOVERED,
+        source="later work",
+    ),
+    Claim(
+        name="entropy_is_not",
+        says="maximal entropy after adaptation, with representations retained, is not recovered",
+        quantity=HeadStart("tar"),
+        side="below",
+        bound=RECOVERED,
+        source="later work",
+    ),
+    Claim(
+        name="entropy_beats_clamping",
+        says="it blocks more than the clamped cross-entropy",
+        quantity=HarmfulDifference("mlac-ar", "tar"),
+        side="above",
+        bound=0.0,
+        source="later work",
+    ),
+    Claim(
+        name="coupling_is_not",
+        says="coupled gradient directions are not recovered",
+        quantity=HeadStart("seam"),
+        side="below",
+        bound=RECOVERED,
+        source="later work",
+    ),
+)
+"""What the authors of later defences say of them: TAR (arXiv 2408.00761) and SEAM (arXiv 2505.12186)."""
+DEFENCES = Figure(
+    name="defences",
+    title="Later defences under the same trainer and attacker",
+    models=("tuned", "gradient-ascent", "seam", "sophon-inverse", "sophon-uniform", "mlac-ar", "tar", "random"),
+    needs="tar",
+)
+
 SUITES = {
     suite.name: suite
     for suite in (
@@ -174,6 +218,14 @@ SUITES = {
             file="paper_bios",
             claims=(*PAPER, *LEAD),
             figures=(METHODS, INNER_STEPS, CALIBRATION, PENALTY),
+        ),
+        Suite(
+            name="later-defences",
+            title="Later defences under one attacker",
+            file="later_defences",
+            claims=LATER,
+            figures=(DEFENCES,),
+            beside=("paper-bios",),
         ),
     )
 }

@@ -111,9 +111,9 @@ def claims_table(findings: Sequence[Finding], attacker: str) -> list[list[str]]:
     rows = [["claim", "expected", "measured", "verdict"]]
     for finding in findings:
         if finding.attacker == attacker:
-            ours = "" if finding.claim.source == "paper" else " (ours)"
+            source = "" if finding.claim.source == "paper" else f" ({finding.claim.source})"
             measured = finding.reason or with_interval(finding.estimate, signed=True)
-            rows.append([finding.claim.says + ours, finding.expected, measured, finding.verdict])
+            rows.append([finding.claim.says + source, finding.expected, measured, finding.verdict])
     return rows
 
 

@@ -86,7 +86,9 @@ def describe(plan: SweepPlan, settings: SweepSettings) -> list[str]:
     lines = [
         f"sweep {settings.name}: {plan.num_points} points of {seeds} seed(s), {plan.num_references} reference trials"
         + (f", {plan.num_finals} final attacks" if plan.num_finals else ""),
-        f"search: {search.sampler} over {len(settings.space)} settings ({conditional} conditional), "
+        "no search: the references alone"
+        if not search.num_trials
+        else f"search: {search.sampler} over {len(settings.space)} settings ({conditional} conditional), "
         f"{len(first_points(settings))} points given; objectives "
         + ", ".join(f"{objective.metric} ({objective.direction})" for objective in settings.objectives),
     ]
