@@ -12,6 +12,7 @@ import torch
 from sdm_ray.attack.plan import check_data
 from sdm_ray.config import DataSettings, EncoderSettings, SyntheticWorld, TrialSettings
 from sdm_ray.data.device import DeviceData
+from sdm_ray.data.regression import RegressionWorld, SignedVectors
 from sdm_ray.data.tokenized import prepare
 from sdm_ray.errors import UsageError
 from sdm_ray.meta.objectives import load_terms
@@ -20,7 +21,8 @@ from sdm_ray.meta.plan import Plan
 from sdm_ray.meta.retention import GeneralSources, load_general_sources
 from sdm_ray.meta.validation import split_meta_train
 from sdm_ray.models.encoder import Trunk, load_tokenizer, load_trunk, tokenizer_digest
-from sdm_ray.types import Params, Task
+from sdm_ray.models.mlp import VectorMlp
+from sdm_ray.types import Params, Split, Task
 
 Initialisation = Literal["pretrained", "random"]
 
@@ -31,6 +33,7 @@ class Workspace:
 
     data: DeviceData
     tokenizer: Any
+    """None where the data are vectors."""
     world: SyntheticWorld
     """The world whose corpus the built-in encoder has read."""
     cache_dir: Path
@@ -62,6 +65,11 @@ def open_workspace(settings: TrialSettings) -> Workspace:
 
 @lru_cache(maxsize=1)
 def _open_workspace(data: DataSettings, encoder: EncoderSettings, device: str, cache_dir: Path) -> Workspace:
+    if data.source == "regression":
+        world = data.regression
+        vectors = RegressionWorld(world.num_examples, world.seed, input_dim=world.input_dim, device=device)
+        signed: Any = SignedVectors(vectors)
+        return Workspace(signed, None, data.synthetic, cache_dir, torch.device(device))
     tokenizer = load_tokenizer(encoder, cache_dir=cache_dir, world=data.synthetic)
     tokenized = prepare(data, tokenizer, tokenizer_digest(tokenizer), cache_dir)
     return Workspace(
@@ -108,6 +116,10 @@ def general_sources(work: Workspace, settings: TrialSettings, trunk: Trunk) -> G
 
 def load_trunk_on(work: Workspace, encoder: EncoderSettings, initialisation: Initialisation, seed: int) -> Trunk:
     """The encoder on the workspace's device, pretrained or freshly initialised from `seed`."""
+    if encoder.name == "mlp":
+        (vectors, _), _ = work.data.batch(work.data.indices(Split.TEST)[:1], Task.DESIRED)
+        network: Any = VectorMlp(vectors.shape[-1], encoder.width, encoder.num_layers or 2, seed)
+        return network.to(work.device)  # type: ignore[no-any-return]
     trunk = load_trunk(encoder, cache_dir=work.cache_dir, world=work.world, initialisation=initialisation, seed=seed)
     trunk.check_data(work.data.width, work.data.max_id)
     return trunk.to(work.device)

@@ -24,7 +24,7 @@ from transformers.utils import logging as hf_logging
 
 from sdm_ray.config import TrialSettings, content_hash, parse_settings
 from sdm_ray.errors import RunError, UsageError
-from sdm_ray.files import read_json, write_json, write_text
+from sdm_ray.files import atomic_path, read_json, write_json, write_text
 from sdm_ray.model_card import model_card
 from sdm_ray.models.encoder import load_trunk
 from sdm_ray.models.native import native_pooling
@@ -109,6 +109,23 @@ def export_model(
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+def export_weights(folder: Path, params: Params, desired_head: Tensor) -> Path:
+    """Write the weights of a trunk that Hugging Face has no class for to `weights.safetensors`, atomically.
+
+    Args:
+        folder: where.
+        params: released weights.
+        desired_head: (C, D), kept as `desired_head`.
+
+    Raises:
+        RunError: when it cannot be written.
+    """
+    weights = {name: value.detach().cpu().contiguous() for name, value in params.items()}
+    with atomic_path(folder / "weights.safetensors") as temporary:
+        save_file(weights | {"desired_head": desired_head.detach().cpu().contiguous()}, temporary)
     return folder
 
 

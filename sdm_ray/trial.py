@@ -23,7 +23,7 @@ from sdm_ray.evaluate import (
     load_trunk_on,
     open_workspace,
 )
-from sdm_ray.export import export_model
+from sdm_ray.export import export_model, export_weights
 from sdm_ray.files import read_json, write_json, write_text
 from sdm_ray.meta.trainer import Trainer
 from sdm_ray.models.encoder import params_digest
@@ -229,6 +229,9 @@ def _attack_and_export(
     found = yield from assess(work, release, settings.attack, seed=settings.seed)
     metrics = found.metrics | {str(Metric.COST_TRAIN_SECONDS): outcome.seconds}
     found.write(output_dir)
+    if work.tokenizer is None:
+        export_weights(output_dir / "model", outcome.params, outcome.desired_head)
+        return metrics
     export_model(
         output_dir / "model",
         trunk=trunk,

@@ -193,5 +193,5 @@ SWEEPS = sorted((Path(__file__).parent.parent / "sweeps").glob("*.yaml"))
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.name)
 def test_shipped_files_are_valid(path: Path) -> None:
-    kind = SweepSettings if "space" in yaml.safe_load(path.read_text()) else TrialSettings
+    kind = SweepSettings if "trial" in yaml.safe_load(path.read_text()) else TrialSettings
     load_settings(kind, path)

@@ -83,6 +83,7 @@ class Suite(StrEnum):
     """Comparisons that `reproduce` runs."""
 
     paper_bios = "paper-bios"
+    paper_regression = "paper-regression"
     later_defences = "later-defences"
 
 
@@ -264,7 +265,7 @@ def register(
 @app.command()
 def reproduce(
     suite: Annotated[
-        Suite, typer.Argument(metavar="SUITE", help="Which comparison: `paper-bios` or `later-defences`.")
+        Suite, typer.Argument(metavar="SUITE", help="`paper-bios`, `paper-regression` or `later-defences`.")
     ],
     small: Annotated[
         bool,

@@ -26,6 +26,17 @@ class SyntheticWorld(Settings):
     """Texts of the pretraining corpus, where pronouns stand next to names."""
 
 
+class VectorWorld(Settings):
+    """The paper's regression, its two random linear labels turned into classes by their sign (as its code does)."""
+
+    seed: NonNegativeInt = 0
+    """Seed of the vectors and of both labels."""
+    num_examples: Annotated[int, Field(ge=10)] = 6000
+    """Vectors (all four splits together)."""
+    input_dim: Annotated[int, Field(ge=2)] = 25
+    """Length of a vector."""
+
+
 class SplitFractions(Settings):
     """Shares of the examples (of the groups, where a group column is given); they sum to 1."""
 
@@ -50,7 +61,8 @@ class DataSettings(Settings):
     """Which biographies, which labels, which splits."""
 
     source: str = "synthetic"
-    """`synthetic`, a local file or folder (.parquet, .csv, .jsonl, .arrow), or a Hugging Face dataset id."""
+    """`synthetic`, a local file or folder (.parquet, .csv, .jsonl, .arrow), a Hugging Face dataset id, or `regression`:
+    vectors in place of texts."""
     revision: str | None = None
     """Revision of a hub dataset."""
     text_column: str = "text"
@@ -74,16 +86,21 @@ class DataSettings(Settings):
     """Salt of the content hash that assigns splits."""
     synthetic: SyntheticWorld = SyntheticWorld()
     """The synthetic world; used only when `source` is `synthetic`."""
+    regression: VectorWorld = VectorWorld()
+    """The world of vectors; used only when `source` is `regression`. Splits and texts have no meaning there."""
 
 
 class EncoderSettings(Settings):
     """Which encoder, and how a text becomes one vector."""
 
     name: str = "builtin"
-    """`builtin` (a small ModernBERT pretrained on the synthetic corpus), a local folder, or a hub id."""
+    """`builtin` (a small ModernBERT pretrained on the synthetic corpus), a local folder, a hub id, or `mlp`: linear
+    layers with ReLU for `data.source: regression`, freshly initialised, for there is nothing to know beforehand."""
     revision: str | None = None
     """Revision of a hub encoder."""
     pooling: Literal["native", "cls", "mean"] = "native"
     """`native` does what the architecture's ForSequenceClassification does before its last linear layer."""
     num_layers: PositiveInt | None = None
-    """Keep only the first layers; None keeps all."""
+    """Keep only the first layers; None keeps all (of `mlp`: makes two)."""
+    width: PositiveInt = 64
+    """Width of `mlp`."""

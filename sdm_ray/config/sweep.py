@@ -104,6 +104,17 @@ class TrialSettings(Settings):
         return self
 
     @model_validator(mode="after")
+    def _vectors_go_through_the_mlp(self) -> Self:
+        if (self.encoder.name == "mlp") != (self.data.source == "regression"):
+            raise ValueError(
+                f"encoder.name is {self.encoder.name!r} and data.source {self.data.source!r}, but 'mlp' and "
+                "'regression' belong together: set both or neither"
+            )
+        if self.data.source == "regression" and self.train.method == "pretrained":
+            raise ValueError("data.source 'regression' has no pretrained encoder: leave method 'pretrained' out")
+        return self
+
+    @model_validator(mode="after")
     def _builtin_reads_the_synthetic_world_only(self) -> Self:
         if self.encoder.name == "builtin" and self.data.source != "synthetic":
             raise ValueError(
@@ -363,6 +374,12 @@ class SweepSettings(Settings):
                     f"{name} holds a password, which would be written into the sweep's folder and to MLflow: leave it "
                     "out and set PGPASSWORD, PGPASSFILE or MLFLOW_TRACKING_PASSWORD in the environment"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _vectors_have_no_final_stage(self) -> Self:
+        if self.final is not None and self.trial.data.source == "regression":
+            raise ValueError("final attacks exported encoders of text, but data.source is 'regression': leave it out")
         return self
 
     @model_validator(mode="after")

@@ -94,6 +94,57 @@ class RegressionWorld:
         return Batch((self._inputs[rows],), self._labels[task][rows])
 
 
+class SignedVectors:
+    """The same world as two classes a task, the sign of the label; it has what training and attacks read of
+    `DeviceData`, every vector being a text of one token.
+
+    Args:
+        world: the vectors.
+    """
+
+    width, max_id, pad_id = 1, 0, 0
+
+    def __init__(self, world: RegressionWorld) -> None:
+        self._world = world
+        self.device = world.device
+        self.digest = hashlib.sha256(f"signs\0{world.digest}".encode()).hexdigest()
+        self._labels_host = {task: (world.labels_host(task) > 0).long() for task in Task}
+        self._labels = {task: labels.to(self.device) for task, labels in self._labels_host.items()}
+
+    def __len__(self) -> int:
+        return len(self._world)
+
+    def num_classes(self, task: Task) -> int:
+        """2."""
+        return 2
+
+    def label_names(self, task: Task) -> tuple[str, ...]:
+        """Class names, by index."""
+        return ("negative", "positive")
+
+    def indices(self, split: Split) -> LongTensor:
+        """Sorted indices of a split's examples, int64 on the host."""
+        return self._world.indices(split)
+
+    def labels_host(self, task: Task) -> LongTensor:
+        """(N,) int64 class indices of a task on the host."""
+        return self._labels_host[task].clone()  # type: ignore[return-value]
+
+    def lengths_host(self) -> LongTensor:
+        """(N,) ones."""
+        return torch.ones(len(self), dtype=torch.int64)  # type: ignore[return-value]
+
+    def shared_texts(self) -> dict[str, int]:
+        """Nothing: vectors are independent draws from a density."""
+        return {}
+
+    def batch(self, indices: Tensor, task: Task, *, pad_to: int | None = None, coarse: bool = False) -> Batch:
+        """Examples by index: vectors (..., B, I), a mask (..., B, 1) of ones, and int64 labels (..., B)."""
+        (vectors,), _ = self._world.batch(indices, task)
+        rows = indices.to(self.device, non_blocking=True)
+        return Batch((vectors, torch.ones_like(rows).unsqueeze(-1)), self._labels[task][rows])
+
+
 def _runs(num_examples: int) -> dict[Split, Tensor]:
     """Runs of examples of about the lengths that `SHARES` asks for."""
     runs, start, share = {}, 0, 0.0

@@ -42,8 +42,8 @@ class VectorMlp(nn.Module):
             _linear(input_dim if index == 0 else width, width, generator) for index in range(num_layers)
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Features (B, D) of vectors (B, I)."""
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Features (B, D) of vectors (B, I); a mask, as of texts, means nothing."""
         for layer in self.layers:
             x = torch.relu(layer(x))
         return x

@@ -167,6 +167,65 @@ PENALTY = Figure(
     needs="gradient-penalty",
 )
 
+REGRESSION = (
+    Claim(
+        name="tuned_is_not_blocked",
+        says="a model tuned on the desired label alone learns the harmful one no worse than a network from scratch",
+        quantity=HeadStart("tuned"),
+        side="above",
+        bound=-RECOVERED,
+    ),
+    Claim(
+        name="ac_is_recovered",
+        says="nor does adversarial censoring make it harder",
+        quantity=HeadStart("ac"),
+        side="above",
+        bound=-RECOVERED,
+    ),
+    Claim(
+        name="mlac_is_not",
+        says="MLAC with 16 inner steps makes it harder than from scratch",
+        quantity=HeadStart("mlac-k16"),
+        side="below",
+        bound=-RECOVERED,
+    ),
+    Claim(
+        name="more_than_forgetting",
+        says="and harder than in a model tuned for as many steps",
+        quantity=HarmfulDifference("tuned", "mlac-k16"),
+        side="above",
+        bound=0.0,
+    ),
+    Claim(
+        name="desired_is_kept",
+        says="desired accuracy is kept",
+        quantity=DesiredDrop("mlac-k16"),
+        side="below",
+        bound=KEPT,
+    ),
+    Claim(
+        name="more_steps_block_more",
+        says="16 inner steps block more than 4",
+        quantity=HarmfulDifference("mlac-k4", "mlac-k16"),
+        side="above",
+        bound=0.0,
+    ),
+    Claim(
+        name="calibration_blocks_more",
+        says="calibration blocks more than none",
+        quantity=HarmfulDifference("mlac-k16-uncalibrated", "mlac-k16"),
+        side="above",
+        bound=0.0,
+    ),
+    Claim(
+        name="persistent_beats_mlac",
+        says="persistent adversaries block more than 16 second-order steps",
+        quantity=HarmfulDifference("mlac-k16", "persistent"),
+        side="above",
+        bound=0.0,
+        source="ours",
+    ),
+)
 LATER = (
     Claim(
         name="ascent_is_recovered",
@@ -217,6 +276,13 @@ SUITES = {
             title="Henderson et al. (2023) on biographies",
             file="paper_bios",
             claims=(*PAPER, *LEAD),
+            figures=(METHODS, INNER_STEPS, CALIBRATION, PENALTY),
+        ),
+        Suite(
+            name="paper-regression",
+            title="Henderson et al. (2023), the regression",
+            file="paper_regression",
+            claims=REGRESSION,
             figures=(METHODS, INNER_STEPS, CALIBRATION, PENALTY),
         ),
         Suite(
