@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from sdm_ray.config.adversary import AdversarySettings
-from sdm_ray.config.base import NonNegativeInt, PositiveFloat, PositiveInt, Probability, Settings
+from sdm_ray.config.base import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Probability, Settings
 from sdm_ray.config.blocking import BlockingSettings
 
 Method = Literal["pretrained", "random", "tuned", "ac", "mlac"]
@@ -71,6 +71,10 @@ class TrainSettings(Settings):
     """Outer learning rate of the trunk."""
     head_learning_rate: PositiveFloat = 3e-3
     """Outer learning rate of the desired head."""
+    embedding_map_learning_rate: NonNegativeFloat = 0.0
+    """Outer learning rate of a linear map that all rows of the token embedding go through, so that what is unlearnt of
+    the tokens that occur in training is unlearnt of those that never do (names of other people). 0 moves the rows of
+    tokens that occur and leaves the others as they were."""
     adversary_learning_rate: PositiveFloat = 1e-3
     """Outer learning rate of what the adversary learns: head, logarithm of its learning rate, predictors."""
     optimizer: str = "Adam"

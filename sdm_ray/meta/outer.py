@@ -13,6 +13,7 @@ from sdm_ray.config import TrainSettings
 from sdm_ray.data.device import DeviceData
 from sdm_ray.data.sampler import EpochSampler
 from sdm_ray.meta.adversary import FewShot
+from sdm_ray.meta.embedding_map import EmbeddingMap
 from sdm_ray.meta.functional import FlatModel, TrunkLike
 from sdm_ray.meta.gathered import Gathered, ends, single
 from sdm_ray.meta.generators import Generators
@@ -78,6 +79,7 @@ class OuterStep:
                 indices=indices,
                 generator=generators["retain"],
             )
+        self._map = EmbeddingMap(trunk, self.model) if settings.embedding_map_learning_rate else None
         self._optimizer = OuterOptimizer(self._groups(), settings)
         self._count = 0
         self._draws: list[str] = []
@@ -139,10 +141,12 @@ class OuterStep:
 
     def _groups(self) -> list[Group]:
         settings = self._settings
+        shared = [] if self._map is None else [self._map.map]
         return [
             Group([self.trunk], settings.learning_rate, settings.gradient_clip, self.model.layout.unflatten),
             Group([self.desired_head], settings.head_learning_rate, None),
             Group([value for _, value in self._learned()], settings.adversary_learning_rate, None),
+            Group(shared, settings.embedding_map_learning_rate, settings.gradient_clip),
         ]
 
     def _learned(self) -> list[tuple[str, Tensor]]:
@@ -166,9 +170,12 @@ class OuterStep:
             self._gather(gathered)
         scaled = {name: value / parts if parts > 1 else value for name, value in gathered.gradients.items()}
         self._count += 1
-        gathered.note("train/gradient_norm", self._optimizer.step(
-            [[scaled["trunk"]], [scaled["desired_head"]], [scaled.get(name) for name, _ in self._learned()]]
-        ), share=parts)  # fmt: skip
+        shared: list[Tensor | None] = [] if self._map is None else [self._map.gradient(self.trunk, scaled["trunk"])]
+        learned = [scaled.get(name) for name, _ in self._learned()]
+        norm = self._optimizer.step([[scaled["trunk"]], [scaled["desired_head"]], learned, shared])
+        if self._map is not None:
+            self._map.fold(self.trunk)
+        gathered.note("train/gradient_norm", norm, share=parts)
         self._bound_learning_rate()
         return torch.stack([gathered.metrics[name] for name in self.metric_names]) / parts
 
