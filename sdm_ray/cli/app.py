@@ -85,6 +85,7 @@ class Suite(StrEnum):
     paper_bios = "paper-bios"
     paper_regression = "paper-regression"
     later_defences = "later-defences"
+    beat_paper = "beat-paper"
 
 
 class Document(StrEnum):
@@ -265,7 +266,8 @@ def register(
 @app.command()
 def reproduce(
     suite: Annotated[
-        Suite, typer.Argument(metavar="SUITE", help="`paper-bios`, `paper-regression` or `later-defences`.")
+        Suite,
+        typer.Argument(metavar="SUITE", help="`paper-bios`, `paper-regression`, `later-defences` or `beat-paper`."),
     ],
     small: Annotated[
         bool,
