@@ -12,17 +12,19 @@ import subprocess
 import sys
 from pathlib import Path
 
-from sdm_ray.reproduce import SUITES, read_measured, suite_settings
+from sdm_ray.attack.report import AttackReport
+from sdm_ray.config import to_yaml
+from sdm_ray.export import load_exported
+from sdm_ray.reproduce import SUITES, suite_settings
+from sdm_ray.trial import read_result
+from sdm_ray.types import Status
 from tests import helpers
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 TINY = (
-    "search.num_seeds=2", "references=[random, tuned]", "tracking.enabled=false", "resources.cpus_per_trial=1",
-    "resources.gpus_per_trial=0", "trial.data.max_length=64", "trial.train.num_outer_steps=3",
-    "variants={mlac-k4: {train.adversary.num_steps: 4}}", "trial.attack.preset=quick",
-    "trial.attack.families=[fine_tune, knn]", "trial.attack.num_examples=[8]", "trial.attack.num_search_trials=2",
-    "trial.attack.num_searches=1", "trial.attack.num_rerun_seeds=2", "trial.attack.num_steps_min=2",
-    "trial.attack.num_steps_max=4",
+    "data.max_length=64", "train.num_outer_steps=3", "train.adversary.num_steps=4", "attack.preset=quick",
+    "attack.families=[fine_tune, knn]", "attack.num_examples=[8]", "attack.num_search_trials=2",
+    "attack.num_searches=1", "attack.num_rerun_seeds=2", "attack.num_steps_min=2", "attack.num_steps_max=4",
 )  # fmt: skip
 
 
@@ -62,23 +64,28 @@ def cached_dataset(home: Path, name: str) -> None:
 
 
 def test_the_published_settings_run_on_what_the_hub_has_left_in_its_caches(tmp_path: Path) -> None:
-    suite = SUITES["paper-bios"]
-    trial = suite_settings(suite, small=False).trial
+    trial = suite_settings(SUITES["paper-bios"], small=False).trial
     home = tmp_path / "home"
     home.mkdir()
     cached_encoder(home, trial.encoder.name)
     cached_dataset(home, trial.data.source)
+    (tmp_path / "trial.yaml").write_text(to_yaml(trial))
     environment = {
         **os.environ, "HF_HOME": str(home), "HF_HUB_OFFLINE": "1", "SDM_RAY_CACHE": str(tmp_path / "cache"),
     }  # fmt: skip
     for name in ("HF_HUB_CACHE", "HF_DATASETS_CACHE"):
         environment.pop(name, None)
     overrides = [word for text in TINY for word in ("--set", text)]
-    command = [sys.executable, "-m", "sdm_ray", "reproduce", "paper-bios", *overrides]
+    command = [sys.executable, "-m", "sdm_ray", "train", "trial.yaml", "--out", "out", *overrides]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]
-    measured = read_measured(tmp_path / "runs" / "paper-bios")
-    assert list(measured.models) == ["tuned", "random", "mlac-k4"]
-    assert all(sorted(seeds) == [0, 1] for seeds in measured.models.values())
-    report = (tmp_path / "runs" / "paper-bios" / "reproduction" / "report.md").read_text()
-    assert f"Data: {trial.data.source}; encoder: {trial.encoder.name}." in report
+    result = read_result(tmp_path / "out")
+    assert result is not None
+    assert (result.status, result.method) == (Status.COMPLETE, "mlac")
+    assert result.provenance["data_source"] == "LabHC/bias_in_bios"
+    assert result.provenance["encoder_name"] == "google/bert_uncased_L-2_H-128_A-2"
+    report = AttackReport.read_json(tmp_path / "out" / "attack.json")
+    assert {cell.family for cell in report.family_cells if cell.valid} == {"fine_tune", "knn"}
+    exported = load_exported(tmp_path / "out" / "model")
+    assert exported.meta is not None
+    assert exported.meta.label_names == ("nurse", "pilot", "tailor")
