@@ -185,6 +185,7 @@ def test_the_files_say_what_was_measured(tmp_path: Path) -> None:
     assert told["mlac_is_not", "worst"]["verdict"] == "not reproduced"
     assert told["ac_is_recovered", "fine_tune"]["value"] is None
     text = (tmp_path / "report.md").read_text()
+    assert "not tried: partial, lora, linear_probe, knn, noise" in text
     for words in (
         "| tuned | 0.980 | 0.800 | 0.800 | 0.800 | +0.300 [+0.275, +0.325] |",
         "not reproduced",

@@ -157,7 +157,8 @@ class Finding:
     @property
     def expected(self) -> str:
         """The claim about the quantity, in words."""
-        return f"{self.claim.quantity.says} {self.claim.side} {self.claim.bound:+.2f}"
+        bound = f"{self.claim.bound:+.2f}" if self.claim.bound else "0"
+        return f"{self.claim.quantity.says} {self.claim.side} {bound}"
 
 
 def judge(claims: Sequence[Claim], measured: Measured, attacker: str) -> list[Finding]:

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sdm_ray.config import SweepSettings
+from sdm_ray.config.attack import FAMILIES
 from sdm_ray.files import atomic_path, write_json, write_text
 from sdm_ray.plotting import WORDS, model_styles
 from sdm_ray.report import Curve, attack_curves_figure
@@ -186,6 +187,7 @@ def _report(
 def _conditions(settings: SweepSettings) -> str:
     """Under what all this was measured, in a paragraph."""
     trial, attack = settings.trial, settings.trial.attack
+    untried = ", ".join(name for name in FAMILIES if name not in attack.families)
     return (
         f"Sweep `{settings.name}`, {datetime.now(UTC):%Y-%m-%d}, sdm-ray {version('sdm-ray')}, torch "
         f"{version('torch')}. Data: {trial.data.source}; encoder: {trial.encoder.name}. {settings.search.num_seeds} "
@@ -194,7 +196,9 @@ def _conditions(settings: SweepSettings) -> str:
         f"{attack.num_search_seeds} seed(s) chosen on validation, {attack.num_rerun_seeds} re-runs on fresh seeds, "
         f"scored once on test; {attack.num_steps_min} to {attack.num_steps_max} steps; subsets, orders and heads of "
         "their own for every training seed. Accuracies are balanced and means over training seeds; brackets are 95 % "
-        "Student intervals over training seeds. All share one test set, whose own sampling error is not in them."
+        "Student intervals over training seeds. All share one test set, whose own sampling error is not in them. Head "
+        "start: accuracy after the attack minus that after the same attack on random initialisation (the regret in "
+        f"accuracy). Attack families that were not tried: {untried}."
     )
 
 
