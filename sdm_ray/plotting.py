@@ -27,8 +27,8 @@ REFERENCE_STYLES = {
 """Marker and colour of each reference: Okabe and Ito's palette (yellow darkened for white paper), a shape for each, so
 that nothing depends on colour."""
 VARIANT_STYLES = (
-    ("P", "#009E73"), ("o", "#8A6D00"), ("D", "#0072B2"), ("s", "#56B4E9"), ("^", "#D55E00"), ("v", "#CC79A7"),
-    ("P", "#000000"), ("o", "#009E73"), ("D", "#8A6D00"), ("s", "#0072B2"),
+    ("P", "#009E73"), ("D", "#0072B2"), ("s", "#56B4E9"), ("o", "#6A3D9A"), ("^", "#009E73"), ("v", "#0072B2"),
+    ("P", "#6A3D9A"), ("D", "#56B4E9"), ("s", "#009E73"), ("o", "#D55E00"),
 )  # fmt: skip
 """The same of named variants, by their order."""
 WORDS = {"ac": "AC", "mlac": "MLAC"}

@@ -16,10 +16,11 @@ from sdm_ray.attack.report import AttackRecord, AttackReport, Cell
 from sdm_ray.cli import main
 from sdm_ray.config import SweepSettings, load_settings
 from sdm_ray.errors import UsageError
+from sdm_ray.plotting import model_styles
 from sdm_ray.reproduce import SUITES, Measured, judge, read_measured, suite_settings, write_reproduction
 from sdm_ray.reproduce.claims import Claim, DesiredDrop, HarmfulDifference, HeadStart, LongHeadStart
 from sdm_ray.reproduce.measured import WORST, Estimate, Released
-from sdm_ray.reproduce.write import leaderboard, table_rows
+from sdm_ray.reproduce.write import _curve, leaderboard, table_rows
 from sdm_ray.sweep.space import check_sweep, ordered_references, reference_settings
 
 SWEEPS = Path(__file__).parent.parent / "sweeps"
@@ -203,6 +204,14 @@ def test_the_files_say_what_was_measured(tmp_path: Path) -> None:
 def shipped_sweeps() -> list[SweepSettings]:
     paths = [path for path in sorted(SWEEPS.glob("*.yaml")) if "trial" in yaml.safe_load(path.read_text())]
     return [load_settings(SweepSettings, path) for path in paths]
+
+
+def test_figures_bound_intervals_and_give_every_model_a_look_of_its_own() -> None:
+    wide = replace(MEASURED, models={**MEASURED.models, "wide": model(0.9, 0.4, 1.0, 1.0)})
+    curve = _curve(wide, "wide", "fine_tune")
+    assert (curve.low[0], curve.high[0]) == (0.0, 1.0)
+    styles = model_styles([f"v{index}" for index in range(10)])
+    assert len(set(styles.values())) == len(styles) - 1, "only mlac, which no suite has, shares a look"
 
 
 @pytest.mark.parametrize("name", sorted(SUITES))

@@ -154,8 +154,8 @@ def _curve(measured: Measured, model: str, attacker: str) -> Curve:
         label=model,
         num_examples=measured.num_examples,
         accuracy=tuple(cell.mean for cell in cells),
-        low=tuple(cell.low for cell in cells),
-        high=tuple(cell.high for cell in cells),
+        low=tuple(max(cell.low, 0.0) for cell in cells),
+        high=tuple(min(cell.high, 1.0) for cell in cells),
     )
 
 
