@@ -266,7 +266,7 @@ def test_every_family_breaks_an_undefended_encoder(family: str, monkeypatch: pyt
 
     knowledge = Knowledge(public=params_of(bert()), masked_lm=head, redraw=redraw)
     quickly: dict[str, Any] = {"num_search_trials": 4, "num_rerun_seeds": 2, "num_steps_min": 30, "num_steps_max": 60}
-    quickly |= {"num_curve_points": 0, "optimizers": ("adam", "rmsprop"), "learning_rate": {"low": 1e-3, "high": 1e-2}}
+    quickly |= {"num_curve_points": 0, "optimizers": ("adam", "rmsprop"), "learning_rate": {"low": 1e-3, "high": 5e-3}}
     report = run(trunk, (family,), knowledge=knowledge, num_examples=("all",), **quickly)
     (cell,) = report.cells
     assert report.not_tried == ()
