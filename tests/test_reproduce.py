@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from sdm_ray.attack.report import AttackRecord, AttackReport, Cell
-from sdm_ray.cli import main
+from sdm_ray.cli import app, main
 from sdm_ray.config import SweepSettings, load_settings
 from sdm_ray.errors import UsageError
 from sdm_ray.plotting import model_styles
@@ -154,6 +154,19 @@ def test_what_is_missing_is_inconclusive_and_never_blocked() -> None:
     finding = found(HeadStart("mlac-k16"), "below", 0.05, measured=replace(MEASURED, models=single))
     assert (finding.verdict, finding.reason) == ("inconclusive", "1 training seed(s) give no interval")
     assert Estimate.of([]).mean != Estimate.of([]).mean
+
+
+def test_a_family_that_one_model_does_not_allow_leaves_a_gap_there_alone() -> None:
+    without = Released(desired=0.9, report=replace(report(dict.fromkeys(SIZES, 0.6), {}), not_tried=("knn (needs)",)))
+    measured = replace(MEASURED, models={**MEASURED.models, "other": dict.fromkeys(range(3), without)})
+    assert leaderboard(measured)[-1] == ["other", "**0.600**", "-", "0.600"]
+    assert any(row["model"] == "other" and row["harmful"] is None for row in table_rows(measured))
+    with pytest.raises(UsageError, match="attacker lora was not tried"):
+        measured.harmful("other", "lora")
+
+
+def test_the_command_line_knows_every_suite() -> None:
+    assert {suite.value for suite in app.Suite} == SUITES.keys()
 
 
 def test_models_of_another_sweep_stand_beside_these_only_under_the_same_conditions() -> None:

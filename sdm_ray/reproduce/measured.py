@@ -97,11 +97,13 @@ class Measured:
     def harmful(self, model: str, attacker: str, num_examples: int | None = None) -> dict[int, float]:
         """Balanced test accuracy after the attack by training seed: at one n, or the mean over all.
 
-        NaN where a cell is invalid.
+        NaN where a cell is invalid, or a family was not tried on this model.
 
         Raises:
             UsageError: for a model or an attacker that was not measured.
         """
+        if attacker not in self.attackers:
+            raise UsageError(f"attacker {attacker} was not tried; there are {', '.join(self.attackers)}")
         sizes = self.num_examples if num_examples is None else (num_examples,)
         return {
             seed: math.fsum(_cell_accuracy(one.report, attacker, size) for size in sizes) / len(sizes)
@@ -170,9 +172,7 @@ def _cell_accuracy(report: AttackReport, attacker: str, num_examples: int) -> fl
         found = next((cell for cell in report.cells if cell.num_examples == num_examples), None)
     else:
         found = report.cell(attacker, num_examples)
-    if found is None:
-        raise UsageError(f"attacker {attacker} was not tried at n = {num_examples}")
-    return found.accuracy if found.valid else math.nan
+    return found.accuracy if found is not None and found.valid else math.nan
 
 
 def _best_point(report: AttackReport, family: str, num_examples: int, least_steps: int) -> float:
