@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from sdm_ray.cli.console import console, error_console
-from sdm_ray.cli.sweep import again, show_plan
+from sdm_ray.cli.sweep import again, run_checked, show_plan
 from sdm_ray.errors import UsageError
 from sdm_ray.reproduce import SUITES, Measured, read_measured, suite_settings, write_reproduction
 from sdm_ray.reproduce.write import MARKDOWN, attacker_words, claims_table, models_table
@@ -26,22 +26,12 @@ def run(name: str, *, small: bool, overrides: Sequence[str], resume: bool, dry_r
 
     A verdict against a claim is a result and no failure; a model without a result is one (exit code 1).
     """
-    if name not in SUITES:
-        raise UsageError(f"there is no suite {name!r}; there are {', '.join(SUITES)}")
     suite = SUITES[name]
     settings = suite_settings(suite, small=small, overrides=overrides)
     if dry_run:
         show_plan(settings)
         return
-    import sdm_ray.sweep.attack_sampler  # noqa: F401  (makes Optuna's sampler known)
-    from sdm_ray.evaluate import check_inputs
-    from sdm_ray.sweep.runner import run_sweep
-
-    if settings.resources.ray_address is None:  # on a cluster the driver may not see what the trials see
-        check_inputs(settings.trial)
-    outcome = run_sweep(settings, resume=resume)
-    for result in outcome.failures:
-        error_console.print(f"failed: {result.trial_id}: {result.error}", markup=False, soft_wrap=True)
+    outcome = run_checked(settings, resume=resume)
     measured = read_measured(outcome.folder)
     if outcome.interrupted or not measured.models:
         hint = again(settings, resume=resume, fork=False)

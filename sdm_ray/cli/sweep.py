@@ -6,7 +6,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import typer
 from rich.markup import escape
@@ -21,6 +21,9 @@ from sdm_ray.report import frontier_figure, pareto_table
 from sdm_ray.reuse import find_sweep, load_best
 from sdm_ray.tracking.address import PREFIX, is_reference
 
+if TYPE_CHECKING:
+    from sdm_ray.sweep.runner import SweepOutcome
+
 FIGURE, PAGE = "frontier.png", "frontier.html"
 BEST = "best.yaml"
 
@@ -32,15 +35,7 @@ def run(settings: SweepSettings, config: Path, *, resume: bool, fork: bool = Fal
 
         settings, said = forked(settings)
         console.print(escape(said), soft_wrap=True)
-    import sdm_ray.sweep.attack_sampler  # noqa: F401  (makes Optuna's sampler known)
-    from sdm_ray.evaluate import check_inputs
-    from sdm_ray.sweep.runner import run_sweep
-
-    if settings.resources.ray_address is None:  # on a cluster the driver may not see what the trials see
-        check_inputs(settings.trial)
-    outcome = run_sweep(settings, resume=resume)
-    for result in outcome.failures:
-        error_console.print(f"failed: {result.trial_id}: {result.error}", markup=False, soft_wrap=True)
+    outcome = run_checked(settings, resume=resume)
     if outcome.points:
         console.print(pareto_table(outcome.points))
     if outcome.interrupted:
@@ -60,6 +55,20 @@ def run(settings: SweepSettings, config: Path, *, resume: bool, fork: bool = Fal
     write_text(outcome.folder / BEST, to_yaml(best))
     assert best.origin is not None
     _say_next(outcome.folder, best.origin.trial_id, outcome.tracking_hint, _study_hint(settings, outcome.folder))
+
+
+def run_checked(settings: SweepSettings, *, resume: bool) -> SweepOutcome:
+    """Run a sweep whose data and encoder have been tried, and say what failed in it."""
+    import sdm_ray.sweep.attack_sampler  # noqa: F401  (makes Optuna's sampler known)
+    from sdm_ray.evaluate import check_inputs
+    from sdm_ray.sweep.runner import run_sweep
+
+    if settings.resources.ray_address is None:  # on a cluster the driver may not see what the trials see
+        check_inputs(settings.trial)
+    outcome = run_sweep(settings, resume=resume)
+    for result in outcome.failures:
+        error_console.print(f"failed: {result.trial_id}: {result.error}", markup=False, soft_wrap=True)
+    return outcome
 
 
 def again(settings: SweepSettings, *, resume: bool, fork: bool) -> str:

@@ -62,7 +62,8 @@ def run(settings: TrialSettings, config: Path, out: Path | None, tracking_uri: s
         f"{metrics[Metric.COST_TRAIN_SECONDS]:.0f} s of training, {metrics[Metric.COST_ATTACK_SECONDS]:.0f} s of attack"
     )
     _say_where(folder)
-    console.print(f"next    sdm-ray attack {escape(shlex.quote(str(folder / 'model')))}", soft_wrap=True)
+    if settings.data.source != "regression":  # whose networks are released as bare weights
+        console.print(f"next    sdm-ray attack {escape(shlex.quote(str(folder / 'model')))}", soft_wrap=True)
 
 
 def _say_where(folder: Path) -> None:

@@ -1,6 +1,7 @@
 """The suites: which sweep each one runs, what was claimed before it ran, and which models each figure shows.
 
-The claims are those of Henderson et al., arXiv 2211.14946; `LEAD` is this project's own.
+The claims about biographies are those of Henderson et al., arXiv 2211.14946, those about later defences their authors';
+what is marked `ours`, all of the regression's own among it, is this project's.
 """
 
 from __future__ import annotations
@@ -24,6 +25,30 @@ LONG_STEPS = 500
 PAPER_ATTACKER = "fine_tune"
 """The published attacker: Adam, the whole model or the head alone."""
 
+SHARED = (
+    Claim(
+        name="desired_is_kept",
+        says="desired accuracy is kept",
+        quantity=DesiredDrop("mlac-k16"),
+        side="below",
+        bound=KEPT,
+    ),
+    Claim(
+        name="more_steps_block_more",
+        says="16 inner steps block more than 4",
+        quantity=HarmfulDifference("mlac-k4", "mlac-k16"),
+        side="above",
+        bound=0.0,
+    ),
+    Claim(
+        name="calibration_blocks_more",
+        says="calibration blocks more than none",
+        quantity=HarmfulDifference("mlac-k16-uncalibrated", "mlac-k16"),
+        side="above",
+        bound=0.0,
+    ),
+)
+"""What is asked of biographies and vectors alike."""
 PAPER = (
     Claim(
         name="pretrained_learns_from_few",
@@ -67,27 +92,15 @@ PAPER = (
         side="below",
         bound=RECOVERED,
     ),
-    Claim(
-        name="desired_is_kept",
-        says="desired accuracy is kept",
-        quantity=DesiredDrop("mlac-k16"),
-        side="below",
-        bound=KEPT,
-    ),
-    Claim(
-        name="more_steps_block_more",
-        says="16 inner steps block more than 4",
-        quantity=HarmfulDifference("mlac-k4", "mlac-k16"),
-        side="above",
-        bound=0.0,
-    ),
-    Claim(
-        name="calibration_blocks_more",
-        says="calibration blocks more than none",
-        quantity=HarmfulDifference("mlac-k16-uncalibrated", "mlac-k16"),
-        side="above",
-        bound=0.0,
-    ),
+    *SHARED,
+)
+PERSISTENT_BEATS_MLAC = Claim(
+    name="persistent_beats_mlac",
+    says="persistent adversaries block more than 16 second-order steps",
+    quantity=HarmfulDifference("mlac-k16", "persistent"),
+    side="above",
+    bound=0.0,
+    source="ours",
 )
 LEAD = (
     Claim(
@@ -98,14 +111,7 @@ LEAD = (
         bound=RECOVERED,
         source="ours",
     ),
-    Claim(
-        name="persistent_beats_mlac",
-        says="persistent adversaries block more than 16 second-order steps",
-        quantity=HarmfulDifference("mlac-k16", "persistent"),
-        side="above",
-        bound=0.0,
-        source="ours",
-    ),
+    PERSISTENT_BEATS_MLAC,
     Claim(
         name="persistent_keeps_desired",
         says="desired accuracy is kept",
@@ -174,6 +180,7 @@ REGRESSION = (
         quantity=HeadStart("tuned"),
         side="above",
         bound=-RECOVERED,
+        source="ours",
     ),
     Claim(
         name="ac_is_recovered",
@@ -181,6 +188,7 @@ REGRESSION = (
         quantity=HeadStart("ac"),
         side="above",
         bound=-RECOVERED,
+        source="ours",
     ),
     Claim(
         name="mlac_is_not",
@@ -188,6 +196,7 @@ REGRESSION = (
         quantity=HeadStart("mlac-k16"),
         side="below",
         bound=-RECOVERED,
+        source="ours",
     ),
     Claim(
         name="more_than_forgetting",
@@ -195,36 +204,10 @@ REGRESSION = (
         quantity=HarmfulDifference("tuned", "mlac-k16"),
         side="above",
         bound=0.0,
-    ),
-    Claim(
-        name="desired_is_kept",
-        says="desired accuracy is kept",
-        quantity=DesiredDrop("mlac-k16"),
-        side="below",
-        bound=KEPT,
-    ),
-    Claim(
-        name="more_steps_block_more",
-        says="16 inner steps block more than 4",
-        quantity=HarmfulDifference("mlac-k4", "mlac-k16"),
-        side="above",
-        bound=0.0,
-    ),
-    Claim(
-        name="calibration_blocks_more",
-        says="calibration blocks more than none",
-        quantity=HarmfulDifference("mlac-k16-uncalibrated", "mlac-k16"),
-        side="above",
-        bound=0.0,
-    ),
-    Claim(
-        name="persistent_beats_mlac",
-        says="persistent adversaries block more than 16 second-order steps",
-        quantity=HarmfulDifference("mlac-k16", "persistent"),
-        side="above",
-        bound=0.0,
         source="ours",
     ),
+    *SHARED,
+    PERSISTENT_BEATS_MLAC,
 )
 LATER = (
     Claim(
@@ -348,7 +331,7 @@ def suite_settings(suite: Suite, *, small: bool, overrides: Sequence[str] = ()) 
     """The sweep of a suite, from its file.
 
     Raises:
-        UsageError: when the file is not found or invalid, or lacks a seed or the floor.
+        UsageError: when the file is not found or invalid, or selects something, or lacks the floor.
     """
     name = f"{suite.file}{'_small' if small else ''}.yaml"
     settings = load_settings(SweepSettings, _find(name), overrides)

@@ -244,9 +244,8 @@ def trial_values(settings: SweepSettings, entry: Entry) -> dict[str, Any]:
     attack, point = trial.attack, entry.point.removesuffix(FINAL)
     if point in ordered_references(settings):
         trial = reference_settings(settings, point)
-        attack = trial.attack
     if entry.role == "final":
-        trial = trial if point in settings.variants else override(trial, entry.params)
+        trial = override(trial, entry.params)
         base = entry.trial_id.removesuffix(FINAL)
         origin = Origin(sweep=settings.name, trial_id=base, rule="final attack")
         changes["origin"], attack = origin, settings.final_attack()

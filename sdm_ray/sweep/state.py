@@ -89,6 +89,7 @@ class SweepState:
         }
         self._front: list[Point] | None = None
         self._axes = axes(settings)
+        self._first_of: dict[str, Entry] = {}
         self._read_ledger()
 
     @property
@@ -430,9 +431,11 @@ class SweepState:
         return dataclasses.replace(made, feasible=False) if unknown else made
 
     def _reference(self, name: str) -> Entry:
-        """The first trial of a reference."""
-        method = reference_settings(self.settings, name).train.method
-        return Entry(name, "reference", method, params=self.settings.variants.get(name, {}))
+        """The first trial of a reference, made once: its settings are validated for it."""
+        if name not in self._first_of:
+            method = reference_settings(self.settings, name).train.method
+            self._first_of[name] = Entry(name, "reference", method, params=self.settings.variants.get(name, {}))
+        return self._first_of[name]
 
     def _next_seed(self, role: Role, first: Entry) -> Entry | None:
         """The first seed of a point that has not begun."""
