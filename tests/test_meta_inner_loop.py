@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from sdm_ray.meta import functional as functional_module
 from sdm_ray.meta.episode import FROZEN_RATE_FACTOR, Episode, MetaGradients, Start
 from sdm_ray.meta.functional import FlatModel
-from sdm_ray.meta.inner_loop import meta_gradients
+from sdm_ray.meta.inner_loop import look_on, meta_gradients
 from sdm_ray.meta.objectives import Trajectory, step_losses
 from sdm_ray.meta.optim import ADAM_EPS, rate_factors
 from sdm_ray.meta.problems import Watch
@@ -559,6 +559,18 @@ def test_trajectories_name_their_moments() -> None:
     assert isinstance(found.trajectory, Trajectory)
     assert found.trajectory.steps == (1, 3, 1, 3)
     assert found.trajectory.logits.shape == (4, 6, 2)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_looking_on_sees_what_the_gradients_are_taken_of(trunk: Any, kind: dict[str, Any]) -> None:
+    model, episode = FlatModel(trunk), episode_of(**kind)
+    start = start_of(model, rate=0.02)
+    seen = look_on(model, start, episode)
+    expected = meta_gradients(model, start, episode, WEIGHTS).trajectory
+    assert torch.equal(seen.logits, expected.logits)
+    assert torch.equal(seen.features, expected.features)
+    assert seen.steps == expected.steps == tuple(episode.moments)
+    assert not seen.logits.requires_grad
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)

@@ -1,6 +1,6 @@
 """The suites' expectations as tests: shortened suites, whose means must lie where those of the whole ones did.
 
-They train and attack for real, and fail where a change breaks the effect. About twenty minutes on two cores.
+They train and attack for real, and fail where a change breaks the effect. About a quarter of an hour on two cores.
 """
 
 from __future__ import annotations
@@ -35,7 +35,12 @@ def run(suite: str, *overrides: str) -> dict[str, dict[str, Any]]:
 @pytest.mark.timeout(3600)
 def test_the_papers_ordering_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    found = run("paper-bios", "trial.attack.families=[fine_tune]")
+    persistent = (
+        "train.blocking: {harmful_adapted_calibrated: 8}, train.harmful_batch_size: 32, "
+        "train.adversary: {num_steps: 0, pool: {size: 8, lifespan_steps: 100, subset_size: 100}}"
+    )
+    variants = f"{{mlac-k16: {{train.adversary.num_steps: 16}}, persistent: {{{persistent}}}}}"
+    found = run("paper-bios", "trial.attack.families=[fine_tune]", f"variants={variants}")
     assert found["pretrained_learns_from_few"]["value"] > 0.1
     assert found["tuned_is_recovered"]["value"] > 0.05
     assert found["ac_is_recovered"]["value"] > 0.05

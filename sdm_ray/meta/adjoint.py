@@ -137,9 +137,8 @@ class Loop:
             start: (A, N) variables.
             state: of the optimiser; None is a fresh one.
         """
-        course, rule = self._course, self._rule
-        point = start.detach()
-        state = state or rule.optimizer.init(point)
+        course, point = self._course, start.detach()
+        state = state or self._rule.optimizer.init(point)
         self._start_histories(point, state)
         views, values = [], []
         for moment in range(course.num_steps + 1):
@@ -153,10 +152,22 @@ class Loop:
             gradient = self._gradient(moment, kept)
             if self._gradient_function is not None:
                 values.append(self._gradient_function(gradient))
-            with torch.no_grad():
-                clipped = clip_by_norm(gradient, rule.gradient_clip)
-                point, state = rule.optimizer.update(clipped, state, point, rule.rate_at(moment))
+            point, state = self._update(moment, gradient, point, state)
         return Flight(tuple(views), point, state, tuple(values))
+
+    def look(self, start: Tensor) -> list[tuple[View, ...]]:
+        """Take all steps and keep nothing to walk back over: what is seen at the watched moments.
+
+        Args:
+            start: (A, N) variables.
+        """
+        point, state, views = start.detach(), self._rule.optimizer.init(start.detach()), []
+        for moment in range(self._course.num_steps + 1):
+            if moment in self._course.watched:
+                views.append(self._watch(moment, point))
+            if moment < self._course.num_steps:
+                point, state = self._update(moment, self._gradient(moment, point), point, state)
+        return views
 
     def walk_back(self, cotangents: Cotangents, gradient_weights: Sequence[float]) -> Adjoint:
         """Cotangents of the start.
@@ -208,6 +219,13 @@ class Loop:
         if keep:
             self._seen[moment] = (leaf, views)
         return tuple(View(view.features.detach(), view.logits.detach()) for view in views)
+
+    def _update(
+        self, step: int, gradient: Tensor, point: Tensor, state: OptimizerState
+    ) -> tuple[Tensor, OptimizerState]:
+        with torch.no_grad():
+            clipped = clip_by_norm(gradient, self._rule.gradient_clip)
+            return self._rule.optimizer.update(clipped, state, point, self._rule.rate_at(step))
 
     def _gradient(self, step: int, point: Tensor) -> Tensor:
         """(A, N) gradients of the adversaries' losses, their graph kept where the course says so."""

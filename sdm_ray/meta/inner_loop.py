@@ -24,7 +24,7 @@ from sdm_ray.meta.episode import FROZEN_RATE_FACTOR, Episode, MetaGradients, Sta
 from sdm_ray.meta.functional import FlatModel, Rows
 from sdm_ray.meta.kernels import Kernels
 from sdm_ray.meta.memory import ModeChooser
-from sdm_ray.meta.objectives import TERMS
+from sdm_ray.meta.objectives import TERMS, Trajectory
 from sdm_ray.meta.optim import OptimizerState, clip_by_norm, make_optimizer, rate_factors
 from sdm_ray.meta.problems import Base, Data, TrunkProblem, View
 from sdm_ray.meta.reading import (
@@ -63,17 +63,47 @@ def meta_gradients(
         compiled: compile the step functions of modes that keep no graph; `auto` is then `adjoint`. An adversary that
             trains the head alone, or has dropout, is computed eagerly all the same.
     """
-    view = model if episode.rows is None else model.restricted(len(episode.rows.tokens))
-    data = episode.data if episode.rows is None else _localised(episode.data, episode.rows)
-    trunk = start.trunk if episode.rows is None else model.compress(start.trunk, episode.rows)
-    trunk = trunk.detach().requires_grad_()
-    leaves = start._replace(trunk=trunk, head=_leaf(start.head), log_learning_rate=_leaf(start.log_learning_rate))
-    run = _Run(view, leaves, episode._replace(data=data), weights, predictors, autocast, compiled)
+    run = _make_run(model, start, episode, weights, predictors, autocast, compiled)
     mode = "adjoint" if compiled and episode.mode == "auto" else episode.mode
     found = (chooser or ModeChooser()).run(mode, run.measure, run.gradients, key=run.key())
     if episode.rows is not None:
         found = found._replace(trunk=model.expand(found.trunk, episode.rows))
     return found
+
+
+def look_on(
+    model: FlatModel,
+    start: Start,
+    episode: Episode,
+    *,
+    chooser: ModeChooser | None = None,
+    autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
+    compiled: bool = False,
+) -> Trajectory:
+    """Simulate A adversaries and only look on: what is seen of them, adversary after adversary, and no gradient.
+
+    The arguments are those of `meta_gradients`; the episode's mode does not matter.
+    """
+    run = _make_run(model, start, episode, {}, None, autocast, compiled)
+    return (chooser or ModeChooser()).run("first_order", run.measure, lambda _: run.look_on())
+
+
+def _make_run(
+    model: FlatModel,
+    start: Start,
+    episode: Episode,
+    weights: dict[str, float],
+    predictors: Tensor | None,
+    autocast: Callable[[], AbstractContextManager[object]],
+    compiled: bool,
+) -> _Run:
+    """Of the embedding rows that occur, where the episode has a plan of them."""
+    view = model if episode.rows is None else model.restricted(len(episode.rows.tokens))
+    data = episode.data if episode.rows is None else _localised(episode.data, episode.rows)
+    trunk = start.trunk if episode.rows is None else model.compress(start.trunk, episode.rows)
+    trunk = trunk.detach().requires_grad_()
+    leaves = start._replace(trunk=trunk, head=_leaf(start.head), log_learning_rate=_leaf(start.log_learning_rate))
+    return _Run(view, leaves, episode._replace(data=data), weights, predictors, autocast, compiled)
 
 
 class _Run:
@@ -119,6 +149,15 @@ class _Run:
         trunk, head, rate = self._landed(variables, base, adjoint, shares)
         values |= self._gradient_value(flight.gradient_values)
         return self._result(seen, values, flight.final, flight.final_state, trunk, head, rate)
+
+    def look_on(self) -> Trajectory:
+        """Fly the episode without anything to walk back over."""
+        with torch.no_grad():
+            variables, base = self._begin("first_order")
+        loop = self._loop(Course(self._num_steps, self._watched, 0, False), base)
+        seen = Seen.of(loop.look(variables), self._watched)
+        question = self._question
+        return seen.trajectory(MAIN, question.watches[MAIN].batch.labels, question.moments)
 
     def key(self) -> object:
         """What the memory that an episode takes depends on."""

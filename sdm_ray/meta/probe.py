@@ -52,9 +52,7 @@ def mean_trajectory(simulator: Simulator, heads: Heads, outer: Batch, indices: T
         indices: (B,) its host indices.
     """
     adversaries = simulator.draw(0)
-    parts = simulator.fly(
-        adversaries, heads, (Watch(outer, None),), indices, {"harmful_adapted": 1.0}, mode="first_order"
-    )
-    losses = [step_losses(part.found.trajectory).view(len(part.found.final), -1).mean(0) * part.share for part in parts]
-    result: list[float] = torch.stack(losses).sum(0).tolist()
+    seen = simulator.look_on(adversaries, heads, (Watch(outer, None),), indices)
+    losses = [step_losses(trajectory).view(count, -1).sum(0) for trajectory, count in seen]
+    result: list[float] = (torch.stack(losses).sum(0) / len(adversaries)).tolist()
     return result

@@ -19,8 +19,9 @@ from sdm_ray.data.device import DeviceData
 from sdm_ray.meta.adversary import Adversary, FewShot, InnerBatches, draw_fresh, whole_number
 from sdm_ray.meta.episode import Episode, MetaGradients, Start
 from sdm_ray.meta.functional import FlatModel
-from sdm_ray.meta.inner_loop import meta_gradients
+from sdm_ray.meta.inner_loop import look_on, meta_gradients
 from sdm_ray.meta.memory import ModeChooser
+from sdm_ray.meta.objectives import Trajectory
 from sdm_ray.meta.problems import Data, Watch
 from sdm_ray.models.heads import init_head
 from sdm_ray.types import Task
@@ -102,7 +103,6 @@ class Simulator:
         *,
         takes_steps: bool = True,
         predictors: Tensor | None = None,
-        mode: str | None = None,
     ) -> list[Pulled]:
         """Meta-gradients of all adversaries, those that are alike as one batch where that is faster.
 
@@ -114,16 +114,11 @@ class Simulator:
             weights: blocking terms and their weights.
             takes_steps: whether they adapt at all (else the un-adapted model is looked at).
             predictors: (K+1, C, D), where a term reads them.
-            mode: gradient mode instead of the settings'.
         """
-        groups: dict[tuple[object, ...], list[Adversary]] = {}
-        for index, adversary in enumerate(adversaries):
-            key = adversary.shape() if self._data.device.type in BATCHING else (index,)
-            groups.setdefault(key, []).append(adversary)
         pulled = []
-        for group in groups.values():
+        for group in self._groups(adversaries):
             start = self._start(group, heads)
-            episode = self._episode(group, watches, watched_indices, takes_steps, mode)
+            episode = self._episode(group, watches, watched_indices, takes_steps)
             found = meta_gradients(
                 self._model,
                 start,
@@ -137,6 +132,25 @@ class Simulator:
             pulled.append(self._pulled(group, found, len(adversaries), heads))
         return pulled
 
+    def look_on(
+        self, adversaries: Sequence[Adversary], heads: Heads, watches: tuple[Watch, ...], watched_indices: Tensor
+    ) -> list[tuple[Trajectory, int]]:
+        """What is seen of the adversaries on the first watch, and of how many; no gradient is taken."""
+        seen = []
+        for group in self._groups(adversaries):
+            start = self._start(group, heads)
+            episode = self._episode(group, watches, watched_indices, True)
+            trajectory = look_on(
+                self._model,
+                start,
+                episode,
+                chooser=self._chooser,
+                autocast=self._autocast,
+                compiled=self._settings.compile,
+            )
+            seen.append((trajectory, len(group)))
+        return seen
+
     def state_dict(self) -> dict[str, Tensor]:
         """Where the sampler of inner batches is."""
         return self._inner.state_dict()
@@ -144,6 +158,14 @@ class Simulator:
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Continue where `state_dict` was taken."""
         self._inner.load_state_dict(state)
+
+    def _groups(self, adversaries: Sequence[Adversary]) -> list[list[Adversary]]:
+        """Those that are alike together, where that is faster."""
+        groups: dict[tuple[object, ...], list[Adversary]] = {}
+        for index, adversary in enumerate(adversaries):
+            key = adversary.shape() if self._data.device.type in BATCHING else (index,)
+            groups.setdefault(key, []).append(adversary)
+        return list(groups.values())
 
     def _start(self, group: Sequence[Adversary], heads: Heads) -> Start:
         stacked = torch.stack(
@@ -167,7 +189,6 @@ class Simulator:
         watches: tuple[Watch, ...],
         watched_indices: Tensor,
         takes_steps: bool,
-        mode: str | None,
     ) -> Episode:
         settings, first = self._settings, group[0]
         seed = whole_number(0, 2**31 - 1, self._generator)
@@ -185,7 +206,7 @@ class Simulator:
             data=Data(inner, watches, seed, dropout),
             adversary=first,
             moments=self._moments(num_steps),
-            mode=mode or settings.gradient_mode,
+            mode=settings.gradient_mode,
             truncation_steps=settings.truncation_steps,
             gradient_clip=settings.adversary.gradient_clip,
             rows=rows,
