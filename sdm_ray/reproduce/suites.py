@@ -247,7 +247,7 @@ LATER = (
 BEAT = (
     Claim(
         name="found_beats_paper",
-        says="what the search found blocks more than the paper's setting",
+        says="what was found blocks more than the paper's setting",
         quantity=HarmfulDifference("mlac-k16", "found"),
         side="above",
         bound=0.0,
@@ -288,7 +288,7 @@ BEAT = (
 )
 BEATEN = Figure(
     name="beaten",
-    title="The paper's setting and what the search found",
+    title="The paper's setting and what was found",
     models=("tuned", "mlac-k16", "found-without-map", "found", "random"),
     needs="found",
 )
@@ -326,7 +326,7 @@ SUITES = {
         ),
         Suite(
             name="beat-paper",
-            title="A search against the paper's setting",
+            title="What was found against the paper's setting",
             file="beat_paper",
             claims=BEAT,
             figures=(BEATEN,),
