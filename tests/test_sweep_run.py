@@ -315,6 +315,22 @@ def test_variants_are_run_as_references_with_seeds_of_their_own(tmp_path: Path) 
     assert again.points == outcome.points
 
 
+def test_named_models_get_more_seeds_on_resumption_and_a_search_does_not(tmp_path: Path) -> None:
+    named = {"search__num_trials": 0, "space": "{}", "references": "[tuned]", "variants": {"light": {WEIGHT: 1.0}}}
+    run(tmp_path, **named)
+    more = run(tmp_path, search__num_seeds=3, resume=True, **named)
+    assert [result.trial_id for result in more.results] == [
+        f"{name}{seed}" for name in ("tuned", "light") for seed in ("", "-s1", "-s2")
+    ]
+    fresh = run(tmp_path / "fresh", search__num_seeds=3, **named)
+    assert more.points == fresh.points
+    with pytest.raises(UsageError, match="num_seeds was 3, is 2"):
+        run(tmp_path, search__num_seeds=2, resume=True, **named)
+    run(tmp_path / "searched", search__num_trials=1, references="[]")
+    with pytest.raises(UsageError, match="num_seeds was 1, is 2"):
+        run(tmp_path / "searched", search__num_trials=1, references="[]", search__num_seeds=2, resume=True)
+
+
 def test_a_spent_budget_ends_the_search_and_not_its_final_stage(tmp_path: Path) -> None:
     view = SilentView()
     settings = sweep_fakes.settings(

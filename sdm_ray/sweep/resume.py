@@ -29,6 +29,9 @@ MAY_CHANGE = (
 )  # fmt: skip
 """What a resumed sweep may set anew: where it runs, and how long (never fewer trials than have begun)."""
 
+SEEDS = "search.num_seeds"
+"""It may grow where nothing is searched: more of the same of every named model."""
+
 
 @contextmanager
 def claimed_folder(settings: SweepSettings, *, resume: bool) -> Iterator[Path]:
@@ -75,7 +78,11 @@ def check_unchanged(before: SweepSettings, now: SweepSettings) -> None:
     Raises:
         UsageError: naming every setting that differs, with both values.
     """
-    problems = [text for path, text in differences(before, now).items() if not _may_change(path)]
+    problems = [
+        text
+        for path, text in differences(before, now).items()
+        if not _may_change(path) and not (path == SEEDS and _may_grow(before, now))
+    ]
     if problems:
         raise UsageError(
             f"the sweep has changed since it began: {'; '.join(problems)}; undo that, or start another with --fork"
@@ -91,6 +98,11 @@ def differences(before: SweepSettings, now: SweepSettings) -> dict[str, str]:
 
 def _may_change(path: str) -> bool:
     return any(path == allowed or path.startswith(allowed + ".") for allowed in MAY_CHANGE)
+
+
+def _may_grow(before: SweepSettings, now: SweepSettings) -> bool:
+    searched = before.search.num_trials or now.search.num_trials
+    return not searched and now.search.num_seeds > before.search.num_seeds
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
