@@ -177,11 +177,12 @@ def test_models_of_another_sweep_stand_beside_these_only_under_the_same_conditio
 
     ours, theirs = (
         at(("a",), tuned=model(0.98, 0.8), tar=model(0.97, 0.5)),
-        at(("a",), tuned=model(0.1, 0.1), ac=model(0.9, 0.8)),
+        at(("a",), tuned=model(0.1, 0.1), ac=model(0.9, 0.8, 0.6)),
     )
     both = ours.with_models_of(theirs)
     assert list(both.models) == ["tuned", "tar", "ac"]
     assert both.desired("tuned") == {0: 0.98}
+    assert both.harmful("ac", "fine_tune") == {0: pytest.approx(0.8)}, "the seeds of this suite alone"
     with pytest.raises(UsageError, match="other data"):
         ours.with_models_of(at(("b",), ac=model(0.9, 0.8)))
 

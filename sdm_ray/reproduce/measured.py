@@ -61,17 +61,20 @@ class Measured:
         return {one.conditions for model in self.models.values() for one in model.values()}
 
     def with_models_of(self, other: Measured) -> Measured:
-        """These models and those of another sweep that this one does not have.
+        """These models and those of another sweep that this one does not have, on the training seeds of this one alone.
 
         Raises:
             UsageError: when the two met different data, encoders or attacks.
         """
         if len(self.conditions | other.conditions) != 1:
             raise UsageError("it met other data, another encoder or another attack")
-        return Measured(
-            models={**self.models, **{name: m for name, m in other.models.items() if name not in self.models}},
-            missing=self.missing,
-        )
+        seeds = {seed for model in self.models.values() for seed in model}
+        added = {
+            name: {seed: one for seed, one in model.items() if seed in seeds}
+            for name, model in other.models.items()
+            if name not in self.models
+        }
+        return Measured(models={**self.models, **{name: m for name, m in added.items() if m}}, missing=self.missing)
 
     @property
     def families(self) -> tuple[str, ...]:
