@@ -63,7 +63,7 @@ def meta_gradients(
         compiled: compile the step functions of modes that keep no graph; `auto` is then `adjoint`. An adversary that
             trains the head alone, or has dropout, is computed eagerly all the same.
     """
-    run = _make_run(model, start, episode, weights, predictors, autocast, compiled)
+    run = _Run(model, start, episode, weights, predictors, autocast, compiled)
     mode = "adjoint" if compiled and episode.mode == "auto" else episode.mode
     found = (chooser or ModeChooser()).run(mode, run.measure, run.gradients, key=run.key())
     if episode.rows is not None:
@@ -84,30 +84,12 @@ def look_on(
 
     The arguments are those of `meta_gradients`; the episode's mode does not matter.
     """
-    run = _make_run(model, start, episode, {}, None, autocast, compiled)
+    run = _Run(model, start, episode, {}, None, autocast, compiled)
     return (chooser or ModeChooser()).run("first_order", run.measure, lambda _: run.look_on())
 
 
-def _make_run(
-    model: FlatModel,
-    start: Start,
-    episode: Episode,
-    weights: dict[str, float],
-    predictors: Tensor | None,
-    autocast: Callable[[], AbstractContextManager[object]],
-    compiled: bool,
-) -> _Run:
-    """Of the embedding rows that occur, where the episode has a plan of them."""
-    view = model if episode.rows is None else model.restricted(len(episode.rows.tokens))
-    data = episode.data if episode.rows is None else _localised(episode.data, episode.rows)
-    trunk = start.trunk if episode.rows is None else model.compress(start.trunk, episode.rows)
-    trunk = trunk.detach().requires_grad_()
-    leaves = start._replace(trunk=trunk, head=_leaf(start.head), log_learning_rate=_leaf(start.log_learning_rate))
-    return _Run(view, leaves, episode._replace(data=data), weights, predictors, autocast, compiled)
-
-
 class _Run:
-    """One episode, ready to be flown in any mode."""
+    """One episode, ready to be flown in any mode, on the embedding rows that occur where it has a plan of them."""
 
     def __init__(
         self,
@@ -119,7 +101,16 @@ class _Run:
         autocast: Callable[[], AbstractContextManager[object]],
         compiled: bool,
     ) -> None:
-        self._model, self._start, self._episode, self._weights = model, start, episode, weights
+        trunk = start.trunk
+        if (rows := episode.rows) is not None:
+            trunk = model.compress(trunk, rows)
+            model, episode = model.restricted(len(rows.tokens)), episode._replace(data=_localised(episode.data, rows))
+        self._start = start._replace(
+            trunk=trunk.detach().requires_grad_(),
+            head=_leaf(start.head),
+            log_learning_rate=_leaf(start.log_learning_rate),
+        )
+        self._model, self._episode, self._weights = model, episode, weights
         self._autocast, self._compiled = autocast, compiled
         data, adversary = episode.data, episode.adversary
         self._num_steps = len(data.inner)
