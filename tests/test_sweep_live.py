@@ -33,6 +33,7 @@ SNAPSHOT = Snapshot(
     name="fake",
     num_trials=12,
     num_references=4,
+    num_references_done=2,
     counts={Status.COMPLETE: 3, Status.FAILED: 1, Status.INFEASIBLE: 1, Status.STOPPED: 0},
     references=(result("tuned", Status.COMPLETE), result("random", Status.FAILED, "no")),
     running=(Running(Entry("t0005", "search", "mlac", 5), stage="attack", done=3, total=4, retries=1),),

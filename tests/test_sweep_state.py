@@ -13,6 +13,7 @@ import pytest
 from sdm_ray.errors import RunError, UsageError
 from sdm_ray.frontier import read_tables, write_tables
 from sdm_ray.sweep.ledger import Entry, Ledger
+from sdm_ray.sweep.live import progress_counts
 from sdm_ray.sweep.lock import FolderLock
 from sdm_ray.sweep.resume import claimed_folder
 from sdm_ray.sweep.state import SweepState
@@ -250,6 +251,16 @@ def test_a_point_is_its_seeds_together(tmp_path: Path) -> None:
     assert (ended.status, ended.error) == (Status.FAILED, "t0000-s1: it broke")
     assert state.snapshot().counts[Status.FAILED] == 1
     assert state.num_missing() == 2
+
+
+def test_progress_of_references_counts_every_seed(tmp_path: Path) -> None:
+    state = make_state(tmp_path, search__num_seeds=3, search__num_trials=0, references="[tuned, random]")
+    state.start(Entry("tuned", "reference", "tuned", 0))
+    state.start(Entry("tuned-s1", "reference", "tuned", 0, point="tuned", seed_index=1))
+    state.finish(result("tuned", 0.9))
+    assert progress_counts(state.snapshot()) == ["1/6 models"]
+    state.finish(result("tuned-s1", 0.9, status=Status.FAILED, error="it broke"))
+    assert progress_counts(state.snapshot()) == ["2/6 models"]
 
 
 @pytest.mark.parametrize("first", [0, 1])

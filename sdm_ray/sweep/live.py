@@ -168,14 +168,14 @@ def progress_line(snapshot: Snapshot) -> str:
 
 
 def progress_counts(snapshot: Snapshot) -> list[str]:
-    """How many points and references have ended, and how, in words."""
+    """How many points and references' trials have ended, and how, in words."""
     ended = (Status.FAILED, Status.INFEASIBLE, Status.STOPPED)
-    referred = f"{len(snapshot.references)}/{snapshot.num_references}"
+    referred = f"{snapshot.num_references_done}/{snapshot.num_references}"
     if not snapshot.num_trials:
         return [f"{referred} models"]
     words = [f"{snapshot.num_done}/{snapshot.num_trials} trials"]
     words += [f"{snapshot.counts[status]} {status}" for status in ended if snapshot.counts.get(status)]
-    if len(snapshot.references) < snapshot.num_references:
+    if snapshot.num_references_done < snapshot.num_references:
         words.append(f"references {referred}")
     return words
 

@@ -48,6 +48,8 @@ class Snapshot:
     num_trials: int
     """Searched trials in all."""
     num_references: int
+    """Trials of references and variants in all: one for each training seed."""
+    num_references_done: int
     counts: dict[Status, int]
     """Searched trials that ended, by status."""
     references: tuple[TrialResult, ...]
@@ -324,7 +326,8 @@ class SweepState:
         return Snapshot(
             name=self.settings.name,
             num_trials=self.settings.search.num_trials,
-            num_references=len(self.references),
+            num_references=len(self.references) * self.num_seeds,
+            num_references_done=sum(entry.result is not None for entry in self.entries("reference")),
             counts={status: self._counts[status] for status in Status},
             references=tuple(result for result in references if result is not None),
             running=tuple(self.running.values()),
