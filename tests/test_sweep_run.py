@@ -315,7 +315,7 @@ def test_variants_are_run_as_references_with_seeds_of_their_own(tmp_path: Path) 
     assert again.points == outcome.points
 
 
-def test_named_models_get_more_seeds_on_resumption_and_a_search_does_not(tmp_path: Path) -> None:
+def test_named_models_get_more_seeds_on_resumption(tmp_path: Path) -> None:
     named = {"search__num_trials": 0, "space": "{}", "references": "[tuned]", "variants": {"light": {WEIGHT: 1.0}}}
     run(tmp_path, **named)
     more = run(tmp_path, search__num_seeds=3, resume=True, **named)
@@ -326,6 +326,29 @@ def test_named_models_get_more_seeds_on_resumption_and_a_search_does_not(tmp_pat
     assert more.points == fresh.points
     with pytest.raises(UsageError, match="num_seeds was 3, is 2"):
         run(tmp_path, search__num_seeds=2, resume=True, **named)
+
+
+def test_named_models_are_added_on_resumption_and_never_altered(tmp_path: Path) -> None:
+    named = {"search__num_trials": 0, "space": "{}", "references": "[tuned]"}
+    run(tmp_path, **named)
+    both = {"references": "[tuned, random]", "variants": {"light": {WEIGHT: 1.0}, "light-2": {WEIGHT: 2.0}}}
+    more = run(tmp_path, resume=True, **{**named, **both})
+    assert {result.trial_id for result in more.results} == {"tuned", "random", "light", "light-2"}
+    fresh = run(tmp_path / "fresh", **{**named, **both})
+    assert sorted(more.points, key=str) == sorted(fresh.points, key=str)
+    for changes, words in (
+        ({"references": "[random]"}, "references was"),
+        ({"variants": {"light": {WEIGHT: 1.0}}}, "light-2.*was 2.0, is None"),
+        ({"variants": {**both["variants"], "light": {WEIGHT: 3.0}}}, "light.*was 1.0, is 3.0"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            run(tmp_path, resume=True, **{**named, **both, **changes})
+    run(tmp_path / "searched", search__num_trials=1, references="[tuned]")
+    with pytest.raises(UsageError, match="references was"):
+        run(tmp_path / "searched", search__num_trials=1, references="[tuned, random]", resume=True)
+
+
+def test_a_search_gets_no_more_seeds_on_resumption(tmp_path: Path) -> None:
     run(tmp_path / "searched", search__num_trials=1, references="[]")
     with pytest.raises(UsageError, match="num_seeds was 1, is 2"):
         run(tmp_path / "searched", search__num_trials=1, references="[]", search__num_seeds=2, resume=True)

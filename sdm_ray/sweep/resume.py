@@ -29,8 +29,8 @@ MAY_CHANGE = (
 )  # fmt: skip
 """What a resumed sweep may set anew: where it runs, and how long (never fewer trials than have begun)."""
 
-SEEDS = "search.num_seeds"
-"""It may grow where nothing is searched: more of the same of every named model."""
+MAY_GROW = ("references", "variants", "search.num_seeds")
+"""Where nothing is searched there may be more named models and more seeds of each; none is dropped or altered."""
 
 
 @contextmanager
@@ -81,7 +81,7 @@ def check_unchanged(before: SweepSettings, now: SweepSettings) -> None:
     problems = [
         text
         for path, text in differences(before, now).items()
-        if not _may_change(path) and not (path == SEEDS and _may_grow(before, now))
+        if not _is_under(path, MAY_CHANGE) and not (_is_under(path, MAY_GROW) and _only_grows(before, now))
     ]
     if problems:
         raise UsageError(
@@ -96,13 +96,16 @@ def differences(before: SweepSettings, now: SweepSettings) -> dict[str, str]:
     return {path: f"{path} was {old.get(path)!r}, is {new.get(path)!r}" for path in changed}
 
 
-def _may_change(path: str) -> bool:
-    return any(path == allowed or path.startswith(allowed + ".") for allowed in MAY_CHANGE)
+def _is_under(path: str, roots: tuple[str, ...]) -> bool:
+    return any(path == root or path.startswith(root + ".") for root in roots)
 
 
-def _may_grow(before: SweepSettings, now: SweepSettings) -> bool:
+def _only_grows(before: SweepSettings, now: SweepSettings) -> bool:
     searched = before.search.num_trials or now.search.num_trials
-    return not searched and now.search.num_seeds > before.search.num_seeds
+    kept = set(before.references) <= set(now.references) and before.variants == {
+        name: now.variants.get(name) for name in before.variants
+    }
+    return not searched and kept and now.search.num_seeds >= before.search.num_seeds
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
