@@ -27,7 +27,7 @@ REFERENCE_STYLES = {
 """Marker and colour of each reference: Okabe and Ito's palette (yellow darkened for white paper), a shape for each, so
 that nothing depends on colour."""
 VARIANT_STYLES = (
-    ("P", "#009E73"), ("D", "#0072B2"), ("s", "#56B4E9"), ("o", "#6A3D9A"), ("^", "#009E73"), ("v", "#0072B2"),
+    ("P", "#009E73"), ("D", "#0072B2"), ("s", "#56B4E9"), ("o", "#6A3D9A"), ("^", "#E69F00"), ("v", "#882255"),
     ("P", "#6A3D9A"), ("D", "#56B4E9"), ("s", "#009E73"), ("o", "#D55E00"),
 )  # fmt: skip
 """The same of named variants, by their order."""

@@ -145,7 +145,7 @@ def attack_curves_figure(
     for index, curve in enumerate(curves):
         marker, color = styles.get(curve.label, ("o", FRONT))
         spread = 1 + 0.025 * (index - (len(curves) - 1) / 2)  # side by side, so that intervals do not hide each other
-        axes.errorbar(
+        _, caps, bars = axes.errorbar(
             [number * spread for number in curve.num_examples],
             curve.accuracy,
             yerr=bar_lengths(curve.accuracy, curve.low, curve.high),
@@ -158,6 +158,8 @@ def attack_curves_figure(
             elinewidth=1,
             capsize=2,
         )
+        for part in (*caps, *bars):  # means stay readable where many wide intervals meet
+            part.set_alpha(0.5)
     numbers = sorted({number for curve in curves for number in curve.num_examples})
     axes.set_xscale("log")
     axes.set_xticks(numbers, [str(number) for number in numbers])

@@ -295,7 +295,17 @@ BEATEN = Figure(
 DEFENCES = Figure(
     name="defences",
     title="Later defences under the same trainer and attacker",
-    models=("tuned", "gradient-ascent", "seam", "sophon-inverse", "sophon-uniform", "mlac-ar", "tar", "random"),
+    models=(
+        "tuned",
+        "gradient-ascent",
+        "seam",
+        "sophon-inverse",
+        "sophon-uniform",
+        "mlac-ar",
+        "tar",
+        "mlac-k16",
+        "random",
+    ),
     needs="tar",
 )
 
