@@ -302,6 +302,10 @@ def test_the_command_runs_resumes_and_reports(tmp_path: Path, monkeypatch: pytes
         main([*command, "--resume"])
     assert not stopped.value.code
     assert (folder / "reproduction" / "report.md").read_text() == report
+    ran = folder / "sweep.yaml"
+    ran.write_text(ran.read_text().replace("num_outer_steps: 2\n", "num_outer_steps: 3\n"))
+    with pytest.raises(UsageError, match="outer steps"):
+        measured.with_models_of(read_measured(folder))
 
 
 def test_an_unknown_suite_is_refused(capsys: Any) -> None:

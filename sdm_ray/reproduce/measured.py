@@ -10,8 +10,10 @@ from typing import NamedTuple
 
 from sdm_ray.attack.metrics import t_interval
 from sdm_ray.attack.report import AttackReport
+from sdm_ray.config import SweepSettings, load_settings
 from sdm_ray.errors import UsageError
 from sdm_ray.sweep.ledger import Ledger
+from sdm_ray.sweep.resume import SETTINGS
 from sdm_ray.types import Metric, Status
 
 WORST = "worst"
@@ -44,7 +46,7 @@ class Released:
     report: AttackReport
     audit_passed: bool = True
     conditions: tuple[str, ...] = ()
-    """Digests of the data, of the public encoder and of the attack: what makes two results comparable."""
+    """Data, attack, public encoder and outer steps of the sweep: what makes two results comparable."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,10 +66,10 @@ class Measured:
         """These models and those of another sweep that this one does not have, on the training seeds of this one alone.
 
         Raises:
-            UsageError: when the two met different data, encoders or attacks.
+            UsageError: when the two met different data, encoders or attacks, or trained for different numbers of steps.
         """
         if len(self.conditions | other.conditions) != 1:
-            raise UsageError("it met other data, another encoder or another attack")
+            raise UsageError("they met other data, another encoder or another attack, or trained for other outer steps")
         seeds = {seed for model in self.models.values() for seed in model}
         added = {
             name: {seed: one for seed, one in model.items() if seed in seeds}
@@ -148,10 +150,12 @@ def read_measured(folder: Path) -> Measured:
     """Read what a sweep's references and variants measured; a model counts only with all its seeds.
 
     Raises:
+        UsageError: when the sweep's settings cannot be read.
         RunError: when the ledger or an attack's file is damaged.
     """
     ledger = Ledger(folder, read_only=True)
     ledger.close()
+    num_outer_steps = load_settings(SweepSettings, folder / SETTINGS).trial.train.num_outer_steps
     models: dict[str, dict[int, Released]] = {}
     missing: dict[str, str] = {}
     for entry in ledger.entries.values():
@@ -165,7 +169,10 @@ def read_measured(folder: Path) -> Measured:
             desired=result.metrics[Metric.DESIRED_ACCURACY],
             report=AttackReport.read_json(result.output_dir / "attack.json"),
             audit_passed=bool(result.metrics.get(Metric.AUDIT_PASSED, 1.0)),
-            conditions=tuple(result.provenance.get(name, "") for name in ("data", "attack", "encoder_name")),
+            conditions=(
+                *(result.provenance.get(name, "") for name in ("data", "attack", "encoder_name")),
+                f"{num_outer_steps} outer steps",
+            ),
         )
     return Measured(models={name: m for name, m in models.items() if name not in missing}, missing=missing)
 
