@@ -185,6 +185,8 @@ def test_models_of_another_sweep_stand_beside_these_only_under_the_same_conditio
     assert both.harmful("ac", "fine_tune") == {0: pytest.approx(0.8)}, "the seeds of this suite alone"
     with pytest.raises(UsageError, match="other data"):
         ours.with_models_of(at(("b",), ac=model(0.9, 0.8)))
+    with pytest.raises(UsageError, match="lack training seed 1;"):
+        at(("a",), tar=model(0.97, 0.5, 0.6)).with_models_of(at(("a",), ac=model(0.9, 0.8)))
 
 
 def test_the_files_say_what_was_measured(tmp_path: Path) -> None:

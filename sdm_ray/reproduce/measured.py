@@ -66,7 +66,8 @@ class Measured:
         """These models and those of another sweep that this one does not have, on the training seeds of this one alone.
 
         Raises:
-            UsageError: when the two met different data, encoders or attacks, or trained for different numbers of steps.
+            UsageError: when the two met different data, encoders or attacks, or trained for different numbers of steps,
+                and when the other one lacks a training seed.
         """
         if len(self.conditions | other.conditions) != 1:
             raise UsageError("they met other data, another encoder or another attack, or trained for other outer steps")
@@ -76,7 +77,10 @@ class Measured:
             for name, model in other.models.items()
             if name not in self.models
         }
-        return Measured(models={**self.models, **{name: m for name, m in added.items() if m}}, missing=self.missing)
+        if lacking := sorted({seed for model in added.values() for seed in seeds - model.keys()}):
+            said = ", ".join(map(str, lacking))
+            raise UsageError(f"they lack training seed {said}; add it there with --resume --set search.num_seeds=N")
+        return Measured(models={**self.models, **added}, missing=self.missing)
 
     @property
     def families(self) -> tuple[str, ...]:
