@@ -6,7 +6,7 @@ A trial ends with it, and `sdm-ray attack` runs it.
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from sdm_ray.attack.audit import Audit, audit
 from sdm_ray.attack.benign import GroupedData
 from sdm_ray.attack.desired import desired_scores
 from sdm_ray.attack.evaluate import AttackReport, RunnerFactory, attack_model, regret
-from sdm_ray.attack.floors import cached_report
+from sdm_ray.attack.floors import Build, cached_reports
 from sdm_ray.attack.knowledge import Knowledge
 from sdm_ray.attack.recovery import Recovery, cost_to_recover, recovered_shares, target_accuracy
 from sdm_ray.attack.search import the_sampler
@@ -120,10 +120,11 @@ def assess(
             knowledge=knowledge_of(work, release, settings),
             runner=runner,
         )
-    floor = yield from floor_report(work, encoder, settings, "random", seed, runner)
-    undefended = None
+    encoders: dict[Initialisation, EncoderSettings] = {"random": encoder}
     if public is not None:
-        undefended = yield from floor_report(work, public, settings, "pretrained", seed, runner)
+        encoders["pretrained"] = public
+    floors = yield from floor_reports(work, encoders, settings, seed, runner)
+    floor, undefended = floors["random"], floors.get("pretrained")
     benign, notes = yield from _benign(work, release, settings, runner)
     random = load_trunk_on(work, encoder, "random", seed)
     checked = audit(
@@ -159,29 +160,45 @@ def floor_report(
     seed: int,
     runner: RunnerFactory | None = None,
 ) -> Generator[Progress, None, AttackReport]:
-    """The same attack on the encoder as it is: `random` is the floor, `pretrained` the ceiling.
+    """One of `floor_reports`."""
+    reports = yield from floor_reports(work, {initialisation: encoder}, settings, seed, runner)
+    return reports[initialisation]
+
+
+def floor_reports(
+    work: Workspace,
+    encoders: Mapping[Initialisation, EncoderSettings],
+    settings: AttackSettings,
+    seed: int,
+    runner: RunnerFactory | None = None,
+) -> Generator[Progress, None, dict[Initialisation, AttackReport]]:
+    """The same attack on encoders as they are, by initialisation: `random` is the floor, `pretrained` the ceiling.
 
     From the cache when weights, data and attack are the same as before. Nobody who starts from random initialisation
     has the public encoder, or there would be no floor.
     """
-    trunk = load_trunk_on(work, encoder, initialisation, seed)
-    knowledge = _own_knowledge(trunk)
-    if initialisation == "pretrained":
-        as_public = Release(trunk=trunk, params=trunk_params(trunk), encoder=encoder)
-        knowledge = knowledge_of(work, as_public, settings)
-    key = digest([trunk.digest(), work.data.digest, settings.model_dump(mode="json"), initialisation])
-    build = partial(
-        attack_model,
-        trunk,
-        trunk_params(trunk),
-        work.data,
-        settings,
-        sampler=the_sampler(settings.sampler),
-        knowledge=knowledge,
-        runner=runner,
-    )
-    report = yield from cached_report(key, work.cache_dir, build)
-    return report
+    keys: dict[Initialisation, str] = {}
+    builds: dict[str, Build] = {}
+    for initialisation, encoder in encoders.items():
+        trunk = load_trunk_on(work, encoder, initialisation, seed)
+        knowledge = _own_knowledge(trunk)
+        if initialisation == "pretrained":
+            as_public = Release(trunk=trunk, params=trunk_params(trunk), encoder=encoder)
+            knowledge = knowledge_of(work, as_public, settings)
+        key = digest([trunk.digest(), work.data.digest, settings.model_dump(mode="json"), initialisation])
+        keys[initialisation] = key
+        builds[key] = partial(
+            attack_model,
+            trunk,
+            trunk_params(trunk),
+            work.data,
+            settings,
+            sampler=the_sampler(settings.sampler),
+            knowledge=knowledge,
+            runner=runner,
+        )
+    reports = yield from cached_reports(builds, work.cache_dir)
+    return {initialisation: reports[key] for initialisation, key in keys.items()}
 
 
 def _own_knowledge(trunk: Trunk) -> Knowledge:

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from sdm_ray.attack.desired import desired_scores
-from sdm_ray.attack.floors import cached_report, load_report, store_report
+from sdm_ray.attack.floors import cached_reports, load_report, store_report
 from sdm_ray.attack.report import AttackRecord, AttackReport
 from sdm_ray.errors import RunError
 from sdm_ray.types import Metric, Progress, Split, Task
@@ -97,7 +97,7 @@ def test_damaged_floors_are_rebuilt(report: AttackReport, tmp_path: Path, conten
     with pytest.raises(RunError, match=path.name):
         AttackReport.read_json(path)
     assert load_report("key", tmp_path) is None
-    assert drain(cached_report("key", tmp_path, lambda: building(report))) is report
+    assert drain(cached_reports({"key": lambda: building(report)}, tmp_path)) == {"key": report}
     assert repr(load_report("key", tmp_path)) == repr(report)
 
 
@@ -108,11 +108,53 @@ def test_floors_are_built_once_for_each_key(report: AttackReport, tmp_path: Path
         built.append(name)
         return building(report)
 
-    first = drain(cached_report("a", tmp_path, lambda: build("a")))
-    again = drain(cached_report("a", tmp_path, lambda: build("a again")))
-    drain(cached_report("b", tmp_path, lambda: build("b")))
+    first = drain(cached_reports({"a": lambda: build("a")}, tmp_path))
+    again = drain(cached_reports({"b": lambda: build("b"), "a": lambda: build("a again")}, tmp_path))
     assert built == ["a", "b"]
-    assert repr(first) == repr(again)
+    assert list(again) == ["b", "a"]
+    assert repr(first["a"]) == repr(again["a"])
+    assert sorted(path.suffix for path in (tmp_path / "floors").iterdir()) == [".json", ".json"]
+
+
+def test_floors_that_another_process_builds_are_waited_for(
+    report: AttackReport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one is built meanwhile, and nothing twice."""
+    monkeypatch.setattr("sdm_ray.attack.floors.time.sleep", lambda _: None)
+    theirs = cached_reports({"a": lambda: building(report)}, tmp_path)
+    next(theirs)
+    built: list[str] = []
+
+    def build(name: str) -> Generator[Progress, None, AttackReport]:
+        built.append(name)
+        return building(report)
+
+    ours = cached_reports({"a": lambda: build("a"), "b": lambda: build("b")}, tmp_path)
+    assert next(ours).stage == "attack"
+    assert [next(ours).stage for _ in range(3)] == ["wait"] * 3
+    drain(theirs)
+    assert set(drain(ours)) == {"a", "b"}
+    assert built == ["b"]
+
+
+@pytest.mark.parametrize("patience", [0, 2])
+def test_floors_are_not_waited_for_forever(
+    report: AttackReport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, patience: int
+) -> None:
+    monkeypatch.setattr("sdm_ray.attack.floors.PATIENCE_SECONDS", patience)
+    monkeypatch.setattr("sdm_ray.attack.floors.time.sleep", lambda _: None)
+    stuck = cached_reports({"a": lambda: building(report)}, tmp_path)
+    next(stuck)
+    stages = [progress.stage for progress in cached_reports({"a": lambda: building(report)}, tmp_path)]
+    assert stages == ["wait"] * patience + ["attack"]
+    assert load_report("a", tmp_path) is not None
+
+
+def test_floors_whose_builder_gave_up_are_built(report: AttackReport, tmp_path: Path) -> None:
+    given_up = cached_reports({"a": lambda: building(report)}, tmp_path)
+    next(given_up)
+    given_up.close()
+    assert next(cached_reports({"a": lambda: building(report)}, tmp_path)).stage == "attack"
 
 
 def test_floors_stand_concurrent_writers(report: AttackReport, tmp_path: Path) -> None:

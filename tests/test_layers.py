@@ -16,6 +16,7 @@ ROOT = Path(sdm_ray.__file__).parent
 LAYERS = {
     "errors": 0,
     "files": 0,
+    "lock": 0,
     "shelf": 0,
     "types": 0,
     "progress": 0,

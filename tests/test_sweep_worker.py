@@ -17,7 +17,7 @@ import torch
 from sdm_ray.attack.search import SAMPLERS
 from sdm_ray.config import TrialSettings
 from sdm_ray.errors import RunError, UsageError
-from sdm_ray.sweep.lock import FolderLock
+from sdm_ray.lock import FolderLock
 from sdm_ray.sweep.worker import Job, TrialWorker, check_function, classify
 from sdm_ray.types import Metric, Status, TrialResult
 from tests import sweep_fakes

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 from sdm_ray import shelf
 from sdm_ray.attack.report import FORMAT_VERSION, AttackReport
 from sdm_ray.errors import RunError
+from sdm_ray.lock import FolderLock, InUse
 from sdm_ray.types import Progress
+
+Build = Callable[[], Generator[Progress, None, AttackReport]]
+
+PATIENCE_SECONDS = 3600
+"""How long a report is waited for that another process builds."""
 
 
 def load_report(key: str, cache_dir: Path) -> AttackReport | None:
@@ -28,26 +36,58 @@ def store_report(key: str, cache_dir: Path, report: AttackReport) -> None:
     shelf.offer(cache_dir, _entry(path), [path])
 
 
-def cached_report(
-    key: str, cache_dir: Path, build: Callable[[], Generator[Progress, None, AttackReport]]
-) -> Generator[Progress, None, AttackReport]:
-    """The report kept under `key`, built and kept if there is none or it is damaged.
+def cached_reports(builds: Mapping[str, Build], cache_dir: Path) -> Generator[Progress, None, dict[str, AttackReport]]:
+    """Reports by their keys: those that are kept, and the others built and kept.
 
-    Two processes that miss at once both build, and either file is whole.
+    One process builds a report at a time. One that finds it being built goes on with the next, and waits where others
+    build all that it lacks; after `PATIENCE_SECONDS` it builds as well, and either file is whole.
 
     Args:
-        key: content hash of everything that the report depends on; a file name.
+        builds: what makes each report, by the content hash of everything that the report depends on; a file name.
         cache_dir: reports lie in its folder `floors`.
-        build: makes the report.
 
     Yields:
-        The progress of `build`.
+        The progress of what is built; stage `wait`, in seconds, while others build.
     """
-    report = load_report(key, cache_dir)
-    if report is None:
-        report = yield from build()
-        store_report(key, cache_dir, report)
-    return report
+    kept: dict[str, AttackReport] = {}
+    waited = 0
+    while True:
+        for key in builds.keys() - kept.keys():
+            if (report := load_report(key, cache_dir)) is not None:
+                kept[key] = report
+        missing = [key for key in builds if key not in kept]
+        if not missing:
+            return {key: kept[key] for key in builds}
+        for key in missing:
+            with _turn(_path(key, cache_dir).with_suffix(".lock")) as is_ours:
+                if not is_ours and waited < PATIENCE_SECONDS:
+                    continue
+                report = load_report(key, cache_dir)  # whoever built it may just have ended
+                if report is None:
+                    report = yield from builds[key]()
+                    store_report(key, cache_dir, report)
+                kept[key] = report
+                break
+        else:
+            yield Progress("wait", waited, PATIENCE_SECONDS, {})
+            time.sleep(1.0)
+            waited += 1
+
+
+@contextmanager
+def _turn(path: Path) -> Iterator[bool]:
+    """Whether nobody else holds the lock at `path`, which is held and then removed in that case."""
+    lock = FolderLock(path)
+    try:
+        lock.acquire()
+    except InUse:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        path.unlink(missing_ok=True)
+        lock.release()
 
 
 def _read(path: Path) -> AttackReport | None:

@@ -17,8 +17,8 @@ from typing import Any
 from sdm_ray.config import SweepSettings, load_settings, to_yaml
 from sdm_ray.errors import RunError, UsageError
 from sdm_ray.files import write_text
+from sdm_ray.lock import FolderLock
 from sdm_ray.sweep.ledger import FILE as LEDGER
-from sdm_ray.sweep.lock import FolderLock
 from sdm_ray.sweep.mirror import Mirror, sweep_uri
 
 SETTINGS, LOCK = "sweep.yaml", "sweep.lock"

@@ -8,9 +8,9 @@ from pathlib import Path
 from sdm_ray.config import load_settings
 from sdm_ray.config.sweep import SweepSettings
 from sdm_ray.frontier import Point, hypervolume
+from sdm_ray.lock import holder_of
 from sdm_ray.sweep.ledger import Ledger
 from sdm_ray.sweep.live import clock, progress_counts, result_line
-from sdm_ray.sweep.lock import holder_of
 from sdm_ray.sweep.resume import LOCK, SETTINGS
 from sdm_ray.sweep.state import Snapshot, SweepState
 from sdm_ray.types import Status, TrialResult

@@ -20,7 +20,7 @@ from typing import Any
 
 from sdm_ray.config import TrialSettings, content_hash, override
 from sdm_ray.errors import RunError, UsageError
-from sdm_ray.sweep.lock import FolderLock
+from sdm_ray.lock import FolderLock
 from sdm_ray.sweep.mirror import Mirror, below
 from sdm_ray.types import Metric, Progress, Status, TrialResult
 

@@ -15,6 +15,10 @@ from sdm_ray.errors import RunError
 BUSY = (errno.EACCES, errno.EAGAIN)
 
 
+class InUse(RunError):
+    """Another process holds the lock."""
+
+
 class FolderLock:
     """`flock` on a file that names its holder; a file that is left behind by a dead process holds nothing."""
 
@@ -26,7 +30,8 @@ class FolderLock:
         """Take the lock.
 
         Raises:
-            RunError: naming the process that holds it, or when the folder cannot be written.
+            InUse: naming the process that holds it.
+            RunError: when the folder cannot be written.
         """
         deadline = time.monotonic() + wait_seconds
         try:
@@ -45,7 +50,7 @@ class FolderLock:
                     file.seek(0)
                     holder = file.read().strip() or "another process"
                     file.close()
-                    raise RunError(f"{self.path.parent} is in use by {holder}") from None
+                    raise InUse(f"{self.path.parent} is in use by {holder}") from None
                 time.sleep(0.2)
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
