@@ -11,7 +11,7 @@ from rich.console import Console
 from sdm_ray.frontier import Point
 from sdm_ray.sweep.ledger import Entry
 from sdm_ray.sweep.live import LinesView, LiveView, clock, render
-from sdm_ray.sweep.state import Running, Snapshot
+from sdm_ray.sweep.snapshot import Running, Snapshot
 from sdm_ray.types import Metric, Status, TrialResult
 
 

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sdm_ray.frontier import Point, hypervolume
-from sdm_ray.sweep.state import Running, Snapshot
+from sdm_ray.sweep.snapshot import Running, Snapshot
 from sdm_ray.types import Metric, Status, TrialResult
 
 REFRESH_SECONDS = 0.5

@@ -8,63 +8,19 @@ import math
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 from sdm_ray.config import SweepSettings
 from sdm_ray.frontier import Point, hypervolume, pareto_front, point_from_result, with_point
 from sdm_ray.sweep.ledger import Entry, Ledger, Role
 from sdm_ray.sweep.repeats import combined
+from sdm_ray.sweep.snapshot import Running, Snapshot
 from sdm_ray.sweep.space import axes, ordered_references, reference_settings
+from sdm_ray.sweep.stopping import hopeless
 from sdm_ray.types import FINAL, Metric, Status, TrialResult
 
 ROLES: tuple[Role, ...] = ("reference", "search", "final")
 DESIRED, AUDIT, STOPPED = "desired", "audit", "stopped"
 """Names of the constraints."""
-
-
-@dataclass
-class Running:
-    """A trial that occupies a process."""
-
-    entry: Entry
-    started: float = field(default_factory=time.monotonic)
-    stage: str = "starting"
-    done: int = 0
-    total: int = 0
-    retries: int = 0
-    last_error: str | None = None
-
-    @property
-    def share(self) -> float:
-        """Share of the current stage that is done."""
-        return self.done / self.total if self.total else 0.0
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """What a view shows."""
-
-    name: str
-    num_trials: int
-    """Searched trials in all."""
-    num_references: int
-    """Trials of references and variants in all: one for each training seed."""
-    num_references_done: int
-    counts: dict[Status, int]
-    """Searched trials that ended, by status."""
-    references: tuple[TrialResult, ...]
-    running: tuple[Running, ...]
-    front: tuple[Point, ...]
-    elapsed_seconds: float
-    seconds_left: float | None
-    """None until a trial has finished."""
-    trials_per_hour: float | None = None
-    """Trials that ended under this driver, references included; None before the first."""
-
-    @property
-    def num_done(self) -> int:
-        """Searched trials that ended, whatever their status."""
-        return sum(self.counts.values())
 
 
 class SweepState:
@@ -213,28 +169,10 @@ class SweepState:
             for other, values in before.items()
             if other != trial_id and self.ledger.entries[other].role == "search"
         ]
-        reason = self._hopeless((desired, harmful), before.get("tuned"), searched)
+        reason = hopeless(self.settings.search, (desired, harmful), before.get("tuned"), searched)
         if reason is not None:
             self.stopping[trial_id] = f"stopped at outer step {step}: {reason}"
         return reason
-
-    def _hopeless(
-        self, mine: tuple[float, float], tuned: tuple[float, float] | None, others: Sequence[tuple[float, float]]
-    ) -> str | None:
-        search, (desired, harmful) = self.settings.search, mine
-        rule, drop = search.stopping, search.max_desired_drop
-        if tuned is not None:
-            if drop is not None and rule.infeasible_slack is not None:
-                least = tuned[0] - drop - rule.infeasible_slack
-                if desired < least:
-                    return f"its desired accuracy, {desired:.3f}, is below {least:.3f}"
-            if rule.broken and harmful >= tuned[1]:
-                return f"it is attacked to {harmful:.3f}, the tuned reference to {tuned[1]:.3f}"
-        if rule.dominated_share is not None and len(others) >= rule.min_peers:
-            better = sum(a >= desired and b <= harmful and (a, b) != mine for a, b in others)
-            if better >= rule.dominated_share * len(others):
-                return f"{better} of the {len(others)} that came there before dominate it"
-        return None
 
     def ended(self, point: str, role: Role = "search") -> TrialResult | None:
         """The result of a point, all its seeds together; None while one is missing."""

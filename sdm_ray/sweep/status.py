@@ -12,7 +12,8 @@ from sdm_ray.lock import holder_of
 from sdm_ray.sweep.ledger import Ledger
 from sdm_ray.sweep.live import clock, progress_counts, result_line
 from sdm_ray.sweep.resume import LOCK, SETTINGS
-from sdm_ray.sweep.state import Snapshot, SweepState
+from sdm_ray.sweep.snapshot import Snapshot
+from sdm_ray.sweep.state import SweepState
 from sdm_ray.types import Status, TrialResult
 
 

@@ -1,0 +1,36 @@
+"""Which trials are stopped at a rung: those that are infeasible, broken, or dominated by what came there before."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sdm_ray.config.sweep import SearchSettings
+
+
+def hopeless(
+    search: SearchSettings,
+    mine: tuple[float, float],
+    tuned: tuple[float, float] | None,
+    others: Sequence[tuple[float, float]],
+) -> str | None:
+    """Why a trial shall be stopped; None where it shall go on.
+
+    Args:
+        search: the rules.
+        mine: desired and harmful accuracy of the trial at the rung.
+        tuned: those of the tuned reference there; None while it has not come there.
+        others: those of searched trials that came there before.
+    """
+    (desired, harmful), rule, drop = mine, search.stopping, search.max_desired_drop
+    if tuned is not None:
+        if drop is not None and rule.infeasible_slack is not None:
+            least = tuned[0] - drop - rule.infeasible_slack
+            if desired < least:
+                return f"its desired accuracy, {desired:.3f}, is below {least:.3f}"
+        if rule.broken and harmful >= tuned[1]:
+            return f"it is attacked to {harmful:.3f}, the tuned reference to {tuned[1]:.3f}"
+    if rule.dominated_share is not None and len(others) >= rule.min_peers:
+        better = sum(a >= desired and b <= harmful and (a, b) != mine for a, b in others)
+        if better >= rule.dominated_share * len(others):
+            return f"{better} of the {len(others)} that came there before dominate it"
+    return None
