@@ -16,7 +16,6 @@ LOG, TRAJECTORY, FIGURE = "train.parquet", "trajectory.parquet", "trajectory.png
 BEFORE, AFTER = "before training", "after training"
 STYLES = {BEFORE: ("--", "s", REFERENCE_STYLES["pretrained"][1]), AFTER: ("-", "o", FRONT)}
 """Line, marker and colour: nothing depends on the colour alone."""
-MOST_MARKERS = 20
 
 
 def write_log(rows: Sequence[Mapping[str, float]], path: Path) -> None:
@@ -31,13 +30,13 @@ def write_log(rows: Sequence[Mapping[str, float]], path: Path) -> None:
         pq.write_table(table, temporary)
 
 
-def write_trajectory(start: Sequence[float], end: Sequence[float], path: Path) -> None:
+def write_trajectory(start: Mapping[int, float], end: Mapping[int, float], path: Path) -> None:
     """Write both trajectories to Parquet, atomically: `when` (before or after training), `inner_step`, `harmful_loss`.
 
     Raises:
         RunError: when the file cannot be written.
     """
-    rows = [(when, k, loss) for when, losses in ((BEFORE, start), (AFTER, end)) for k, loss in enumerate(losses)]
+    rows = [(when, k, loss) for when, losses in ((BEFORE, start), (AFTER, end)) for k, loss in losses.items()]
     when, steps, losses = zip(*rows, strict=True)
     columns = {"when": pa.array(when), "inner_step": pa.array(steps, pa.int64()), "harmful_loss": pa.array(losses)}
     with atomic_path(path) as temporary:
@@ -45,12 +44,12 @@ def write_trajectory(start: Sequence[float], end: Sequence[float], path: Path) -
 
 
 def trajectory_figure(
-    start: Sequence[float], end: Sequence[float], path: Path, *, num_classes: int, method: str = ""
+    start: Mapping[int, float], end: Mapping[int, float], path: Path, *, num_classes: int, method: str = ""
 ) -> Path:
     """Draw the adapted harmful loss over the inner step to a PNG, atomically.
 
     Args:
-        start: harmful losses (nats) after 0 to K inner steps, before training.
+        start: harmful losses (nats) by inner step, before training.
         end: the same after training.
         path: the PNG.
         num_classes: C of the harmful task; guessing costs log C, which is drawn. A regression has one and no line.
@@ -67,12 +66,12 @@ def trajectory_figure(
     for label, losses in ((BEFORE, start), (AFTER, end)):
         line, marker, color = STYLES[label]
         axes.plot(
-            range(len(losses)), losses, line, marker=marker, color=color, label=label, lw=1.8, ms=6, mec="white",
-            markevery=max(1, len(losses) // MOST_MARKERS),
+            list(losses), list(losses.values()), line, marker=marker, color=color, label=label, lw=1.8, ms=6,
+            mec="white",
         )  # fmt: skip
     if num_classes > 1:
         draw_chance(axes, math.log(num_classes), f"guessing: log {num_classes} =")
-    axes.set_xlim(*padded_range([0, max(1, len(start) - 1, len(end) - 1)], 1))
+    axes.set_xlim(*padded_range([0, max(1, *start, *end)], 1))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("inner steps that the adversary has taken")
     axes.set_ylabel("harmful loss in nats  (higher is better →)")

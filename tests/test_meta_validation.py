@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from sdm_ray.config import TrainSettings
 from sdm_ray.errors import RunError, UsageError
 from sdm_ray.meta.functional import FlatModel
+from sdm_ray.meta.probe import moments_of
 from sdm_ray.meta.trainer import Trainer, TrainOutcome
 from sdm_ray.meta.validation import Validation, split_meta_train
 from sdm_ray.types import Split, Task
@@ -202,9 +203,26 @@ def test_a_trajectory_is_measured_before_the_first_step_and_after_the_last() -> 
     assert before is not None
     assert outcome.trajectory_start == before
     assert outcome.trajectory_end == work._step.probe()
-    assert len(before) == len(outcome.trajectory_end or [])
+    assert list(before) == list(outcome.trajectory_end or {}) == [0, 1, 2]
     tuned = finish(settings(method="tuned"))
     assert (tuned.trajectory_start, tuned.trajectory_end) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "moments"), [(0, (0,)), (1, (0, 1)), (16, tuple(range(17))), (50, (*range(0, 50, 4), 50))]
+)
+def test_long_trajectories_are_watched_at_evenly_spaced_steps(num_steps: int, moments: tuple[int, ...]) -> None:
+    """And what is seen there is what watching every step sees."""
+    assert moments_of(num_steps) == moments
+    work = trainer(settings(method="mlac", adversary={"num_steps": num_steps or 1, "num_steps_min": None}))
+    spaced = work._step.probe()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sdm_ray.meta.probe.MOST_INTERVALS", 10**6)
+        every = work._step.probe()
+    assert spaced is not None
+    assert every is not None
+    assert list(every) == list(range((num_steps or 1) + 1))
+    assert spaced == {step: every[step] for step in moments_of(num_steps or 1)}
 
 
 def test_what_a_machine_takes_is_in_the_progress_and_not_in_the_log() -> None:

@@ -13,7 +13,7 @@ import sdm_ray.plotting as plotting
 from sdm_ray.errors import RunError
 from sdm_ray.training_report import trajectory_figure, write_log, write_trajectory
 
-START, END = [0.7, 0.5, 0.3], [0.69, 0.7, 0.69]
+START, END = {0: 0.7, 2: 0.5, 3: 0.3}, {0: 0.69, 2: 0.7, 3: 0.69}
 
 
 @pytest.fixture
@@ -40,11 +40,11 @@ def test_rows_of_different_metrics_share_a_table(tmp_path: Path) -> None:
 
 
 def test_trajectories_read_back(tmp_path: Path) -> None:
-    write_trajectory(START, END[:2], tmp_path / "trajectory")
+    write_trajectory(START, {0: 0.69, 1: 0.7}, tmp_path / "trajectory")
     assert pq.read_table(tmp_path / "trajectory").to_pydict() == {
         "when": ["before training"] * 3 + ["after training"] * 2,
-        "inner_step": [0, 1, 2, 0, 1],
-        "harmful_loss": START + END[:2],
+        "inner_step": [0, 2, 3, 0, 1],
+        "harmful_loss": [0.7, 0.5, 0.3, 0.69, 0.7],
     }
 
 
@@ -53,7 +53,7 @@ def test_the_figure_shows_both_curves_and_what_guessing_costs(tmp_path: Path, dr
     assert path.read_bytes().startswith(b"\x89PNG")
     (axes,) = drawn[0].axes
     before, after, chance = axes.lines
-    assert (list(before.get_ydata()), list(after.get_ydata())) == (START, END)
+    assert [dict(zip(*line.get_data(), strict=True)) for line in (before, after)] == [START, END]
     assert chance.get_ydata()[0] == pytest.approx(math.log(3))
     assert [text.get_text() for text in drawn[0].legends[0].get_texts()] == [
         "before training",
@@ -79,7 +79,7 @@ def test_nothing_overlaps(tmp_path: Path, drawn: list[Figure]) -> None:
 def test_any_trajectory_can_be_drawn_and_a_regression_has_no_chance_line(
     losses: list[float], tmp_path: Path, drawn: list[Figure]
 ) -> None:
-    trajectory_figure(losses, losses, tmp_path / "trajectory.png", num_classes=1)
+    trajectory_figure(dict(enumerate(losses)), dict(enumerate(losses)), tmp_path / "trajectory.png", num_classes=1)
     assert len(drawn[0].axes[0].lines) == 2
     assert all(tick == int(tick) for tick in drawn[0].axes[0].get_xticks())
 

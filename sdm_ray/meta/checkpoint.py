@@ -20,7 +20,7 @@ from torch import Tensor
 
 from sdm_ray.errors import RunError, UsageError
 
-FORMAT = 2
+FORMAT = 3
 _PREFIX = "step-"
 _TENSOR = "tensor:"
 """Marks a string in the JSON file that stands for a tensor of the other file."""

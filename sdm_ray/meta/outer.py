@@ -183,8 +183,8 @@ class OuterStep:
         """The adversaries of the last step, in words; empty where there was none."""
         return " and ".join(self._draws)
 
-    def probe(self) -> list[float] | None:
-        """Adapted harmful losses (K+1,) of the present weights, averaged over a few adversaries of the distribution.
+    def probe(self) -> dict[int, float] | None:
+        """Adapted harmful losses of the present weights by inner step, averaged over a few adversaries.
 
         The adversaries are the same at every call, and nothing that training depends on moves. None where the method
         simulates no adversary. It waits for the device.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -17,6 +18,9 @@ PROBED_ADVERSARIES = 4
 PROBED_EXAMPLES = 64
 PROBED_POOL_STEPS = 50
 """What is averaged over: adversaries, watched examples, and the steps of adversaries of the pool's kind."""
+MOST_INTERVALS = 16
+"""An adversary of more steps is watched at evenly spaced ones alone: on a deep encoder watching costs more than its
+steps do."""
 
 
 def probe_settings(settings: TrainSettings, *, fresh: bool) -> TrainSettings:
@@ -42,8 +46,13 @@ def probe_settings(settings: TrainSettings, *, fresh: bool) -> TrainSettings:
     return settings.model_copy(update={"adversary": changed, "outer_steps": "all", "dropout": "off"})
 
 
-def mean_trajectory(simulator: Simulator, heads: Heads, outer: Batch, indices: Tensor) -> list[float]:
-    """Adapted harmful losses (K+1,), averaged over adversaries.
+def moments_of(num_steps: int) -> tuple[int, ...]:
+    """Inner steps after which an adversary of K is watched: the first, the last, and evenly spaced ones between."""
+    return (*range(0, num_steps, math.ceil(num_steps / MOST_INTERVALS) or 1), num_steps)
+
+
+def mean_trajectory(simulator: Simulator, heads: Heads, outer: Batch, indices: Tensor) -> dict[int, float]:
+    """Adapted harmful losses by inner step, averaged over adversaries.
 
     Args:
         simulator: of `probe_settings`, with a generator of its own.
@@ -52,7 +61,7 @@ def mean_trajectory(simulator: Simulator, heads: Heads, outer: Batch, indices: T
         indices: (B,) its host indices.
     """
     adversaries = simulator.draw(0)
-    seen = simulator.look_on(adversaries, heads, (Watch(outer, None),), indices)
+    moments = moments_of(adversaries[0].num_steps)
+    seen = simulator.look_on(adversaries, heads, (Watch(outer, None),), indices, moments)
     losses = [step_losses(trajectory).view(count, -1).sum(0) for trajectory, count in seen]
-    result: list[float] = (torch.stack(losses).sum(0) / len(adversaries)).tolist()
-    return result
+    return dict(zip(moments, (torch.stack(losses).sum(0) / len(adversaries)).tolist(), strict=True))

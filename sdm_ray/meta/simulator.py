@@ -133,13 +133,18 @@ class Simulator:
         return pulled
 
     def look_on(
-        self, adversaries: Sequence[Adversary], heads: Heads, watches: tuple[Watch, ...], watched_indices: Tensor
+        self,
+        adversaries: Sequence[Adversary],
+        heads: Heads,
+        watches: tuple[Watch, ...],
+        watched_indices: Tensor,
+        moments: tuple[int, ...],
     ) -> list[tuple[Trajectory, int]]:
-        """What is seen of the adversaries on the first watch, and of how many; no gradient is taken."""
+        """What is seen of the adversaries on the first watch at some moments, and of how many; no gradient is taken."""
         seen = []
         for group in self._groups(adversaries):
             start = self._start(group, heads)
-            episode = self._episode(group, watches, watched_indices, True)
+            episode = self._episode(group, watches, watched_indices, True)._replace(moments=moments)
             trajectory = look_on(
                 self._model,
                 start,

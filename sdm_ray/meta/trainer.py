@@ -45,9 +45,9 @@ class TrainOutcome:
     """Wall time of the training loop, interruptions excluded."""
     stopped: str | None = None
     """Why training ended before its last step, as a sentence."""
-    trajectory_start: list[float] | None = None
-    """Adapted harmful losses after 0 to K inner steps, before training; None where no adversary is simulated."""
-    trajectory_end: list[float] | None = None
+    trajectory_start: dict[int, float] | None = None
+    """Adapted harmful losses by inner step, from 0 to K, before training; None where no adversary is simulated."""
+    trajectory_end: dict[int, float] | None = None
     """The same after training."""
 
 
@@ -65,7 +65,7 @@ class Step(Protocol):
 
     def describe_draw(self) -> str: ...
 
-    def probe(self) -> list[float] | None: ...
+    def probe(self) -> dict[int, float] | None: ...
 
     def params(self) -> Params: ...
 
@@ -125,7 +125,7 @@ class Trainer:
         self._done = 0
         self._seconds = 0.0
         self._stopped: str | None = None
-        self._trajectory: list[float] | None = None
+        self._trajectory: dict[int, float] | None = None
 
     @property
     def log(self) -> list[dict[str, float]]:
@@ -211,6 +211,7 @@ class Trainer:
             raise diverged(self._done, "weights", None, self._log.last_draw)
         if self._checkpoint_dir is None:
             return
+        trajectory = self._trajectory
         state = {
             "step": step,
             "log": self._log.state_dict(),
@@ -218,7 +219,7 @@ class Trainer:
             "seconds": self._seconds,
             "stopped": self._stopped,
             # A tensor, because JSON has no NaN.
-            "trajectory": None if self._trajectory is None else torch.tensor(self._trajectory, dtype=torch.float64),
+            "trajectory": None if trajectory is None else torch.tensor(list(trajectory.items()), dtype=torch.float64),
         }
         save_checkpoint(self._checkpoint_dir, self._done, self._identity, state)
 
@@ -233,7 +234,9 @@ class Trainer:
         self._log.load_state_dict(state["log"])
         self._validation.load_state_dict(state["validation"])
         self._seconds, self._stopped = state["seconds"], state["stopped"]
-        self._trajectory = None if state["trajectory"] is None else state["trajectory"].tolist()
+        found_trajectory = state["trajectory"]
+        if found_trajectory is not None:
+            self._trajectory = {int(step): loss for step, loss in found_trajectory.tolist()}
         return True
 
 
