@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import optuna
 import pytest
 
@@ -170,3 +171,15 @@ def test_importances_name_what_decides_an_objective(tmp_path: Path) -> None:
     assert found["up"][sweep_fakes.WEIGHT] > 0.7
     assert found["down"][sweep_fakes.RATE] > 0.7
     assert sum(found["up"].values()) == pytest.approx(1)
+
+
+def test_two_points_alike_do_not_decide_importances(tmp_path: Path) -> None:
+    """The two best of 24 share their learning rate by chance; what decides is the weight."""
+    study = open_study(tmp_path)
+    rates = [2e-4, 2.1e-4, *np.geomspace(1e-5, 1e-2, 22)[np.random.default_rng(0).permutation(22)].tolist()]
+    results = [
+        ({sweep_fakes.WEIGHT: weight, sweep_fakes.RATE: rate}, [0.5, weight], {})
+        for weight, rate in zip(np.linspace(0.1, 4.0, 24).tolist(), rates, strict=True)
+    ]
+    assert study.learn(results) == 24
+    assert study.importances(["up", "down"])["down"][sweep_fakes.WEIGHT] > 0.8

@@ -20,6 +20,9 @@ JOURNAL = "journal://"
 """Begins the URL of a journal file."""
 LEAST_FOR_IMPORTANCES = 10
 """Completed trials from which importances say anything."""
+BEST_SHARE, LEAST_BEST = 0.1, 8
+"""Trials that importances tell apart from all: the best tenth, and (of 16 or more) no fewer than this, or two points
+that are alike by chance would decide."""
 SQLITE_SECONDS = 60
 """How long a locked sqlite file is waited for."""
 
@@ -152,8 +155,9 @@ class SearchStudy:
     def importances(self, names: Sequence[str]) -> dict[str, dict[str, float]]:
         """How much each searched setting decides whether an objective gets good, by PED-ANOVA (arXiv 2304.10255).
 
-        Shares that sum to 1 for each objective. Empty below `LEAST_FOR_IMPORTANCES` completed trials. Conditional
-        settings are left out: they have no value in some trials.
+        Shares that sum to 1 for each objective: how the values of the best tenth of the trials (at least
+        `LEAST_BEST`, at most half) differ from those of all. Empty below `LEAST_FOR_IMPORTANCES` completed trials.
+        Conditional settings are left out: they have no value in some trials.
 
         Args:
             names: of the objectives, in their order.
@@ -162,13 +166,16 @@ class SearchStudy:
         common = set.intersection(*(set(trial.params) for trial in complete)) if complete else set()
         if len(complete) < LEAST_FOR_IMPORTANCES or not common:
             return {}
+        evaluator = optuna.importance.PedAnovaImportanceEvaluator(
+            target_quantile=max(BEST_SHARE, min(0.5, LEAST_BEST / len(complete)))
+        )
         signs = [1.0 if direction is StudyDirection.MINIMIZE else -1.0 for direction in self._study.directions]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that it looks at low values, which the signs see to
             return {
                 name: optuna.importance.get_param_importances(
                     self._study,
-                    evaluator=optuna.importance.PedAnovaImportanceEvaluator(),
+                    evaluator=evaluator,
                     params=sorted(common),
                     target=lambda trial, index=index: signs[index] * trial.values[index],
                 )
