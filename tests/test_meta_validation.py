@@ -212,17 +212,18 @@ def test_a_trajectory_is_measured_before_the_first_step_and_after_the_last() -> 
     ("num_steps", "moments"), [(0, (0,)), (1, (0, 1)), (16, tuple(range(17))), (50, (*range(0, 50, 4), 50))]
 )
 def test_long_trajectories_are_watched_at_evenly_spaced_steps(num_steps: int, moments: tuple[int, ...]) -> None:
-    """And what is seen there is what watching every step sees."""
     assert moments_of(num_steps) == moments
-    work = trainer(settings(method="mlac", adversary={"num_steps": num_steps or 1, "num_steps_min": None}))
+
+
+def test_a_trajectory_is_the_same_wherever_else_it_is_watched(monkeypatch: pytest.MonkeyPatch) -> None:
+    work = trainer(settings(method="mlac", adversary={"num_steps": 50}))
     spaced = work._step.probe()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sdm_ray.meta.probe.MOST_INTERVALS", 10**6)
-        every = work._step.probe()
+    monkeypatch.setattr("sdm_ray.meta.probe.MOST_INTERVALS", 50)
+    every = work._step.probe()
     assert spaced is not None
     assert every is not None
-    assert list(every) == list(range((num_steps or 1) + 1))
-    assert spaced == {step: every[step] for step in moments_of(num_steps or 1)}
+    assert (tuple(spaced), tuple(every)) == ((*range(0, 50, 4), 50), tuple(range(51)))
+    assert spaced == {step: every[step] for step in spaced}
 
 
 def test_what_a_machine_takes_is_in_the_progress_and_not_in_the_log() -> None:

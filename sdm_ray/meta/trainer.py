@@ -234,9 +234,8 @@ class Trainer:
         self._log.load_state_dict(state["log"])
         self._validation.load_state_dict(state["validation"])
         self._seconds, self._stopped = state["seconds"], state["stopped"]
-        found_trajectory = state["trajectory"]
-        if found_trajectory is not None:
-            self._trajectory = {int(step): loss for step, loss in found_trajectory.tolist()}
+        if (trajectory := state["trajectory"]) is not None:
+            self._trajectory = {int(step): loss for step, loss in trajectory.tolist()}
         return True
 
 
