@@ -15,7 +15,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sdm_ray.attack.evaluate import attack_model
+    from sdm_ray.attack.protocol import attack_model
     from sdm_ray.config import SweepSettings, TrialSettings, content_hash, load_settings, override
     from sdm_ray.errors import RunError, UsageError
     from sdm_ray.export import load_exported
@@ -32,7 +32,7 @@ _HOME = {
     "TrialResult": "types",
     "TrialSettings": "config",
     "UsageError": "errors",
-    "attack_model": "attack.evaluate",
+    "attack_model": "attack.protocol",
     "content_hash": "config",
     "hypervolume": "frontier",
     "iterate_trial": "trial",

@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from sdm_ray.attack.audit import Audit, audit
 from sdm_ray.attack.benign import GroupedData
 from sdm_ray.attack.desired import desired_scores
-from sdm_ray.attack.evaluate import AttackReport, RunnerFactory, attack_model, regret
 from sdm_ray.attack.floors import Build, cached_reports
 from sdm_ray.attack.knowledge import Knowledge
+from sdm_ray.attack.protocol import AttackReport, RunnerFactory, attack_model
 from sdm_ray.attack.recovery import Recovery, cost_to_recover, recovered_shares, target_accuracy
-from sdm_ray.attack.search import the_sampler
+from sdm_ray.attack.regret import regret
 from sdm_ray.attack.signals import measure_signals
+from sdm_ray.attack.space import the_sampler
 from sdm_ray.config import AttackSettings, EncoderSettings, digest
 from sdm_ray.config.support import Support
 from sdm_ray.errors import RunError, UsageError

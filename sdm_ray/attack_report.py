@@ -7,42 +7,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from sdm_ray.files import atomic_path
 from sdm_ray.plotting import FRONT, REFERENCE_STYLES, draw_chance, draw_legend, new_figure, save_png
 from sdm_ray.report import Curve, attack_curves_figure
 
 FAMILY_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#8A6D00", "#56B4E9", "#000000")
 FAMILY_LINES = ("-", "--", "-.", ":")
 """Families differ by colour and, from the eighth on, by line."""
-SUMMARY = (
-    "num_examples", "family", "valid", "reason", "accuracy", "accuracy_low", "accuracy_high", "plain_accuracy",
-    "macro_f1", "loss", "raw_loss", "mutual_information", "val_accuracy", "num_missing", "mean_search_accuracy",
-    "flattened",
-)  # fmt: skip
-"""Columns of the summary, beside `model` and `worst`."""
 
 
 ReportLike = Any
 """An attack report, by `num_classes`, `cells`, `family_cells` and `records`."""
-
-
-def write_summary(reports: Mapping[str, ReportLike], path: Path) -> None:
-    """Write a row for each model, family and n, atomically; `worst` marks the family that is the result at its n.
-
-    Raises:
-        RunError: when the file cannot be written.
-    """
-    rows = []
-    for model, report in reports.items():
-        worst = {(cell.num_examples, cell.family) for cell in report.cells}
-        for cell in report.family_cells:
-            values = {name: getattr(cell, name) for name in SUMMARY}
-            rows.append({"model": model, **values, "worst": (cell.num_examples, cell.family) in worst})
-    with atomic_path(path) as temporary:
-        pq.write_table(pa.Table.from_pylist(rows), temporary)
 
 
 def write_figures(reports: Mapping[str, ReportLike], folder: Path) -> None:

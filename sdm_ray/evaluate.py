@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 
-from sdm_ray.attack.plan import check_data
+from sdm_ray.attack.check import check_data
 from sdm_ray.config import DataSettings, EncoderSettings, SyntheticWorld, TrialSettings
 from sdm_ray.data.device import DeviceData
 from sdm_ray.data.regression import RegressionWorld, SignedVectors

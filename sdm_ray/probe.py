@@ -6,8 +6,8 @@ import time
 from dataclasses import dataclass
 
 from sdm_ray.assess import Release, knowledge_of
-from sdm_ray.attack.evaluate import attack_model
-from sdm_ray.attack.search import the_sampler
+from sdm_ray.attack.protocol import attack_model
+from sdm_ray.attack.space import the_sampler
 from sdm_ray.config import AttackSettings, TrialSettings
 from sdm_ray.evaluate import Workspace, general_sources, load_trunk_on, open_workspace, trunk_params
 from sdm_ray.meta.trainer import Trainer, peak_bytes

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 
 from sdm_ray.assess import Release, knowledge_of
 from sdm_ray.attack.desired import desired_scores
-from sdm_ray.attack.evaluate import attack_model
-from sdm_ray.attack.search import the_sampler
+from sdm_ray.attack.protocol import attack_model
+from sdm_ray.attack.space import the_sampler
 from sdm_ray.config import TrialSettings
 from sdm_ray.files import read_json, write_json
 from sdm_ray.types import Metric, Progress, Split
 
 if TYPE_CHECKING:
-    from sdm_ray.attack.evaluate import AttackReport
+    from sdm_ray.attack.protocol import AttackReport
     from sdm_ray.evaluate import Workspace
 
 FILE = "rungs.json"

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from sdm_ray.assess import Release, assess
+from sdm_ray.attack.check import check_data
 from sdm_ray.attack.desired import desired_scores
-from sdm_ray.attack.plan import check_data
 from sdm_ray.config import AttackSettings, TrialSettings, content_hash, digest, to_yaml
 from sdm_ray.errors import RunError, UsageError
 from sdm_ray.evaluate import (

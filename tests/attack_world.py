@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from sdm_ray.attack.evaluate import AttackReport, attack_model
+from sdm_ray.attack.protocol import AttackReport, attack_model
 from sdm_ray.config import AttackSettings
 from sdm_ray.types import Batch, Params, Progress, Split, Task
 

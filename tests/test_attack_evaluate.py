@@ -13,12 +13,13 @@ import torch
 import sdm_ray.attack.batch as batch_module
 import sdm_ray.attack.execute as execute_module
 from sdm_ray.attack.batch import HEAD, Plan, Trained
-from sdm_ray.attack.evaluate import AttackReport, attack_model, regret
 from sdm_ray.attack.execute import Executor
 from sdm_ray.attack.families import FAMILIES, Attacker
-from sdm_ray.attack.metrics import t_interval
+from sdm_ray.attack.protocol import AttackReport, attack_model
+from sdm_ray.attack.regret import regret
 from sdm_ray.attack.report import AttackRecord
-from sdm_ray.attack.search import Point, SobolSampler, Space
+from sdm_ray.attack.scores import t_interval
+from sdm_ray.attack.space import Point, SobolSampler, Space
 from sdm_ray.config import AttackSettings
 from sdm_ray.config.attack import FAMILIES as ALL_FAMILIES
 from sdm_ray.errors import RunError, UsageError

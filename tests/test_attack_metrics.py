@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from sdm_ray.attack.audit import _label_flip
-from sdm_ray.attack.metrics import (
+from sdm_ray.attack.scores import (
     Calibration,
     best_permutation,
     best_scale,

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from sdm_ray.attack.audit import Audit, audit
-from sdm_ray.attack.evaluate import AttackReport, attack_model, regret
 from sdm_ray.attack.families import FAMILIES as REGISTERED
 from sdm_ray.attack.knowledge import Knowledge
+from sdm_ray.attack.protocol import AttackReport, attack_model
 from sdm_ray.attack.recovery import cost_to_recover, recovered_shares, target_accuracy
-from sdm_ray.attack.search import Choice
+from sdm_ray.attack.regret import regret
 from sdm_ray.attack.signals import measure_signals
+from sdm_ray.attack.space import Choice
 from sdm_ray.config.support import Support
 from sdm_ray.models.trunk import Trunk
 from sdm_ray.types import Metric, Params, Split, Task

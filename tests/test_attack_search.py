@@ -8,17 +8,17 @@ import sys
 import pytest
 import torch
 
+from sdm_ray.attack.check import check_data
 from sdm_ray.attack.families import FAMILIES, HEAD_RATE_FACTOR, Attacker, Facts
 from sdm_ray.attack.plan import (
     batch_order,
-    check_data,
     choose_subset,
     derived_seed,
     head_generator,
     order_generator,
     subset_generator,
 )
-from sdm_ray.attack.search import Chance, Choice, Integer, LogFloat, SobolSampler
+from sdm_ray.attack.space import Chance, Choice, Integer, LogFloat, SobolSampler
 from sdm_ray.attack.views import validation_sample
 from sdm_ray.errors import UsageError
 from sdm_ray.types import Split, Task

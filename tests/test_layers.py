@@ -14,6 +14,10 @@ import sdm_ray
 ROOT = Path(sdm_ray.__file__).parent
 
 LAYERS = {
+    "core": 0,
+    "figures": 2,
+    "models.export": 2,
+    "models.model_card": 2,
     "errors": 0,
     "files": 0,
     "lock": 0,
@@ -52,7 +56,7 @@ LAYERS = {
 
 SIDE = {
     "tracking", "frontier", "report", "training_report", "attack_report", "plotting", "page", "model_card", "reuse",
-    "export", "doctor",
+    "export", "doctor", "figures", "models.export", "models.model_card",
 }  # fmt: skip
 """Side modules of layer 2: they know neither meta-training nor attacks."""
 

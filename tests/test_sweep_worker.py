@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from sdm_ray.attack.search import SAMPLERS
+from sdm_ray.attack.space import SAMPLERS
 from sdm_ray.config import TrialSettings
 from sdm_ray.errors import RunError, UsageError
 from sdm_ray.lock import FolderLock

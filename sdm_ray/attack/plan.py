@@ -3,20 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from sdm_ray.attack.families import Attacker, the_family
-from sdm_ray.attack.search import the_sampler
-from sdm_ray.config.attack import AttackSettings
-from sdm_ray.errors import UsageError
-from sdm_ray.types import Split, Task
-
-if TYPE_CHECKING:
-    from sdm_ray.data.device import DeviceData
+from sdm_ray.attack.families import Attacker
 
 
 def derived_seed(*parts: object) -> int:
@@ -48,12 +39,6 @@ def head_generator(base_seed: int, attacker: Attacker) -> torch.Generator:
 def _seeds(attacker: Attacker) -> tuple[object, ...]:
     repeat = (attacker.repeat,) if attacker.repeat else ()
     return attacker.phase, attacker.num_examples, attacker.seed_index, *repeat
-
-
-def resolve_sizes(sizes: Sequence[int | str], data: DeviceData) -> tuple[int, ...]:
-    """Numbers of examples, `all` as the size of attacker-train; ascending and without repetition."""
-    total = len(data.indices(Split.ATTACKER_TRAIN))
-    return tuple(sorted({total if size == "all" else int(size) for size in sizes}))
 
 
 def choose_subset(
@@ -90,46 +75,3 @@ def batch_order(num_examples: int, batch_size: int, num_steps: int, generator: t
     num_epochs = max(1, -(-num_steps * batch_size // num_examples))
     epochs = [torch.randperm(num_examples, generator=generator) for _ in range(num_epochs)]
     return torch.cat(epochs)[: num_steps * batch_size].view(num_steps, batch_size)
-
-
-def check_data(data: DeviceData, settings: AttackSettings, task: Task) -> None:
-    """Refuse an attack that the data cannot carry, or that names what is not there.
-
-    Raises:
-        UsageError: for an unknown family or sampler; where n is below the number of classes, attacker-train has too
-            few examples for n, or attacker-validation or test lacks a class.
-    """
-    for family in settings.families:
-        the_family(family)
-    the_sampler(settings.sampler)
-    names, labels = data.label_names(task), data.labels_host(task)
-    counts = {
-        split: torch.bincount(labels[data.indices(split)], minlength=len(names)).tolist()
-        for split in (Split.ATTACKER_TRAIN, Split.ATTACKER_VAL, Split.TEST)
-    }
-    for n in resolve_sizes(settings.num_examples, data):
-        _check_size(n, counts[Split.ATTACKER_TRAIN], names, balanced=settings.class_balanced)
-    for split in (Split.ATTACKER_VAL, Split.TEST):
-        for name, count in zip(names, counts[split], strict=True):
-            if count == 0:
-                raise UsageError(
-                    f"data: split '{split}' has no example of {task} label '{name}', so no attack can be scored on it; "
-                    "use more data, a larger split or another label column"
-                )
-
-
-def _check_size(n: int, counts: list[int], names: tuple[str, ...], *, balanced: bool) -> None:
-    if n < len(names):
-        raise UsageError(f"attack.num_examples: n = {n} is below the number of classes ({len(names)}); raise it")
-    split = Split.ATTACKER_TRAIN
-    if n > sum(counts):
-        raise UsageError(
-            f"attack.num_examples: n = {n}, but split '{split}' has {sum(counts)} examples; lower n or use more data"
-        )
-    needed = -(-n // len(names))
-    for name, count in zip(names, counts, strict=True):
-        if balanced and count < needed and n < sum(counts):
-            raise UsageError(
-                f"attack.num_examples: n = {n} needs {needed} examples of each class, but split '{split}' has {count} "
-                f"of '{name}'; lower n, use more data or set attack.class_balanced to false"
-            )

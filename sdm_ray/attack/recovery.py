@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sdm_ray.attack.metrics import NUM_RESAMPLES
 from sdm_ray.attack.report import AttackReport, Cell, units
+from sdm_ray.attack.scores import NUM_RESAMPLES
 from sdm_ray.types import Metric
 
 LEAST_HEAD_START = 0.02

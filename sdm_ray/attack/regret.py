@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 
-from sdm_ray.attack.metrics import bootstrap_interval
 from sdm_ray.attack.report import AttackReport, Cell, units
+from sdm_ray.attack.scores import bootstrap_interval
 from sdm_ray.errors import UsageError
 from sdm_ray.types import Metric
 

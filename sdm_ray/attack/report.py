@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from sdm_ray.attack.families.base import Attacker
-from sdm_ray.attack.metrics import t_interval
+from sdm_ray.attack.scores import t_interval
 from sdm_ray.errors import RunError
 from sdm_ray.files import atomic_path, read_json, write_json
 from sdm_ray.types import Metric
@@ -289,3 +292,27 @@ def _cell(value: dict[str, Any]) -> Cell:
     winner = None if value["winner"] is None else _restore(Winner, value["winner"])
     cell: Cell = _restore(Cell, {**value, "winner": winner})
     return cell
+
+
+SUMMARY = (
+    "num_examples", "family", "valid", "reason", "accuracy", "accuracy_low", "accuracy_high", "plain_accuracy",
+    "macro_f1", "loss", "raw_loss", "mutual_information", "val_accuracy", "num_missing", "mean_search_accuracy",
+    "flattened",
+)  # fmt: skip
+"""Columns of the summary, beside `model` and `worst`."""
+
+
+def write_summary(reports: Mapping[str, AttackReport], path: Path) -> None:
+    """Write a row for each model, family and n, atomically; `worst` marks the family that is the result at its n.
+
+    Raises:
+        RunError: when the file cannot be written.
+    """
+    rows = []
+    for model, report in reports.items():
+        worst = {(cell.num_examples, cell.family) for cell in report.cells}
+        for cell in report.family_cells:
+            values = {name: getattr(cell, name) for name in SUMMARY}
+            rows.append({"model": model, **values, "worst": (cell.num_examples, cell.family) in worst})
+    with atomic_path(path) as temporary:
+        pq.write_table(pa.Table.from_pylist(rows), temporary)

@@ -1,124 +1,203 @@
-"""The attacker's search: a declared space and samplers that are asked for points and told their scores."""
+"""The attacker's search within a family at one n, on validation scores alone, and the re-runs of its winner."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Iterable, Sequence
 
-import torch
+from sdm_ray.attack.families import Attacker, Facts, Family
+from sdm_ray.attack.plan import derived_seed
+from sdm_ray.attack.report import AttackRecord, Cell, Winner, is_flat, units
+from sdm_ray.attack.scores import t_interval
+from sdm_ray.attack.space import Point, SamplerFactory
+from sdm_ray.config.attack import AttackSettings
 
-from sdm_ray.errors import UsageError
-
-Point = dict[str, Any]
-"""Hyper-parameters by name."""
-
-
-@dataclass(frozen=True)
-class LogFloat:
-    """A positive real number, uniform in its logarithm."""
-
-    low: float
-    high: float
-
-    def at(self, u: float) -> float:
-        """The value at quantile `u` in [0, 1)."""
-        value = math.exp(math.log(self.low) + u * (math.log(self.high) - math.log(self.low)))
-        return min(max(value, self.low), self.high)
+Scored = dict[tuple[str, str, int, int], list[AttackRecord]]
+"""Finished records by phase, family, n and repetition."""
 
 
-@dataclass(frozen=True)
-class Integer:
-    """A whole number, uniform; both ends included."""
+class Search:
+    """One repetition of a family's search at one n.
 
-    low: int
-    high: int
-
-    def at(self, u: float) -> int:
-        """The value at quantile `u` in [0, 1)."""
-        return min(self.low + math.floor(u * (self.high - self.low + 1)), self.high)
-
-
-@dataclass(frozen=True)
-class Choice:
-    """One of several values, uniform."""
-
-    values: tuple[Any, ...]
-
-    def at(self, u: float) -> Any:
-        """The value at quantile `u` in [0, 1)."""
-        return self.values[min(math.floor(u * len(self.values)), len(self.values) - 1)]
-
-
-@dataclass(frozen=True)
-class Chance:
-    """True with a probability."""
-
-    probability: float
-
-    def at(self, u: float) -> bool:
-        """The value at quantile `u` in [0, 1)."""
-        return u < self.probability
-
-
-Space = dict[str, LogFloat | Integer | Choice | Chance]
-"""Dimensions of a search by hyper-parameter name, in a fixed order."""
-
-
-class Sampler(Protocol):
-    """Proposes points. Larger scores are better; a point that failed is told NaN."""
-
-    def ask(self, num: int) -> list[Point]:
-        """At least one and at most `num` further points; an adaptive sampler may return fewer to learn from them."""
-        ...
-
-    def tell(self, points: Sequence[Point], scores: Sequence[float]) -> None:
-        """Scores of points that were asked for."""
-        ...
-
-
-class SamplerFactory(Protocol):
-    """Makes a sampler of a space from a seed; the same arguments give the same points."""
-
-    def __call__(self, space: Space, seed: int) -> Sampler: ...
-
-
-_ENGINE: Any = torch.quasirandom.SobolEngine  # untyped in torch
-
-
-class SobolSampler:
-    """Scrambled Sobol points: low discrepancy in every dimension, the same for every model, blind to scores."""
-
-    def __init__(self, space: Space, seed: int) -> None:
-        self._space = space
-        self._engine: Any = _ENGINE(len(space), scramble=True, seed=seed)
-
-    def ask(self, num: int) -> list[Point]:
-        """The next `num` points of the sequence."""
-        rows: list[list[float]] = self._engine.draw(num, dtype=torch.float64).tolist()
-        return [
-            {name: dimension.at(u) for (name, dimension), u in zip(self._space.items(), row, strict=True)}
-            for row in rows
-        ]
-
-    def tell(self, points: Sequence[Point], scores: Sequence[float]) -> None:
-        """Ignored: the points do not depend on the model."""
-
-
-SAMPLERS: dict[str, SamplerFactory] = {"sobol": SobolSampler}
-"""Samplers by the name that `attack.sampler` gives; `sdm_ray.sweep.attack_sampler` adds Optuna's."""
-
-
-def the_sampler(name: str) -> SamplerFactory:
-    """The sampler called `name`.
-
-    Raises:
-        UsageError: for one that is not there.
+    Args:
+        family: what is searched.
+        num_examples: n.
+        repeat: which repetition.
+        settings: budget and ranges.
+        facts: what the family may know of the model.
+        sampler: proposes points.
     """
-    if name not in SAMPLERS:
-        raise UsageError(
-            f"attack.sampler: {name!r} is not there; known: {', '.join(SAMPLERS)} (import sdm_ray.sweep.attack_sampler "
-            "for tpe)"
-        )
-    return SAMPLERS[name]
+
+    def __init__(
+        self,
+        family: Family,
+        num_examples: int,
+        repeat: int,
+        settings: AttackSettings,
+        facts: Facts,
+        sampler: SamplerFactory,
+    ) -> None:
+        self._family, self.num_examples, self.repeat, self._settings = family, num_examples, repeat, settings
+        again = (repeat,) if repeat else ()
+        seed = derived_seed(settings.seed, "search", family.name, num_examples, *again)
+        self._sampler = sampler(family.space(settings, num_examples, facts), seed)
+        self._points: list[Point] = []
+        self._told = 0
+        self._running: list[int] = []
+        """Trials that have not been scored by all their seeds."""
+        self._seeds_asked = 0
+        self._scores: list[tuple[float, float]] = []
+        """(accuracy, negative loss) of each point, larger is better; NaN for a failed one."""
+        self._finalists: set[int] = set()
+
+    @property
+    def key(self) -> tuple[str, int, int]:
+        """Family, n and repetition."""
+        return self._family.name, self.num_examples, self.repeat
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is more to ask for."""
+        return bool(self._running) or len(self._points) < self._settings.num_search_trials
+
+    @property
+    def num_attackers(self) -> int:
+        """Fine-tunes of the whole search, re-runs included."""
+        settings, count, total = self._settings, self._settings.num_search_trials, 0
+        for _ in range(settings.num_search_seeds):
+            total += count
+            count = max(1, count // 2) if settings.halving else count
+        return total + settings.num_rerun_seeds
+
+    def ask(self) -> list[Attacker]:
+        """Fine-tunes of the sampler's next points, or of the next seed of those that halving has left."""
+        if not self._running:
+            first = len(self._points)
+            self._points += self._sampler.ask(self._settings.num_search_trials - first)
+            self._running, self._seeds_asked = list(range(first, len(self._points))), 0
+        wanted = 1 if self._settings.halving else self._settings.num_search_seeds
+        seeds = range(self._seeds_asked, self._seeds_asked + wanted)
+        self._seeds_asked += wanted
+        return [self._attacker(trial, seed) for trial in self._running for seed in seeds]
+
+    def tell(self, scored: Scored) -> None:
+        """Score what was asked for."""
+        records = scored.get(("search", *self.key), [])
+        self._scores += [(math.nan, math.nan)] * (len(self._points) - len(self._scores))
+        for trial in self._running:
+            self._scores[trial] = self._score([record for record in records if record.trial == trial])
+        if self._seeds_asked < self._settings.num_search_seeds:
+            known = [trial for trial in self._running if not math.isnan(self._scores[trial][0])]
+            known.sort(key=lambda trial: self._scores[trial], reverse=True)
+            self._running = known[: max(1, len(self._running) // 2)]
+        else:
+            self._finalists |= set(self._running)
+            self._running = []
+        if not self._running:
+            fresh = range(self._told, len(self._points))
+            self._sampler.tell([self._points[i] for i in fresh], [self._scores[i][0] for i in fresh])
+            self._told = len(self._points)
+
+    def reruns(self) -> list[Attacker]:
+        """The winner on fresh seeds; nothing when every point failed."""
+        trial = self._best_trial()
+        if trial is None:
+            return []
+        seeds = range(self._settings.num_rerun_seeds)
+        return [dataclasses.replace(self._attacker(trial, seed), phase="rerun") for seed in seeds]
+
+    def best_so_far(self) -> list[float]:
+        """Best mean validation accuracy after each point; NaN before the first that finished."""
+        best: list[float] = []
+        for accuracy, _ in self._scores:
+            best.append(max((value for value in (*best[-1:], accuracy) if not math.isnan(value)), default=math.nan))
+        return best
+
+    def winner(self) -> Winner | None:
+        """The best point; None when every point failed."""
+        trial = self._best_trial()
+        if trial is None:
+            return None
+        return Winner(**dataclasses.asdict(self._attacker(trial, 0)), val_accuracy=self._scores[trial][0])
+
+    def accuracies(self) -> list[float]:
+        """Validation accuracies of the points that finished."""
+        return [accuracy for accuracy, _ in self._scores if not math.isnan(accuracy)]
+
+    def _score(self, records: Sequence[AttackRecord]) -> tuple[float, float]:
+        if not records or self._seeds_asked - len(records) > self._settings.max_failed_share * self._seeds_asked:
+            return math.nan, math.nan
+        return mean(r.val_accuracy for r in records), -mean(r.val_loss for r in records)
+
+    def _attacker(self, trial: int, seed_index: int) -> Attacker:
+        attacker = self._family.attacker(self._points[trial], self.num_examples)
+        return dataclasses.replace(attacker, trial=trial, seed_index=seed_index, repeat=self.repeat)
+
+    def _best_trial(self) -> int | None:
+        trials = [trial for trial in sorted(self._finalists) if not math.isnan(self._scores[trial][0])]
+        return max(trials, key=lambda trial: self._scores[trial], default=None)
+
+
+def cell_of(searches: Sequence[Search], scored: Scored, settings: AttackSettings) -> Cell:
+    """The result of a family at one n.
+
+    Args:
+        searches: its repetitions.
+        scored: all finished records.
+        settings: how many re-runs may be missing.
+    """
+    by_seed: dict[tuple[int, int], AttackRecord] = {}
+    for search in searches:
+        for record in scored.get(("rerun", *search.key), []):
+            by_seed[search.repeat, record.seed_index] = record
+    seeds = [(search.repeat, seed) for search in searches for seed in range(settings.num_rerun_seeds)]
+    missing = len(seeds) - len(by_seed)
+    reason = ""
+    if not any(search.accuracies() for search in searches):
+        reason = "every search point crashed or diverged"
+    elif missing > settings.max_failed_share * len(seeds) or not by_seed:
+        reason = f"{missing} of {len(seeds)} re-runs crashed or diverged twice"
+    used = [] if reason else list(by_seed.values())
+    accuracies = tuple(by_seed[seed].test_accuracy if seed in by_seed else math.nan for seed in seeds)
+    low, high = t_interval([value for value in units(accuracies, len(searches)) if not math.isnan(value)])
+    curves = [search.best_so_far() for search in searches]
+    best = tuple(mean(value for value in values if not math.isnan(value)) for values in zip(*curves, strict=True))
+    family, num_examples, _ = searches[0].key
+    return Cell(
+        num_examples=num_examples,
+        family=family,
+        valid=not reason,
+        reason=reason,
+        winner=searches[0].winner(),
+        accuracy=mean(r.test_accuracy for r in used),
+        accuracy_low=max(low, 0.0) if used else math.nan,
+        accuracy_high=min(high, 1.0) if used else math.nan,
+        plain_accuracy=mean(r.test_plain_accuracy for r in used),
+        macro_f1=mean(r.test_macro_f1 for r in used),
+        loss=mean(r.test_loss for r in used),
+        raw_loss=mean(r.test_raw_loss for r in used),
+        mutual_information=mean(r.test_mutual_information for r in used),
+        val_accuracy=mean(r.val_accuracy for r in used),
+        seed_accuracies=accuracies,
+        seed_losses=tuple(by_seed[seed].test_loss if seed in by_seed else math.nan for seed in seeds),
+        num_missing=missing,
+        mean_search_accuracy=mean(value for search in searches for value in search.accuracies()),
+        best_so_far=best,
+        flattened=is_flat(best),
+    )
+
+
+def worst_cell(cells: Sequence[Cell]) -> Cell:
+    """The family that does best at an n, chosen by the validation accuracy of its re-runs; test is not asked.
+
+    An invalid cell never wins; where all are invalid, so is the result.
+    """
+    valid = [cell for cell in cells if cell.valid]
+    return max(valid, key=lambda cell: (cell.val_accuracy, -cell.loss), default=cells[0])
+
+
+def mean(values: Iterable[float]) -> float:
+    """Mean; NaN of nothing."""
+    items = list(values)
+    return sum(items) / len(items) if items else math.nan

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from sdm_ray.attack.evaluate import AttackReport
+    from sdm_ray.attack.protocol import AttackReport
 
 
 def attack_table(reports: Mapping[str, AttackReport]) -> Table:

@@ -31,7 +31,7 @@ def run(settings: TrialSettings, config: Path, out: Path | None, tracking_uri: s
     if settings.attack.sampler == "tpe":
         import sdm_ray.sweep.attack_sampler  # noqa: F401  (makes it known)
     from sdm_ray.assess import floor_report
-    from sdm_ray.attack.evaluate import AttackReport
+    from sdm_ray.attack.protocol import AttackReport
     from sdm_ray.evaluate import open_workspace
     from sdm_ray.trial import iterate_trial
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from sdm_ray.attack.metrics import t_interval
 from sdm_ray.attack.report import AttackReport
+from sdm_ray.attack.scores import t_interval
 from sdm_ray.config import SweepSettings, load_settings
 from sdm_ray.errors import UsageError
 from sdm_ray.sweep.ledger import Ledger

@@ -11,10 +11,10 @@ import ray
 import torch
 from ray.util.actor_pool import ActorPool
 
-from sdm_ray.attack.evaluate import RunnerFactory
 from sdm_ray.attack.execute import Executor, Outcome
 from sdm_ray.attack.families import Attacker
 from sdm_ray.attack.knowledge import Knowledge
+from sdm_ray.attack.protocol import RunnerFactory
 from sdm_ray.config import AttackSettings, ResourceSettings
 from sdm_ray.types import Params, Task
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import optuna
 
-from sdm_ray.attack.search import SAMPLERS, Chance, Choice, Integer, LogFloat, Point, Space
+from sdm_ray.attack.space import SAMPLERS, Chance, Choice, Integer, LogFloat, Point, Space
 
 NUM_STARTUP_TRIALS = 10
 """Points that are drawn at random before the sampler learns from scores."""

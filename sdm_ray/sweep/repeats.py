@@ -35,7 +35,7 @@ def combined(results: Sequence[TrialResult], *, point: str, intervals: Collectio
         mean = min(values) if name == Metric.AUDIT_PASSED else math.fsum(values) / len(values)
         metrics[name] = mean
         if name in intervals and all(map(math.isfinite, values)):
-            from sdm_ray.attack.metrics import t_interval  # torch takes seconds, and most sweeps have one seed
+            from sdm_ray.attack.scores import t_interval  # torch takes seconds, and most sweeps have one seed
 
             metrics[Metric.low(name)], metrics[Metric.high(name)] = t_interval(values)
     return dataclasses.replace(results[0], trial_id=point, metrics=metrics)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from sdm_ray.attack.search import Choice, Integer, LogFloat, Point, Space
+from sdm_ray.attack.space import Choice, Integer, LogFloat, Point, Space
 from sdm_ray.config.attack import AttackSettings
 
 Phase = Literal["search", "rerun"]

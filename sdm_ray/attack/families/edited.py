@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from sdm_ray.attack.families.base import Attacker, Facts, Family, fine_tuning, fine_tuning_space
-from sdm_ray.attack.search import Choice, Point, Space
+from sdm_ray.attack.space import Choice, Point, Space
 from sdm_ray.config.attack import AttackSettings
 
 

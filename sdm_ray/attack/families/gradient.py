@@ -12,7 +12,7 @@ from sdm_ray.attack.families.base import (
     fine_tuning,
     fine_tuning_space,
 )
-from sdm_ray.attack.search import Chance, Choice, Integer, LogFloat, Point, Space
+from sdm_ray.attack.space import Chance, Choice, Integer, LogFloat, Point, Space
 from sdm_ray.config.attack import AttackSettings
 
 

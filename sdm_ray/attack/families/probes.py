@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from sdm_ray.attack.families.base import Attacker, Facts, Family
-from sdm_ray.attack.search import Choice, Integer, LogFloat, Point, Space
+from sdm_ray.attack.space import Choice, Integer, LogFloat, Point, Space
 from sdm_ray.config.attack import AttackSettings
 
 

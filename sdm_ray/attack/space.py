@@ -1,0 +1,124 @@
+"""The attacker's search: a declared space and samplers that are asked for points and told their scores."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from sdm_ray.errors import UsageError
+
+Point = dict[str, Any]
+"""Hyper-parameters by name."""
+
+
+@dataclass(frozen=True)
+class LogFloat:
+    """A positive real number, uniform in its logarithm."""
+
+    low: float
+    high: float
+
+    def at(self, u: float) -> float:
+        """The value at quantile `u` in [0, 1)."""
+        value = math.exp(math.log(self.low) + u * (math.log(self.high) - math.log(self.low)))
+        return min(max(value, self.low), self.high)
+
+
+@dataclass(frozen=True)
+class Integer:
+    """A whole number, uniform; both ends included."""
+
+    low: int
+    high: int
+
+    def at(self, u: float) -> int:
+        """The value at quantile `u` in [0, 1)."""
+        return min(self.low + math.floor(u * (self.high - self.low + 1)), self.high)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of several values, uniform."""
+
+    values: tuple[Any, ...]
+
+    def at(self, u: float) -> Any:
+        """The value at quantile `u` in [0, 1)."""
+        return self.values[min(math.floor(u * len(self.values)), len(self.values) - 1)]
+
+
+@dataclass(frozen=True)
+class Chance:
+    """True with a probability."""
+
+    probability: float
+
+    def at(self, u: float) -> bool:
+        """The value at quantile `u` in [0, 1)."""
+        return u < self.probability
+
+
+Space = dict[str, LogFloat | Integer | Choice | Chance]
+"""Dimensions of a search by hyper-parameter name, in a fixed order."""
+
+
+class Sampler(Protocol):
+    """Proposes points. Larger scores are better; a point that failed is told NaN."""
+
+    def ask(self, num: int) -> list[Point]:
+        """At least one and at most `num` further points; an adaptive sampler may return fewer to learn from them."""
+        ...
+
+    def tell(self, points: Sequence[Point], scores: Sequence[float]) -> None:
+        """Scores of points that were asked for."""
+        ...
+
+
+class SamplerFactory(Protocol):
+    """Makes a sampler of a space from a seed; the same arguments give the same points."""
+
+    def __call__(self, space: Space, seed: int) -> Sampler: ...
+
+
+_ENGINE: Any = torch.quasirandom.SobolEngine  # untyped in torch
+
+
+class SobolSampler:
+    """Scrambled Sobol points: low discrepancy in every dimension, the same for every model, blind to scores."""
+
+    def __init__(self, space: Space, seed: int) -> None:
+        self._space = space
+        self._engine: Any = _ENGINE(len(space), scramble=True, seed=seed)
+
+    def ask(self, num: int) -> list[Point]:
+        """The next `num` points of the sequence."""
+        rows: list[list[float]] = self._engine.draw(num, dtype=torch.float64).tolist()
+        return [
+            {name: dimension.at(u) for (name, dimension), u in zip(self._space.items(), row, strict=True)}
+            for row in rows
+        ]
+
+    def tell(self, points: Sequence[Point], scores: Sequence[float]) -> None:
+        """Ignored: the points do not depend on the model."""
+
+
+SAMPLERS: dict[str, SamplerFactory] = {"sobol": SobolSampler}
+"""Samplers by the name that `attack.sampler` gives; `sdm_ray.sweep.attack_sampler` adds Optuna's."""
+
+
+def the_sampler(name: str) -> SamplerFactory:
+    """The sampler called `name`.
+
+    Raises:
+        UsageError: for one that is not there.
+    """
+    if name not in SAMPLERS:
+        raise UsageError(
+            f"attack.sampler: {name!r} is not there; known: {', '.join(SAMPLERS)} (import sdm_ray.sweep.attack_sampler "
+            "for tpe)"
+        )
+    return SAMPLERS[name]
