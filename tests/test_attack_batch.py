@@ -13,14 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import sdm_ray.attack.batch as batch_module
-from sdm_ray.attack.batch import HEAD, Plan, Trained, train_heads, train_stack
-from sdm_ray.attack.execute import Executor
+import sdm_ray.attack.engine.stack as batch_module
+from sdm_ray.attack.engine.executor import Executor
+from sdm_ray.attack.engine.optim import OPTIMIZERS, SCALE_FREE, rate_factors
+from sdm_ray.attack.engine.rows import Rows
+from sdm_ray.attack.engine.scoring import forward_options, trunk_features
+from sdm_ray.attack.engine.stack import HEAD, Plan, Trained, train_heads, train_stack
 from sdm_ray.attack.families import Attacker
 from sdm_ray.attack.lora import ALPHA
-from sdm_ray.attack.optim import OPTIMIZERS, SCALE_FREE, rate_factors
-from sdm_ray.attack.rows import Rows
-from sdm_ray.attack.views import forward_options, trunk_features
 from sdm_ray.models.heads import logits
 from sdm_ray.models.packing import token_places
 from sdm_ray.models.trunk import Trunk

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-import sdm_ray.attack.batch as batch_module
-import sdm_ray.attack.execute as execute_module
-from sdm_ray.attack.batch import HEAD, Plan, Trained
-from sdm_ray.attack.execute import Executor
+import sdm_ray.attack.engine.executor as execute_module
+import sdm_ray.attack.engine.stack as batch_module
+from sdm_ray.attack.engine.executor import Executor
+from sdm_ray.attack.engine.stack import HEAD, Plan, Trained
 from sdm_ray.attack.families import FAMILIES, Attacker
 from sdm_ray.attack.protocol import AttackReport, attack_model
 from sdm_ray.attack.regret import regret

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-import sdm_ray.attack.batch as batch_module
-from sdm_ray.attack import graphs
-from sdm_ray.attack.graphs import Recorder, Replaying, Step, record_cuda
+import sdm_ray.attack.engine.stack as batch_module
+from sdm_ray.attack.engine import graphs
+from sdm_ray.attack.engine.graphs import Recorder, Replaying, Step, record_cuda
 from tests.test_attack_batch import prepared
 
 

@@ -70,8 +70,8 @@ def test_cuda_equals_cpu(tmp_path: Path) -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_steps_do_not_wait_for_the_device(tmp_path: Path) -> None:
-    from sdm_ray.attack import batch as batch_module
-    from sdm_ray.attack.execute import Executor
+    from sdm_ray.attack.engine import stack as batch_module
+    from sdm_ray.attack.engine.executor import Executor
     from sdm_ray.attack.families import Attacker
     from sdm_ray.types import Task
 

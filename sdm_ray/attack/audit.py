@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
 
-from sdm_ray.attack.optim import SCALE_FREE
+from sdm_ray.attack.engine.optim import SCALE_FREE
 from sdm_ray.attack.report import AttackRecord, AttackReport, Cell
 from sdm_ray.attack.signals import Signals
 from sdm_ray.config.support import Support, overlaps

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from sdm_ray.attack.plan import seeded
+from sdm_ray.attack.engine.draws import seeded
 from sdm_ray.types import Batch, Task
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from sdm_ray.attack.engine.scoring import ScoringSet, trunk_features
 from sdm_ray.attack.scores import Calibration, evaluate
-from sdm_ray.attack.views import ScoringSet, trunk_features
 from sdm_ray.models.heads import logits
 from sdm_ray.types import Params, Split, Task
 

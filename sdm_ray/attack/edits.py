@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from sdm_ray.attack.engine.draws import derived_seed
 from sdm_ray.attack.families import Attacker
 from sdm_ray.attack.knowledge import Knowledge
-from sdm_ray.attack.plan import derived_seed
 from sdm_ray.models.corruption import corrupt
 from sdm_ray.models.masked_lm import word_embedding_name
 from sdm_ray.types import Params, Split, Task

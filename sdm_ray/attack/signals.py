@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from sdm_ray.attack.plan import seeded
-from sdm_ray.attack.views import ScoringSet, trunk_features, validation_sample
+from sdm_ray.attack.engine.draws import seeded
+from sdm_ray.attack.engine.scoring import ScoringSet, trunk_features, validation_sample
 from sdm_ray.models.heads import init_head, logits
 from sdm_ray.types import Params, Split, Task
 

@@ -11,7 +11,7 @@ import ray
 import torch
 from ray.util.actor_pool import ActorPool
 
-from sdm_ray.attack.execute import Executor, Outcome
+from sdm_ray.attack.engine.executor import Executor, Outcome
 from sdm_ray.attack.families import Attacker
 from sdm_ray.attack.knowledge import Knowledge
 from sdm_ray.attack.protocol import RunnerFactory

@@ -27,9 +27,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sdm_ray.attack.execute import Executor
+from sdm_ray.attack.engine.draws import derived_seed
+from sdm_ray.attack.engine.executor import Executor
 from sdm_ray.attack.families import FAMILIES, Attacker, Facts
-from sdm_ray.attack.plan import derived_seed
 from sdm_ray.attack.space import SobolSampler
 from sdm_ray.config import AttackSettings, DataSettings, EncoderSettings
 from sdm_ray.data.device import DeviceData

@@ -13,14 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sdm_ray.attack.batch import Course, Model, Plan, Trained, by_device, plan_device, train_heads, train_stack
 from sdm_ray.attack.edits import PREPARING_BATCH, PREPARING_RATE, Editor
-from sdm_ray.attack.families import Attacker
-from sdm_ray.attack.flops import Counter
-from sdm_ray.attack.knowledge import Knowledge
-from sdm_ray.attack.lora import LoraTrunk
-from sdm_ray.attack.optim import OPTIMIZERS
-from sdm_ray.attack.plan import (
+from sdm_ray.attack.engine.draws import (
     batch_order,
     choose_subset,
     head_generator,
@@ -28,9 +22,9 @@ from sdm_ray.attack.plan import (
     seeded,
     subset_generator,
 )
-from sdm_ray.attack.probes import PROBES, standardised
-from sdm_ray.attack.report import RecordStatus
-from sdm_ray.attack.views import (
+from sdm_ray.attack.engine.flops import Counter
+from sdm_ray.attack.engine.optim import OPTIMIZERS
+from sdm_ray.attack.engine.scoring import (
     FeatureStore,
     ScoringSet,
     forward_options,
@@ -38,6 +32,12 @@ from sdm_ray.attack.views import (
     trunk_features,
     validation_sample,
 )
+from sdm_ray.attack.engine.stack import Course, Model, Plan, Trained, by_device, plan_device, train_heads, train_stack
+from sdm_ray.attack.families import Attacker
+from sdm_ray.attack.knowledge import Knowledge
+from sdm_ray.attack.lora import LoraTrunk
+from sdm_ray.attack.probes import PROBES, standardised
+from sdm_ray.attack.report import RecordStatus
 from sdm_ray.config.attack import AttackSettings
 from sdm_ray.models.heads import init_head, logits
 from sdm_ray.types import Params, Split, Task

@@ -19,11 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
+from sdm_ray.attack.engine.graphs import RECORDERS, Replaying
+from sdm_ray.attack.engine.optim import OPTIMIZERS, narrow, narrow_state, rate_factors
+from sdm_ray.attack.engine.rows import Rows
+from sdm_ray.attack.engine.scoring import ScoringSet, tight_batch
 from sdm_ray.attack.families import Attacker
-from sdm_ray.attack.graphs import RECORDERS, Replaying
-from sdm_ray.attack.optim import OPTIMIZERS, narrow, narrow_state, rate_factors
-from sdm_ray.attack.rows import Rows
-from sdm_ray.attack.views import ScoringSet, tight_batch
 from sdm_ray.models.heads import logits
 from sdm_ray.models.packing import token_places
 from sdm_ray.types import Batch, Params, Task
