@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from sdm_ray.attack.audit import Audit, audit
 from sdm_ray.attack.benign import GroupedData
 from sdm_ray.attack.desired import desired_scores
+from sdm_ray.attack.families.knowledge import Knowledge
 from sdm_ray.attack.floors import Build, cached_reports
-from sdm_ray.attack.knowledge import Knowledge
 from sdm_ray.attack.protocol import AttackReport, RunnerFactory, attack_model
 from sdm_ray.attack.recovery import Recovery, cost_to_recover, recovered_shares, target_accuracy
 from sdm_ray.attack.regret import regret

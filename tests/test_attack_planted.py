@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sdm_ray.attack.audit import Audit, audit
 from sdm_ray.attack.families import FAMILIES as REGISTERED
-from sdm_ray.attack.knowledge import Knowledge
+from sdm_ray.attack.families.knowledge import Knowledge
 from sdm_ray.attack.protocol import AttackReport, attack_model
 from sdm_ray.attack.recovery import cost_to_recover, recovered_shares, target_accuracy
 from sdm_ray.attack.regret import regret

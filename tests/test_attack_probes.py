@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sdm_ray.attack.probes import PROBES, logistic_regression, nearest_neighbours, ridge, standardised
+from sdm_ray.attack.families.probes import PROBES, logistic_regression, nearest_neighbours, ridge, standardised
 
 GENERATOR = torch.Generator().manual_seed(0)
 

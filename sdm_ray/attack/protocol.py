@@ -19,8 +19,9 @@ from torch import nn
 from sdm_ray.attack.check import check_data, resolve_sizes
 from sdm_ray.attack.engine.executor import Executor, Outcome, retry_of
 from sdm_ray.attack.engine.scoring import ScoringSet
-from sdm_ray.attack.families import Attacker, the_family
-from sdm_ray.attack.knowledge import Knowledge
+from sdm_ray.attack.families import the_family
+from sdm_ray.attack.families.base import Attacker
+from sdm_ray.attack.families.knowledge import Knowledge
 from sdm_ray.attack.report import AttackRecord, AttackReport, Cell
 from sdm_ray.attack.scores import evaluate, fit_calibration, permuted_accuracy, raw_accuracy
 from sdm_ray.attack.search import Scored, Search, cell_of, worst_cell

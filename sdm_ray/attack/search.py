@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 from sdm_ray.attack.engine.draws import derived_seed
-from sdm_ray.attack.families import Attacker, Facts, Family
+from sdm_ray.attack.families.base import Attacker, Facts, Family
 from sdm_ray.attack.report import AttackRecord, Cell, Winner, is_flat, units
 from sdm_ray.attack.scores import t_interval
 from sdm_ray.attack.space import Point, SamplerFactory

@@ -13,7 +13,7 @@ from ray.util.actor_pool import ActorPool
 
 from sdm_ray.attack.engine.executor import Executor, Outcome
 from sdm_ray.attack.families import Attacker
-from sdm_ray.attack.knowledge import Knowledge
+from sdm_ray.attack.families.knowledge import Knowledge
 from sdm_ray.attack.protocol import RunnerFactory
 from sdm_ray.config import AttackSettings, ResourceSettings
 from sdm_ray.types import Params, Task

@@ -7,7 +7,7 @@ import hashlib
 import torch
 from torch import Tensor
 
-from sdm_ray.attack.families import Attacker
+from sdm_ray.attack.families.base import Attacker
 
 
 def derived_seed(*parts: object) -> int:

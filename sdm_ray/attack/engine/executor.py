@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sdm_ray.attack.edits import PREPARING_BATCH, PREPARING_RATE, Editor
 from sdm_ray.attack.engine.draws import (
     batch_order,
     choose_subset,
@@ -33,10 +32,11 @@ from sdm_ray.attack.engine.scoring import (
     validation_sample,
 )
 from sdm_ray.attack.engine.stack import Course, Model, Plan, Trained, by_device, plan_device, train_heads, train_stack
-from sdm_ray.attack.families import Attacker
-from sdm_ray.attack.knowledge import Knowledge
-from sdm_ray.attack.lora import LoraTrunk
-from sdm_ray.attack.probes import PROBES, standardised
+from sdm_ray.attack.families.base import Attacker
+from sdm_ray.attack.families.edits import PREPARING_BATCH, PREPARING_RATE, Editor
+from sdm_ray.attack.families.knowledge import Knowledge
+from sdm_ray.attack.families.lora import LoraTrunk
+from sdm_ray.attack.families.probes import PROBES, standardised
 from sdm_ray.attack.report import RecordStatus
 from sdm_ray.config.attack import AttackSettings
 from sdm_ray.models.heads import init_head, logits

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from sdm_ray.attack.families import Attacker
+from sdm_ray.attack.families.base import Attacker
 from sdm_ray.types import Params
 
 

@@ -1,11 +1,11 @@
 """The families of attackers, by name; each has a search space of its own.
 
-A family turns a point of its space into an `Attacker`; how attackers of a family run is `execute`'s business.
+A family turns a point of its space into an `Attacker`; how attackers of a family run is `engine.executor`'s business.
 """
 
 from __future__ import annotations
 
-from sdm_ray.attack.families import edited, gradient, probes
+from sdm_ray.attack.families import edits, gradient, probes
 from sdm_ray.attack.families.base import HEAD_RATE_FACTOR, Attacker, Facts, Family, Phase
 from sdm_ray.errors import UsageError
 
@@ -46,11 +46,11 @@ for _family in (
     probes.LINEAR_PROBE,
     probes.LOGISTIC_REGRESSION,
     probes.KNN,
-    edited.NOISE,
-    edited.REINIT,
-    edited.PRUNE,
-    edited.INTERPOLATE,
-    edited.BENIGN_FIRST,
-    edited.MASKED_LM,
+    edits.NOISE,
+    edits.REINIT,
+    edits.PRUNE,
+    edits.INTERPOLATE,
+    edits.BENIGN_FIRST,
+    edits.MASKED_LM,
 ):
     register(_family)

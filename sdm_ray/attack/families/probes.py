@@ -7,6 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
 from sdm_ray.attack.families.base import Attacker, Facts, Family
 from sdm_ray.attack.space import Choice, Integer, LogFloat, Point, Space
 from sdm_ray.config.attack import AttackSettings
@@ -49,3 +53,87 @@ LOGISTIC_REGRESSION = Family(
     _attacker("logistic_regression"),
 )  # fmt: skip
 KNN = Family("knn", "nearest neighbours of features (amount: how many)", _knn_space, _attacker("knn"))
+
+
+TOLERANCE = 1e-8
+"""Largest element of the gradient at which it has converged."""
+
+
+def standardised(owned: Tensor, others: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Features (n, D) that are owned, and others (·, D), with the mean 0 and deviation 1 of the owned ones."""
+    owned = owned.double()
+    mean, deviation = owned.mean(0), owned.std(0, correction=0)
+    # Dead features stay dead; the bound is relative, so that tiny but informative ones come back to scale.
+    scale = deviation.clamp_min(1e-9 * deviation.max().clamp_min(1e-300))
+    return tuple((value.double() - mean) / scale for value in (owned, *others))
+
+
+def ridge(features: Tensor, labels: Tensor, num_classes: int, penalty: float) -> Callable[[Tensor], Tensor]:
+    """Least squares on one-hot labels with an unpenalised intercept, in closed form.
+
+    Args:
+        features: (n, D) standardised.
+        labels: (n,).
+        num_classes: C.
+        penalty: times n, added to the diagonal.
+
+    Returns:
+        Scores (·, C) of features (·, D).
+    """
+    targets = F.one_hot(labels, num_classes).double()
+    mean = targets.mean(0)
+    count, width = features.shape
+    if count < width:  # the dual is smaller
+        gram = features @ features.T + penalty * count * torch.eye(count, dtype=torch.float64, device=features.device)
+        weights = features.T @ torch.linalg.solve(gram, targets - mean)
+    else:
+        gram = features.T @ features + penalty * count * torch.eye(width, dtype=torch.float64, device=features.device)
+        weights = torch.linalg.solve(gram, features.T @ (targets - mean))
+    return lambda values: values @ weights + mean
+
+
+def logistic_regression(
+    features: Tensor, labels: Tensor, num_classes: int, penalty: float
+) -> Callable[[Tensor], Tensor]:
+    """Multinomial logistic regression with a Gaussian prior, by L-BFGS with a line search; arguments as of `ridge`."""
+    weights = torch.zeros(features.shape[1] + 1, num_classes, dtype=torch.float64, device=features.device)
+    weights.requires_grad_()
+    inputs = F.pad(features, (0, 1), value=1.0)
+    optimizer = torch.optim.LBFGS(
+        [weights], max_iter=200, tolerance_grad=TOLERANCE, tolerance_change=1e-12, line_search_fn="strong_wolfe"
+    )
+
+    def objective() -> Tensor:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(inputs @ weights, labels) + 0.5 * penalty * weights[:-1].square().sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    with torch.enable_grad():
+        optimizer.step(objective)  # type: ignore[no-untyped-call]
+    found = weights.detach()
+    return lambda values: F.pad(values, (0, 1), value=1.0) @ found
+
+
+def nearest_neighbours(
+    features: Tensor, labels: Tensor, num_classes: int, num_neighbours: float
+) -> Callable[[Tensor], Tensor]:
+    """Votes of the nearest owned examples, each weighted by its inverse distance; arguments as of `ridge`."""
+    count = min(int(num_neighbours), len(features))
+    votes = F.one_hot(labels, num_classes).double()
+
+    def scores(values: Tensor) -> Tensor:
+        distances, indices = torch.cdist(values, features).topk(count, largest=False)
+        weights = 1 / distances.clamp_min(1e-9)
+        shares = (weights[..., None] * votes[indices]).sum(1) / weights.sum(1, keepdim=True)
+        return shares.clamp_min(1e-6).log()
+
+    return scores
+
+
+PROBES: dict[str, Callable[[Tensor, Tensor, int, float], Callable[[Tensor], Tensor]]] = {
+    "linear_probe": ridge,
+    "logistic_regression": logistic_regression,
+    "knn": nearest_neighbours,
+}
+"""Probes by name: `probe(features (n, D), labels (n,), C, amount)` gives a function from features to scores."""

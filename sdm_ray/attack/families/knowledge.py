@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from sdm_ray.attack.families import Facts
-from sdm_ray.attack.lora import linear_layers
+from sdm_ray.attack.families.base import Facts
+from sdm_ray.attack.families.lora import linear_layers
 from sdm_ray.types import Params
 
 if TYPE_CHECKING:
