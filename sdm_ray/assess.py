@@ -12,15 +12,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from sdm_ray.attack.audit import Audit, audit
-from sdm_ray.attack.benign import GroupedData
-from sdm_ray.attack.desired import desired_scores
 from sdm_ray.attack.families.knowledge import Knowledge
+from sdm_ray.attack.findings.audit import Audit, audit
+from sdm_ray.attack.findings.benign import GroupedData
+from sdm_ray.attack.findings.desired import desired_scores
+from sdm_ray.attack.findings.recovery import Recovery, cost_to_recover, recovered_shares, target_accuracy
+from sdm_ray.attack.findings.regret import regret
+from sdm_ray.attack.findings.signals import measure_signals
 from sdm_ray.attack.floors import Build, cached_reports
 from sdm_ray.attack.protocol import AttackReport, RunnerFactory, attack_model
-from sdm_ray.attack.recovery import Recovery, cost_to_recover, recovered_shares, target_accuracy
-from sdm_ray.attack.regret import regret
-from sdm_ray.attack.signals import measure_signals
 from sdm_ray.attack.space import the_sampler
 from sdm_ray.config import AttackSettings, EncoderSettings, digest
 from sdm_ray.config.support import Support

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdm_ray.assess import Release, knowledge_of
-from sdm_ray.attack.desired import desired_scores
+from sdm_ray.attack.findings.desired import desired_scores
 from sdm_ray.attack.protocol import attack_model
 from sdm_ray.attack.space import the_sampler
 from sdm_ray.config import TrialSettings

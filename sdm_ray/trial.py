@@ -13,7 +13,7 @@ import torch
 
 from sdm_ray.assess import Release, assess
 from sdm_ray.attack.check import check_data
-from sdm_ray.attack.desired import desired_scores
+from sdm_ray.attack.findings.desired import desired_scores
 from sdm_ray.config import AttackSettings, TrialSettings, content_hash, digest, to_yaml
 from sdm_ray.errors import RunError, UsageError
 from sdm_ray.evaluate import (

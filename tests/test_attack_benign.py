@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from sdm_ray.attack.benign import GroupedData
+from sdm_ray.attack.findings.benign import GroupedData
 from sdm_ray.attack.protocol import attack_model
 from sdm_ray.types import Split, Task
 from tests.attack_world import CUE, FakeData, TinyTrunk, drain, params_of, quick

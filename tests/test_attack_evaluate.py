@@ -15,8 +15,8 @@ import sdm_ray.attack.engine.stack as batch_module
 from sdm_ray.attack.engine.executor import Executor
 from sdm_ray.attack.engine.stack import HEAD, Plan, Trained
 from sdm_ray.attack.families import FAMILIES, Attacker
+from sdm_ray.attack.findings.regret import regret
 from sdm_ray.attack.protocol import AttackReport, attack_model
-from sdm_ray.attack.regret import regret
 from sdm_ray.attack.report import AttackRecord
 from sdm_ray.attack.scores import t_interval
 from sdm_ray.attack.space import Point, SobolSampler, Space

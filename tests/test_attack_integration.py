@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from sdm_ray.attack.findings.regret import regret
 from sdm_ray.attack.protocol import AttackReport, attack_model
-from sdm_ray.attack.regret import regret
 from sdm_ray.config import AttackSettings, DataSettings, EncoderSettings
 from sdm_ray.data.device import DeviceData
 from sdm_ray.data.tokenized import prepare

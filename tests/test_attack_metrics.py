@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from sdm_ray.attack.audit import _label_flip
+from sdm_ray.attack.findings.audit import _label_flip
 from sdm_ray.attack.scores import (
     Calibration,
     best_permutation,

@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sdm_ray.attack.audit import Audit, audit
 from sdm_ray.attack.families import FAMILIES as REGISTERED
 from sdm_ray.attack.families.knowledge import Knowledge
+from sdm_ray.attack.findings.audit import Audit, audit
+from sdm_ray.attack.findings.recovery import cost_to_recover, recovered_shares, target_accuracy
+from sdm_ray.attack.findings.regret import regret
+from sdm_ray.attack.findings.signals import measure_signals
 from sdm_ray.attack.protocol import AttackReport, attack_model
-from sdm_ray.attack.recovery import cost_to_recover, recovered_shares, target_accuracy
-from sdm_ray.attack.regret import regret
-from sdm_ray.attack.signals import measure_signals
 from sdm_ray.attack.space import Choice
 from sdm_ray.config.support import Support
 from sdm_ray.models.trunk import Trunk

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from sdm_ray.attack.desired import desired_scores
+from sdm_ray.attack.findings.desired import desired_scores
 from sdm_ray.attack.floors import cached_reports, load_report, store_report
 from sdm_ray.attack.report import AttackRecord, AttackReport
 from sdm_ray.errors import RunError

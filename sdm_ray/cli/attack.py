@@ -23,7 +23,7 @@ from sdm_ray.types import Metric
 
 if TYPE_CHECKING:
     from sdm_ray.assess import Assessment
-    from sdm_ray.attack.audit import Check
+    from sdm_ray.attack.findings.audit import Check
     from sdm_ray.tracking.runs import TrackedRun
 
 FILES = ("attack.parquet", "attack.json", "audit.json", "metrics.json", "summary.parquet")

@@ -90,15 +90,10 @@ MASKED_LM = _family(
 
 Edit = Callable[[Attacker, int], Params]
 
-
 PREPARING_RATE, PREPARING_BATCH = 3e-4, 16
 """Learning rate of Adam and batch size of the training that comes before an attack."""
-
-
 MASKED_SHARE = 0.15
 """Tokens that masked-LM pretraining predicts (Devlin et al., arXiv 1810.04805)."""
-
-
 RANDOM = ("noise", "reinit")
 """Edits that are drawn anew for every seed; the others are one for all attackers with the same amount."""
 

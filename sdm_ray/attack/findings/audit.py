@@ -12,8 +12,8 @@ from itertools import pairwise
 from typing import Any
 
 from sdm_ray.attack.engine.optim import SCALE_FREE
+from sdm_ray.attack.findings.signals import Signals
 from sdm_ray.attack.report import AttackRecord, AttackReport, Cell
-from sdm_ray.attack.signals import Signals
 from sdm_ray.config.support import Support, overlaps
 
 INFORMED, INFORMED_ERRORS = 0.05, 3.0
