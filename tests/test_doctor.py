@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-import sdm_ray.doctor as doctor
-from sdm_ray.doctor import Check, diagnose
+import sdm_ray.cli.diagnosis as doctor
+from sdm_ray.cli.diagnosis import Check, diagnose
 
 
 @pytest.fixture(autouse=True)

@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from sdm_ray.cli.console import error_console
+from sdm_ray.cli.progress import error_console
 from sdm_ray.config import SweepSettings, TrialSettings, json_schema, load_settings, override
 from sdm_ray.errors import RunError, UsageError
 
@@ -258,7 +258,7 @@ def register(
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Make a version of a registered model in MLflow, promoted unless the present champion is better."""
-    from sdm_ray.cli.registry import run
+    from sdm_ray.cli.register import run
 
     run(source, name, min_desired=min_desired, trial=trial, alias=alias, promote=promote, force=force, uri=tracking_uri)
 
@@ -298,7 +298,7 @@ def doctor(
     tracking_uri: Annotated[str | None, typer.Option(help="MLflow server to try.")] = None,
 ) -> None:
     """Say what works on this machine and what does not: versions, devices, Ray, MLflow, hub, disk."""
-    from sdm_ray.cli.doctor import run
+    from sdm_ray.cli.diagnosis import run
 
     run(deep=deep, tracking_uri=tracking_uri)
 

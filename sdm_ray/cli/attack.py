@@ -13,8 +13,7 @@ import yaml
 from rich.markup import escape
 from rich.text import Text
 
-from sdm_ray.cli.console import console, error_console
-from sdm_ray.cli.progress import follow
+from sdm_ray.cli.progress import console, error_console, follow
 from sdm_ray.cli.tables import attack_table, family_table
 from sdm_ray.config import EncoderSettings, TrialSettings, content_hash, digest, load_settings, parse_settings
 from sdm_ray.errors import RunError

@@ -7,12 +7,12 @@ from collections.abc import Generator, Mapping
 from datetime import timedelta
 from typing import Any, TypeVar
 
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 from rich.table import Column
 from rich.text import Text
 
-from sdm_ray.cli.console import error_console
 from sdm_ray.progress import run_through
 from sdm_ray.types import Metric, Progress
 
@@ -152,3 +152,7 @@ def _lines(work: Generator[Progress, None, T], subject: str) -> T:
             error_console.print(" ".join(part for part in parts if part), soft_wrap=True, markup=False)
 
     return run_through(work, show)
+
+
+console = Console(highlight=False)
+error_console = Console(stderr=True, highlight=False)

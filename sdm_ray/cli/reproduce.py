@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from sdm_ray.cli.console import console, error_console
+from sdm_ray.cli.progress import console, error_console
 from sdm_ray.cli.sweep import again, run_checked, show_plan
 from sdm_ray.errors import UsageError
 from sdm_ray.reproduce import SUITES, Measured, read_measured, suite_settings, write_reproduction

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import typer
 from rich.markup import escape
 
-from sdm_ray.cli.console import console, error_console
+from sdm_ray.cli.progress import console, error_console
 from sdm_ray.config import SweepSettings, to_yaml
 from sdm_ray.errors import UsageError
 from sdm_ray.files import write_text

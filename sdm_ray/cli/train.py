@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING
 import typer
 from rich.markup import escape
 
-from sdm_ray.cli.console import console, error_console
-from sdm_ray.cli.progress import follow
+from sdm_ray.cli.progress import console, error_console, follow
 from sdm_ray.cli.tables import attack_table
-from sdm_ray.cli.tracked import tracked
+from sdm_ray.cli.tracking import tracked
 from sdm_ray.config import TrialSettings, content_hash
 from sdm_ray.errors import RunError
 from sdm_ray.training_report import FIGURE, LOG

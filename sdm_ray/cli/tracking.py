@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.markup import escape
 
-from sdm_ray.cli.console import console, error_console
+from sdm_ray.cli.progress import console, error_console
 from sdm_ray.config import Origin, TrackingSettings, TrialSettings, content_hash
 from sdm_ray.errors import RunError, UsageError
 from sdm_ray.tracking import Tracker, open_tracker

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.markup import escape
 
-from sdm_ray.cli.console import console
+from sdm_ray.cli.progress import console
 from sdm_ray.config import SweepSettings, load_settings
 from sdm_ray.errors import UsageError
 from sdm_ray.reuse import find_sweep, load_best
