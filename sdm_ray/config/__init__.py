@@ -18,17 +18,14 @@ from sdm_ray.config.io import (
 from sdm_ray.config.sweep import (
     FinalSettings,
     Objective,
-    Origin,
     ResourceSettings,
-    RungSettings,
-    RuntimeSettings,
     SearchSettings,
     StoppingSettings,
     SweepSettings,
     TrackingSettings,
-    TrialSettings,
 )
 from sdm_ray.config.train import Method, RetainSettings, TrainSettings, ValidationSettings
+from sdm_ray.config.trial import Origin, RungSettings, RuntimeSettings, TrialSettings
 
 __all__ = [
     "AdversarySettings",

@@ -14,7 +14,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from sdm_ray.config.base import Settings
-from sdm_ray.config.sweep import SweepSettings, TrialSettings
+from sdm_ray.config.sweep import SweepSettings
+from sdm_ray.config.trial import TrialSettings
 from sdm_ray.errors import UsageError
 
 T = TypeVar("T", bound=Settings)

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Mapping
-from itertools import pairwise
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 from urllib.parse import urlsplit
 
@@ -14,194 +10,15 @@ from pydantic import Field, field_validator, model_validator
 
 from sdm_ray.config.attack import AttackSettings
 from sdm_ray.config.base import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Probability, Settings
-from sdm_ray.config.data import DataSettings, EncoderSettings
-from sdm_ray.config.train import Method, TrainSettings
+from sdm_ray.config.space import Distribution
+from sdm_ray.config.train import Method
+from sdm_ray.config.trial import FINAL_SEED, TrialSettings, _changed
 from sdm_ray.types import Metric
-
-FINAL_SEED, RUNG_SEED, REPEAT_SEED = 1_000_003, 1_009, 10_007
-"""Added to the attack's seed for the final stage, for each rung, and for each further training seed."""
-
-
-class RuntimeSettings(Settings):
-    """Where a trial runs; no part of a config's content hash."""
-
-    device: str = "auto"
-    """`auto` (CUDA where there is one), `cpu`, `cuda` or `cuda:N`."""
-    num_threads: PositiveInt = 1
-    """CPU threads of one trial's process."""
-    cache_dir: str | None = None
-    """Folder of tokenised data, the built-in encoder and floors; None is `$SDM_RAY_CACHE` or ~/.cache/sdm-ray."""
-
-    def cache_folder(self) -> Path:
-        """The cache folder: the setting, else `$SDM_RAY_CACHE`, else ~/.cache/sdm-ray."""
-        return Path(self.cache_dir or os.environ.get("SDM_RAY_CACHE") or "~/.cache/sdm-ray").expanduser()
-
-
-class Origin(Settings):
-    """Where a config came from, written by `sdm-ray best`; no part of its content hash."""
-
-    sweep: str
-    """Name of the sweep."""
-    trial_id: str
-    """The trial that was picked."""
-    rule: str
-    """The rule that picked it."""
-    metrics: dict[str, float] = {}
-    """What was measured then."""
-    sweep_id: str | None = None
-    """Id of the sweep in MLflow; None where it was not tracked."""
-    tracking_uri: str | None = None
-    """Where the sweep was tracked; `sdm-ray train` links its run to it there."""
-    experiment: str = "sdm-ray"
-    """MLflow experiment of the sweep."""
-
-
-class RungSettings(Settings):
-    """A moment of training at which the model is attacked on its way, on validation examples alone."""
-
-    step: PositiveInt
-    """After so many outer steps."""
-    attack: dict[str, Any] = {}
-    """Changes to the trial's attack, usually a smaller budget that grows from rung to rung."""
-
-
-class TrialSettings(Settings):
-    """Everything that one trial needs: train, release, attack."""
-
-    name: str = "trial"
-    """A name for people; no part of the content hash."""
-    seed: NonNegativeInt = 0
-    """Seed of initialisation, batches and adversary draws of meta-training."""
-    data: DataSettings = DataSettings()
-    """The data."""
-    encoder: EncoderSettings = EncoderSettings()
-    """The encoder."""
-    train: TrainSettings = TrainSettings()
-    """Meta-training."""
-    attack: AttackSettings = AttackSettings()
-    """The attack evaluation."""
-    rungs: tuple[RungSettings, ...] = ()
-    """Attacks on the way, by rising step. A sweep stops trials by them (`search.stopping`)."""
-    runtime: RuntimeSettings = RuntimeSettings()
-    """Where it runs."""
-    origin: Origin | None = None
-    """Where this config came from."""
-
-    def rung_attack(self, index: int) -> AttackSettings:
-        """The attack of a rung: its own seeds, no benign tasks."""
-        own = {"seed": self.attack.seed + RUNG_SEED * (index + 1), "benign_num_examples": ()}
-        return _changed(self.attack, own | self.rungs[index].attack)
-
-    @model_validator(mode="after")
-    def _rungs_are_valid(self) -> Self:
-        steps = [0, *(rung.step for rung in self.rungs), self.train.num_outer_steps]
-        if self.rungs and any(a >= b for a, b in pairwise(steps)):
-            raise ValueError(
-                f"rungs must have rising steps below train.num_outer_steps ({steps[-1]}), got {steps[1:-1]}"
-            )
-        for index in range(len(self.rungs)):
-            self.rung_attack(index)
-        return self
-
-    @model_validator(mode="after")
-    def _vectors_go_through_the_mlp(self) -> Self:
-        if (self.encoder.name == "mlp") != (self.data.source == "regression"):
-            raise ValueError(
-                f"encoder.name is {self.encoder.name!r} and data.source {self.data.source!r}, but 'mlp' and "
-                "'regression' belong together: set both or neither"
-            )
-        if self.data.source == "regression" and self.train.method == "pretrained":
-            raise ValueError("data.source 'regression' has no pretrained encoder: leave method 'pretrained' out")
-        return self
-
-    @model_validator(mode="after")
-    def _builtin_reads_the_synthetic_world_only(self) -> Self:
-        if self.encoder.name == "builtin" and self.data.source != "synthetic":
-            raise ValueError(
-                f"encoder.name 'builtin' knows the words of the synthetic world alone, and data.source is "
-                f"{self.data.source!r}: set encoder.name to a Hugging Face encoder (a hub id or a local folder)"
-            )
-        return self
-
 
 VARIANT_NAME = re.compile(
     rf"(?!(?:{'|'.join(get_args(Method))}|t\d+)(?:-s\d+)?$)(?!.*-(?:s\d+|final)$)[a-z][a-z0-9]*(?:-[a-z0-9]+)*"
 )
 """Names that no trial has by itself, and that can be folders."""
-
-
-def _changed(attack: AttackSettings, changes: Mapping[str, Any]) -> AttackSettings:
-    """An attack with changes; a `preset` among them takes the place of all that it sets but n."""
-    kept: dict[str, Any] = {"num_examples": attack.num_examples}
-    if "preset" not in changes:
-        kept = attack.model_dump() | {"preset": None}
-    return AttackSettings.model_validate({**kept, **changes})
-
-
-class Conditional(Settings):
-    """Searched only where other searched settings have certain values."""
-
-    when: dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]] = {}
-    """Dotted path of a whole-number or categorical setting of the space to the value, or the values, with which this
-    one is searched; otherwise it keeps the value of `trial`."""
-
-    @field_validator("when", mode="before")
-    @classmethod
-    def _one_value_is_a_list_of_one(cls, value: Any) -> Any:
-        if not isinstance(value, Mapping):
-            return value
-        return {path: held if isinstance(held, list | tuple) else [held] for path, held in value.items()}
-
-
-class FloatDistribution(Conditional):
-    """A real number between two bounds."""
-
-    type: Literal["float"]
-    low: float
-    """Smallest value."""
-    high: float
-    """Largest value."""
-    log: bool = False
-    """Sample on a logarithmic scale."""
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        if not self.low <= self.high:
-            raise ValueError(f"low ({self.low:g}) must not exceed high ({self.high:g})")
-        if self.log and self.low <= 0:
-            raise ValueError(f"low ({self.low:g}) must be above 0 on a logarithmic scale")
-        return self
-
-
-class IntDistribution(Conditional):
-    """A whole number between two bounds, both included."""
-
-    type: Literal["int"]
-    low: int
-    """Smallest value."""
-    high: int
-    """Largest value."""
-    log: bool = False
-    """Sample on a logarithmic scale."""
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        if self.low > self.high:
-            raise ValueError(f"low ({self.low}) must not exceed high ({self.high})")
-        if self.log and self.low <= 0:
-            raise ValueError(f"low ({self.low}) must be above 0 on a logarithmic scale")
-        return self
-
-
-class CategoricalDistribution(Conditional):
-    """One of a list of values (any YAML value)."""
-
-    type: Literal["categorical"]
-    choices: Annotated[tuple[Any, ...], Field(min_length=1)]
-    """The values."""
-
-
-Distribution = Annotated[FloatDistribution | IntDistribution | CategoricalDistribution, Field(discriminator="type")]
 
 
 class Objective(Settings):

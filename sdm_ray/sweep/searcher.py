@@ -18,7 +18,7 @@ from typing import Any
 from ray.tune.search import Searcher
 
 from sdm_ray.config import Origin, SweepSettings, override
-from sdm_ray.config.sweep import REPEAT_SEED
+from sdm_ray.config.trial import REPEAT_SEED
 from sdm_ray.sweep.ledger import Entry
 from sdm_ray.sweep.mirror import trials_uri
 from sdm_ray.sweep.space import first_points, ordered_references, reference_settings

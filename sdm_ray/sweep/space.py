@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sdm_ray.config import Method, SweepSettings, TrialSettings, check_path, override
-from sdm_ray.config.sweep import CategoricalDistribution, Distribution
+from sdm_ray.config.space import CategoricalDistribution, Distribution
 from sdm_ray.errors import UsageError
 from sdm_ray.types import Metric
 
