@@ -17,21 +17,21 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sdm_ray.attack.protocol import attack_model
     from sdm_ray.config import SweepSettings, TrialSettings, content_hash, load_settings, override
-    from sdm_ray.errors import RunError, UsageError
+    from sdm_ray.core.errors import RunError, UsageError
+    from sdm_ray.core.result import TrialResult
     from sdm_ray.export import load_exported
     from sdm_ray.frontier import Point, hypervolume, pareto_front
     from sdm_ray.reuse import load_best
     from sdm_ray.sweep import run_sweep
     from sdm_ray.trial import iterate_trial, run_trial
-    from sdm_ray.types import TrialResult
 
 _HOME = {
     "Point": "frontier",
-    "RunError": "errors",
+    "RunError": "core.errors",
     "SweepSettings": "config",
-    "TrialResult": "types",
+    "TrialResult": "core.result",
     "TrialSettings": "config",
-    "UsageError": "errors",
+    "UsageError": "core.errors",
     "attack_model": "attack.protocol",
     "content_hash": "config",
     "hypervolume": "frontier",

@@ -24,12 +24,14 @@ from sdm_ray.attack.protocol import AttackReport, RunnerFactory, attack_model
 from sdm_ray.attack.space import the_sampler
 from sdm_ray.config import AttackSettings, EncoderSettings, digest
 from sdm_ray.config.support import Support
-from sdm_ray.errors import RunError, UsageError
+from sdm_ray.core.errors import RunError, UsageError
+from sdm_ray.core.files import write_json
+from sdm_ray.core.metric_names import Metric
+from sdm_ray.core.progress import Progress
+from sdm_ray.core.types import Params, Split, Task
 from sdm_ray.evaluate import Initialisation, Workspace, load_trunk_on, trunk_params
-from sdm_ray.files import write_json
 from sdm_ray.models.encoder import Trunk, fresh_params
 from sdm_ray.models.masked_lm import load_masked_lm
-from sdm_ray.types import Metric, Params, Progress, Split, Task
 
 if TYPE_CHECKING:
     from torch import Tensor

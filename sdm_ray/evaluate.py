@@ -11,10 +11,11 @@ import torch
 
 from sdm_ray.attack.check import check_data
 from sdm_ray.config import DataSettings, EncoderSettings, SyntheticWorld, TrialSettings
+from sdm_ray.core.errors import UsageError
+from sdm_ray.core.types import Params, Split, Task
 from sdm_ray.data.device import DeviceData
 from sdm_ray.data.regression import RegressionWorld, SignedVectors
 from sdm_ray.data.tokenized import prepare
-from sdm_ray.errors import UsageError
 from sdm_ray.meta.objectives import load_terms
 from sdm_ray.meta.outer_optimizer import check_optimizer
 from sdm_ray.meta.plan import Plan
@@ -22,7 +23,6 @@ from sdm_ray.meta.retention import GeneralSources, load_general_sources
 from sdm_ray.meta.validation import split_meta_train
 from sdm_ray.models.encoder import Trunk, load_tokenizer, load_trunk, tokenizer_digest
 from sdm_ray.models.mlp import VectorMlp
-from sdm_ray.types import Params, Split, Task
 
 Initialisation = Literal["pretrained", "random"]
 

@@ -23,13 +23,13 @@ from torch import Tensor
 from transformers.utils import logging as hf_logging
 
 from sdm_ray.config import TrialSettings, content_hash, parse_settings
-from sdm_ray.errors import RunError, UsageError
-from sdm_ray.files import atomic_path, read_json, write_json, write_text
+from sdm_ray.core.errors import RunError, UsageError
+from sdm_ray.core.files import atomic_path, read_json, write_json, write_text
+from sdm_ray.core.types import Params
 from sdm_ray.model_card import model_card
 from sdm_ray.models.encoder import load_trunk
 from sdm_ray.models.native import native_pooling
 from sdm_ray.models.trunk import Trunk
-from sdm_ray.types import Params
 
 FORMAT = 1
 """Version of `sdm_ray.json`."""

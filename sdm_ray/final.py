@@ -10,12 +10,14 @@ import torch
 
 from sdm_ray.assess import Release, assess
 from sdm_ray.config import TrialSettings, content_hash
-from sdm_ray.errors import RunError
+from sdm_ray.core.errors import RunError
+from sdm_ray.core.files import write_json
+from sdm_ray.core.metric_names import Metric
+from sdm_ray.core.progress import Progress
+from sdm_ray.core.result import Status, TrialResult, finite, read_result
 from sdm_ray.evaluate import open_workspace, trunk_params
 from sdm_ray.export import load_exported
-from sdm_ray.files import write_json
-from sdm_ray.trial import attack_digest, claim_folder, finite, read_result
-from sdm_ray.types import Metric, Progress, Status, TrialResult
+from sdm_ray.trial import attack_digest, claim_folder
 
 
 def iterate_final(

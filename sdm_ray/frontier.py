@@ -19,9 +19,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sdm_ray.errors import RunError, UsageError
-from sdm_ray.files import atomic_path, write_json
-from sdm_ray.types import Metric, Status, TrialResult
+from sdm_ray.core.errors import RunError, UsageError
+from sdm_ray.core.files import atomic_path, write_json
+from sdm_ray.core.metric_names import Metric
+from sdm_ray.core.result import Status, TrialResult
 
 Rule = Literal["constrained", "knee", "weighted", "trial"]
 REFERENCE_POINT = (0.0, 1.0)

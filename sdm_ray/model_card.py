@@ -13,7 +13,7 @@ import yaml
 
 from sdm_ray.config import AttackSettings, TrialSettings, content_hash
 from sdm_ray.config.attack import FAMILIES
-from sdm_ray.types import Metric
+from sdm_ray.core.metric_names import Metric
 
 WITHOUT_GRADIENTS = "reading the label off the features without gradients"
 UNTRIED = {

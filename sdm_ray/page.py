@@ -9,11 +9,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from sdm_ray.files import write_text
+from sdm_ray.core.files import write_text
+from sdm_ray.core.metric_names import Metric
 from sdm_ray.frontier import Point, hypervolume, near_front, pareto_front
 from sdm_ray.plotting import FAINT, FRONT, INK, TRIAL, WORDS, model_styles
 from sdm_ray.report import cell_numbers
-from sdm_ray.types import Metric
 
 TEMPLATE = "page.html"
 MARK = "/*DATA*/"

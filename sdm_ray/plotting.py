@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdm_ray.files import atomic_path
+from sdm_ray.core.files import atomic_path
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

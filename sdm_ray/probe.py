@@ -9,10 +9,10 @@ from sdm_ray.assess import Release, knowledge_of
 from sdm_ray.attack.protocol import attack_model
 from sdm_ray.attack.space import the_sampler
 from sdm_ray.config import AttackSettings, TrialSettings
+from sdm_ray.core.progress import run_through
 from sdm_ray.evaluate import Workspace, general_sources, load_trunk_on, open_workspace, trunk_params
 from sdm_ray.meta.trainer import Trainer, peak_bytes
 from sdm_ray.models.encoder import Trunk
-from sdm_ray.progress import run_through
 
 WARM_UP_STEPS, TIMED_STEPS = 3, 12
 """Outer steps that are run, and that are timed."""

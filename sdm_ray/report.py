@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from rich.table import Table
 
+from sdm_ray.core.metric_names import Metric
 from sdm_ray.frontier import Point, near_front, pareto_front
 from sdm_ray.plotting import (
     FAINT,
@@ -27,7 +28,6 @@ from sdm_ray.plotting import (
     padded_range,
     save_png,
 )
-from sdm_ray.types import Metric
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

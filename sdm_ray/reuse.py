@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 from sdm_ray.config import Origin, SweepSettings, TrialSettings, load_settings
-from sdm_ray.errors import UsageError
+from sdm_ray.core.errors import UsageError
 from sdm_ray.frontier import Rule, read_tables, select
 from sdm_ray.tracking.address import default_uri, is_reference, sweep_id_file
 

@@ -12,8 +12,10 @@ from sdm_ray.attack.findings.desired import desired_scores
 from sdm_ray.attack.protocol import attack_model
 from sdm_ray.attack.space import the_sampler
 from sdm_ray.config import TrialSettings
-from sdm_ray.files import read_json, write_json
-from sdm_ray.types import Metric, Progress, Split
+from sdm_ray.core.files import read_json, write_json
+from sdm_ray.core.metric_names import Metric
+from sdm_ray.core.progress import Progress
+from sdm_ray.core.types import Split
 
 if TYPE_CHECKING:
     from sdm_ray.attack.protocol import AttackReport

@@ -15,7 +15,12 @@ from sdm_ray.assess import Release, assess
 from sdm_ray.attack.check import check_data
 from sdm_ray.attack.findings.desired import desired_scores
 from sdm_ray.config import AttackSettings, TrialSettings, content_hash, digest, to_yaml
-from sdm_ray.errors import RunError, UsageError
+from sdm_ray.core.errors import RunError, UsageError
+from sdm_ray.core.files import write_json, write_text
+from sdm_ray.core.metric_names import Metric
+from sdm_ray.core.progress import Progress, run_through
+from sdm_ray.core.result import Status, TrialResult, finite, read_result
+from sdm_ray.core.types import Params, Split, Task
 from sdm_ray.evaluate import (
     Initialisation,
     Workspace,
@@ -24,14 +29,11 @@ from sdm_ray.evaluate import (
     open_workspace,
 )
 from sdm_ray.export import export_model, export_weights
-from sdm_ray.files import read_json, write_json, write_text
 from sdm_ray.meta.trainer import Trainer
 from sdm_ray.models.encoder import params_digest
 from sdm_ray.plotting import WORDS
-from sdm_ray.progress import run_through
 from sdm_ray.rungs import Rungs
 from sdm_ray.training_report import FIGURE, LOG, TRAJECTORY, trajectory_figure, write_log, write_trajectory
-from sdm_ray.types import Metric, Params, Progress, Split, Status, Task, TrialResult
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -112,16 +114,6 @@ def run_trial(
     return run_through(work, on_progress or (lambda progress: None))
 
 
-def read_result(output_dir: Path) -> TrialResult | None:
-    """The result that lies in a trial's folder, or None when it has not finished."""
-    path = output_dir / "result.json"
-    if not path.exists():
-        return None
-    values = read_json(path)
-    metrics = {name: float("nan") if value is None else value for name, value in values["metrics"].items()}
-    return TrialResult.from_dict({**values, "metrics": metrics}, output_dir)
-
-
 def claim_folder(settings: TrialSettings, output_dir: Path) -> TrialResult | None:
     """Write `config.yaml` into a trial's folder, or give the result that it holds.
 
@@ -137,14 +129,6 @@ def claim_folder(settings: TrialSettings, output_dir: Path) -> TrialResult | Non
     if finished is None:
         write_text(output_dir / "config.yaml", to_yaml(settings))
     return finished
-
-
-def finite(result: TrialResult) -> dict[str, object]:
-    """A result as strict JSON: NaN becomes null."""
-    values = result.to_dict()
-    metrics: dict[str, float] = values["metrics"]
-    values["metrics"] = {name: value if value == value else None for name, value in metrics.items()}
-    return values
 
 
 def attack_digest(attack: AttackSettings) -> str:

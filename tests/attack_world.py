@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from sdm_ray.attack.protocol import AttackReport, attack_model
 from sdm_ray.config import AttackSettings
-from sdm_ray.types import Batch, Params, Progress, Split, Task
+from sdm_ray.core.progress import Progress
+from sdm_ray.core.types import Batch, Params, Split, Task
 
 T = TypeVar("T")
 VOCABULARY, WIDTH, CUE = 40, 9, 30

@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from sdm_ray.config import SweepSettings, TrialSettings, content_hash, parse_settings
-from sdm_ray.types import Metric, Progress, Status, TrialResult
+from sdm_ray.core.metric_names import Metric
+from sdm_ray.core.progress import Progress
+from sdm_ray.core.result import Status, TrialResult
 
 Steps = Generator[Progress, None, TrialResult]
 
@@ -248,7 +250,7 @@ def located(trial: TrialSettings, output_dir: Path, *, trial_id: str = "trial") 
 
 def cached(trial: TrialSettings, output_dir: Path, *, trial_id: str = "trial") -> Steps:
     """Needs an entry of a cache folder that no other trial sees; builds it where no shelf has it."""
-    from sdm_ray import shelf
+    from sdm_ray.core import cache as shelf
 
     cache, path = output_dir / "cache", output_dir / "cache" / "floor.json"
     if not shelf.fetch(cache, "floor"):

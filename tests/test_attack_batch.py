@@ -21,10 +21,10 @@ from sdm_ray.attack.engine.scoring import forward_options, trunk_features
 from sdm_ray.attack.engine.stack import HEAD, Plan, Trained, train_heads, train_stack
 from sdm_ray.attack.families import Attacker
 from sdm_ray.attack.families.lora import ALPHA
+from sdm_ray.core.types import Split, Task
 from sdm_ray.models.heads import logits
 from sdm_ray.models.packing import token_places
 from sdm_ray.models.trunk import Trunk
-from sdm_ray.types import Split, Task
 from tests.attack_world import VOCABULARY, FakeData, TinyTrunk, params_of, quick
 from tests.helpers import tiny_config
 

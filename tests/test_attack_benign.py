@@ -6,7 +6,7 @@ import torch
 
 from sdm_ray.attack.findings.benign import GroupedData
 from sdm_ray.attack.protocol import attack_model
-from sdm_ray.types import Split, Task
+from sdm_ray.core.types import Split, Task
 from tests.attack_world import CUE, FakeData, TinyTrunk, drain, params_of, quick
 
 

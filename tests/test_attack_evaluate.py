@@ -18,12 +18,13 @@ from sdm_ray.attack.families import FAMILIES, Attacker
 from sdm_ray.attack.findings.regret import regret
 from sdm_ray.attack.protocol import AttackReport, attack_model
 from sdm_ray.attack.report import AttackRecord
-from sdm_ray.attack.scores import t_interval
 from sdm_ray.attack.space import Point, SobolSampler, Space
 from sdm_ray.config import AttackSettings
 from sdm_ray.config.attack import FAMILIES as ALL_FAMILIES
-from sdm_ray.errors import RunError, UsageError
-from sdm_ray.types import Metric, Split, Task
+from sdm_ray.core.errors import RunError, UsageError
+from sdm_ray.core.metric_names import Metric
+from sdm_ray.core.statistics import t_interval
+from sdm_ray.core.types import Split, Task
 from tests.attack_world import SIZES, FakeData, TinyTrunk, attack, drain, params_of, quick
 
 

@@ -10,10 +10,11 @@ import torch
 from sdm_ray.attack.findings.regret import regret
 from sdm_ray.attack.protocol import AttackReport, attack_model
 from sdm_ray.config import AttackSettings, DataSettings, EncoderSettings
+from sdm_ray.core.metric_names import Metric
+from sdm_ray.core.types import Params
 from sdm_ray.data.device import DeviceData
 from sdm_ray.data.tokenized import prepare
 from sdm_ray.models.encoder import load_tokenizer, load_trunk, tokenizer_digest
-from sdm_ray.types import Metric, Params
 from tests.attack_world import drain
 from tests.helpers import make_rows, write_encoder, write_rows
 
@@ -73,7 +74,7 @@ def test_steps_do_not_wait_for_the_device(tmp_path: Path) -> None:
     from sdm_ray.attack.engine import stack as batch_module
     from sdm_ray.attack.engine.executor import Executor
     from sdm_ray.attack.families import Attacker
-    from sdm_ray.types import Task
+    from sdm_ray.core.types import Task
 
     trunk, params, data = open_world(tmp_path, "cuda")
     executor = Executor(trunk, params, data, SETTINGS, Task.HARMFUL)

@@ -16,14 +16,12 @@ from sdm_ray.attack.scores import (
     Calibration,
     best_permutation,
     best_scale,
-    bootstrap_interval,
     confusion,
     evaluate,
     fit_calibration,
     mutual_information,
-    t_interval,
-    t_quantile,
 )
+from sdm_ray.core.statistics import bootstrap_interval, t_interval, t_quantile
 
 
 @pytest.mark.parametrize("classes", [2, 3, 5, 6])

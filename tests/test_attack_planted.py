@@ -19,8 +19,9 @@ from sdm_ray.attack.findings.signals import measure_signals
 from sdm_ray.attack.protocol import AttackReport, attack_model
 from sdm_ray.attack.space import Choice
 from sdm_ray.config.support import Support
+from sdm_ray.core.metric_names import Metric
+from sdm_ray.core.types import Params, Split, Task
 from sdm_ray.models.trunk import Trunk
-from sdm_ray.types import Metric, Params, Split, Task
 from tests.attack_world import WIDTH, FakeData, TinyTrunk, drain, params_of, quick
 from tests.helpers import tiny_config
 

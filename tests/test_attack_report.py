@@ -16,8 +16,10 @@ import torch
 from sdm_ray.attack.findings.desired import desired_scores
 from sdm_ray.attack.floors import cached_reports, load_report, store_report
 from sdm_ray.attack.report import AttackRecord, AttackReport
-from sdm_ray.errors import RunError
-from sdm_ray.types import Metric, Progress, Split, Task
+from sdm_ray.core.errors import RunError
+from sdm_ray.core.metric_names import Metric
+from sdm_ray.core.progress import Progress
+from sdm_ray.core.types import Split, Task
 from tests.attack_world import FakeData, TinyTrunk, attack, drain, params_of, quick
 
 

@@ -9,19 +9,13 @@ import pytest
 import torch
 
 from sdm_ray.attack.check import check_data
-from sdm_ray.attack.engine.draws import (
-    batch_order,
-    choose_subset,
-    derived_seed,
-    head_generator,
-    order_generator,
-    subset_generator,
-)
+from sdm_ray.attack.engine.draws import batch_order, choose_subset, head_generator, order_generator, subset_generator
 from sdm_ray.attack.engine.scoring import validation_sample
 from sdm_ray.attack.families import FAMILIES, HEAD_RATE_FACTOR, Attacker, Facts
 from sdm_ray.attack.space import Chance, Choice, Integer, LogFloat, SobolSampler
-from sdm_ray.errors import UsageError
-from sdm_ray.types import Split, Task
+from sdm_ray.core.errors import UsageError
+from sdm_ray.core.seeds import derived_seed
+from sdm_ray.core.types import Split, Task
 from tests.attack_world import FakeData, quick
 
 SPACE = {
@@ -104,7 +98,7 @@ def some_attacker(**changes: object) -> Attacker:
 
 
 def test_seeds_do_not_depend_on_the_process() -> None:
-    code = "from sdm_ray.attack.engine.draws import derived_seed; print(derived_seed(0, 'subset', 'search', 20, 1))"
+    code = "from sdm_ray.core.seeds import derived_seed; print(derived_seed(0, 'subset', 'search', 20, 1))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(done.stdout) == derived_seed(0, "subset", "search", 20, 1)
     assert 0 <= derived_seed(0, "subset", "search", 20, 1) < 2**63

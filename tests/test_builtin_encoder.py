@@ -13,10 +13,11 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from sdm_ray.config import DataSettings, EncoderSettings, SyntheticWorld
+from sdm_ray.core.errors import RunError
+from sdm_ray.core.types import Split, Task
 from sdm_ray.data.device import DeviceData
 from sdm_ray.data.synthetic import people, pretraining_texts, task_table
 from sdm_ray.data.tokenized import prepare
-from sdm_ray.errors import RunError
 from sdm_ray.models import builtin, pretrain
 from sdm_ray.models.builtin import builtin_folder, recorded_hash
 from sdm_ray.models.encoder import load_tokenizer, load_trunk, tokenizer_digest
@@ -29,7 +30,6 @@ from sdm_ray.models.pretrain import (
     pretrain_builtin,
     pretraining_record,
 )
-from sdm_ray.types import Split, Task
 
 TINY_WORLD = SyntheticWorld(num_names=12, num_examples=40, num_pretraining_texts=60, num_professions=2)
 TINY = PretrainSettings(num_layers=1, hidden_size=8, num_heads=1, intermediate_size=8, num_steps=3, batch_size=4)

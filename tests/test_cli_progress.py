@@ -10,7 +10,7 @@ from rich.console import Console
 
 from sdm_ray.cli import progress as progress_module
 from sdm_ray.cli.progress import follow, words
-from sdm_ray.types import Progress
+from sdm_ray.core.progress import Progress
 
 METRICS = {
     "train/step": 1200.0,

@@ -19,7 +19,7 @@ from sdm_ray.config import (
     parse_settings,
     to_yaml,
 )
-from sdm_ray.errors import UsageError
+from sdm_ray.core.errors import UsageError
 
 
 def trial(*overrides: str) -> TrialSettings:

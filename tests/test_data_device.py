@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from sdm_ray.config import DataSettings, EncoderSettings
+from sdm_ray.core.types import Split, Task
 from sdm_ray.data.device import DeviceData
 from sdm_ray.data.splits import SPLITS
 from sdm_ray.data.tokenized import TokenizedData, power_of_two, prepare
 from sdm_ray.models.encoder import load_tokenizer
-from sdm_ray.types import Split, Task
 from tests import helpers
 
 

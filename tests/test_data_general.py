@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from sdm_ray.config import DataSettings, EncoderSettings, RetainSettings, SyntheticWorld
+from sdm_ray.core.errors import RunError, UsageError
+from sdm_ray.core.types import Split, Task
 from sdm_ray.data.device import DeviceData
 from sdm_ray.data.general import GeneralText, load_general_text, meta_training_text
 from sdm_ray.data.synthetic import pretraining_texts
 from sdm_ray.data.tokenized import prepare
-from sdm_ray.errors import RunError, UsageError
 from sdm_ray.models.encoder import load_tokenizer, tokenizer_digest
-from sdm_ray.types import Split, Task
 from tests import helpers
 
 TEXTS = ["mara works", "otto likes planes and flights every day in town with patients", "they number 7", "vera"]

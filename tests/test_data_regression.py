@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
+from sdm_ray.core.types import Split, Task
 from sdm_ray.data.regression import RegressionWorld
-from sdm_ray.types import Split, Task
 from tests import helpers
 
 

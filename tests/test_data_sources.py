@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from sdm_ray.config import DataSettings
+from sdm_ray.core.errors import RunError, UsageError
 from sdm_ray.data.sources import Examples, load_examples, normalise
-from sdm_ray.errors import RunError, UsageError
 from tests import helpers
 
 

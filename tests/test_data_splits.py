@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sdm_ray.config import DataSettings, SplitFractions
+from sdm_ray.core.errors import RunError, UsageError
+from sdm_ray.core.types import Split
 from sdm_ray.data.sources import Examples, load_examples, normalise
 from sdm_ray.data.splits import SPLITS, assign_splits, check_classes, check_disjoint
-from sdm_ray.errors import RunError, UsageError
-from sdm_ray.types import Split
 
 SETTINGS = DataSettings()
 

@@ -14,13 +14,13 @@ import pyarrow as pa
 import pytest
 
 from sdm_ray.config import DataSettings, EncoderSettings
+from sdm_ray.core.errors import RunError, UsageError
+from sdm_ray.core.types import Task
 from sdm_ray.data import tokenized
 from sdm_ray.data.sources import load_examples
 from sdm_ray.data.splits import assign_splits
 from sdm_ray.data.tokenized import TokenizedData, prepare
-from sdm_ray.errors import RunError, UsageError
 from sdm_ray.models.encoder import load_tokenizer, tokenizer_digest
-from sdm_ray.types import Task
 from tests import helpers
 
 

@@ -15,7 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sdm_ray.errors import RunError, UsageError
+from sdm_ray.core.errors import RunError, UsageError
+from sdm_ray.core.metric_names import Metric
+from sdm_ray.core.result import Status, TrialResult
 from sdm_ray.frontier import (
     TABLE_VERSION,
     Point,
@@ -30,7 +32,6 @@ from sdm_ray.frontier import (
     write_tables,
 )
 from sdm_ray.sweep.background import FrontierWriter
-from sdm_ray.types import Metric, Status, TrialResult
 
 
 def point(name: str, desired: float, harmful: float, **changes: Any) -> Point:

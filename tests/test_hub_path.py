@@ -14,10 +14,9 @@ from pathlib import Path
 
 from sdm_ray.attack.report import AttackReport
 from sdm_ray.config import to_yaml
+from sdm_ray.core.result import Status, read_result
 from sdm_ray.export import load_exported
 from sdm_ray.reproduce import SUITES, suite_settings
-from sdm_ray.trial import read_result
-from sdm_ray.types import Status
 from tests import helpers
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from sdm_ray.config import AdversarySettings
-from sdm_ray.errors import UsageError
+from sdm_ray.core.errors import UsageError
 from sdm_ray.meta.adversary import Adversary, FewShot, InnerBatches, draw_fresh, draw_persistent
 
 PLAIN = Adversary(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from sdm_ray.errors import RunError, UsageError
+from sdm_ray.core.errors import RunError, UsageError
 from sdm_ray.meta import checkpoint
 from sdm_ray.meta.checkpoint import load_checkpoint, save_checkpoint
 

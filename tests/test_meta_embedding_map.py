@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from sdm_ray.errors import UsageError
+from sdm_ray.core.errors import UsageError
+from sdm_ray.core.types import Split
 from sdm_ray.meta.embedding_map import EmbeddingMap
 from sdm_ray.meta.functional import FlatModel
 from sdm_ray.meta.trainer import Trainer
 from sdm_ray.models.mlp import VectorMlp
-from sdm_ray.types import Split
 from tests.meta_fakes import FakeData, MlpTrunk, drive, random_batch, train, train_settings
 
 UNSEEN = slice(30, 40)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sdm_ray.core.types import Batch
 from sdm_ray.meta import functional as functional_module
 from sdm_ray.meta.episode import FROZEN_RATE_FACTOR, Episode, MetaGradients, Start
 from sdm_ray.meta.functional import FlatModel
@@ -20,7 +21,6 @@ from sdm_ray.meta.inner_loop import look_on, meta_gradients
 from sdm_ray.meta.objectives import Trajectory, step_losses
 from sdm_ray.meta.optim import ADAM_EPS, rate_factors
 from sdm_ray.meta.problems import Watch
-from sdm_ray.types import Batch
 from tests.meta_fakes import MlpTrunk, NoHostSync, bert_trunk, episode_of, random_batch, start_of
 
 WEIGHTS = {"harmful_adapted_calibrated": 1.0, "harmful_base": 0.3}

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from sdm_ray.errors import RunError
+from sdm_ray.core.errors import RunError
 from sdm_ray.meta import memory
 from sdm_ray.meta.functional import FlatModel
 from sdm_ray.meta.inner_loop import meta_gradients

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sdm_ray.config import BlockingSettings
-from sdm_ray.errors import UsageError
+from sdm_ray.core.errors import UsageError
 from sdm_ray.meta.objectives import (
     TERMS,
     Trajectory,

@@ -12,15 +12,15 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from sdm_ray.config import EncoderSettings, RetainSettings, SyntheticWorld, TrainSettings
+from sdm_ray.core.errors import UsageError
+from sdm_ray.core.types import Batch, Split, Task
 from sdm_ray.data.general import GeneralText
-from sdm_ray.errors import UsageError
 from sdm_ray.meta.functional import FlatModel
 from sdm_ray.meta.objectives import TERMS
 from sdm_ray.meta.retention import GeneralSources, Retention, load_general_sources
 from sdm_ray.models.encoder import load_tokenizer, load_trunk
 from sdm_ray.models.masked_lm import load_masked_lm
 from sdm_ray.models.trunk import Trunk
-from sdm_ray.types import Batch, Split, Task
 from tests import helpers
 from tests.trunks import padded_tokens
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from sdm_ray.config import EncoderSettings
-from sdm_ray.errors import RunError, UsageError
+from sdm_ray.core.errors import RunError, UsageError
 from sdm_ray.models.encoder import load_tokenizer, load_trunk, tokenizer_digest
 from tests import helpers
 

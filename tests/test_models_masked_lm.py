@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForMaskedLM, AutoModelForPreTraining
 
 from sdm_ray.config import EncoderSettings
-from sdm_ray.errors import RunError, UsageError
+from sdm_ray.core.errors import RunError, UsageError
 from sdm_ray.models.corruption import corrupt, replaced
 from sdm_ray.models.encoder import load_tokenizer, load_trunk
 from sdm_ray.models.masked_lm import MaskedLmHead, load_masked_lm, word_embedding_name

@@ -11,7 +11,7 @@ from torch.func import functional_call, grad, vmap
 from transformers import AutoModelForSequenceClassification
 
 from sdm_ray.config import EncoderSettings
-from sdm_ray.errors import UsageError
+from sdm_ray.core.errors import UsageError
 from sdm_ray.models.encoder import Trunk, load_trunk, params_digest
 from sdm_ray.models.heads import logits
 from tests import helpers

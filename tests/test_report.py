@@ -12,10 +12,10 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 import sdm_ray.plotting as plotting
-from sdm_ray.errors import RunError
+from sdm_ray.core.errors import RunError
+from sdm_ray.core.metric_names import Metric
 from sdm_ray.frontier import Point
 from sdm_ray.report import Curve, attack_curves_figure, frontier_figure, pareto_table, to_markdown
-from sdm_ray.types import Metric
 
 
 def point(name: str, desired: float, harmful: float, **changes: Any) -> Point:

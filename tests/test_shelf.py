@@ -9,18 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sdm_ray import shelf
 from sdm_ray.attack.floors import load_report, store_report
 from sdm_ray.attack.report import AttackReport
 from sdm_ray.config import DataSettings, EncoderSettings, ResourceSettings
 from sdm_ray.config.data import SyntheticWorld
+from sdm_ray.core import cache as shelf
+from sdm_ray.core.cache import Files
+from sdm_ray.core.errors import RunError
 from sdm_ray.data import tokenized
 from sdm_ray.data.tokenized import prepare
-from sdm_ray.errors import RunError
 from sdm_ray.models import builtin
 from sdm_ray.models.encoder import load_tokenizer
 from sdm_ray.models.pretrain import PretrainSettings
-from sdm_ray.shelf import Files
 from sdm_ray.sweep import SilentView, run_sweep
 from sdm_ray.sweep.cluster import cluster
 from tests import sweep_fakes

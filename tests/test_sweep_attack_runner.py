@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from sdm_ray.config import ResourceSettings
+from sdm_ray.core.types import Params, Task
 from sdm_ray.sweep.attack_runner import RayRunner, Target, ray_runner
 from sdm_ray.sweep.cluster import cluster
-from sdm_ray.types import Params, Task
 from tests.attack_world import FakeData, TinyTrunk, attack, quick
 
 RESOURCES = ResourceSettings(cpus_per_trial=1)

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from sdm_ray.attack.space import SAMPLERS, Chance, Choice, Integer, LogFloat, the_sampler
-from sdm_ray.errors import UsageError
+from sdm_ray.core.errors import UsageError
 from sdm_ray.sweep.attack_sampler import NUM_STARTUP_TRIALS, TpeSampler
 from tests.attack_world import FakeData, attack, quick
 

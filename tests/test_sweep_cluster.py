@@ -17,12 +17,12 @@ from typing import Any
 import pytest
 import yaml
 
+from sdm_ray.core.result import Status
 from sdm_ray.frontier import read_tables
 from sdm_ray.sweep import SilentView, run_sweep
 from sdm_ray.sweep.cluster import ray_environment
 from sdm_ray.sweep.ledger import Ledger
 from sdm_ray.sweep.status import read_status
-from sdm_ray.types import Status
 from tests import sweep_fakes
 from tests.test_infra import free_port
 

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from sdm_ray.core.metric_names import Metric
+from sdm_ray.core.result import Status, TrialResult
 from sdm_ray.frontier import Point
 from sdm_ray.sweep.ledger import Entry
 from sdm_ray.sweep.live import LinesView, LiveView, clock, render
 from sdm_ray.sweep.snapshot import Running, Snapshot
-from sdm_ray.types import Metric, Status, TrialResult
 
 
 def result(trial_id: str, status: Status, error: str | None = None) -> TrialResult:

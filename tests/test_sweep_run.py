@@ -17,7 +17,8 @@ import optuna
 import pytest
 
 from sdm_ray.config import ResourceSettings
-from sdm_ray.errors import RunError, UsageError
+from sdm_ray.core.errors import RunError, UsageError
+from sdm_ray.core.result import Status
 from sdm_ray.frontier import read_tables
 from sdm_ray.sweep import SilentView, SweepOutcome, run_sweep
 from sdm_ray.sweep import runner as runner_module
@@ -26,7 +27,6 @@ from sdm_ray.sweep.cluster import cluster, num_fitting, ray_environment
 from sdm_ray.sweep.ledger import Ledger
 from sdm_ray.sweep.searcher import trial_values
 from sdm_ray.sweep.study import SearchStudy
-from sdm_ray.types import Status
 from tests import sweep_fakes
 from tests.sweep_fakes import RATE, WEIGHT
 

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from sdm_ray.config import SweepSettings, TrialSettings, load_settings, override, parse_settings
-from sdm_ray.errors import UsageError
+from sdm_ray.core.errors import UsageError
 from sdm_ray.sweep.space import (
     KNOWN_POINTS,
     Space,

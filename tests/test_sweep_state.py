@@ -10,14 +10,15 @@ from typing import Any
 
 import pytest
 
-from sdm_ray.errors import RunError, UsageError
+from sdm_ray.core.errors import RunError, UsageError
+from sdm_ray.core.lock import FolderLock
+from sdm_ray.core.metric_names import Metric
+from sdm_ray.core.result import Status, TrialResult
 from sdm_ray.frontier import read_tables, write_tables
-from sdm_ray.lock import FolderLock
 from sdm_ray.sweep.ledger import Entry, Ledger
 from sdm_ray.sweep.live import progress_counts
 from sdm_ray.sweep.resume import claimed_folder
 from sdm_ray.sweep.state import SweepState
-from sdm_ray.types import Metric, Status, TrialResult
 from tests import sweep_fakes
 
 

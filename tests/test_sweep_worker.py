@@ -16,10 +16,11 @@ import torch
 
 from sdm_ray.attack.space import SAMPLERS
 from sdm_ray.config import TrialSettings
-from sdm_ray.errors import RunError, UsageError
-from sdm_ray.lock import FolderLock
+from sdm_ray.core.errors import RunError, UsageError
+from sdm_ray.core.lock import FolderLock
+from sdm_ray.core.metric_names import Metric
+from sdm_ray.core.result import Status, TrialResult
 from sdm_ray.sweep.worker import Job, TrialWorker, check_function, classify
-from sdm_ray.types import Metric, Status, TrialResult
 from tests import sweep_fakes
 
 

@@ -24,12 +24,12 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import pytest
 
 from sdm_ray.config import TrackingSettings
-from sdm_ray.errors import RunError, UsageError
+from sdm_ray.core.errors import RunError, UsageError
+from sdm_ray.core.result import Status, TrialResult
 from sdm_ray.tracking import mlflow as tracker_module
 from sdm_ray.tracking import open_tracker, sink
 from sdm_ray.tracking.address import sqlite_uri
 from sdm_ray.tracking.sink import SWEEP_RUN, TRIAL_TAG
-from sdm_ray.types import Status, TrialResult
 
 SETTINGS = {"name": "unit", "search": {"num_trials": 4}, "storage": None}
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sdm_ray.config import TrackingSettings
-from sdm_ray.errors import RunError, UsageError
+from sdm_ray.core.errors import RunError, UsageError
 from sdm_ray.tracking import NoTracker, open_tracker
 from sdm_ray.tracking.address import check_address, masked, sqlite_file, sqlite_uri
 from sdm_ray.tracking.environment import environment_tags, git_commit

@@ -13,15 +13,15 @@ from mlflow.protos.databricks_pb2 import ENDPOINT_NOT_FOUND
 from transformers import AutoModelForSequenceClassification
 
 from sdm_ray.config import DataSettings, EncoderSettings, TrackingSettings, TrialSettings, parse_settings
-from sdm_ray.errors import RunError, UsageError
-from sdm_ray.files import read_json, write_json
+from sdm_ray.core.errors import RunError, UsageError
+from sdm_ray.core.files import read_json, write_json
+from sdm_ray.core.result import Status, TrialResult
 from sdm_ray.tracking import open_tracker
 from sdm_ray.tracking import registry as registry_module
 from sdm_ray.tracking.address import sqlite_uri
 from sdm_ray.tracking.registry import register
 from sdm_ray.tracking.runs import TrackedRun, connect, run_of_trial
 from sdm_ray.trial import run_trial
-from sdm_ray.types import Status, TrialResult
 from tests.test_cli import run as command
 from tests.test_trial import SMALL, with_method
 

@@ -11,7 +11,8 @@ import pytest
 
 from sdm_ray.cli.app import main
 from sdm_ray.config import TrackingSettings, TrialSettings, content_hash, load_settings, to_yaml
-from sdm_ray.errors import RunError, UsageError
+from sdm_ray.core.errors import RunError, UsageError
+from sdm_ray.core.result import Status, TrialResult
 from sdm_ray.frontier import Point, write_tables
 from sdm_ray.sweep import SilentView, run_sweep
 from sdm_ray.sweep.tracked import tracked_points
@@ -19,7 +20,6 @@ from sdm_ray.tracking import open_tracker
 from sdm_ray.tracking.address import is_reference, sqlite_uri
 from sdm_ray.tracking.runs import add_to_run, download, find_run, model_folder, sibling_runs
 from sdm_ray.trial import run_trial
-from sdm_ray.types import Status, TrialResult
 from tests import sweep_fakes
 from tests.test_trial import settings, with_method  # noqa: F401  (a fixture)
 

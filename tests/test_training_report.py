@@ -10,7 +10,7 @@ import pytest
 from matplotlib.figure import Figure
 
 import sdm_ray.plotting as plotting
-from sdm_ray.errors import RunError
+from sdm_ray.core.errors import RunError
 from sdm_ray.training_report import trajectory_figure, write_log, write_trajectory
 
 START, END = {0: 0.7, 2: 0.5, 3: 0.3}, {0: 0.69, 2: 0.7, 3: 0.69}

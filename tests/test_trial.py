@@ -16,7 +16,10 @@ from transformers import pipeline
 from sdm_ray.assess import floor_report
 from sdm_ray.attack.report import AttackReport
 from sdm_ray.config import DataSettings, EncoderSettings, Origin, TrialSettings, load_settings, override, parse_settings
-from sdm_ray.errors import RunError, UsageError
+from sdm_ray.core.errors import RunError, UsageError
+from sdm_ray.core.metric_names import Metric
+from sdm_ray.core.progress import Progress
+from sdm_ray.core.result import Status, TrialResult, read_result
 from sdm_ray.evaluate import load_trunk_on, open_workspace, resolve_device
 from sdm_ray.export import load_exported
 from sdm_ray.final import iterate_final
@@ -24,8 +27,7 @@ from sdm_ray.meta import checkpoint
 from sdm_ray.meta.outer import OuterStep
 from sdm_ray.models.encoder import params_digest
 from sdm_ray.sweep.worker import Job, TrialWorker
-from sdm_ray.trial import iterate_trial, read_result, run_trial
-from sdm_ray.types import Metric, Progress, Status, TrialResult
+from sdm_ray.trial import iterate_trial, run_trial
 from tests.attack_world import drain
 
 SMALL = (

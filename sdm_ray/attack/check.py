@@ -10,8 +10,8 @@ import torch
 from sdm_ray.attack.families import the_family
 from sdm_ray.attack.space import the_sampler
 from sdm_ray.config.attack import AttackSettings
-from sdm_ray.errors import UsageError
-from sdm_ray.types import Split, Task
+from sdm_ray.core.errors import UsageError
+from sdm_ray.core.types import Split, Task
 
 if TYPE_CHECKING:
     from sdm_ray.data.device import DeviceData

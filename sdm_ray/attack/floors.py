@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from sdm_ray import shelf
 from sdm_ray.attack.report import FORMAT_VERSION, AttackReport
-from sdm_ray.errors import RunError
-from sdm_ray.lock import FolderLock, InUse
-from sdm_ray.types import Progress
+from sdm_ray.core import cache as shelf
+from sdm_ray.core.errors import RunError
+from sdm_ray.core.lock import FolderLock, InUse
+from sdm_ray.core.progress import Progress
 
 Build = Callable[[], Generator[Progress, None, AttackReport]]
 

@@ -27,9 +27,10 @@ from sdm_ray.attack.scores import evaluate, fit_calibration, permuted_accuracy, 
 from sdm_ray.attack.search import Scored, Search, cell_of, worst_cell
 from sdm_ray.attack.space import SamplerFactory, SobolSampler
 from sdm_ray.config.attack import AttackSettings
+from sdm_ray.core.errors import RunError, UsageError
+from sdm_ray.core.progress import Progress
+from sdm_ray.core.types import Params, Split, Task
 from sdm_ray.data.device import DeviceData
-from sdm_ray.errors import RunError, UsageError
-from sdm_ray.types import Params, Progress, Split, Task
 
 __all__ = ["AttackRecord", "AttackReport", "Cell", "attack_model"]
 

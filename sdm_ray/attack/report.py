@@ -13,10 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sdm_ray.attack.families.base import Attacker
-from sdm_ray.attack.scores import t_interval
-from sdm_ray.errors import RunError
-from sdm_ray.files import atomic_path, read_json, write_json
-from sdm_ray.types import Metric
+from sdm_ray.core.errors import RunError
+from sdm_ray.core.files import atomic_path, read_json, write_json
+from sdm_ray.core.metric_names import Metric
+from sdm_ray.core.statistics import t_interval
 
 FORMAT_VERSION = 2
 """Version of the JSON layout, and of the protocol behind the numbers."""

@@ -7,8 +7,6 @@ attack that is right on most examples and confidently wrong on some has a higher
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -17,9 +15,6 @@ from torch import Tensor
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-
-NUM_RESAMPLES = 10_000
-"""Bootstrap resamples of an interval."""
 
 
 class Scores(NamedTuple):
@@ -147,57 +142,6 @@ def mutual_information(counts: Floats) -> float:
     independent = joint.sum(axis=1, keepdims=True) * joint.sum(axis=0, keepdims=True)
     seen = joint > 0
     return max(0.0, float((joint[seen] * np.log(joint[seen] / independent[seen])).sum()))
-
-
-def t_interval(values: Sequence[float]) -> tuple[float, float]:
-    """95 % Student-t interval of the mean over seeds; NaN for fewer than two.
-
-    It covers what differs between seeds (subset, order, head). The test examples are shared by all seeds, so their own
-    sampling error is not in it.
-    """
-    if len(values) < 2:
-        return math.nan, math.nan
-    array = np.asarray(values, dtype=np.float64)
-    half = t_quantile(len(values) - 1) * float(array.std(ddof=1)) / math.sqrt(len(values))
-    return float(array.mean()) - half, float(array.mean()) + half
-
-
-_T_QUANTILES = (
-    12.706205, 4.302653, 3.182446, 2.776445, 2.570582, 2.446912, 2.364624, 2.306004, 2.262157, 2.228139,
-    2.200985, 2.178813, 2.160369, 2.144787, 2.131450, 2.119905, 2.109816, 2.100922, 2.093024, 2.085963,
-)  # fmt: skip
-
-
-def t_quantile(degrees: int) -> float:
-    """0.975 quantile of Student's t: a table to 20 degrees of freedom, above it the normal expansion (to 1e-5)."""
-    if degrees <= len(_T_QUANTILES):
-        return _T_QUANTILES[degrees - 1]
-    z = 1.959963985
-    first = (z**3 + z) / 4
-    second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
-    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
-    return z + first / degrees + second / degrees**2 + third / degrees**3
-
-
-def bootstrap_interval(groups: Sequence[Sequence[float]], *, seed: int = 0) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of the mean over groups of the group means.
-
-    Args:
-        groups: values by seed of one or more groups; seeds are resampled within each group.
-        seed: of the resampling.
-
-    Returns:
-        Low and high; NaN where a group has fewer than two values.
-    """
-    if any(len(group) < 2 for group in groups):
-        return math.nan, math.nan
-    generator = np.random.default_rng(seed)
-    total = np.zeros(NUM_RESAMPLES)
-    for group in groups:
-        values = np.asarray(group, dtype=np.float64)
-        total += values[generator.integers(len(values), size=(NUM_RESAMPLES, len(values)))].mean(axis=1)
-    low, high = np.quantile(total / len(groups), (0.025, 0.975))
-    return float(low), float(high)
 
 
 def _assignment(cost: Floats) -> tuple[int, ...]:

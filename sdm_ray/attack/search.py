@@ -6,12 +6,12 @@ import dataclasses
 import math
 from collections.abc import Iterable, Sequence
 
-from sdm_ray.attack.engine.draws import derived_seed
 from sdm_ray.attack.families.base import Attacker, Facts, Family
 from sdm_ray.attack.report import AttackRecord, Cell, Winner, is_flat, units
-from sdm_ray.attack.scores import t_interval
 from sdm_ray.attack.space import Point, SamplerFactory
 from sdm_ray.config.attack import AttackSettings
+from sdm_ray.core.seeds import derived_seed
+from sdm_ray.core.statistics import t_interval
 
 Scored = dict[tuple[str, str, int, int], list[AttackRecord]]
 """Finished records by phase, family, n and repetition."""

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import torch
 
-from sdm_ray.errors import UsageError
+from sdm_ray.core.errors import UsageError
 
 Point = dict[str, Any]
 """Hyper-parameters by name."""

@@ -16,7 +16,7 @@ from rich.markup import escape
 
 from sdm_ray.cli.progress import error_console
 from sdm_ray.config import SweepSettings, TrialSettings, json_schema, load_settings, override
-from sdm_ray.errors import RunError, UsageError
+from sdm_ray.core.errors import RunError, UsageError
 
 app = typer.Typer(
     name="sdm-ray",

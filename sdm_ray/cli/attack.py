@@ -16,9 +16,9 @@ from rich.text import Text
 from sdm_ray.cli.progress import console, error_console, follow
 from sdm_ray.cli.tables import attack_table, family_table
 from sdm_ray.config import EncoderSettings, TrialSettings, content_hash, digest, load_settings, parse_settings
-from sdm_ray.errors import RunError
+from sdm_ray.core.errors import RunError
+from sdm_ray.core.metric_names import Metric
 from sdm_ray.tracking.address import is_reference
-from sdm_ray.types import Metric
 
 if TYPE_CHECKING:
     from sdm_ray.assess import Assessment
@@ -68,9 +68,9 @@ def _attack(
     from sdm_ray.assess import Release, assess
     from sdm_ray.attack.report import write_summary
     from sdm_ray.attack_report import write_figures
+    from sdm_ray.core.files import write_json
     from sdm_ray.evaluate import load_trunk_on, open_workspace, trunk_params
     from sdm_ray.export import META, load_exported
-    from sdm_ray.files import write_json
 
     exported = load_exported(model) if (Path(model) / META).is_file() else None
     if tracked is not None:

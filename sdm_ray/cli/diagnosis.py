@@ -167,7 +167,7 @@ def _mlflow(uri: str | None, deep: bool) -> list[Check]:
 
 
 def _tracking_server(uri: str) -> Check:
-    from sdm_ray.errors import RunError, UsageError
+    from sdm_ray.core.errors import RunError, UsageError
     from sdm_ray.tracking.address import check_address, masked
 
     try:

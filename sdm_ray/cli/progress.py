@@ -13,8 +13,8 @@ from rich.progress import Progress as Bars
 from rich.table import Column
 from rich.text import Text
 
-from sdm_ray.progress import run_through
-from sdm_ray.types import Metric, Progress
+from sdm_ray.core.metric_names import Metric
+from sdm_ray.core.progress import Progress, run_through
 
 T = TypeVar("T")
 

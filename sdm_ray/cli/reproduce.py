@@ -11,7 +11,7 @@ from rich.table import Table
 
 from sdm_ray.cli.progress import console, error_console
 from sdm_ray.cli.sweep import again, run_checked, show_plan
-from sdm_ray.errors import UsageError
+from sdm_ray.core.errors import UsageError
 from sdm_ray.reproduce import SUITES, Measured, read_measured, suite_settings, write_reproduction
 from sdm_ray.reproduce.write import MARKDOWN, attacker_words, claims_table, models_table
 from sdm_ray.sweep.ledger import FILE as LEDGER

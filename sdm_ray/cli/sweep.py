@@ -13,8 +13,8 @@ from rich.markup import escape
 
 from sdm_ray.cli.progress import console, error_console
 from sdm_ray.config import SweepSettings, to_yaml
-from sdm_ray.errors import UsageError
-from sdm_ray.files import write_text
+from sdm_ray.core.errors import UsageError
+from sdm_ray.core.files import write_text
 from sdm_ray.frontier import Point, Rule, compare, hypervolume, read_importances, read_tables, select, write_tables
 from sdm_ray.page import write_page
 from sdm_ray.report import frontier_figure, pareto_table

@@ -12,10 +12,12 @@ from rich.markup import escape
 
 from sdm_ray.cli.progress import console, error_console
 from sdm_ray.config import Origin, TrackingSettings, TrialSettings, content_hash
-from sdm_ray.errors import RunError, UsageError
+from sdm_ray.core.errors import RunError, UsageError
+from sdm_ray.core.metric_names import Metric
+from sdm_ray.core.progress import Progress
+from sdm_ray.core.result import TrialResult
 from sdm_ray.tracking import Tracker, open_tracker
 from sdm_ray.tracking.sink import SWEEP_RUN
-from sdm_ray.types import Metric, Progress, TrialResult
 
 Steps = Generator[Progress, None, TrialResult]
 

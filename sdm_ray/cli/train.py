@@ -13,9 +13,10 @@ from sdm_ray.cli.progress import console, error_console, follow
 from sdm_ray.cli.tables import attack_table
 from sdm_ray.cli.tracking import tracked
 from sdm_ray.config import TrialSettings, content_hash
-from sdm_ray.errors import RunError
+from sdm_ray.core.errors import RunError
+from sdm_ray.core.metric_names import Metric
+from sdm_ray.core.result import Status
 from sdm_ray.training_report import FIGURE, LOG
-from sdm_ray.types import Metric, Status
 
 if TYPE_CHECKING:
     from sdm_ray.evaluate import Initialisation

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 from sdm_ray.config.base import Settings
 from sdm_ray.config.sweep import SweepSettings
 from sdm_ray.config.trial import TrialSettings
-from sdm_ray.errors import UsageError
+from sdm_ray.core.errors import UsageError
 
 T = TypeVar("T", bound=Settings)
 

@@ -13,7 +13,7 @@ from sdm_ray.config.base import NonNegativeFloat, NonNegativeInt, PositiveFloat,
 from sdm_ray.config.space import Distribution
 from sdm_ray.config.train import Method
 from sdm_ray.config.trial import FINAL_SEED, TrialSettings, _changed
-from sdm_ray.types import Metric
+from sdm_ray.core.metric_names import Metric
 
 VARIANT_NAME = re.compile(
     rf"(?!(?:{'|'.join(get_args(Method))}|t\d+)(?:-s\d+)?$)(?!.*-(?:s\d+|final)$)[a-z][a-z0-9]*(?:-[a-z0-9]+)*"

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import LongTensor, Tensor
 
+from sdm_ray.core.types import Batch, Split, Task
 from sdm_ray.data.splits import SPLITS
 from sdm_ray.data.tokenized import TokenizedData, power_of_two, round_up
-from sdm_ray.types import Batch, Split, Task
 
 
 class DeviceData:

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from sdm_ray.config import RetainSettings, SyntheticWorld
+from sdm_ray.core.errors import RunError, UsageError
+from sdm_ray.core.types import Task
 from sdm_ray.data.device import DeviceData
 from sdm_ray.data.readers import Source, data_files, read_files, read_hub
 from sdm_ray.data.sources import normalise
 from sdm_ray.data.synthetic import pretraining_texts
 from sdm_ray.data.tokenized import encode, round_up
-from sdm_ray.errors import RunError, UsageError
-from sdm_ray.types import Task
 
 CHUNK_TEXTS = 8192
 """Texts that are copied from the device at a time."""

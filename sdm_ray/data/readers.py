@@ -16,7 +16,7 @@ import pyarrow.csv
 import pyarrow.json
 import pyarrow.parquet as pq
 
-from sdm_ray.errors import RunError, UsageError
+from sdm_ray.core.errors import RunError, UsageError
 
 ClassNames = dict[str, list[str]]
 """Column to the names of its integer classes, where a Hugging Face dataset gives them."""

@@ -11,7 +11,7 @@ import hashlib
 import torch
 from torch import LongTensor, Tensor
 
-from sdm_ray.types import Batch, Split, Task
+from sdm_ray.core.types import Batch, Split, Task
 
 SHARES = {Split.META_TRAIN: 0.5, Split.ATTACKER_TRAIN: 0.2, Split.ATTACKER_VAL: 0.1, Split.TEST: 0.2}
 """Share of each split. Examples are independent draws, so a split is a run of them."""

@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sdm_ray.config import DataSettings
+from sdm_ray.core.errors import UsageError
 from sdm_ray.data.readers import Source, brief, data_files, files_digest, read_files, read_hub
 from sdm_ray.data.scrub import scrub_pronouns
-from sdm_ray.errors import UsageError
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 

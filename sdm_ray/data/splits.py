@@ -14,9 +14,9 @@ import hashlib
 import numpy as np
 
 from sdm_ray.config import DataSettings
+from sdm_ray.core.errors import RunError, UsageError
+from sdm_ray.core.types import Split, Task
 from sdm_ray.data.sources import Examples, normalise
-from sdm_ray.errors import RunError, UsageError
-from sdm_ray.types import Split, Task
 
 SPLITS = tuple(Split)
 """The splits in the order of their codes."""

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from sdm_ray import shelf
 from sdm_ray.config import DataSettings, digest
+from sdm_ray.core import cache as shelf
+from sdm_ray.core.errors import UsageError
+from sdm_ray.core.files import atomic_path, write_json
+from sdm_ray.core.types import Task
 from sdm_ray.data.sources import Examples, load_examples, source_digest
 from sdm_ray.data.splits import assign_splits, check_classes, check_disjoint
-from sdm_ray.errors import UsageError
-from sdm_ray.files import atomic_path, write_json
-from sdm_ray.types import Task
 
 log = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from sdm_ray.config import AdversarySettings, LogRange
+from sdm_ray.core.errors import UsageError
 from sdm_ray.data.sampler import EpochSampler
-from sdm_ray.errors import UsageError
 
 T = TypeVar("T")
 

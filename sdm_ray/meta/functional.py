@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
+from sdm_ray.core.types import Batch, Params
 from sdm_ray.data.tokenized import power_of_two
 from sdm_ray.models.heads import logits
 from sdm_ray.models.interface import TrunkLike
-from sdm_ray.types import Batch, Params
 
 ROW_MULTIPLE = 256
 """The number of embedding rows is rounded up to a multiple of this, so that few shapes occur."""

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sdm_ray.core.types import Batch
 from sdm_ray.meta.problems import Base, TrunkProblem, View
-from sdm_ray.types import Batch
 
 Inputs = tuple[Tensor, ...]
 MAX_SHAPES = 4096

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from sdm_ray.config import TrainSettings
+from sdm_ray.core.seeds import Generators
+from sdm_ray.core.types import Params, Split, Task
 from sdm_ray.data.device import DeviceData
 from sdm_ray.data.sampler import EpochSampler
 from sdm_ray.meta.functional import FlatModel, TrunkLike
-from sdm_ray.meta.generators import Generators
 from sdm_ray.meta.objectives import task_loss
 from sdm_ray.meta.outer_optimizer import Group, OuterOptimizer
 from sdm_ray.models.heads import init_head, logits
-from sdm_ray.types import Params, Split, Task
 
 FEATURE_BATCH_SIZE = 256
 SMALLEST_MOMENT = 1e-6

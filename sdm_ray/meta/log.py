@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdm_ray.errors import RunError
-from sdm_ray.types import Metric
+from sdm_ray.core.errors import RunError
+from sdm_ray.core.metric_names import Metric
 
 
 class MetricLog:

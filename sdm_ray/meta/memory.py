@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from sdm_ray.errors import RunError
+from sdm_ray.core.errors import RunError
 
 logger = logging.getLogger(__name__)
 

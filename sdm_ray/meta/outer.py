@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from sdm_ray.config import TrainSettings
+from sdm_ray.core.seeds import Generators
+from sdm_ray.core.types import Batch, Params, Split, Task
 from sdm_ray.data.device import DeviceData
 from sdm_ray.data.sampler import EpochSampler
 from sdm_ray.meta.adversary import FewShot
 from sdm_ray.meta.embedding_map import EmbeddingMap
 from sdm_ray.meta.functional import FlatModel, TrunkLike
 from sdm_ray.meta.gathered import Gathered, ends, single
-from sdm_ray.meta.generators import Generators
 from sdm_ray.meta.memory import ModeChooser
 from sdm_ray.meta.objectives import TERMS, accuracies, load_terms, step_losses, task_loss
 from sdm_ray.meta.outer_optimizer import Group, OuterOptimizer
@@ -27,7 +28,6 @@ from sdm_ray.meta.problems import Watch
 from sdm_ray.meta.retention import GeneralSources, Retention
 from sdm_ray.meta.simulator import Heads, Simulator
 from sdm_ray.models.heads import init_head
-from sdm_ray.types import Batch, Params, Split, Task
 
 
 class OuterStep:

@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
 from sdm_ray.config import TrainSettings
-from sdm_ray.errors import UsageError
+from sdm_ray.core.errors import UsageError
+from sdm_ray.core.types import Params
 from sdm_ray.meta.outer_schedule import Schedule, check_options, classes_of, unknown
-from sdm_ray.types import Params
 
 ELEMENTWISE = frozenset(
     {"ASGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "Rprop", "SGD"}

@@ -14,7 +14,7 @@ from torch.optim import Optimizer, lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler
 
 from sdm_ray.config import TrainSettings
-from sdm_ray.errors import UsageError
+from sdm_ray.core.errors import UsageError
 
 NEEDS_MORE = {
     "ReduceLROnPlateau": "it waits for a metric",

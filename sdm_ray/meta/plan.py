@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from sdm_ray.config import TrainSettings
-from sdm_ray.errors import UsageError
+from sdm_ray.core.errors import UsageError
 from sdm_ray.meta.objectives import TERMS
 
 FRESH_READS = ("harmful_adapted", "predicted", "inner_gradient")

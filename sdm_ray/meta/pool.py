@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from sdm_ray.config import AdversarySettings
+from sdm_ray.core.types import Batch, Task
 from sdm_ray.data.device import DeviceData
 from sdm_ray.data.sampler import EpochSampler
 from sdm_ray.meta.adversary import Adversary, FewShot, draw_persistent, whole_number
@@ -36,7 +37,6 @@ from sdm_ray.meta.objectives import Trajectory
 from sdm_ray.meta.optim import OptimizerState, make_optimizer
 from sdm_ray.meta.problems import Data, Watch
 from sdm_ray.models.heads import init_head
-from sdm_ray.types import Batch, Task
 
 DECAYING = ("adamw",)
 """Optimisers that move parameters whose gradient is zero."""

@@ -14,10 +14,10 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from sdm_ray.core.types import Batch, Params
 from sdm_ray.meta.functional import FlatModel, Layout
 from sdm_ray.meta.objectives import example_losses
 from sdm_ray.models.heads import logits
-from sdm_ray.types import Batch, Params
 
 LORA_ALPHA = 16.0
 """Low-rank updates are scaled by this over the rank (Hu et al., arXiv 2106.09685)."""

@@ -16,16 +16,16 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from sdm_ray.config import EncoderSettings, RetainSettings, SyntheticWorld, TrainSettings
+from sdm_ray.core.errors import UsageError
+from sdm_ray.core.types import Batch, Params
 from sdm_ray.data.device import DeviceData
 from sdm_ray.data.general import GeneralText, load_general_text, meta_training_text
 from sdm_ray.data.sampler import EpochSampler
-from sdm_ray.errors import UsageError
 from sdm_ray.meta.functional import FlatModel, TrunkLike
 from sdm_ray.meta.objectives import TERMS, weighted_sum
 from sdm_ray.models.corruption import corrupt
 from sdm_ray.models.masked_lm import MaskedLmHead, load_masked_lm, word_embedding_name
 from sdm_ray.models.trunk import Trunk
-from sdm_ray.types import Batch, Params
 
 ON_DESIRED_BATCH = ("retain_representation",)
 """Terms that are not read on general text."""

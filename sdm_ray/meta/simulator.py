@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from sdm_ray.config import TrainSettings
+from sdm_ray.core.types import Task
 from sdm_ray.data.device import DeviceData
 from sdm_ray.meta.adversary import Adversary, FewShot, InnerBatches, draw_fresh, whole_number
 from sdm_ray.meta.episode import Episode, MetaGradients, Start
@@ -24,7 +25,6 @@ from sdm_ray.meta.memory import ModeChooser
 from sdm_ray.meta.objectives import Trajectory
 from sdm_ray.meta.problems import Data, Watch
 from sdm_ray.models.heads import init_head
-from sdm_ray.types import Task
 
 BATCHING = ("cuda",)
 """Kinds of devices on which several adversaries run as one batch."""

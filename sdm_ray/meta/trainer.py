@@ -14,15 +14,17 @@ import torch
 from torch import Tensor
 
 from sdm_ray.config import TrainSettings
+from sdm_ray.core.metric_names import Metric
+from sdm_ray.core.progress import Progress
+from sdm_ray.core.seeds import Generators
+from sdm_ray.core.types import Params
 from sdm_ray.data.device import DeviceData
 from sdm_ray.meta.checkpoint import load_checkpoint, save_checkpoint
 from sdm_ray.meta.functional import FlatModel, TrunkLike
-from sdm_ray.meta.generators import Generators
 from sdm_ray.meta.linear import LinearStep
 from sdm_ray.meta.log import MetricLog, diverged
 from sdm_ray.meta.outer import OuterStep
 from sdm_ray.meta.validation import UNTRAINED, Validation, split_meta_train
-from sdm_ray.types import Metric, Params, Progress
 
 if TYPE_CHECKING:
     from sdm_ray.meta.retention import GeneralSources

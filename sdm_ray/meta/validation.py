@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from sdm_ray.config import TrainSettings
+from sdm_ray.core.errors import UsageError
+from sdm_ray.core.metric_names import Metric
+from sdm_ray.core.seeds import generator_seed
+from sdm_ray.core.types import Split, Task
 from sdm_ray.data.device import DeviceData
-from sdm_ray.errors import UsageError
 from sdm_ray.meta.functional import FlatModel
-from sdm_ray.meta.generators import derived_seed
 from sdm_ray.meta.objectives import task_loss
-from sdm_ray.types import Metric, Split, Task
 
 BATCH_SIZE = 256
 UNTRAINED = ("pretrained", "random")
@@ -39,7 +40,7 @@ def split_meta_train(data: DeviceData, settings: TrainSettings) -> tuple[Tensor,
             f"train.validation.fraction is {validation.fraction:g}, which holds out {num_held} of {len(indices)} "
             "meta-training examples; leave at least one on each side"
         )
-    order = torch.randperm(len(indices), generator=torch.Generator().manual_seed(derived_seed(0, "validation")))
+    order = torch.randperm(len(indices), generator=torch.Generator().manual_seed(generator_seed(0, "validation")))
     return indices[order[num_held:].sort().values], indices[order[:num_held].sort().values]
 
 

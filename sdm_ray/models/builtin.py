@@ -9,9 +9,9 @@ import shutil
 import uuid
 from pathlib import Path
 
-from sdm_ray import shelf
 from sdm_ray.config.data import SyntheticWorld
-from sdm_ray.errors import RunError
+from sdm_ray.core import cache as shelf
+from sdm_ray.core.errors import RunError
 from sdm_ray.models.pretrain import RECORD_FILE, SHIPPED_FOLDER, PretrainSettings, pretrain_builtin, pretraining_record
 
 logger = logging.getLogger(__name__)

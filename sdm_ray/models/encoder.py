@@ -15,7 +15,8 @@ import torch
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 from sdm_ray.config import EncoderSettings, SyntheticWorld
-from sdm_ray.errors import RunError, UsageError
+from sdm_ray.core.errors import RunError, UsageError
+from sdm_ray.core.types import Params
 from sdm_ray.models.hub import (
     NEW_WEIGHTS_SEED,
     brief,
@@ -28,7 +29,6 @@ from sdm_ray.models.hub import (
 )
 from sdm_ray.models.native import NATIVE, native_pooling
 from sdm_ray.models.trunk import Pooling, Trunk, params_digest
-from sdm_ray.types import Params
 
 
 def load_tokenizer(settings: EncoderSettings, *, cache_dir: Path, world: SyntheticWorld | None = None) -> Any:

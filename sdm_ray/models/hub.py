@@ -16,7 +16,7 @@ import torch
 from transformers.utils import logging as hf_logging
 
 from sdm_ray.config import EncoderSettings, SyntheticWorld
-from sdm_ray.errors import RunError, UsageError
+from sdm_ray.core.errors import RunError, UsageError
 
 NEW_WEIGHTS_SEED = 0
 """Seed of pretrained encoders' weights that a checkpoint lacks (a pooler, say), so that loading is reproducible."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForMaskedLM
 
 from sdm_ray.config import EncoderSettings, SyntheticWorld
-from sdm_ray.errors import RunError, UsageError
+from sdm_ray.core.errors import RunError, UsageError
 from sdm_ray.models import hub
 from sdm_ray.models.trunk import Trunk
 

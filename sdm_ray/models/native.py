@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sdm_ray.errors import UsageError
+from sdm_ray.core.errors import UsageError
 
 
 class NativePooling(NamedTuple):

@@ -23,11 +23,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from sdm_ray.errors import UsageError
+from sdm_ray.core.errors import UsageError
+from sdm_ray.core.types import Params
 from sdm_ray.models.embedding import depths_of, drop_padding_index, num_fixed_ids, token_embedding_name
 from sdm_ray.models.lean import EMBEDDINGS, SHORTCUTS, lean_output
 from sdm_ray.models.native import cls_pool, mean_pool, native_pooling
-from sdm_ray.types import Params
 
 Pooling = Literal["native", "cls", "mean"]
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from sdm_ray.errors import UsageError
+from sdm_ray.core.errors import UsageError
 from sdm_ray.reproduce.measured import Estimate, Measured, paired
 
 Verdict = Literal["reproduced", "not reproduced", "inconclusive"]

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sdm_ray.attack.report import AttackReport
-from sdm_ray.attack.scores import t_interval
 from sdm_ray.config import SweepSettings, load_settings
-from sdm_ray.errors import UsageError
+from sdm_ray.core.errors import UsageError
+from sdm_ray.core.metric_names import Metric
+from sdm_ray.core.result import Status
+from sdm_ray.core.statistics import t_interval
 from sdm_ray.sweep.ledger import Ledger
 from sdm_ray.sweep.resume import SETTINGS
-from sdm_ray.types import Metric, Status
 
 WORST = "worst"
 """The attacker that takes, at each n, the family that validation finds strongest."""

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import sdm_ray
 from sdm_ray.config import SweepSettings, load_settings
-from sdm_ray.errors import UsageError
+from sdm_ray.core.errors import UsageError
 from sdm_ray.reproduce.claims import Claim, DesiredDrop, HarmfulDifference, HeadStart, LongHeadStart
 
 RECOVERED = 0.05

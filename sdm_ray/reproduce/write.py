@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from sdm_ray.config import SweepSettings
 from sdm_ray.config.attack import FAMILIES
-from sdm_ray.files import atomic_path, write_json, write_text
+from sdm_ray.core.files import atomic_path, write_json, write_text
 from sdm_ray.plotting import WORDS, model_styles
 from sdm_ray.report import Curve, attack_curves_figure
 from sdm_ray.reproduce.claims import Finding, judge

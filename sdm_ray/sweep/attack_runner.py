@@ -16,7 +16,7 @@ from sdm_ray.attack.families import Attacker
 from sdm_ray.attack.families.knowledge import Knowledge
 from sdm_ray.attack.protocol import RunnerFactory
 from sdm_ray.config import AttackSettings, ResourceSettings
-from sdm_ray.types import Params, Task
+from sdm_ray.core.types import Params, Task
 
 CHUNKS_PER_WORKER = 3
 """Parts that each worker's share of alike attackers is cut into, so that no worker waits long for the last one."""

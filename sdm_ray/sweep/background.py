@@ -10,9 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from sdm_ray.core.result import TrialResult
 from sdm_ray.frontier import Point, pareto_front, write_tables
 from sdm_ray.tracking.base import Tracker
-from sdm_ray.types import TrialResult
 
 log = logging.getLogger(__name__)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ray.tune import Callback, Stopper
 from ray.tune.schedulers import FIFOScheduler
 
+from sdm_ray.core.metric_names import Metric
 from sdm_ray.sweep.background import TrackerThread
 from sdm_ray.sweep.ledger import Entry
 from sdm_ray.sweep.live import View
@@ -15,7 +16,6 @@ from sdm_ray.sweep.searcher import DriverOnly
 from sdm_ray.sweep.state import SweepState
 from sdm_ray.sweep.stop import StopSwitch
 from sdm_ray.sweep.trainable import TRIAL
-from sdm_ray.types import Metric
 
 if TYPE_CHECKING:
     from ray.tune.experiment import Trial

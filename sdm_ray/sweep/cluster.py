@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sdm_ray.config import ResourceSettings, digest
-from sdm_ray.errors import RunError, UsageError
+from sdm_ray.core.errors import RunError, UsageError
 
 OBJECT_STORE_BYTES = 256 * 2**20
 """Object store of a local cluster: trials exchange reports only."""

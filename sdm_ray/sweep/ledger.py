@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sdm_ray.config import Method
-from sdm_ray.errors import RunError
-from sdm_ray.types import TrialResult
+from sdm_ray.core.errors import RunError
+from sdm_ray.core.result import TrialResult
 
 FILE = "trials.jsonl"
 Role = Literal["reference", "search", "final"]

@@ -12,9 +12,10 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from sdm_ray.core.metric_names import Metric
+from sdm_ray.core.result import Status, TrialResult
 from sdm_ray.frontier import Point, hypervolume
 from sdm_ray.sweep.snapshot import Running, Snapshot
-from sdm_ray.types import Metric, Status, TrialResult
 
 REFRESH_SECONDS = 0.5
 LINE_SECONDS = 10.0

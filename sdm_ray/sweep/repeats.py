@@ -6,7 +6,8 @@ import dataclasses
 import math
 from collections.abc import Collection, Sequence
 
-from sdm_ray.types import Metric, Status, TrialResult
+from sdm_ray.core.metric_names import Metric
+from sdm_ray.core.result import Status, TrialResult
 
 
 def combined(results: Sequence[TrialResult], *, point: str, intervals: Collection[str]) -> TrialResult:
@@ -35,7 +36,7 @@ def combined(results: Sequence[TrialResult], *, point: str, intervals: Collectio
         mean = min(values) if name == Metric.AUDIT_PASSED else math.fsum(values) / len(values)
         metrics[name] = mean
         if name in intervals and all(map(math.isfinite, values)):
-            from sdm_ray.attack.scores import t_interval  # torch takes seconds, and most sweeps have one seed
+            from sdm_ray.core.statistics import t_interval
 
             metrics[Metric.low(name)], metrics[Metric.high(name)] = t_interval(values)
     return dataclasses.replace(results[0], trial_id=point, metrics=metrics)

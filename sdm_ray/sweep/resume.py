@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from sdm_ray.config import SweepSettings, load_settings, to_yaml
-from sdm_ray.errors import RunError, UsageError
-from sdm_ray.files import write_text
-from sdm_ray.lock import FolderLock
+from sdm_ray.core.errors import RunError, UsageError
+from sdm_ray.core.files import write_text
+from sdm_ray.core.lock import FolderLock
 from sdm_ray.sweep.ledger import FILE as LEDGER
 from sdm_ray.sweep.mirror import Mirror, sweep_uri
 

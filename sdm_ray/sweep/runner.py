@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdm_ray.config import SweepSettings
-from sdm_ray.errors import RunError, UsageError
+from sdm_ray.core.errors import RunError, UsageError
+from sdm_ray.core.result import Status, TrialResult
 from sdm_ray.frontier import Point, pareto_front
 from sdm_ray.sweep.background import FrontierWriter, TrackerThread
 from sdm_ray.sweep.cluster import cluster, quiet_logs, ray_environment
@@ -23,7 +24,6 @@ from sdm_ray.sweep.stop import StopSwitch, stop_on_signals
 from sdm_ray.sweep.warm import earlier_results
 from sdm_ray.sweep.worker import check_function, classify
 from sdm_ray.tracking import open_tracker
-from sdm_ray.types import Status, TrialResult
 
 if TYPE_CHECKING:
     from sdm_ray.sweep.study import SearchStudy

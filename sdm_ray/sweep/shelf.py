@@ -10,8 +10,8 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from sdm_ray import shelf
-from sdm_ray.shelf import Files
+from sdm_ray.core import cache as shelf
+from sdm_ray.core.cache import Files
 
 log = logging.getLogger(__name__)
 

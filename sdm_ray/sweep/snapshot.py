@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
+from sdm_ray.core.result import Status, TrialResult
 from sdm_ray.frontier import Point
 from sdm_ray.sweep.ledger import Entry
-from sdm_ray.types import Status, TrialResult
 
 
 @dataclass

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from sdm_ray.config import Method, SweepSettings, TrialSettings, check_path, override
 from sdm_ray.config.space import CategoricalDistribution, Distribution
-from sdm_ray.errors import UsageError
-from sdm_ray.types import Metric
+from sdm_ray.core.errors import UsageError
+from sdm_ray.core.metric_names import Metric
 
 if TYPE_CHECKING:
     import optuna

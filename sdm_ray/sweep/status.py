@@ -7,14 +7,14 @@ from pathlib import Path
 
 from sdm_ray.config import load_settings
 from sdm_ray.config.sweep import SweepSettings
+from sdm_ray.core.lock import holder_of
+from sdm_ray.core.result import Status, TrialResult
 from sdm_ray.frontier import Point, hypervolume
-from sdm_ray.lock import holder_of
 from sdm_ray.sweep.ledger import Ledger
 from sdm_ray.sweep.live import clock, progress_counts, result_line
 from sdm_ray.sweep.resume import LOCK, SETTINGS
 from sdm_ray.sweep.snapshot import Snapshot
 from sdm_ray.sweep.state import SweepState
-from sdm_ray.types import Status, TrialResult
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
 from sdm_ray.config import SearchSettings, SweepSettings
-from sdm_ray.errors import RunError, UsageError
+from sdm_ray.core.errors import RunError, UsageError
 from sdm_ray.sweep.space import Space
 
 JOURNAL = "journal://"

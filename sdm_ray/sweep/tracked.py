@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from sdm_ray.config import SweepSettings, load_settings
-from sdm_ray.errors import RunError, UsageError
+from sdm_ray.core.errors import RunError, UsageError
+from sdm_ray.core.result import Status, TrialResult
 from sdm_ray.frontier import Point
 from sdm_ray.sweep.ledger import Entry, Ledger
 from sdm_ray.sweep.resume import SETTINGS
 from sdm_ray.sweep.state import ROLES, SweepState
 from sdm_ray.tracking.runs import TrackedRun, download, find_run, sibling_runs
-from sdm_ray.types import Status, TrialResult
 
 PASSING = ("train/", "rung/", "again/")
 """Metrics of a run that are not part of its trial's result."""

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from sdm_ray.config import SweepSettings, load_settings
-from sdm_ray.errors import UsageError
+from sdm_ray.core.errors import UsageError
+from sdm_ray.core.result import Status
 from sdm_ray.reuse import find_sweep
 from sdm_ray.sweep.ledger import Ledger
 from sdm_ray.sweep.resume import SETTINGS, differences
 from sdm_ray.sweep.state import SweepState
-from sdm_ray.types import Status
 
 SAME = ("trial.", "objectives", "search.num_seeds")
 """Settings that two sweeps must share for their results to mean the same; paths that end in a dot are sections."""

@@ -19,10 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from sdm_ray.config import TrialSettings, content_hash, override
-from sdm_ray.errors import RunError, UsageError
-from sdm_ray.lock import FolderLock
+from sdm_ray.core.errors import RunError, UsageError
+from sdm_ray.core.lock import FolderLock
+from sdm_ray.core.metric_names import Metric
+from sdm_ray.core.progress import Progress
+from sdm_ray.core.result import Status, TrialResult
 from sdm_ray.sweep.mirror import Mirror, below
-from sdm_ray.types import Metric, Progress, Status, TrialResult
 
 TrialFunction = Callable[..., Generator[Progress, None, TrialResult]]
 

@@ -8,7 +8,7 @@ import socket
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from sdm_ray.errors import RunError, UsageError
+from sdm_ray.core.errors import RunError, UsageError
 
 PREFIX = "mlflow:"
 CONNECT_TIMEOUT_SECONDS = 3.0

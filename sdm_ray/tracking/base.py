@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Protocol
 
-from sdm_ray.types import TrialResult
+from sdm_ray.core.result import TrialResult
 
 
 class Tracker(Protocol):

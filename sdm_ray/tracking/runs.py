@@ -13,7 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sdm_ray.errors import RunError, UsageError
+from sdm_ray.core.errors import RunError, UsageError
+from sdm_ray.core.types import Params
 from sdm_ray.tracking.address import (
     PREFIX,
     check_address,
@@ -27,7 +28,6 @@ from sdm_ray.tracking.address import (
 from sdm_ray.tracking.mlflow import MODEL, within
 from sdm_ray.tracking.naming import finite_metrics, tag_values
 from sdm_ray.tracking.sink import SWEEP_RUN, SWEEP_TAG, TRIAL_TAG, new_client
-from sdm_ray.types import Params
 
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
 MAX_NAMES = 5000

@@ -16,7 +16,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from sdm_ray.errors import UsageError
+from sdm_ray.core.errors import UsageError
 from sdm_ray.tracking.address import sqlite_file, sqlite_uri
 from sdm_ray.tracking.courier import RejectedError
 from sdm_ray.tracking.journal import Record

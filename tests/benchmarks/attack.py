@@ -27,15 +27,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sdm_ray.attack.engine.draws import derived_seed
 from sdm_ray.attack.engine.executor import Executor
 from sdm_ray.attack.families import FAMILIES, Attacker, Facts
 from sdm_ray.attack.space import SobolSampler
 from sdm_ray.config import AttackSettings, DataSettings, EncoderSettings
+from sdm_ray.core.seeds import derived_seed
+from sdm_ray.core.types import Task
 from sdm_ray.data.device import DeviceData
 from sdm_ray.data.tokenized import TokenizedData, prepare
 from sdm_ray.models.encoder import Trunk, load_tokenizer, load_trunk, tokenizer_digest
-from sdm_ray.types import Task
 
 PAPER_FINE_TUNES = 1560
 """(50 search points + 15 re-runs) x 4 sizes x 6 repetitions."""

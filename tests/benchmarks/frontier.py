@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 
 from sdm_ray.config import SweepSettings, parse_settings, to_yaml
+from sdm_ray.core.metric_names import Metric
+from sdm_ray.core.result import Status, TrialResult
 from sdm_ray.frontier import Point, read_tables, write_tables
 from sdm_ray.page import write_page
 from sdm_ray.sweep.background import TrackerThread
@@ -25,7 +27,6 @@ from sdm_ray.sweep.callbacks import trial_tags
 from sdm_ray.sweep.ledger import Entry
 from sdm_ray.sweep.tracked import tracked_points
 from sdm_ray.tracking import open_tracker
-from sdm_ray.types import Metric, Status, TrialResult
 
 NUM_METRICS, NUM_REPORTS = 20, 2000
 

@@ -28,12 +28,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sdm_ray.config import DataSettings, EncoderSettings, TrainSettings
+from sdm_ray.core.types import Split, Task
 from sdm_ray.data.device import DeviceData
 from sdm_ray.data.tokenized import prepare
 from sdm_ray.models.encoder import load_tokenizer, load_trunk, tokenizer_digest
 from sdm_ray.models.heads import init_head, logits
 from sdm_ray.models.trunk import Trunk
-from sdm_ray.types import Split, Task
 
 NUM_EXAMPLES = (20, 50, 100, 200)
 LEARNING_RATES = (3e-4, 1e-3, 3e-3)

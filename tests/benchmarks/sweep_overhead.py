@@ -23,6 +23,9 @@ from typing import Any
 import optuna
 
 from sdm_ray.config import SweepSettings, TrialSettings, content_hash, parse_settings
+from sdm_ray.core.metric_names import Metric
+from sdm_ray.core.progress import Progress
+from sdm_ray.core.result import Status, TrialResult
 from sdm_ray.sweep import SilentView, run_sweep
 from sdm_ray.sweep.background import FrontierWriter, TrackerThread
 from sdm_ray.sweep.ledger import Entry, Ledger
@@ -30,7 +33,6 @@ from sdm_ray.sweep.searcher import tell_optuna
 from sdm_ray.sweep.state import SweepState
 from sdm_ray.sweep.study import SearchStudy
 from sdm_ray.tracking import open_tracker
-from sdm_ray.types import Metric, Progress, Status, TrialResult
 
 RATE, WEIGHT = "train.learning_rate", "train.blocking.harmful_adapted_calibrated"
 WARM_UP = 20

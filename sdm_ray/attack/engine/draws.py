@@ -2,23 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-
 import torch
 from torch import Tensor
 
 from sdm_ray.attack.families.base import Attacker
-
-
-def derived_seed(*parts: object) -> int:
-    """A 63-bit seed that depends on every part and on nothing else (no process, platform or call order)."""
-    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1
-
-
-def seeded(*parts: object) -> torch.Generator:
-    """A CPU generator seeded with `derived_seed(*parts)`."""
-    return torch.Generator().manual_seed(derived_seed(*parts))
+from sdm_ray.core.seeds import seeded
 
 
 def subset_generator(base_seed: int, attacker: Attacker) -> torch.Generator:

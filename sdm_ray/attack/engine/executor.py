@@ -13,14 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sdm_ray.attack.engine.draws import (
-    batch_order,
-    choose_subset,
-    head_generator,
-    order_generator,
-    seeded,
-    subset_generator,
-)
+from sdm_ray.attack.engine.draws import batch_order, choose_subset, head_generator, order_generator, subset_generator
 from sdm_ray.attack.engine.flops import Counter
 from sdm_ray.attack.engine.optim import OPTIMIZERS
 from sdm_ray.attack.engine.scoring import (
@@ -39,8 +32,9 @@ from sdm_ray.attack.families.lora import LoraTrunk
 from sdm_ray.attack.families.probes import PROBES, standardised
 from sdm_ray.attack.report import RecordStatus
 from sdm_ray.config.attack import AttackSettings
+from sdm_ray.core.seeds import seeded
+from sdm_ray.core.types import Params, Split, Task
 from sdm_ray.models.heads import init_head, logits
-from sdm_ray.types import Params, Split, Task
 
 if TYPE_CHECKING:
     from sdm_ray.data.device import DeviceData

@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from sdm_ray.attack.families.base import Attacker
-from sdm_ray.types import Params
+from sdm_ray.core.types import Params
 
 
 class Counter:

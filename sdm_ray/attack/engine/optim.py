@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sdm_ray.types import Params
+from sdm_ray.core.types import Params
 
 State = dict[str, Params]
 """Moments by name, each a dictionary like the parameters."""

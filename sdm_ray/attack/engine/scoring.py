@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from sdm_ray.types import Batch, Params, Task
+from sdm_ray.core.types import Batch, Params, Task
 
 if TYPE_CHECKING:
     from sdm_ray.data.device import DeviceData

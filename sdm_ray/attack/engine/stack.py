@@ -24,9 +24,9 @@ from sdm_ray.attack.engine.optim import OPTIMIZERS, narrow, narrow_state, rate_f
 from sdm_ray.attack.engine.rows import Rows
 from sdm_ray.attack.engine.scoring import ScoringSet, tight_batch
 from sdm_ray.attack.families.base import Attacker
+from sdm_ray.core.types import Batch, Params, Task
 from sdm_ray.models.heads import logits
 from sdm_ray.models.packing import token_places
-from sdm_ray.types import Batch, Params, Task
 
 if TYPE_CHECKING:
     from sdm_ray.data.device import DeviceData

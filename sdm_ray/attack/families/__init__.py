@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from sdm_ray.attack.families import edits, gradient, probes
 from sdm_ray.attack.families.base import HEAD_RATE_FACTOR, Attacker, Facts, Family, Phase
-from sdm_ray.errors import UsageError
+from sdm_ray.core.errors import UsageError
 
 __all__ = ["FAMILIES", "HEAD_RATE_FACTOR", "Attacker", "Facts", "Family", "Phase", "register", "the_family"]
 

@@ -14,14 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from sdm_ray.attack.engine.draws import derived_seed
 from sdm_ray.attack.families.base import Attacker, Facts, Family, fine_tuning, fine_tuning_space
 from sdm_ray.attack.families.knowledge import Knowledge
 from sdm_ray.attack.space import Choice, Point, Space
 from sdm_ray.config.attack import AttackSettings
+from sdm_ray.core.seeds import derived_seed
+from sdm_ray.core.types import Params, Split, Task
 from sdm_ray.models.corruption import corrupt
 from sdm_ray.models.masked_lm import word_embedding_name
-from sdm_ray.types import Params, Split, Task
 
 if TYPE_CHECKING:
     from sdm_ray.data.device import DeviceData

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sdm_ray.attack.families.base import Facts
 from sdm_ray.attack.families.lora import linear_layers
-from sdm_ray.types import Params
+from sdm_ray.core.types import Params
 
 if TYPE_CHECKING:
     from sdm_ray.models.masked_lm import MaskedLmHead

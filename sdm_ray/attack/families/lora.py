@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sdm_ray.types import Params
+from sdm_ray.core.types import Params
 
 ADAPTER, ALPHA = "attack", 16
 """Name of the adapter; updates are scaled by alpha over the rank."""

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from sdm_ray.attack.engine.draws import seeded
-from sdm_ray.types import Batch, Task
+from sdm_ray.core.seeds import seeded
+from sdm_ray.core.types import Batch, Task
 
 if TYPE_CHECKING:
     from sdm_ray.data.device import DeviceData

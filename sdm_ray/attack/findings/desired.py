@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from sdm_ray.attack.engine.scoring import ScoringSet, trunk_features
 from sdm_ray.attack.scores import Calibration, evaluate
+from sdm_ray.core.types import Params, Split, Task
 from sdm_ray.models.heads import logits
-from sdm_ray.types import Params, Split, Task
 
 if TYPE_CHECKING:
     from sdm_ray.data.device import DeviceData

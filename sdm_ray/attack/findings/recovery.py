@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from sdm_ray.attack.report import AttackReport, Cell, units
-from sdm_ray.attack.scores import NUM_RESAMPLES
-from sdm_ray.types import Metric
+from sdm_ray.core.metric_names import Metric
+from sdm_ray.core.statistics import NUM_RESAMPLES
 
 LEAST_HEAD_START = 0.02
 """Head start of the undefended encoder (accuracy) below which no share of it is told."""

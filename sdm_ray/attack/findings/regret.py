@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 
 from sdm_ray.attack.report import AttackReport, Cell, units
-from sdm_ray.attack.scores import bootstrap_interval
-from sdm_ray.errors import UsageError
-from sdm_ray.types import Metric
+from sdm_ray.core.errors import UsageError
+from sdm_ray.core.metric_names import Metric
+from sdm_ray.core.statistics import bootstrap_interval
 
 
 def regret(report: AttackReport, floor: AttackReport) -> dict[str, float]:

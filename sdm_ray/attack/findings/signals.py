@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from sdm_ray.attack.engine.draws import seeded
 from sdm_ray.attack.engine.scoring import ScoringSet, trunk_features, validation_sample
+from sdm_ray.core.seeds import seeded
+from sdm_ray.core.types import Params, Split, Task
 from sdm_ray.models.heads import init_head, logits
-from sdm_ray.types import Params, Split, Task
 
 if TYPE_CHECKING:
     from sdm_ray.data.device import DeviceData

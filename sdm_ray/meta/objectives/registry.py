@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sdm_ray.config import BlockingSettings
-from sdm_ray.errors import UsageError
+from sdm_ray.core.errors import UsageError
 
 Reads = Literal[
     "harmful_base",

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from sdm_ray.config import AdversarySettings
+from sdm_ray.core.types import Batch, Split, Task
 from sdm_ray.meta.adversary import Adversary, FewShot
 from sdm_ray.meta.functional import FlatModel
 from sdm_ray.meta.inner_loop import Episode, MetaGradients, Start, meta_gradients
 from sdm_ray.meta.pool import AdversaryPool
 from sdm_ray.meta.problems import Data, Watch
-from sdm_ray.types import Batch, Split, Task
 from tests.benchmarks.inner_loop.theirs import CLIP, RATE
 from tests.benchmarks.inner_loop.world import World
 

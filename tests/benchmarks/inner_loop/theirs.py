@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from sdm_ray.core.types import Batch
 from sdm_ray.models.trunk import Trunk
-from sdm_ray.types import Batch
 from tests.benchmarks.inner_loop.world import CLASSES, World
 
 RATE, CLIP = 1e-3, 100.0

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sdm_ray.core.types import Batch
 from sdm_ray.data.device import DeviceData
 from sdm_ray.data.tokenized import TokenizedData, round_up
 from sdm_ray.models.trunk import Trunk
-from sdm_ray.types import Batch
 
 CLASSES = 2
 WORD_QUANTILES = (12, 24, 33, 41, 49, 57, 66, 76, 88, 104, 150)

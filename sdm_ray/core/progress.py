@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from typing import TypeVar
-
-from sdm_ray.types import Progress
+from typing import NamedTuple, TypeVar
 
 T = TypeVar("T")
 
@@ -19,3 +17,16 @@ def run_through(work: Generator[Progress, None, T], on_progress: Callable[[Progr
             result: T = stop.value
             return result
         on_progress(progress)
+
+
+class Progress(NamedTuple):
+    """What long work yields on its way, between two units that may be interrupted."""
+
+    stage: str
+    """`train` or `attack`."""
+    done: int
+    """Units of work done."""
+    total: int
+    """Units of work in all."""
+    metrics: dict[str, float]
+    """Metrics measured since the last one, by name; may be empty."""

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import IO
 
-from sdm_ray.errors import RunError
+from sdm_ray.core.errors import RunError
 
 BUSY = (errno.EACCES, errno.EAGAIN)
 

@@ -11,8 +11,8 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from sdm_ray.errors import RunError
-from sdm_ray.files import atomic_path
+from sdm_ray.core.errors import RunError
+from sdm_ray.core.files import atomic_path
 
 T = TypeVar("T")
 Files = Mapping[str, Any]

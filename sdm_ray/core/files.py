@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sdm_ray.errors import RunError
+from sdm_ray.core.errors import RunError
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Named CPU generators derived from one seed, so that a draw of one kind never shifts the draws of another."""
+"""Seeds and CPU generators derived from names, so that a draw of one kind never shifts the draws of another."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Generators:
     """
 
     def __init__(self, seed: int, names: Iterable[str]) -> None:
-        self._generators = {name: torch.Generator().manual_seed(derived_seed(seed, name)) for name in names}
+        self._generators = {name: torch.Generator().manual_seed(generator_seed(seed, name)) for name in names}
 
     def __getitem__(self, name: str) -> torch.Generator:
         return self._generators[name]
@@ -33,6 +33,17 @@ class Generators:
             generator.set_state(state[name])
 
 
-def derived_seed(seed: int, name: str) -> int:
-    """A 63-bit seed from a run's seed and a name."""
+def generator_seed(seed: int, name: str) -> int:
+    """The 63-bit seed of the generator called `name` in a run with this seed (see `Generators`)."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8], "big") >> 1
+
+
+def derived_seed(*parts: object) -> int:
+    """A 63-bit seed that depends on every part and on nothing else (no process, platform or call order)."""
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def seeded(*parts: object) -> torch.Generator:
+    """A CPU generator seeded with `derived_seed(*parts)`."""
+    return torch.Generator().manual_seed(derived_seed(*parts))

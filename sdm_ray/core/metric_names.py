@@ -1,76 +1,8 @@
-"""Values that cross layers, and the one place where metrics are named.
-
-Shapes use B (batch), L (tokens), D (features), C (classes), K (inner steps). Nothing here computes.
-"""
+"""The one place where metrics are named."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
 from enum import StrEnum
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-Params: TypeAlias = "dict[str, Tensor]"
-"""Named parameters of a trunk, as `torch.func.functional_call` takes them."""
-
-
-class Task(StrEnum):
-    """Which label of an example is meant."""
-
-    DESIRED = "desired"
-    HARMFUL = "harmful"
-
-
-class Split(StrEnum):
-    """The four splits, disjoint by content hash (and by group where a group column is given)."""
-
-    META_TRAIN = "meta_train"
-    ATTACKER_TRAIN = "attacker_train"
-    ATTACKER_VAL = "attacker_val"
-    TEST = "test"
-
-
-class Batch(NamedTuple):
-    """Examples of one task on the device."""
-
-    inputs: tuple[Tensor, ...]
-    """What the trunk's `forward` takes, each (..., B, ·): token ids and mask of texts, or vectors, or images."""
-    labels: Tensor
-    """(..., B) int64 class indices, or floating-point targets of a regression."""
-
-    @property
-    def input_ids(self) -> Tensor:
-        """(..., B, L) int64 token ids of texts."""
-        return self.inputs[0]
-
-    @property
-    def attention_mask(self) -> Tensor:
-        """(..., B, L) int64, 1 on the tokens of texts and 0 on padding."""
-        return self.inputs[1]
-
-    def at(self, index: Any) -> Batch:
-        """The batch at an index (or slice) of the leading dimensions."""
-        return Batch(tuple(value[index] for value in self.inputs), self.labels[index])
-
-
-class Progress(NamedTuple):
-    """What long work yields on its way, between two units that may be interrupted."""
-
-    stage: str
-    """`train` or `attack`."""
-    done: int
-    """Units of work done."""
-    total: int
-    """Units of work in all."""
-    metrics: dict[str, float]
-    """Metrics measured since the last one, by name; may be empty."""
-
-
-FINAL = "-final"
-"""Ends the id of the final attack on a trial's model; where there was one, its measurements count."""
 
 
 class Metric(StrEnum):
@@ -175,43 +107,3 @@ class Metric(StrEnum):
     def high(name: str) -> str:
         """Upper end of a metric's 95 % interval."""
         return f"{name}/high"
-
-
-class Status(StrEnum):
-    """How a trial ended."""
-
-    COMPLETE = "complete"
-    INFEASIBLE = "infeasible"
-    FAILED = "failed"
-    STOPPED = "stopped"
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrialResult:
-    """What one trial leaves behind: the metrics that a sweep compares and where the rest lies."""
-
-    trial_id: str
-    config_hash: str
-    method: str
-    seed: int
-    status: Status
-    metrics: dict[str, float]
-    output_dir: Path
-    """Holds `config.yaml`, `result.json` and `train.parquet`, where adversaries were simulated `trajectory.parquet` and
-    `trajectory.png`, and, unless training was stopped, `attack.parquet`, `attack.json` and `model/`."""
-    error: str | None = None
-    params: dict[str, Any] = field(default_factory=dict)
-    """The searched settings by dotted path; empty outside a sweep."""
-    provenance: dict[str, str] = field(default_factory=dict)
-    """Sources and digests of data and encoder, digests of attack and released weights, versions and device."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Values that JSON can hold; `output_dir` is left out, so that a folder can move."""
-        values = asdict(self)
-        del values["output_dir"]
-        return {**values, "status": str(self.status)}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any], output_dir: Path) -> TrialResult:
-        """The inverse of `to_dict`, for a result that lies in `output_dir`."""
-        return cls(**{**values, "status": Status(values["status"]), "output_dir": output_dir})

@@ -1,0 +1,71 @@
+"""The result of a trial, and its JSON."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from sdm_ray.core.files import read_json
+
+FINAL = "-final"
+"""Ends the id of the final attack on a trial's model; where there was one, its measurements count."""
+
+
+class Status(StrEnum):
+    """How a trial ended."""
+
+    COMPLETE = "complete"
+    INFEASIBLE = "infeasible"
+    FAILED = "failed"
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialResult:
+    """What one trial leaves behind: the metrics that a sweep compares and where the rest lies."""
+
+    trial_id: str
+    config_hash: str
+    method: str
+    seed: int
+    status: Status
+    metrics: dict[str, float]
+    output_dir: Path
+    """Holds `config.yaml`, `result.json` and `train.parquet`, where adversaries were simulated `trajectory.parquet` and
+    `trajectory.png`, and, unless training was stopped, `attack.parquet`, `attack.json` and `model/`."""
+    error: str | None = None
+    params: dict[str, Any] = field(default_factory=dict)
+    """The searched settings by dotted path; empty outside a sweep."""
+    provenance: dict[str, str] = field(default_factory=dict)
+    """Sources and digests of data and encoder, digests of attack and released weights, versions and device."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Values that JSON can hold; `output_dir` is left out, so that a folder can move."""
+        values = asdict(self)
+        del values["output_dir"]
+        return {**values, "status": str(self.status)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], output_dir: Path) -> TrialResult:
+        """The inverse of `to_dict`, for a result that lies in `output_dir`."""
+        return cls(**{**values, "status": Status(values["status"]), "output_dir": output_dir})
+
+
+def read_result(output_dir: Path) -> TrialResult | None:
+    """The result that lies in a trial's folder, or None when it has not finished."""
+    path = output_dir / "result.json"
+    if not path.exists():
+        return None
+    values = read_json(path)
+    metrics = {name: float("nan") if value is None else value for name, value in values["metrics"].items()}
+    return TrialResult.from_dict({**values, "metrics": metrics}, output_dir)
+
+
+def finite(result: TrialResult) -> dict[str, object]:
+    """A result as strict JSON: NaN becomes null."""
+    values = result.to_dict()
+    metrics: dict[str, float] = values["metrics"]
+    values["metrics"] = {name: value if value == value else None for name, value in metrics.items()}
+    return values
