@@ -29,11 +29,11 @@ from sdm_ray.evaluate import (
     open_workspace,
 )
 from sdm_ray.export import export_model, export_weights
+from sdm_ray.figures.style import WORDS
+from sdm_ray.figures.training import FIGURE, LOG, TRAJECTORY, trajectory_figure, write_log, write_trajectory
 from sdm_ray.meta.trainer import Trainer
 from sdm_ray.models.encoder import params_digest
-from sdm_ray.plotting import WORDS
 from sdm_ray.rungs import Rungs
-from sdm_ray.training_report import FIGURE, LOG, TRAJECTORY, trajectory_figure, write_log, write_trajectory
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from sdm_ray.core.metric_names import Metric
+from sdm_ray.figures.page import page_data, write_page
 from sdm_ray.frontier import Point, hypervolume
-from sdm_ray.page import page_data, write_page
 
 
 def point(name: str, desired: float, harmful: float, **changes: Any) -> Point:

@@ -11,11 +11,13 @@ import pytest
 from matplotlib.figure import Figure
 from rich.console import Console
 
-import sdm_ray.plotting as plotting
+import sdm_ray.figures.style as plotting
 from sdm_ray.core.errors import RunError
 from sdm_ray.core.metric_names import Metric
+from sdm_ray.figures.curves import Curve, attack_curves_figure
+from sdm_ray.figures.frontier import frontier_figure
+from sdm_ray.figures.tables import pareto_table, to_markdown
 from sdm_ray.frontier import Point
-from sdm_ray.report import Curve, attack_curves_figure, frontier_figure, pareto_table, to_markdown
 
 
 def point(name: str, desired: float, harmful: float, **changes: Any) -> Point:
@@ -53,7 +55,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
         figures.append(figure)
         return original(figure, path)
 
-    monkeypatch.setattr("sdm_ray.report.save_png", keep)
+    monkeypatch.setattr("sdm_ray.figures.frontier.save_png", keep)
     return figures
 
 

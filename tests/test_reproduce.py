@@ -16,7 +16,7 @@ from sdm_ray.attack.report import AttackRecord, AttackReport, Cell
 from sdm_ray.cli import app, main
 from sdm_ray.config import SweepSettings, load_settings
 from sdm_ray.core.errors import UsageError
-from sdm_ray.plotting import model_styles
+from sdm_ray.figures.style import model_styles
 from sdm_ray.reproduce import SUITES, Measured, judge, read_measured, suite_settings, write_reproduction
 from sdm_ray.reproduce.claims import Claim, DesiredDrop, HarmfulDifference, HeadStart, LongHeadStart
 from sdm_ray.reproduce.measured import WORST, Estimate, Released

@@ -9,9 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 from matplotlib.figure import Figure
 
-import sdm_ray.plotting as plotting
+import sdm_ray.figures.style as plotting
 from sdm_ray.core.errors import RunError
-from sdm_ray.training_report import trajectory_figure, write_log, write_trajectory
+from sdm_ray.figures.training import trajectory_figure, write_log, write_trajectory
 
 START, END = {0: 0.7, 2: 0.5, 3: 0.3}, {0: 0.69, 2: 0.7, 3: 0.69}
 
@@ -26,7 +26,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
         figures.append(figure)
         return original(figure, path)
 
-    monkeypatch.setattr("sdm_ray.training_report.save_png", keep)
+    monkeypatch.setattr("sdm_ray.figures.training.save_png", keep)
     return figures
 
 

@@ -67,10 +67,10 @@ def _attack(
     import sdm_ray.sweep.attack_sampler  # noqa: F401  (makes Optuna's sampler known)
     from sdm_ray.assess import Release, assess
     from sdm_ray.attack.report import write_summary
-    from sdm_ray.attack_report import write_figures
     from sdm_ray.core.files import write_json
     from sdm_ray.evaluate import load_trunk_on, open_workspace, trunk_params
     from sdm_ray.export import META, load_exported
+    from sdm_ray.figures.attack import write_figures
 
     exported = load_exported(model) if (Path(model) / META).is_file() else None
     if tracked is not None:

@@ -15,9 +15,10 @@ from sdm_ray.cli.progress import console, error_console
 from sdm_ray.config import SweepSettings, to_yaml
 from sdm_ray.core.errors import UsageError
 from sdm_ray.core.files import write_text
+from sdm_ray.figures.frontier import frontier_figure
+from sdm_ray.figures.page import write_page
+from sdm_ray.figures.tables import pareto_table
 from sdm_ray.frontier import Point, Rule, compare, hypervolume, read_importances, read_tables, select, write_tables
-from sdm_ray.page import write_page
-from sdm_ray.report import frontier_figure, pareto_table
 from sdm_ray.reuse import find_sweep, load_best
 from sdm_ray.tracking.address import PREFIX, is_reference
 

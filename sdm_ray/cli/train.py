@@ -16,7 +16,7 @@ from sdm_ray.config import TrialSettings, content_hash
 from sdm_ray.core.errors import RunError
 from sdm_ray.core.metric_names import Metric
 from sdm_ray.core.result import Status
-from sdm_ray.training_report import FIGURE, LOG
+from sdm_ray.figures.training import FIGURE, LOG
 
 if TYPE_CHECKING:
     from sdm_ray.evaluate import Initialisation

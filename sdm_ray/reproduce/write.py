@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 from sdm_ray.config import SweepSettings
 from sdm_ray.config.attack import FAMILIES
 from sdm_ray.core.files import atomic_path, write_json, write_text
-from sdm_ray.plotting import WORDS, model_styles
-from sdm_ray.report import Curve, attack_curves_figure
+from sdm_ray.figures.curves import Curve, attack_curves_figure
+from sdm_ray.figures.style import WORDS, model_styles
 from sdm_ray.reproduce.claims import Finding, judge
 from sdm_ray.reproduce.measured import FLOOR, WORST, Estimate, Measured
 from sdm_ray.reproduce.suites import PAPER_ATTACKER, Suite

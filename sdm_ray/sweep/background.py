@@ -175,9 +175,10 @@ class FrontierWriter:
 
     def _write(self, points: list[Point]) -> None:
         try:
-            from sdm_ray.page import write_page
-            from sdm_ray.plotting import model_styles
-            from sdm_ray.report import Curve, attack_curves_figure, frontier_figure
+            from sdm_ray.figures.curves import Curve, attack_curves_figure
+            from sdm_ray.figures.frontier import frontier_figure
+            from sdm_ray.figures.page import write_page
+            from sdm_ray.figures.style import model_styles
 
             files = [
                 *write_tables(points, self._folder, importances=self.importances),

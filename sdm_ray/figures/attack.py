@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sdm_ray.plotting import FRONT, REFERENCE_STYLES, draw_chance, draw_legend, new_figure, save_png
-from sdm_ray.report import Curve, attack_curves_figure
+from sdm_ray.figures.curves import Curve, attack_curves_figure
+from sdm_ray.figures.style import FRONT, REFERENCE_STYLES, draw_chance, draw_legend, new_figure, save_png
 
 FAMILY_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#8A6D00", "#56B4E9", "#000000")
 FAMILY_LINES = ("-", "--", "-.", ":")

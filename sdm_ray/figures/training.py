@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sdm_ray.core.files import atomic_path
-from sdm_ray.plotting import FRONT, REFERENCE_STYLES, draw_chance, draw_legend, new_figure, padded_range, save_png
+from sdm_ray.figures.style import FRONT, REFERENCE_STYLES, draw_chance, draw_legend, new_figure, padded_range, save_png
 
 LOG, TRAJECTORY, FIGURE = "train.parquet", "trajectory.parquet", "trajectory.png"
 BEFORE, AFTER = "before training", "after training"

@@ -1,0 +1,1 @@
+"""Pictures, tables and the page of a sweep; they draw what they are given and measure nothing."""

@@ -1,0 +1,130 @@
+"""Curves of attack accuracy against the number of examples."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from sdm_ray.core.metric_names import Metric
+from sdm_ray.figures.style import (
+    FRONT,
+    REFERENCE_STYLES,
+    WORDS,
+    bar_lengths,
+    draw_chance,
+    draw_legend,
+    new_figure,
+    save_png,
+)
+from sdm_ray.frontier import Point
+
+_CELL = re.compile(r"harmful/n(\d+)/accuracy")
+
+
+class CellLike(Protocol):
+    """One cell of an attack report: what `Curve.from_cells` reads of it."""
+
+    num_examples: int
+    accuracy: float
+    accuracy_low: float
+    accuracy_high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """Harmful accuracy after the worst attack against the number of labelled examples."""
+
+    label: str
+    num_examples: tuple[int, ...]
+    accuracy: tuple[float, ...]
+    low: tuple[float, ...]
+    """Lower ends of 95 % intervals; NaN where there is none."""
+    high: tuple[float, ...]
+
+    @classmethod
+    def from_cells(cls, label: str, cells: Iterable[CellLike]) -> Curve:
+        """The curve of an attack report's cells."""
+        ordered = sorted(cells, key=lambda cell: cell.num_examples)
+        return cls(
+            label=label,
+            num_examples=tuple(cell.num_examples for cell in ordered),
+            accuracy=tuple(cell.accuracy for cell in ordered),
+            low=tuple(cell.accuracy_low for cell in ordered),
+            high=tuple(cell.accuracy_high for cell in ordered),
+        )
+
+    @classmethod
+    def from_point(cls, point: Point, label: str | None = None) -> Curve:
+        """The curve that a trial's metrics hold."""
+        numbers = cell_numbers([point])
+        names = [Metric.harmful_accuracy(number) for number in numbers]
+        return cls(
+            label=label or point.trial_id,
+            num_examples=numbers,
+            accuracy=tuple(point.metrics[name] for name in names),
+            low=tuple(point.metrics.get(Metric.low(name), math.nan) for name in names),
+            high=tuple(point.metrics.get(Metric.high(name), math.nan) for name in names),
+        )
+
+
+def cell_numbers(points: Iterable[Point]) -> tuple[int, ...]:
+    """The numbers of labelled examples that points were attacked with, rising."""
+    matches = (_CELL.fullmatch(name) for point in points for name in point.metrics)
+    return tuple(sorted({int(match[1]) for match in matches if match}))
+
+
+def attack_curves_figure(
+    curves: Sequence[Curve],
+    path: Path,
+    *,
+    title: str | None = None,
+    chance: float | None = None,
+    styles: Mapping[str, tuple[str, str]] = REFERENCE_STYLES,
+) -> Path:
+    """Draw harmful accuracy against the attacker's number of examples to a PNG, atomically.
+
+    Args:
+        curves: one for each model.
+        path: the PNG.
+        title: what was measured.
+        chance: balanced accuracy of guessing; drawn as a line.
+        styles: marker and colour by label.
+
+    Raises:
+        RunError: when the file cannot be written.
+    """
+    intervals = any(math.isfinite(value) for curve in curves for value in curve.low)
+    said = "balanced accuracy of the winning attack on the test split" + ("; 95 % intervals" if intervals else "")
+    figure, axes = new_figure(title or "What an attacker recovers from n labelled examples", said)
+    for index, curve in enumerate(curves):
+        marker, color = styles.get(curve.label, ("o", FRONT))
+        spread = 1 + 0.025 * (index - (len(curves) - 1) / 2)  # side by side, so that intervals do not hide each other
+        _, caps, bars = axes.errorbar(
+            [number * spread for number in curve.num_examples],
+            curve.accuracy,
+            yerr=bar_lengths(curve.accuracy, curve.low, curve.high),
+            label=WORDS.get(curve.label, curve.label),
+            marker=marker,
+            color=color,
+            mec="white",
+            ms=8,
+            lw=1.6,
+            elinewidth=1,
+            capsize=2,
+        )
+        for part in (*caps, *bars):  # means stay readable where many wide intervals meet
+            part.set_alpha(0.5)
+    numbers = sorted({number for curve in curves for number in curve.num_examples})
+    axes.set_xscale("log")
+    axes.set_xticks(numbers, [str(number) for number in numbers])
+    axes.minorticks_off()
+    if chance is not None:
+        draw_chance(axes, chance)
+    axes.set_xlabel("labelled harmful examples n (log scale)")
+    axes.set_ylabel("harmful accuracy after the attack")
+    draw_legend(figure, axes)
+    return save_png(figure, path)
