@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from sdm_ray.core.errors import RunError, UsageError
     from sdm_ray.core.result import TrialResult
     from sdm_ray.export import load_exported
-    from sdm_ray.frontier import Point, hypervolume, pareto_front
+    from sdm_ray.frontier.points import Point, hypervolume, pareto_front
     from sdm_ray.reuse import load_best
     from sdm_ray.sweep import run_sweep
     from sdm_ray.trial import iterate_trial, run_trial
 
 _HOME = {
-    "Point": "frontier",
+    "Point": "frontier.points",
     "RunError": "core.errors",
     "SweepSettings": "config",
     "TrialResult": "core.result",
@@ -34,13 +34,13 @@ _HOME = {
     "UsageError": "core.errors",
     "attack_model": "attack.protocol",
     "content_hash": "config",
-    "hypervolume": "frontier",
+    "hypervolume": "frontier.points",
     "iterate_trial": "trial",
     "load_best": "reuse",
     "load_exported": "export",
     "load_settings": "config",
     "override": "config",
-    "pareto_front": "frontier",
+    "pareto_front": "frontier.points",
     "run_sweep": "sweep",
     "run_trial": "trial",
 }

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from sdm_ray.config import Origin, SweepSettings, TrialSettings, load_settings
 from sdm_ray.core.errors import UsageError
-from sdm_ray.frontier import Rule, read_tables, select
+from sdm_ray.frontier.select import Rule, select
+from sdm_ray.frontier.tables import read_tables
 from sdm_ray.tracking.address import default_uri, is_reference, sweep_id_file
 
 
@@ -45,7 +46,7 @@ def load_best(
 
     Args:
         sweep: a sweep's folder, or its name below `output_dir`; or `mlflow:RUN_ID` of the trial to take.
-        rule: see `sdm_ray.frontier.select`.
+        rule: see `sdm_ray.frontier.select.select`.
         min_desired: least desired accuracy, for `constrained`.
         desired_weight: weight of the desired accuracy, for `weighted`.
         trial_id: for `trial`.

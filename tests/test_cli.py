@@ -12,7 +12,8 @@ import yaml
 
 from sdm_ray.cli import main
 from sdm_ray.config import TrialSettings, load_settings
-from sdm_ray.frontier import Point, write_tables
+from sdm_ray.frontier.points import Point
+from sdm_ray.frontier.tables import write_tables
 
 SMALL_ATTACK = {
     "num_examples": [4, 8],

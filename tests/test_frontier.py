@@ -18,19 +18,9 @@ from hypothesis import strategies as st
 from sdm_ray.core.errors import RunError, UsageError
 from sdm_ray.core.metric_names import Metric
 from sdm_ray.core.result import Status, TrialResult
-from sdm_ray.frontier import (
-    TABLE_VERSION,
-    Point,
-    compare,
-    hypervolume,
-    near_front,
-    pareto_front,
-    point_from_result,
-    read_tables,
-    select,
-    with_point,
-    write_tables,
-)
+from sdm_ray.frontier.points import Point, compare, hypervolume, near_front, pareto_front, point_from_result, with_point
+from sdm_ray.frontier.select import select
+from sdm_ray.frontier.tables import TABLE_VERSION, read_tables, write_tables
 from sdm_ray.sweep.background import FrontierWriter
 
 

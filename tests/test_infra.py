@@ -24,7 +24,7 @@ import yaml
 from sdm_ray.cli.app import app
 from sdm_ray.config import SweepSettings, check_path, parse_settings
 from sdm_ray.core.errors import UsageError
-from sdm_ray.frontier import read_tables
+from sdm_ray.frontier.tables import read_tables
 from sdm_ray.sweep import SilentView, run_sweep
 from tests import sweep_fakes
 

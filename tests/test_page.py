@@ -14,7 +14,7 @@ import pytest
 
 from sdm_ray.core.metric_names import Metric
 from sdm_ray.figures.page import page_data, write_page
-from sdm_ray.frontier import Point, hypervolume
+from sdm_ray.frontier.points import Point, hypervolume
 
 
 def point(name: str, desired: float, harmful: float, **changes: Any) -> Point:

@@ -17,7 +17,7 @@ from sdm_ray.core.metric_names import Metric
 from sdm_ray.figures.curves import Curve, attack_curves_figure
 from sdm_ray.figures.frontier import frontier_figure
 from sdm_ray.figures.tables import pareto_table, to_markdown
-from sdm_ray.frontier import Point
+from sdm_ray.frontier.points import Point
 
 
 def point(name: str, desired: float, harmful: float, **changes: Any) -> Point:

@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from sdm_ray.core.result import Status
-from sdm_ray.frontier import read_tables
+from sdm_ray.frontier.tables import read_tables
 from sdm_ray.sweep import SilentView, run_sweep
 from sdm_ray.sweep.cluster import ray_environment
 from sdm_ray.sweep.ledger import Ledger

@@ -13,7 +13,7 @@ import pytest
 from sdm_ray.config import ResourceSettings
 from sdm_ray.core.errors import RunError, UsageError
 from sdm_ray.core.result import Status
-from sdm_ray.frontier import read_tables
+from sdm_ray.frontier.tables import read_tables
 from sdm_ray.sweep import SilentView, run_sweep
 from sdm_ray.sweep.cluster import cluster
 from sdm_ray.sweep.mirror import MANIFEST, Mirror, below

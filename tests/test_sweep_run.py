@@ -19,7 +19,7 @@ import pytest
 from sdm_ray.config import ResourceSettings
 from sdm_ray.core.errors import RunError, UsageError
 from sdm_ray.core.result import Status
-from sdm_ray.frontier import read_tables
+from sdm_ray.frontier.tables import read_tables
 from sdm_ray.sweep import SilentView, SweepOutcome, run_sweep
 from sdm_ray.sweep import runner as runner_module
 from sdm_ray.sweep import study as study_module

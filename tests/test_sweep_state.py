@@ -14,7 +14,7 @@ from sdm_ray.core.errors import RunError, UsageError
 from sdm_ray.core.lock import FolderLock
 from sdm_ray.core.metric_names import Metric
 from sdm_ray.core.result import Status, TrialResult
-from sdm_ray.frontier import read_tables, write_tables
+from sdm_ray.frontier.tables import read_tables, write_tables
 from sdm_ray.sweep.ledger import Entry, Ledger
 from sdm_ray.sweep.live import progress_counts
 from sdm_ray.sweep.resume import claimed_folder

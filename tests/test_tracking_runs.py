@@ -13,7 +13,8 @@ from sdm_ray.cli.app import main
 from sdm_ray.config import TrackingSettings, TrialSettings, content_hash, load_settings, to_yaml
 from sdm_ray.core.errors import RunError, UsageError
 from sdm_ray.core.result import Status, TrialResult
-from sdm_ray.frontier import Point, write_tables
+from sdm_ray.frontier.points import Point
+from sdm_ray.frontier.tables import write_tables
 from sdm_ray.sweep import SilentView, run_sweep
 from sdm_ray.sweep.tracked import tracked_points
 from sdm_ray.tracking import open_tracker

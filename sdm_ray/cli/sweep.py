@@ -18,7 +18,9 @@ from sdm_ray.core.files import write_text
 from sdm_ray.figures.frontier import frontier_figure
 from sdm_ray.figures.page import write_page
 from sdm_ray.figures.tables import pareto_table
-from sdm_ray.frontier import Point, Rule, compare, hypervolume, read_importances, read_tables, select, write_tables
+from sdm_ray.frontier.points import Point, compare, hypervolume
+from sdm_ray.frontier.select import Rule, select
+from sdm_ray.frontier.tables import read_importances, read_tables, write_tables
 from sdm_ray.reuse import find_sweep, load_best
 from sdm_ray.tracking.address import PREFIX, is_reference
 

@@ -20,7 +20,7 @@ from sdm_ray.figures.style import (
     new_figure,
     save_png,
 )
-from sdm_ray.frontier import Point
+from sdm_ray.frontier.points import Point
 
 _CELL = re.compile(r"harmful/n(\d+)/accuracy")
 

@@ -21,7 +21,7 @@ from sdm_ray.figures.style import (
     padded_range,
     save_png,
 )
-from sdm_ray.frontier import Point, near_front, pareto_front
+from sdm_ray.frontier.points import Point, near_front, pareto_front
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -13,7 +13,7 @@ from sdm_ray.core.files import write_text
 from sdm_ray.core.metric_names import Metric
 from sdm_ray.figures.curves import cell_numbers
 from sdm_ray.figures.style import FAINT, FRONT, INK, TRIAL, WORDS, model_styles
-from sdm_ray.frontier import Point, hypervolume, near_front, pareto_front
+from sdm_ray.frontier.points import Point, hypervolume, near_front, pareto_front
 
 TEMPLATE = "page.html"
 MARK = "/*DATA*/"

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from sdm_ray.frontier import Point
+    from sdm_ray.frontier.points import Point
 
 FRONT, TRIAL, FAINT, INK = "#0072B2", "#56B4E9", "#9A9A9A", "#333333"
 REFERENCE_STYLES = {

@@ -10,7 +10,7 @@ from rich.table import Table
 from sdm_ray.core.metric_names import Metric
 from sdm_ray.figures.curves import cell_numbers
 from sdm_ray.figures.style import WORDS
-from sdm_ray.frontier import Point, pareto_front
+from sdm_ray.frontier.points import Point, pareto_front
 
 
 def pareto_table(points: Sequence[Point]) -> Table:

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from sdm_ray.core.result import TrialResult
-from sdm_ray.frontier import Point, pareto_front, write_tables
+from sdm_ray.frontier.points import Point, pareto_front
+from sdm_ray.frontier.tables import write_tables
 from sdm_ray.tracking.base import Tracker
 
 log = logging.getLogger(__name__)

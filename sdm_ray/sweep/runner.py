@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from sdm_ray.config import SweepSettings
 from sdm_ray.core.errors import RunError, UsageError
 from sdm_ray.core.result import Status, TrialResult
-from sdm_ray.frontier import Point, pareto_front
+from sdm_ray.frontier.points import Point, pareto_front
 from sdm_ray.sweep.background import FrontierWriter, TrackerThread
 from sdm_ray.sweep.cluster import cluster, quiet_logs, ray_environment
 from sdm_ray.sweep.ledger import Ledger

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, field
 
 from sdm_ray.core.result import Status, TrialResult
-from sdm_ray.frontier import Point
+from sdm_ray.frontier.points import Point
 from sdm_ray.sweep.ledger import Entry
 
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from sdm_ray.config import SweepSettings
 from sdm_ray.core.metric_names import Metric
 from sdm_ray.core.result import FINAL, Status, TrialResult
-from sdm_ray.frontier import Point, hypervolume, pareto_front, point_from_result, with_point
+from sdm_ray.frontier.points import Point, hypervolume, pareto_front, point_from_result, with_point
 from sdm_ray.sweep.ledger import Entry, Ledger, Role
 from sdm_ray.sweep.repeats import combined
 from sdm_ray.sweep.snapshot import Running, Snapshot

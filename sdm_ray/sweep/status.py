@@ -9,7 +9,7 @@ from sdm_ray.config import load_settings
 from sdm_ray.config.sweep import SweepSettings
 from sdm_ray.core.lock import holder_of
 from sdm_ray.core.result import Status, TrialResult
-from sdm_ray.frontier import Point, hypervolume
+from sdm_ray.frontier.points import Point, hypervolume
 from sdm_ray.sweep.ledger import Ledger
 from sdm_ray.sweep.live import clock, progress_counts, result_line
 from sdm_ray.sweep.resume import LOCK, SETTINGS

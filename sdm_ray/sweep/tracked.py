@@ -11,7 +11,7 @@ from typing import Any
 from sdm_ray.config import SweepSettings, load_settings
 from sdm_ray.core.errors import RunError, UsageError
 from sdm_ray.core.result import Status, TrialResult
-from sdm_ray.frontier import Point
+from sdm_ray.frontier.points import Point
 from sdm_ray.sweep.ledger import Entry, Ledger
 from sdm_ray.sweep.resume import SETTINGS
 from sdm_ray.sweep.state import ROLES, SweepState

@@ -21,7 +21,8 @@ from sdm_ray.config import SweepSettings, parse_settings, to_yaml
 from sdm_ray.core.metric_names import Metric
 from sdm_ray.core.result import Status, TrialResult
 from sdm_ray.figures.page import write_page
-from sdm_ray.frontier import Point, read_tables, write_tables
+from sdm_ray.frontier.points import Point
+from sdm_ray.frontier.tables import read_tables, write_tables
 from sdm_ray.sweep.background import TrackerThread
 from sdm_ray.sweep.callbacks import trial_tags
 from sdm_ray.sweep.ledger import Entry

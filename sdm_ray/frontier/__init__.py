@@ -1,0 +1,1 @@
+"""The Pareto frontier: points, dominance and hypervolume, selection rules, tables."""

@@ -1,0 +1,94 @@
+"""Rules that pick one point of the frontier."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+from sdm_ray.core.errors import UsageError
+from sdm_ray.frontier.points import Point, pareto_front
+
+Rule = Literal["constrained", "knee", "weighted", "trial"]
+
+
+def select(
+    points: Sequence[Point],
+    *,
+    rule: Rule = "constrained",
+    min_desired: float | None = None,
+    desired_weight: float = 0.5,
+    trial_id: str | None = None,
+) -> Point:
+    """Pick one point.
+
+    Args:
+        points: all points of a sweep.
+        rule: `constrained`: the lowest harmful value with desired at least `min_desired`. `knee`: the point of the
+            front that lies furthest from the line between its two ends, both objectives scaled to the front's range
+            (Das 1999); of a front of two points the one with the larger desired - harmful. `weighted`: the largest
+            `desired_weight * desired - (1 - desired_weight) * harmful`. `trial`: the trial named `trial_id`, which
+            may be a reference.
+        min_desired: for `constrained`; None sets no bound.
+        desired_weight: for `weighted`, in [0, 1].
+        trial_id: for `trial`.
+
+    Raises:
+        UsageError: when no point qualifies; it says why and what there is.
+    """
+    if rule == "trial":
+        return _by_trial_id(points, trial_id)
+    front = pareto_front(points)
+    if not front:
+        raise UsageError(f"the frontier is empty: {_why_empty(points)}")
+    if rule == "knee":
+        return _knee(front)
+    if rule == "weighted":
+        if not 0 <= desired_weight <= 1:
+            raise UsageError(f"desired_weight must lie in [0, 1], got {desired_weight:g}")
+        return max(front, key=lambda point: desired_weight * point.desired - (1 - desired_weight) * point.harmful)
+    if rule != "constrained":
+        raise UsageError(f"unknown rule {rule!r}; choose constrained, knee, weighted or trial")
+    qualified = [point for point in front if min_desired is None or point.desired >= min_desired]
+    if not qualified:
+        raise UsageError(
+            f"no feasible trial has a desired value of at least {min_desired:g}: the best is {front[-1].desired:.4f} "
+            f"(trial {front[-1].trial_id}); lower the bound"
+        )
+    return qualified[0]
+
+
+def _by_trial_id(points: Sequence[Point], trial_id: str | None) -> Point:
+    if not trial_id:
+        raise UsageError("rule 'trial' needs the id of a trial")
+    for point in points:
+        if point.trial_id == trial_id:
+            return point
+    known = [point.trial_id for point in points]
+    close = difflib.get_close_matches(trial_id, known, n=3)
+    hint = f"did you mean {' or '.join(close)}?" if close else f"there are {len(known)} trials"
+    raise UsageError(f"no trial {trial_id!r} in this sweep; {hint}")
+
+
+def _why_empty(points: Sequence[Point]) -> str:
+    trials = [point for point in points if not point.is_reference]
+    if not trials:
+        return "no trial but the references has finished"
+    infeasible = sum(not point.feasible for point in trials)
+    return (
+        f"of {len(trials)} trials {infeasible} failed, were stopped or are infeasible, and {len(trials) - infeasible} "
+        "lack a finite objective"
+    )
+
+
+def _knee(front: list[Point]) -> Point:
+    values = np.array([(point.desired, -point.harmful) for point in front])
+    span = np.ptp(values, axis=0)
+    if len(front) == 1 or not span.all():
+        return front[-1]
+    scaled = (values - values.min(axis=0)) / span
+    if len(front) == 2:
+        return min(front, key=lambda point: (point.harmful - point.desired, -point.desired))
+    return front[int(np.argmax(scaled.sum(axis=1)))]

@@ -1,0 +1,133 @@
+"""The frontier as Parquet and JSON, written and read."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sdm_ray.core.errors import RunError, UsageError
+from sdm_ray.core.files import atomic_path, write_json
+from sdm_ray.frontier.points import REFERENCE_POINT, Point, hypervolume, near_front, pareto_front
+
+TABLE_VERSION = 3
+"""Version of the tables; a change of columns is a new one."""
+PARQUET, JSON = "frontier.parquet", "frontier.json"
+_FIELDS = ("trial_id", "method", "desired", "harmful", "feasible", "is_reference", "superseded")
+_DERIVED = ("on_front", "near_front")
+_INTERVALS = ("desired_interval", "harmful_interval")
+
+
+def write_tables(
+    points: Sequence[Point], folder: Path, *, importances: Mapping[str, Mapping[str, float]] | None = None
+) -> tuple[Path, Path]:
+    """Write `frontier.parquet` (a row for each point, a column for each metric) and `frontier.json`, atomically.
+
+    Returns:
+        The paths of both.
+
+    Raises:
+        RunError: when the folder cannot be written.
+    """
+    front = {id(point) for point in pareto_front(points)}
+    near = {id(point) for point in near_front(points)}
+    rows = [_row(point, on_front=id(point) in front, near_front=id(point) in near) for point in points]
+    table_path, json_path = folder / PARQUET, folder / JSON
+    with atomic_path(table_path) as temporary:
+        pq.write_table(_table(rows), temporary)
+    write_json(
+        json_path,
+        {
+            "version": TABLE_VERSION,
+            "directions": {"desired": "maximize", "harmful": "minimize"},
+            "reference_point": {"desired": REFERENCE_POINT[0], "harmful": REFERENCE_POINT[1]},
+            "hypervolume": hypervolume(points),
+            "importances": {name: dict(shares) for name, shares in (importances or {}).items()},
+            "points": [_finite(row) for row in rows],
+        },
+    )
+    return table_path, json_path
+
+
+def read_tables(folder: Path) -> list[Point]:
+    """The points that `write_tables` wrote, in the same order.
+
+    Raises:
+        UsageError: when there is no table in the folder.
+        RunError: when it is damaged or was written by another version.
+    """
+    path = folder / PARQUET
+    if not path.is_file():
+        raise UsageError(f"{path} does not exist; name the folder of a sweep that has finished at least one trial")
+    try:
+        table = pq.read_table(path)
+        version = int((table.schema.metadata or {}).get(b"sdm_ray_table_version", b"0"))
+        if version != TABLE_VERSION:
+            raise RunError(
+                f"{path} is of table version {version}, this sdm-ray reads version {TABLE_VERSION}; "
+                "run `sdm-ray sweep --resume` to write it anew"
+            )
+        return [_point(row) for row in table.to_pylist()]
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise RunError(
+            f"{path} is damaged ({reason}); delete it and run `sdm-ray sweep --resume` to write it anew"
+        ) from None
+
+
+def read_importances(folder: Path) -> dict[str, dict[str, float]]:
+    """Shares of the searched settings by objective, as `write_tables` wrote them; empty where it wrote none."""
+    try:
+        values = json.loads((folder / JSON).read_text(encoding="utf-8"))["importances"]
+        return {str(name): {str(key): float(share) for key, share in shares.items()} for name, shares in values.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def _row(point: Point, *, on_front: bool, near_front: bool) -> dict[str, Any]:
+    row: dict[str, Any] = {name: getattr(point, name) for name in _FIELDS}
+    row |= {"on_front": on_front, "near_front": near_front}
+    for name in _INTERVALS:
+        low, high = getattr(point, name) or (None, None)
+        row |= {f"{name}_low": low, f"{name}_high": high}
+    return row | {"params": point.params, "further": point.further, "metrics": point.metrics}
+
+
+def _finite(value: Any) -> Any:
+    """NaN and infinities as null, the only form that every JSON reader takes."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _table(rows: list[dict[str, Any]]) -> pa.Table:
+    kinds = {"trial_id": pa.string(), "method": pa.string(), "feasible": pa.bool_()}
+    kinds |= {"is_reference": pa.bool_(), "superseded": pa.bool_()}
+    columns: dict[str, pa.Array] = {}
+    for name in (*_FIELDS, *_DERIVED, *(f"{name}_{end}" for name in _INTERVALS for end in ("low", "high"))):
+        kind = pa.bool_() if name in _DERIVED else kinds.get(name, pa.float64())
+        columns[name] = pa.array([row[name] for row in rows], kind)
+    columns["params"] = pa.array([json.dumps(_finite(row["params"]), sort_keys=True) for row in rows], pa.string())
+    columns["further"] = pa.array([json.dumps(_finite(row["further"])) for row in rows], pa.string())
+    for metric in sorted({name for row in rows for name in row["metrics"]}):
+        columns[metric] = pa.array([row["metrics"].get(metric) for row in rows], pa.float64())
+    return pa.table(columns).replace_schema_metadata({"sdm_ray_table_version": str(TABLE_VERSION)})
+
+
+def _point(row: dict[str, Any]) -> Point:
+    values = {name: row.pop(name) for name in _FIELDS}
+    for name in _DERIVED:
+        row.pop(name, None)
+    for name in _INTERVALS:
+        low, high = row.pop(f"{name}_low"), row.pop(f"{name}_high")
+        values[name] = None if low is None else (low, high)
+    params, further = json.loads(row.pop("params")), json.loads(row.pop("further"))
+    values["further"] = {name: math.nan if value is None else value for name, value in further.items()}
+    return Point(**values, params=params, metrics={name: value for name, value in row.items() if value is not None})
