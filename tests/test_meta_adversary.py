@@ -11,7 +11,8 @@ import torch
 
 from sdm_ray.config import AdversarySettings
 from sdm_ray.core.errors import UsageError
-from sdm_ray.meta.adversary import Adversary, FewShot, InnerBatches, draw_fresh, draw_persistent
+from sdm_ray.meta.adversaries.distribution import Adversary, draw_fresh, draw_persistent
+from sdm_ray.meta.adversaries.few_shot import FewShot, InnerBatches
 
 PLAIN = Adversary(
     optimizer="adam",

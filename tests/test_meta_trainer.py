@@ -17,14 +17,14 @@ from sdm_ray.config import TrainSettings
 from sdm_ray.core.errors import RunError, UsageError
 from sdm_ray.core.seeds import Generators
 from sdm_ray.core.types import Split, Task
-from sdm_ray.meta import adversary as adversary_module
-from sdm_ray.meta import pool as pool_module
-from sdm_ray.meta import simulator as simulator_module
+from sdm_ray.meta.adversaries import distribution as adversary_module
+from sdm_ray.meta.adversaries import fresh as simulator_module
+from sdm_ray.meta.adversaries import pool as pool_module
+from sdm_ray.meta.adversaries.fresh import Simulator
 from sdm_ray.meta.functional import FlatModel
 from sdm_ray.meta.linear import whitening
 from sdm_ray.meta.objectives import TERMS
 from sdm_ray.meta.outer import OuterStep, Plan
-from sdm_ray.meta.simulator import Simulator
 from sdm_ray.meta.trainer import GENERATORS, Trainer, TrainOutcome
 from tests.meta_fakes import FakeData, MlpTrunk, NoHostSync, drive, train, train_settings
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sdm_ray.meta.adversary import Adversary
+from sdm_ray.meta.adversaries.distribution import Adversary
 from sdm_ray.meta.functional import FlatModel, Rows
 from sdm_ray.meta.objectives import Trajectory
 from sdm_ray.meta.optim import OptimizerState

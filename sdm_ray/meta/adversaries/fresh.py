@@ -17,7 +17,8 @@ from torch import Tensor
 from sdm_ray.config import TrainSettings
 from sdm_ray.core.types import Task
 from sdm_ray.data.device import DeviceData
-from sdm_ray.meta.adversary import Adversary, FewShot, InnerBatches, draw_fresh, whole_number
+from sdm_ray.meta.adversaries.distribution import Adversary, draw_fresh, whole_number
+from sdm_ray.meta.adversaries.few_shot import FewShot, InnerBatches
 from sdm_ray.meta.episode import Episode, MetaGradients, Start
 from sdm_ray.meta.functional import FlatModel
 from sdm_ray.meta.inner_loop import look_on, meta_gradients

@@ -28,7 +28,8 @@ from sdm_ray.config import AdversarySettings
 from sdm_ray.core.types import Batch, Task
 from sdm_ray.data.device import DeviceData
 from sdm_ray.data.sampler import EpochSampler
-from sdm_ray.meta.adversary import Adversary, FewShot, draw_persistent, whole_number
+from sdm_ray.meta.adversaries.distribution import Adversary, draw_persistent, whole_number
+from sdm_ray.meta.adversaries.few_shot import FewShot
 from sdm_ray.meta.episode import Episode, MetaGradients, Start
 from sdm_ray.meta.functional import FlatModel, Rows
 from sdm_ray.meta.inner_loop import meta_gradients
