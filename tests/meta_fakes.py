@@ -13,10 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from sdm_ray.config import TrainSettings
 from sdm_ray.core.progress import Progress
 from sdm_ray.core.types import Batch, Split, Task
-from sdm_ray.meta.adversaries.distribution import Adversary
-from sdm_ray.meta.episode import Episode, Start
-from sdm_ray.meta.functional import FlatModel
-from sdm_ray.meta.problems import Data, Watch
+from sdm_ray.meta.inner.adversary import Adversary
+from sdm_ray.meta.inner.episode import Episode, Start
+from sdm_ray.meta.inner.flat_model import FlatModel
+from sdm_ray.meta.inner.problems import Data, Watch
 from sdm_ray.meta.trainer import Trainer, TrainOutcome
 from sdm_ray.models.trunk import params_digest
 

@@ -11,8 +11,9 @@ import torch
 
 from sdm_ray.config import AdversarySettings
 from sdm_ray.core.errors import UsageError
-from sdm_ray.meta.adversaries.distribution import Adversary, draw_fresh, draw_persistent
+from sdm_ray.meta.adversaries.distribution import draw_fresh, draw_persistent
 from sdm_ray.meta.adversaries.few_shot import FewShot, InnerBatches
+from sdm_ray.meta.inner.adversary import Adversary
 
 PLAIN = Adversary(
     optimizer="adam",

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from sdm_ray.meta import functional
-from sdm_ray.meta.functional import FlatModel
+from sdm_ray.meta.inner import flat_model as functional
+from sdm_ray.meta.inner.flat_model import FlatModel
 from tests.meta_fakes import MlpTrunk, bert_trunk, random_batch
 
 CPU = torch.device("cpu")

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sdm_ray.core.types import Batch
-from sdm_ray.meta import functional as functional_module
-from sdm_ray.meta.episode import FROZEN_RATE_FACTOR, Episode, MetaGradients, Start
-from sdm_ray.meta.functional import FlatModel
-from sdm_ray.meta.inner_loop import look_on, meta_gradients
+from sdm_ray.meta.inner import flat_model as functional_module
+from sdm_ray.meta.inner.episode import FROZEN_RATE_FACTOR, Episode, MetaGradients, Start
+from sdm_ray.meta.inner.flat_model import FlatModel
+from sdm_ray.meta.inner.loop import look_on, meta_gradients
+from sdm_ray.meta.inner.optim import ADAM_EPS, rate_factors
+from sdm_ray.meta.inner.problems import Watch
 from sdm_ray.meta.objectives import Trajectory, step_losses
-from sdm_ray.meta.optim import ADAM_EPS, rate_factors
-from sdm_ray.meta.problems import Watch
 from tests.meta_fakes import MlpTrunk, NoHostSync, bert_trunk, episode_of, random_batch, start_of
 
 WEIGHTS = {"harmful_adapted_calibrated": 1.0, "harmful_base": 0.3}
@@ -457,7 +457,7 @@ def test_low_rank_factors_start_at_the_model_itself_and_change_it() -> None:
 def test_parameter_noise_is_relative_to_each_parameter_and_drawn_by_seed() -> None:
     model = FlatModel(MlpTrunk(width=40))
     start, episode = start_of(model, count=2), episode_of(num_steps=0, count=2, noise=(0.0, 0.5))
-    from sdm_ray.meta.episode import parameter_noise
+    from sdm_ray.meta.inner.episode import parameter_noise
 
     noise = parameter_noise(model, start.trunk, episode.noise, 3)
     assert noise[0].abs().max() == 0

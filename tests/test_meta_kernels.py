@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from sdm_ray.core.types import Batch
-from sdm_ray.meta.functional import FlatModel
-from sdm_ray.meta.inner_loop import meta_gradients
+from sdm_ray.meta.inner.flat_model import FlatModel
+from sdm_ray.meta.inner.loop import meta_gradients
 from tests.meta_fakes import MlpTrunk, bert_trunk, episode_of, start_of
 
 WEIGHTS = {"harmful_base": 0.3, "harmful_adapted_calibrated": 1.0, "adapted_grad_norm": 0.5}

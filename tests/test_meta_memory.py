@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from sdm_ray.core.errors import RunError
-from sdm_ray.meta import memory
-from sdm_ray.meta.functional import FlatModel
-from sdm_ray.meta.inner_loop import meta_gradients
-from sdm_ray.meta.memory import ModeChooser, free_bytes, saved_bytes
+from sdm_ray.meta.inner import memory
+from sdm_ray.meta.inner.flat_model import FlatModel
+from sdm_ray.meta.inner.loop import meta_gradients
+from sdm_ray.meta.inner.memory import ModeChooser, free_bytes, saved_bytes
 from tests.meta_fakes import MlpTrunk, episode_of, start_of
 
 WEIGHTS = {"harmful_adapted_calibrated": 1.0}

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sdm_ray.meta.optim import (
+from sdm_ray.meta.inner.optim import (
     ADAM_EPS,
     OptimizerState,
     StepAdjoint,

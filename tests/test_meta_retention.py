@@ -15,7 +15,7 @@ from sdm_ray.config import EncoderSettings, RetainSettings, SyntheticWorld, Trai
 from sdm_ray.core.errors import UsageError
 from sdm_ray.core.types import Batch, Split, Task
 from sdm_ray.data.general import GeneralText
-from sdm_ray.meta.functional import FlatModel
+from sdm_ray.meta.inner.flat_model import FlatModel
 from sdm_ray.meta.objectives import TERMS
 from sdm_ray.meta.retention import GeneralSources, Retention, load_general_sources
 from sdm_ray.models.encoder import load_tokenizer, load_trunk

@@ -21,7 +21,7 @@ from sdm_ray.meta.adversaries import distribution as adversary_module
 from sdm_ray.meta.adversaries import fresh as simulator_module
 from sdm_ray.meta.adversaries import pool as pool_module
 from sdm_ray.meta.adversaries.fresh import Simulator
-from sdm_ray.meta.functional import FlatModel
+from sdm_ray.meta.inner.flat_model import FlatModel
 from sdm_ray.meta.linear import whitening
 from sdm_ray.meta.objectives import TERMS
 from sdm_ray.meta.outer import OuterStep, Plan

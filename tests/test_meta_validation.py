@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from sdm_ray.config import TrainSettings
 from sdm_ray.core.errors import RunError, UsageError
 from sdm_ray.core.types import Split, Task
-from sdm_ray.meta.functional import FlatModel
+from sdm_ray.meta.inner.flat_model import FlatModel
 from sdm_ray.meta.probe import moments_of
 from sdm_ray.meta.trainer import Trainer, TrainOutcome
 from sdm_ray.meta.validation import Validation, split_meta_train

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sdm_ray.core.errors import UsageError
-from sdm_ray.meta.functional import FlatModel, TrunkLike
+from sdm_ray.meta.inner.flat_model import FlatModel, TrunkLike
 
 
 class EmbeddingMap:

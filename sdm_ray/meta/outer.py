@@ -18,14 +18,14 @@ from sdm_ray.meta.adversaries.few_shot import FewShot
 from sdm_ray.meta.adversaries.fresh import Heads, Simulator
 from sdm_ray.meta.adversaries.pool import AdversaryPool
 from sdm_ray.meta.embedding_map import EmbeddingMap
-from sdm_ray.meta.functional import FlatModel, TrunkLike
 from sdm_ray.meta.gathered import Gathered, ends, single
-from sdm_ray.meta.memory import ModeChooser
+from sdm_ray.meta.inner.flat_model import FlatModel, TrunkLike
+from sdm_ray.meta.inner.memory import ModeChooser
+from sdm_ray.meta.inner.problems import Watch
 from sdm_ray.meta.objectives import TERMS, accuracies, load_terms, step_losses, task_loss
 from sdm_ray.meta.outer_optimizer import Group, OuterOptimizer
 from sdm_ray.meta.plan import Plan
 from sdm_ray.meta.probe import PROBED_EXAMPLES, mean_trajectory, probe_settings
-from sdm_ray.meta.problems import Watch
 from sdm_ray.meta.retention import GeneralSources, Retention
 from sdm_ray.models.heads import init_head
 

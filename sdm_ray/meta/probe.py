@@ -11,8 +11,8 @@ from torch import Tensor
 from sdm_ray.config import TrainSettings
 from sdm_ray.core.types import Batch
 from sdm_ray.meta.adversaries.fresh import Heads, Simulator
+from sdm_ray.meta.inner.problems import Watch
 from sdm_ray.meta.objectives import step_losses
-from sdm_ray.meta.problems import Watch
 
 PROBED_ADVERSARIES = 4
 PROBED_EXAMPLES = 64

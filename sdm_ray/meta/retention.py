@@ -21,7 +21,7 @@ from sdm_ray.core.types import Batch, Params
 from sdm_ray.data.device import DeviceData
 from sdm_ray.data.general import GeneralText, load_general_text, meta_training_text
 from sdm_ray.data.sampler import EpochSampler
-from sdm_ray.meta.functional import FlatModel, TrunkLike
+from sdm_ray.meta.inner.flat_model import FlatModel, TrunkLike
 from sdm_ray.meta.objectives import TERMS, weighted_sum
 from sdm_ray.models.corruption import corrupt
 from sdm_ray.models.masked_lm import MaskedLmHead, load_masked_lm, word_embedding_name

@@ -20,7 +20,7 @@ from sdm_ray.core.seeds import Generators
 from sdm_ray.core.types import Params
 from sdm_ray.data.device import DeviceData
 from sdm_ray.meta.checkpoint import load_checkpoint, save_checkpoint
-from sdm_ray.meta.functional import FlatModel, TrunkLike
+from sdm_ray.meta.inner.flat_model import FlatModel, TrunkLike
 from sdm_ray.meta.linear import LinearStep
 from sdm_ray.meta.log import MetricLog, diverged
 from sdm_ray.meta.outer import OuterStep

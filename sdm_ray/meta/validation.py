@@ -13,7 +13,7 @@ from sdm_ray.core.metric_names import Metric
 from sdm_ray.core.seeds import generator_seed
 from sdm_ray.core.types import Split, Task
 from sdm_ray.data.device import DeviceData
-from sdm_ray.meta.functional import FlatModel
+from sdm_ray.meta.inner.flat_model import FlatModel
 from sdm_ray.meta.objectives import task_loss
 
 BATCH_SIZE = 256

@@ -4,67 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import torch
 
 from sdm_ray.config import AdversarySettings, LogRange
+from sdm_ray.meta.inner.adversary import Adaptation, Adversary
 
 T = TypeVar("T")
-
-
-Adaptation = Literal["full", "head", "partial", "lora"]
-"""What an adversary trains: everything, the head alone, the upper blocks, or low-rank factors and the head."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Adversary:
-    """One adversary's habits."""
-
-    optimizer: str
-    """`sgd`, `momentum`, `adam`, `adamw` or `rmsprop`."""
-    batch_size: int
-    """Examples in an inner batch."""
-    num_steps: int
-    """Inner steps (of a turn, where it is persistent)."""
-    learning_rate: float | None
-    """None where it is meta-learned."""
-    schedule: str
-    """Course of the learning rate: `constant`, `warmup`, `linear` or `cosine`."""
-    adaptation: Adaptation
-    """What it trains."""
-    depth: int
-    """Blocks that `partial` freezes from below, the embeddings first; else 0."""
-    rank: int
-    """Rank of `lora`'s factors; else 0."""
-    reset_head: bool
-    """Whether it starts from a fresh head instead of the meta-learned one."""
-    noise: float
-    """Standard deviation of the parameter noise that it starts with, relative to each parameter's root mean square."""
-
-    def describe(self) -> str:
-        """One phrase for error messages."""
-        rate = "meta-learned learning rate" if self.learning_rate is None else f"learning rate {self.learning_rate:.3g}"
-        trained = {
-            "full": "whole model",
-            "head": "head only",
-            "partial": f"lowest {self.depth} of the blocks frozen",
-            "lora": f"LoRA of rank {self.rank}",
-        }
-        parts = [self.optimizer, rate, f"batch {self.batch_size}", trained[self.adaptation], f"{self.num_steps} steps"]
-        if self.schedule != "constant":
-            parts.append(f"{self.schedule} schedule")
-        parts.append("fresh head" if self.reset_head else "meta-learned head")
-        if self.noise:
-            parts.append(f"noise {self.noise:.3g}")
-        return ", ".join(parts)
-
-    def shape(self) -> tuple[str | int, ...]:
-        """What must agree for adversaries to run as one batch."""
-        return (
-            self.optimizer, self.batch_size, self.num_steps, self.schedule, self.adaptation, self.depth, self.rank
-        )  # fmt: skip
 
 
 def draw_fresh(settings: AdversarySettings, generator: torch.Generator, *, step: int, num_depths: int) -> Adversary:

@@ -17,14 +17,15 @@ from torch import Tensor
 from sdm_ray.config import TrainSettings
 from sdm_ray.core.types import Task
 from sdm_ray.data.device import DeviceData
-from sdm_ray.meta.adversaries.distribution import Adversary, draw_fresh, whole_number
+from sdm_ray.meta.adversaries.distribution import draw_fresh, whole_number
 from sdm_ray.meta.adversaries.few_shot import FewShot, InnerBatches
-from sdm_ray.meta.episode import Episode, MetaGradients, Start
-from sdm_ray.meta.functional import FlatModel
-from sdm_ray.meta.inner_loop import look_on, meta_gradients
-from sdm_ray.meta.memory import ModeChooser
+from sdm_ray.meta.inner.adversary import Adversary
+from sdm_ray.meta.inner.episode import Episode, MetaGradients, Start
+from sdm_ray.meta.inner.flat_model import FlatModel
+from sdm_ray.meta.inner.loop import look_on, meta_gradients
+from sdm_ray.meta.inner.memory import ModeChooser
+from sdm_ray.meta.inner.problems import Data, Watch
 from sdm_ray.meta.objectives import Trajectory
-from sdm_ray.meta.problems import Data, Watch
 from sdm_ray.models.heads import init_head
 
 BATCHING = ("cuda",)

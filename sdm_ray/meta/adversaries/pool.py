@@ -28,15 +28,16 @@ from sdm_ray.config import AdversarySettings
 from sdm_ray.core.types import Batch, Task
 from sdm_ray.data.device import DeviceData
 from sdm_ray.data.sampler import EpochSampler
-from sdm_ray.meta.adversaries.distribution import Adversary, draw_persistent, whole_number
+from sdm_ray.meta.adversaries.distribution import draw_persistent, whole_number
 from sdm_ray.meta.adversaries.few_shot import FewShot
-from sdm_ray.meta.episode import Episode, MetaGradients, Start
-from sdm_ray.meta.functional import FlatModel, Rows
-from sdm_ray.meta.inner_loop import meta_gradients
-from sdm_ray.meta.memory import ModeChooser
+from sdm_ray.meta.inner.adversary import Adversary
+from sdm_ray.meta.inner.episode import Episode, MetaGradients, Start
+from sdm_ray.meta.inner.flat_model import FlatModel, Rows
+from sdm_ray.meta.inner.loop import meta_gradients
+from sdm_ray.meta.inner.memory import ModeChooser
+from sdm_ray.meta.inner.optim import OptimizerState, make_optimizer
+from sdm_ray.meta.inner.problems import Data, Watch
 from sdm_ray.meta.objectives import Trajectory
-from sdm_ray.meta.optim import OptimizerState, make_optimizer
-from sdm_ray.meta.problems import Data, Watch
 from sdm_ray.models.heads import init_head
 
 DECAYING = ("adamw",)

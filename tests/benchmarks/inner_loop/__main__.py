@@ -12,7 +12,7 @@ outer loss at each of the K+1 moments, and the gradients that the walk asks for:
   its own, uncalibrated one: two backward passes through one loop.
 
 Of theirs only `higher_cvx` calibrates; `higher` and `torchopt` take the uncalibrated loss in its place, which is less
-work than asked. `plain` is K steps of `torch.optim.Adam(fused=True)`, the unit. Ours: see `sdm_ray.meta.inner_loop`
+work than asked. `plain` is K steps of `torch.optim.Adam(fused=True)`, the unit. Ours: see `sdm_ray.meta.inner.loop`
 (`truncated` differentiates the last 4 updates). Real lengths are those of biographies: theirs pad each batch to its
 longest text, `_128` to the full length; ours pad to the next multiple of 8, as training does.
 

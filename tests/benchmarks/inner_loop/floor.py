@@ -12,7 +12,7 @@ from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
 from sdm_ray.core.types import Batch
-from sdm_ray.meta.functional import FlatModel
+from sdm_ray.meta.inner.flat_model import FlatModel
 from tests.benchmarks.inner_loop.ours import OURS
 from tests.benchmarks.inner_loop.turns import Job
 from tests.benchmarks.inner_loop.world import World

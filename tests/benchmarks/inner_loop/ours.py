@@ -15,12 +15,12 @@ from torch import Tensor
 
 from sdm_ray.config import AdversarySettings
 from sdm_ray.core.types import Batch, Split, Task
-from sdm_ray.meta.adversaries.distribution import Adversary
 from sdm_ray.meta.adversaries.few_shot import FewShot
 from sdm_ray.meta.adversaries.pool import AdversaryPool
-from sdm_ray.meta.functional import FlatModel
-from sdm_ray.meta.inner_loop import Episode, MetaGradients, Start, meta_gradients
-from sdm_ray.meta.problems import Data, Watch
+from sdm_ray.meta.inner.adversary import Adversary
+from sdm_ray.meta.inner.flat_model import FlatModel
+from sdm_ray.meta.inner.loop import Episode, MetaGradients, Start, meta_gradients
+from sdm_ray.meta.inner.problems import Data, Watch
 from tests.benchmarks.inner_loop.theirs import CLIP, RATE
 from tests.benchmarks.inner_loop.world import World
 

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from sdm_ray.meta.memory import free_bytes
+from sdm_ray.meta.inner.memory import free_bytes
 from tests.benchmarks.inner_loop.ours import our_case
 from tests.benchmarks.inner_loop.theirs import THEIRS, their_case
 from tests.benchmarks.inner_loop.world import BERT_TINY, QUICK, World

@@ -5,7 +5,7 @@ loss, the adversary's head and learning rate descend the adversary's own uncalib
 products of one loop; only where the two cotangents differ is it walked back twice.
 
 Modes: `unrolled` is autograd through the whole loop (MLAC, arXiv 2211.14946), the reference. `adjoint` walks the loop
-back step by step, and `adjoint_stored` does so with the graphs of all steps kept (see `sdm_ray.meta.adjoint`); they
+back step by step, and `adjoint_stored` does so with the graphs of all steps kept (see `meta.inner.adjoint`); they
 agree with `unrolled`, and with each other to the bit. `truncated` differentiates the last updates only, `first_order`
 none (as TAR, arXiv 2408.00761).
 """
@@ -19,15 +19,14 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from sdm_ray.meta.adjoint import Adjoint, Course, Loop, Rule
-from sdm_ray.meta.episode import FROZEN_RATE_FACTOR, Episode, MetaGradients, Start, make_problem, parameter_noise
-from sdm_ray.meta.functional import FlatModel, Rows
-from sdm_ray.meta.kernels import Kernels
-from sdm_ray.meta.memory import ModeChooser
-from sdm_ray.meta.objectives import TERMS, Trajectory
-from sdm_ray.meta.optim import OptimizerState, clip_by_norm, make_optimizer, rate_factors
-from sdm_ray.meta.problems import Base, Data, TrunkProblem, View
-from sdm_ray.meta.reading import (
+from sdm_ray.meta.inner.adjoint import Adjoint, Course, Loop, Rule
+from sdm_ray.meta.inner.episode import FROZEN_RATE_FACTOR, Episode, MetaGradients, Start, make_problem, parameter_noise
+from sdm_ray.meta.inner.flat_model import FlatModel, Rows
+from sdm_ray.meta.inner.kernels import Kernels
+from sdm_ray.meta.inner.memory import ModeChooser
+from sdm_ray.meta.inner.optim import OptimizerState, clip_by_norm, make_optimizer, rate_factors
+from sdm_ray.meta.inner.problems import Base, Data, TrunkProblem, View
+from sdm_ray.meta.inner.readout import (
     ASIDE,
     MAIN,
     Question,
@@ -37,6 +36,7 @@ from sdm_ray.meta.reading import (
     predictor_gradient,
     read_terms,
 )
+from sdm_ray.meta.objectives import TERMS, Trajectory
 
 
 def meta_gradients(

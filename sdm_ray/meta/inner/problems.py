@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sdm_ray.core.types import Batch, Params
-from sdm_ray.meta.functional import FlatModel, Layout
+from sdm_ray.meta.inner.flat_model import FlatModel, Layout
 from sdm_ray.meta.objectives import example_losses
 from sdm_ray.models.heads import logits
 

@@ -7,11 +7,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sdm_ray.meta.adversaries.distribution import Adversary
-from sdm_ray.meta.functional import FlatModel, Rows
+from sdm_ray.meta.inner.adversary import Adversary
+from sdm_ray.meta.inner.flat_model import FlatModel, Rows
+from sdm_ray.meta.inner.optim import OptimizerState
+from sdm_ray.meta.inner.problems import Data, HeadProblem, LoraProblem, Problem, UpperProblem
 from sdm_ray.meta.objectives import Trajectory
-from sdm_ray.meta.optim import OptimizerState
-from sdm_ray.meta.problems import Data, HeadProblem, LoraProblem, Problem, UpperProblem
 
 FROZEN_RATE_FACTOR = 10.0
 """An adversary that trains the head alone does it at this many times its learning rate."""

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sdm_ray.meta.inner.problems import View, Watch
 from sdm_ray.meta.objectives import TERMS, Trajectory, example_losses, predictor_loss, weighted_sum
-from sdm_ray.meta.problems import View, Watch
 
 MAIN, ASIDE = 0, 1
 """Watches of an episode: the task that is adapted to, and the harmful task beside an adaptation to the desired one."""

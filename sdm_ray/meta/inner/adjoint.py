@@ -16,7 +16,7 @@ Trunk and adversary pull at the same steps in different directions, so M cotange
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -24,11 +24,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sdm_ray.meta.history import History
-from sdm_ray.meta.kernels import Kernels
-from sdm_ray.meta.memory import saved_bytes
-from sdm_ray.meta.optim import InnerOptimizer, OptimizerState, clip_adjoint, clip_by_norm
-from sdm_ray.meta.problems import Base, Data, Problem, View
+from sdm_ray.meta.inner.kernels import Kernels
+from sdm_ray.meta.inner.memory import saved_bytes
+from sdm_ray.meta.inner.optim import InnerOptimizer, OptimizerState, clip_adjoint, clip_by_norm
+from sdm_ray.meta.inner.problems import Base, Data, Problem, View
 
 
 class Rule(NamedTuple):
@@ -374,3 +373,24 @@ def _products(pairs: list[tuple[Tensor, Tensor]], inputs: Sequence[Tensor], *, r
     outputs, cotangents = zip(*pairs, strict=True)
     found = torch.autograd.grad(outputs, inputs, cotangents, retain_graph=retain, materialize_grads=True)
     return tuple(value.detach() for value in found)
+
+
+class History:
+    """Copies of vectors (A, N) at some moments.
+
+    Args:
+        moments: those that will be remembered.
+        like: (A, N) a vector as they will be.
+    """
+
+    def __init__(self, moments: Iterable[int], like: Tensor) -> None:
+        self._slots = {moment: slot for slot, moment in enumerate(sorted(moments))}
+        self._block = torch.empty(len(self._slots), *like.shape, dtype=like.dtype, device=like.device)
+
+    def remember(self, moment: int, value: Tensor) -> Tensor:
+        """The copy of a vector that is kept; the vector itself, if its moment is none of those."""
+        return self.at(moment).copy_(value) if moment in self._slots else value
+
+    def at(self, moment: int) -> Tensor:
+        """The vector (A, N) of a moment, a view; autograd counts the writes to each by themselves, thanks to `data`."""
+        return self._block.data[self._slots[moment]]

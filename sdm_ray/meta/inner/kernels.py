@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sdm_ray.core.types import Batch
-from sdm_ray.meta.problems import Base, TrunkProblem, View
+from sdm_ray.meta.inner.problems import Base, TrunkProblem, View
 
 Inputs = tuple[Tensor, ...]
 MAX_SHAPES = 4096
