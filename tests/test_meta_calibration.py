@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sdm_ray.meta.calibration import calibrate, calibrated_cross_entropy
+from sdm_ray.meta.objectives.calibration import calibrate, calibrated_cross_entropy
 from tests.meta_fakes import NoHostSync
 
 

@@ -12,9 +12,9 @@ from sdm_ray.config import AdversarySettings
 from sdm_ray.core.types import Split, Task
 from sdm_ray.meta.adversaries.few_shot import FewShot
 from sdm_ray.meta.adversaries.pool import AdversaryPool
-from sdm_ray.meta.calibration import calibrated_cross_entropy
 from sdm_ray.meta.inner import flat_model as functional_module
 from sdm_ray.meta.inner.flat_model import FlatModel
+from sdm_ray.meta.objectives.calibration import calibrated_cross_entropy
 from tests.meta_fakes import FakeData, MlpTrunk, NoHostSync, random_batch
 
 WEIGHTS = {"harmful_adapted_calibrated": 2.0}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sdm_ray.meta.calibration import calibrated_cross_entropy
+from sdm_ray.meta.objectives.calibration import calibrated_cross_entropy
 from sdm_ray.meta.objectives.losses import example_losses, full_precision, step_losses
 from sdm_ray.meta.objectives.registry import Trajectory, blocking_term
 
