@@ -17,9 +17,9 @@ from sdm_ray.data.device import DeviceData
 from sdm_ray.data.regression import RegressionWorld, SignedVectors
 from sdm_ray.data.tokenized import prepare
 from sdm_ray.meta.objectives import load_terms
-from sdm_ray.meta.outer_optimizer import check_optimizer
-from sdm_ray.meta.plan import Plan
-from sdm_ray.meta.retention import GeneralSources, load_general_sources
+from sdm_ray.meta.outer.optimizer import check_optimizer
+from sdm_ray.meta.outer.plan import Plan
+from sdm_ray.meta.outer.retention import GeneralSources, load_general_sources
 from sdm_ray.meta.validation import split_meta_train
 from sdm_ray.models.encoder import Trunk, load_tokenizer, load_trunk, tokenizer_digest
 from sdm_ray.models.mlp import VectorMlp

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from sdm_ray.core.errors import UsageError
 from sdm_ray.core.types import Split
-from sdm_ray.meta.embedding_map import EmbeddingMap
 from sdm_ray.meta.inner.flat_model import FlatModel
+from sdm_ray.meta.outer.embedding_map import EmbeddingMap
 from sdm_ray.meta.trainer import Trainer
 from sdm_ray.models.mlp import VectorMlp
 from tests.meta_fakes import FakeData, MlpTrunk, drive, random_batch, train, train_settings

@@ -14,7 +14,7 @@ from sdm_ray.config import TrainSettings
 from sdm_ray.core.errors import UsageError
 from sdm_ray.core.types import Params
 from sdm_ray.meta.checkpoint import load_checkpoint, save_checkpoint
-from sdm_ray.meta.outer_optimizer import Group, OuterOptimizer, check_optimizer
+from sdm_ray.meta.outer.optimizer import Group, OuterOptimizer, check_optimizer
 from tests.helpers import NoHostSync
 
 SHAPES = {"embedding.weight": (6, 4), "weight": (4, 4), "bias": (4,)}

@@ -17,7 +17,7 @@ from sdm_ray.core.types import Batch, Split, Task
 from sdm_ray.data.general import GeneralText
 from sdm_ray.meta.inner.flat_model import FlatModel
 from sdm_ray.meta.objectives import TERMS
-from sdm_ray.meta.retention import GeneralSources, Retention, load_general_sources
+from sdm_ray.meta.outer.retention import GeneralSources, Retention, load_general_sources
 from sdm_ray.models.encoder import load_tokenizer, load_trunk
 from sdm_ray.models.masked_lm import load_masked_lm
 from sdm_ray.models.trunk import Trunk
@@ -317,6 +317,6 @@ def test_sources_are_loaded_as_far_as_a_weight_asks_for_them(folders: dict[str, 
 
 def test_text_of_another_vocabulary_is_refused(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     foreign = GeneralText(np.array([[2, 999, 3]]), np.array([3]), "cpu")
-    monkeypatch.setattr("sdm_ray.meta.retention.load_general_text", lambda *args, **options: foreign)
+    monkeypatch.setattr("sdm_ray.meta.outer.retention.load_general_text", lambda *args, **options: foreign)
     with pytest.raises(UsageError, match="token id 999"):
         sources_of(folders["bert"], {"retain_distill": 1.0}, {"source": "pretraining"})

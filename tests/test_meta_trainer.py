@@ -22,9 +22,9 @@ from sdm_ray.meta.adversaries import fresh as simulator_module
 from sdm_ray.meta.adversaries import pool as pool_module
 from sdm_ray.meta.adversaries.fresh import Simulator
 from sdm_ray.meta.inner.flat_model import FlatModel
-from sdm_ray.meta.linear import whitening
 from sdm_ray.meta.objectives import TERMS
-from sdm_ray.meta.outer import OuterStep, Plan
+from sdm_ray.meta.outer.linear import whitening
+from sdm_ray.meta.outer.step import OuterStep, Plan
 from sdm_ray.meta.trainer import GENERATORS, Trainer, TrainOutcome
 from tests.meta_fakes import FakeData, MlpTrunk, NoHostSync, drive, train, train_settings
 

@@ -15,7 +15,7 @@ from sdm_ray.config import TrainSettings
 from sdm_ray.core.errors import RunError, UsageError
 from sdm_ray.core.types import Split, Task
 from sdm_ray.meta.inner.flat_model import FlatModel
-from sdm_ray.meta.probe import moments_of
+from sdm_ray.meta.outer.trajectory import moments_of
 from sdm_ray.meta.trainer import Trainer, TrainOutcome
 from sdm_ray.meta.validation import Validation, split_meta_train
 from tests.meta_fakes import FakeData, MlpTrunk, drive, train_settings
@@ -218,7 +218,7 @@ def test_long_trajectories_are_watched_at_evenly_spaced_steps(num_steps: int, mo
 def test_a_trajectory_is_the_same_wherever_else_it_is_watched(monkeypatch: pytest.MonkeyPatch) -> None:
     work = trainer(settings(method="mlac", adversary={"num_steps": 50}))
     spaced = work._step.probe()
-    monkeypatch.setattr("sdm_ray.meta.probe.MOST_INTERVALS", 50)
+    monkeypatch.setattr("sdm_ray.meta.outer.trajectory.MOST_INTERVALS", 50)
     every = work._step.probe()
     assert spaced is not None
     assert every is not None

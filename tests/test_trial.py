@@ -24,7 +24,7 @@ from sdm_ray.evaluate import load_trunk_on, open_workspace, resolve_device
 from sdm_ray.export import load_exported
 from sdm_ray.final import iterate_final
 from sdm_ray.meta import checkpoint
-from sdm_ray.meta.outer import OuterStep
+from sdm_ray.meta.outer.step import OuterStep
 from sdm_ray.models.encoder import params_digest
 from sdm_ray.sweep.worker import Job, TrialWorker
 from sdm_ray.trial import iterate_trial, run_trial

@@ -21,13 +21,13 @@ from sdm_ray.core.types import Params
 from sdm_ray.data.device import DeviceData
 from sdm_ray.meta.checkpoint import load_checkpoint, save_checkpoint
 from sdm_ray.meta.inner.flat_model import FlatModel, TrunkLike
-from sdm_ray.meta.linear import LinearStep
 from sdm_ray.meta.log import MetricLog, diverged
-from sdm_ray.meta.outer import OuterStep
+from sdm_ray.meta.outer.linear import LinearStep
+from sdm_ray.meta.outer.step import OuterStep
 from sdm_ray.meta.validation import UNTRAINED, Validation, split_meta_train
 
 if TYPE_CHECKING:
-    from sdm_ray.meta.retention import GeneralSources
+    from sdm_ray.meta.outer.retention import GeneralSources
 
 GENERATORS = ("desired", "harmful", "adversary", "desired_adversary", "pool", "heads", "retain")
 

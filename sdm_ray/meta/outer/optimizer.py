@@ -14,7 +14,7 @@ from torch.optim import AdamW, Optimizer
 from sdm_ray.config import TrainSettings
 from sdm_ray.core.errors import UsageError
 from sdm_ray.core.types import Params
-from sdm_ray.meta.outer_schedule import Schedule, check_options, classes_of, unknown
+from sdm_ray.meta.outer.schedule import Schedule, check_options, classes_of, unknown
 
 ELEMENTWISE = frozenset(
     {"ASGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "Rprop", "SGD"}

@@ -18,7 +18,7 @@ from sdm_ray.data.device import DeviceData
 from sdm_ray.data.sampler import EpochSampler
 from sdm_ray.meta.inner.flat_model import FlatModel, TrunkLike
 from sdm_ray.meta.objectives import task_loss
-from sdm_ray.meta.outer_optimizer import Group, OuterOptimizer
+from sdm_ray.meta.outer.optimizer import Group, OuterOptimizer
 from sdm_ray.models.heads import init_head, logits
 
 FEATURE_BATCH_SIZE = 256

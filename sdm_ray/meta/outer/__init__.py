@@ -1,0 +1,1 @@
+"""The outer step: what it plans, computes and updates."""
