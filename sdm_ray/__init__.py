@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from sdm_ray.config import SweepSettings, TrialSettings, content_hash, load_settings, override
     from sdm_ray.core.errors import RunError, UsageError
     from sdm_ray.core.result import TrialResult
-    from sdm_ray.export import load_exported
     from sdm_ray.frontier.points import Point, hypervolume, pareto_front
+    from sdm_ray.models.export import load_exported
     from sdm_ray.reuse import load_best
     from sdm_ray.sweep import run_sweep
     from sdm_ray.trial import iterate_trial, run_trial
@@ -37,7 +37,7 @@ _HOME = {
     "hypervolume": "frontier.points",
     "iterate_trial": "trial",
     "load_best": "reuse",
-    "load_exported": "export",
+    "load_exported": "models.export",
     "load_settings": "config",
     "override": "config",
     "pareto_front": "frontier.points",

@@ -16,7 +16,7 @@ from sdm_ray.core.metric_names import Metric
 from sdm_ray.core.progress import Progress
 from sdm_ray.core.result import Status, TrialResult, finite, read_result
 from sdm_ray.evaluate import open_workspace, trunk_params
-from sdm_ray.export import load_exported
+from sdm_ray.models.export import load_exported
 from sdm_ray.trial import attack_digest, claim_folder
 
 

@@ -28,11 +28,11 @@ from sdm_ray.evaluate import (
     load_trunk_on,
     open_workspace,
 )
-from sdm_ray.export import export_model, export_weights
 from sdm_ray.figures.style import WORDS
 from sdm_ray.figures.training import FIGURE, LOG, TRAJECTORY, trajectory_figure, write_log, write_trajectory
 from sdm_ray.meta.trainer import Trainer
 from sdm_ray.models.encoder import params_digest
+from sdm_ray.models.export import export_model, export_weights
 from sdm_ray.rungs import Rungs
 
 if TYPE_CHECKING:

@@ -17,13 +17,13 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 
-import sdm_ray.export as export_module
+import sdm_ray.models.export as export_module
 from sdm_ray.config import Method, TrainSettings, TrialSettings, content_hash
 from sdm_ray.config.attack import FAMILIES
 from sdm_ray.core.errors import RunError, UsageError
-from sdm_ray.export import Exported, export_model, load_exported
-from sdm_ray.model_card import UNTRIED, model_card, not_tried
+from sdm_ray.models.export import Exported, export_model, load_exported
 from sdm_ray.models.heads import init_head, logits
+from sdm_ray.models.model_card import UNTRIED, model_card, not_tried
 from sdm_ray.models.trunk import Trunk
 
 WORDS = ["alex", "works", "as", "a", "nurse", "judge", "poet", "in", "the", "city"]

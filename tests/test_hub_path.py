@@ -15,7 +15,7 @@ from pathlib import Path
 from sdm_ray.attack.report import AttackReport
 from sdm_ray.config import to_yaml
 from sdm_ray.core.result import Status, read_result
-from sdm_ray.export import load_exported
+from sdm_ray.models.export import load_exported
 from sdm_ray.reproduce import SUITES, suite_settings
 from tests import helpers
 

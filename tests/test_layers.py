@@ -129,7 +129,8 @@ def test_core_works_without_ray_optuna_and_mlflow() -> None:
 import sys
 for name in ("ray", "optuna", "mlflow"):
     sys.modules[name] = None
-import sdm_ray, sdm_ray.trial, sdm_ray.frontier.points, sdm_ray.figures.frontier, sdm_ray.export, sdm_ray.cli.diagnosis
+import sdm_ray, sdm_ray.trial, sdm_ray.frontier.points, sdm_ray.figures.frontier, sdm_ray.models.export
+import sdm_ray.cli.diagnosis
 for name in sdm_ray.__all__:
     getattr(sdm_ray, name)
 """

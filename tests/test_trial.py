@@ -21,11 +21,11 @@ from sdm_ray.core.metric_names import Metric
 from sdm_ray.core.progress import Progress
 from sdm_ray.core.result import Status, TrialResult, read_result
 from sdm_ray.evaluate import load_trunk_on, open_workspace, resolve_device
-from sdm_ray.export import load_exported
 from sdm_ray.final import iterate_final
 from sdm_ray.meta import checkpoint
 from sdm_ray.meta.outer.step import OuterStep
 from sdm_ray.models.encoder import params_digest
+from sdm_ray.models.export import load_exported
 from sdm_ray.sweep.worker import Job, TrialWorker
 from sdm_ray.trial import iterate_trial, run_trial
 from tests.attack_world import drain

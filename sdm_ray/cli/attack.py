@@ -69,8 +69,8 @@ def _attack(
     from sdm_ray.attack.report import write_summary
     from sdm_ray.core.files import write_json
     from sdm_ray.evaluate import load_trunk_on, open_workspace, trunk_params
-    from sdm_ray.export import META, load_exported
     from sdm_ray.figures.attack import write_figures
+    from sdm_ray.models.export import META, load_exported
 
     exported = load_exported(model) if (Path(model) / META).is_file() else None
     if tracked is not None:

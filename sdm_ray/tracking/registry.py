@@ -19,7 +19,7 @@ from typing import Any
 from sdm_ray.core.errors import RunError, UsageError
 from sdm_ray.core.metric_names import Metric
 from sdm_ray.core.result import FINAL, Status
-from sdm_ray.export import META, ExportMeta, load_exported, read_meta
+from sdm_ray.models.export import META, ExportMeta, load_exported, read_meta
 from sdm_ray.tracking.address import masked
 from sdm_ray.tracking.naming import tag_values
 from sdm_ray.tracking.runs import TrackedRun, check_weights, connect, find_trial, model_folder

@@ -219,7 +219,7 @@ def _loading(settings: TrialSettings, native: bool, label_names: Sequence[str]) 
         said = f"One of {', '.join(label_names)}."
     else:
         code = (
-            "from sdm_ray.export import load_exported\n\n"
+            "from sdm_ray.models.export import load_exported\n\n"
             'trunk, params, head, meta = load_exported("PATH/TO/THIS/FOLDER")'
         )
         said = (

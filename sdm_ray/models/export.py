@@ -26,8 +26,8 @@ from sdm_ray.config import TrialSettings, content_hash, parse_settings
 from sdm_ray.core.errors import RunError, UsageError
 from sdm_ray.core.files import atomic_path, read_json, write_json, write_text
 from sdm_ray.core.types import Params
-from sdm_ray.model_card import model_card
 from sdm_ray.models.encoder import load_trunk
+from sdm_ray.models.model_card import model_card
 from sdm_ray.models.native import native_pooling
 from sdm_ray.models.trunk import Trunk
 
