@@ -21,7 +21,7 @@ from sdm_ray.core.result import Status, TrialResult
 from sdm_ray.frontier.points import Point, compare, hypervolume, near_front, pareto_front, point_from_result, with_point
 from sdm_ray.frontier.select import select
 from sdm_ray.frontier.tables import TABLE_VERSION, read_tables, write_tables
-from sdm_ray.sweep.background import FrontierWriter
+from sdm_ray.sweep.frontier_writer import FrontierWriter
 
 
 def point(name: str, desired: float, harmful: float, **changes: Any) -> Point:

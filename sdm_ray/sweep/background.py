@@ -5,30 +5,17 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from sdm_ray.core.result import TrialResult
-from sdm_ray.frontier.points import Point, pareto_front
-from sdm_ray.frontier.tables import write_tables
 from sdm_ray.tracking.base import Tracker
 
 log = logging.getLogger(__name__)
 
 CLOSE_SECONDS = 60.0
 """How long the end of a sweep waits for what is still queued."""
-
-
-PAGE = "frontier.html"
-"""The interactive page."""
-BUSY_SHARE = 0.05
-"""Most of the time that the frontier of a long sweep may be written in: the driver waits for it now and then."""
-
-
-PUBLISH_SECONDS = 60.0
-"""A tracker gets the frontier's files this often while a sweep runs."""
 
 
 class TrackerThread:
@@ -110,93 +97,3 @@ class TrackerThread:
         if not self._warned:
             self._warned = True
             self._warn(f"tracking failed ({problem}); the sweep goes on, but its MLflow run may lack data")
-
-
-class FrontierWriter:
-    """Writes the frontier's tables and pictures when points have changed, never more than the thread keeps up with.
-
-    Args:
-        folder: where.
-        warn: tells people.
-        pause_seconds: least time between two times.
-        publish: gets the files now and then (every `PUBLISH_SECONDS`) while the sweep runs.
-    """
-
-    def __init__(
-        self,
-        folder: Path,
-        *,
-        warn: Callable[[str], None],
-        pause_seconds: float = 5.0,
-        publish: Callable[[list[Path]], None] = lambda files: None,
-    ) -> None:
-        self._folder = folder
-        self._warn = warn
-        self._pause = pause_seconds
-        self._publish, self._published = publish, -PUBLISH_SECONDS
-        self._lock = threading.Lock()
-        self._points: list[Point] | None = None
-        self._wake = threading.Event()
-        self._closing = False
-        self._warned = False
-        self.files: list[Path] = []
-        self.importances: dict[str, dict[str, float]] = {}
-        """Shares of the searched settings by objective, for the page; set before the last update."""
-        self._thread = threading.Thread(target=self._run, name="sdm-ray-frontier", daemon=True)
-        self._thread.start()
-
-    def update(self, points: list[Point]) -> None:
-        """Write these points soon."""
-        with self._lock:
-            self._points = points
-        self._wake.set()
-
-    def close(self) -> None:
-        """Write what is waiting and end."""
-        self._closing = True
-        self._wake.set()
-        self._thread.join(CLOSE_SECONDS)
-
-    def _run(self) -> None:
-        while True:
-            self._wake.wait()
-            self._wake.clear()
-            closing = self._closing
-            with self._lock:
-                points, self._points = self._points, None
-            started = time.monotonic()
-            if points:
-                self._write(points)
-            if closing:
-                return
-            now = time.monotonic()
-            deadline = now + max(self._pause, (now - started) / BUSY_SHARE)
-            while not self._closing and time.monotonic() < deadline:
-                time.sleep(0.1)
-
-    def _write(self, points: list[Point]) -> None:
-        try:
-            from sdm_ray.figures.curves import Curve, attack_curves_figure
-            from sdm_ray.figures.frontier import frontier_figure
-            from sdm_ray.figures.page import write_page
-            from sdm_ray.figures.style import model_styles
-
-            files = [
-                *write_tables(points, self._folder, importances=self.importances),
-                frontier_figure(points, self._folder / "frontier.png"),
-            ]
-            files.append(write_page(points, self._folder / PAGE, title=self._folder.name, importances=self.importances))
-            shown = [*pareto_front(points)[:1], *(point for point in points if point.is_reference)]
-            curves = [Curve.from_point(point) for point in shown]
-            curves = [curve for curve in curves if curve.num_examples]
-            if curves:
-                styles = model_styles(point.trial_id for point in points if point.is_reference)
-                files.append(attack_curves_figure(curves, self._folder / "attack_curves.png", styles=styles))
-            self.files = files
-            if not self._closing and time.monotonic() - self._published >= PUBLISH_SECONDS:
-                self._published = time.monotonic()
-                self._publish(files)
-        except Exception as error:
-            if not self._warned:
-                self._warned = True
-                self._warn(f"the frontier's files could not be written ({error}); the sweep goes on")

@@ -27,7 +27,8 @@ from sdm_ray.core.metric_names import Metric
 from sdm_ray.core.progress import Progress
 from sdm_ray.core.result import Status, TrialResult
 from sdm_ray.sweep import SilentView, run_sweep
-from sdm_ray.sweep.background import FrontierWriter, TrackerThread
+from sdm_ray.sweep.background import TrackerThread
+from sdm_ray.sweep.frontier_writer import FrontierWriter
 from sdm_ray.sweep.ledger import Entry, Ledger
 from sdm_ray.sweep.searcher import tell_optuna
 from sdm_ray.sweep.state import SweepState
