@@ -22,7 +22,7 @@ from sdm_ray.models import builtin
 from sdm_ray.models.encoder import load_tokenizer
 from sdm_ray.models.pretrain import PretrainSettings
 from sdm_ray.sweep import SilentView, run_sweep
-from sdm_ray.sweep.cluster import cluster
+from sdm_ray.sweep.cluster.connection import cluster
 from tests import sweep_fakes
 from tests.test_attack_report import report  # noqa: F401  (a fixture)
 
@@ -149,7 +149,7 @@ def test_nodes_share_through_the_object_store(
 def test_a_shelf_that_is_gone_costs_nothing_but_the_work(tmp_path: Path, ray_cluster: None) -> None:
     import ray
 
-    from sdm_ray.sweep import shelf as ray_shelf
+    from sdm_ray.sweep.cluster import object_store as ray_shelf
 
     with ray_shelf.shared_caches("index"):
         ray_shelf.join("index")

@@ -11,8 +11,8 @@ import pytest
 
 from sdm_ray.config import ResourceSettings
 from sdm_ray.core.types import Params, Task
-from sdm_ray.sweep.attack_runner import RayRunner, Target, ray_runner
-from sdm_ray.sweep.cluster import cluster
+from sdm_ray.sweep.cluster.attack_runner import RayRunner, Target, ray_runner
+from sdm_ray.sweep.cluster.connection import cluster
 from tests.attack_world import FakeData, TinyTrunk, attack, quick
 
 RESOURCES = ResourceSettings(cpus_per_trial=1)
@@ -63,7 +63,7 @@ def test_a_worker_that_dies_costs_a_retry(tmp_path: Path, monkeypatch: pytest.Mo
         """`AttackWorker` in a process that knows that it is one."""
 
         def __init__(self, target: Target, num_threads: int) -> None:
-            from sdm_ray.sweep.attack_runner import AttackWorker
+            from sdm_ray.sweep.cluster.attack_runner import AttackWorker
 
             self._inner = AttackWorker(target, num_threads)
             os.environ["SDM_RAY_TEST_WORKER"] = "1"
@@ -72,7 +72,7 @@ def test_a_worker_that_dies_costs_a_retry(tmp_path: Path, monkeypatch: pytest.Mo
             return self._inner.run(attackers, with_test)
 
     assert ray.is_initialized()
-    monkeypatch.setattr("sdm_ray.sweep.attack_runner.AttackWorker", Mortal)
+    monkeypatch.setattr("sdm_ray.sweep.cluster.attack_runner.AttackWorker", Mortal)
 
     def make(trunk: TinyTrunk, params: Params, data: Any, settings: Any, task: Task, knowledge: Any) -> RayRunner:
         return RayRunner(Target(trunk, params, data, settings, task, knowledge), RESOURCES, 1)

@@ -20,7 +20,7 @@ import yaml
 from sdm_ray.core.result import Status
 from sdm_ray.frontier.tables import read_tables
 from sdm_ray.sweep import SilentView, run_sweep
-from sdm_ray.sweep.cluster import ray_environment
+from sdm_ray.sweep.cluster.connection import ray_environment
 from sdm_ray.sweep.ledger import Ledger
 from sdm_ray.sweep.status import read_status
 from tests import sweep_fakes

@@ -15,9 +15,9 @@ from sdm_ray.core.errors import RunError, UsageError
 from sdm_ray.core.result import Status
 from sdm_ray.frontier.tables import read_tables
 from sdm_ray.sweep import SilentView, run_sweep
-from sdm_ray.sweep.cluster import cluster
-from sdm_ray.sweep.mirror import MANIFEST, Mirror, below
-from sdm_ray.sweep.worker import TrialWorker
+from sdm_ray.sweep.cluster.connection import cluster
+from sdm_ray.sweep.cluster.mirror import MANIFEST, Mirror, below
+from sdm_ray.sweep.cluster.worker import TrialWorker
 from tests import sweep_fakes
 from tests.test_sweep_worker import job, run
 

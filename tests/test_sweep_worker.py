@@ -20,7 +20,7 @@ from sdm_ray.core.errors import RunError, UsageError
 from sdm_ray.core.lock import FolderLock
 from sdm_ray.core.metric_names import Metric
 from sdm_ray.core.result import Status, TrialResult
-from sdm_ray.sweep.worker import Job, TrialWorker, check_function, classify
+from sdm_ray.sweep.cluster.worker import Job, TrialWorker, check_function, classify
 from tests import sweep_fakes
 
 

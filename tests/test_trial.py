@@ -26,7 +26,7 @@ from sdm_ray.meta import checkpoint
 from sdm_ray.meta.outer.step import OuterStep
 from sdm_ray.models.encoder import params_digest
 from sdm_ray.models.export import load_exported
-from sdm_ray.sweep.worker import Job, TrialWorker
+from sdm_ray.sweep.cluster.worker import Job, TrialWorker
 from sdm_ray.trial import iterate_trial, run_trial
 from tests.attack_world import drain
 

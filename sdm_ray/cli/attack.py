@@ -142,8 +142,8 @@ def _runner(ray_address: str | None, device: str) -> Iterator[Any]:
         yield None
         return
     from sdm_ray.config import ResourceSettings
-    from sdm_ray.sweep.attack_runner import ray_runner
-    from sdm_ray.sweep.cluster import cluster
+    from sdm_ray.sweep.cluster.attack_runner import ray_runner
+    from sdm_ray.sweep.cluster.connection import cluster
 
     address = None if ray_address == "local" else ray_address
     resources = ResourceSettings(ray_address=address, cpus_per_trial=1, gpus_per_trial=int(device == "cuda"))

@@ -33,7 +33,7 @@ LITTLE_SHARED_MEMORY_BYTES = 2**28
 """Ray's local object store of a sweep."""
 _START_RAY = (
     "from sdm_ray.config import ResourceSettings\n"
-    "from sdm_ray.sweep.cluster import cluster\n"
+    "from sdm_ray.sweep.cluster.connection import cluster\n"
     "with cluster(ResourceSettings()) as fits:\n"
     "    print(f'starts on loopback; {fits} trials of 1 CPU fit at once')\n"
 )

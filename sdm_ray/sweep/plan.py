@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sdm_ray.config import SweepSettings
-from sdm_ray.sweep.cluster import cluster, num_fitting
+from sdm_ray.sweep.cluster.connection import cluster, num_fitting
 from sdm_ray.sweep.live import clock
 from sdm_ray.sweep.space import check_sweep, first_points, ordered_references
 

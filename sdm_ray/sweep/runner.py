@@ -13,17 +13,17 @@ from sdm_ray.core.errors import RunError, UsageError
 from sdm_ray.core.result import Status, TrialResult
 from sdm_ray.frontier.points import Point, pareto_front
 from sdm_ray.sweep.background import TrackerThread
-from sdm_ray.sweep.cluster import cluster, quiet_logs, ray_environment
+from sdm_ray.sweep.cluster.connection import cluster, quiet_logs, ray_environment
+from sdm_ray.sweep.cluster.mirror import Mirror, MirrorThread, below, sweep_uri, trials_uri
+from sdm_ray.sweep.cluster.worker import check_function, classify
 from sdm_ray.sweep.frontier_writer import FrontierWriter
 from sdm_ray.sweep.interrupt import StopSwitch, stop_on_signals
 from sdm_ray.sweep.ledger import Ledger
 from sdm_ray.sweep.live import View, default_view
-from sdm_ray.sweep.mirror import Mirror, MirrorThread, below, sweep_uri, trials_uri
 from sdm_ray.sweep.resume import SETTINGS, claimed_folder
 from sdm_ray.sweep.space import check_sweep, ordered_references
 from sdm_ray.sweep.state import SweepState
 from sdm_ray.sweep.warm import earlier_results
-from sdm_ray.sweep.worker import check_function, classify
 from sdm_ray.tracking import open_tracker
 
 if TYPE_CHECKING:
@@ -212,7 +212,7 @@ class _Run:
             if self.switch.reason is None:
                 shelf = None
                 if self.settings.resources.ray_address is not None:  # nodes that may have cache folders of their own
-                    from sdm_ray.sweep.shelf import shared_caches
+                    from sdm_ray.sweep.cluster.object_store import shared_caches
 
                     shelf = stack.enter_context(shared_caches(f"caches of {self.state.ledger.study_name}"))
                 self._tune(study, shelf)

@@ -11,8 +11,8 @@ from typing import Any
 
 from ray.tune import Trainable
 
-from sdm_ray.sweep import shelf
-from sdm_ray.sweep.worker import Job, TrialWorker
+from sdm_ray.sweep.cluster import object_store as shelf
+from sdm_ray.sweep.cluster.worker import Job, TrialWorker
 
 JOB = "job"
 """Key of the job in Tune's config."""

@@ -24,7 +24,7 @@ from sdm_ray.core.lock import FolderLock
 from sdm_ray.core.metric_names import Metric
 from sdm_ray.core.progress import Progress
 from sdm_ray.core.result import Status, TrialResult
-from sdm_ray.sweep.mirror import Mirror, below
+from sdm_ray.sweep.cluster.mirror import Mirror, below
 
 TrialFunction = Callable[..., Generator[Progress, None, TrialResult]]
 

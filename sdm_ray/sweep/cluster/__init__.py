@@ -1,0 +1,1 @@
+"""Where trials run: the Ray cluster, its workers, and what machines share."""
