@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from sdm_ray.core.result import TrialResult
     from sdm_ray.frontier.points import Point, hypervolume, pareto_front
     from sdm_ray.models.export import load_exported
-    from sdm_ray.reuse import load_best
     from sdm_ray.sweep import run_sweep
+    from sdm_ray.sweep.records.best import load_best
     from sdm_ray.trial import iterate_trial, run_trial
 
 _HOME = {
@@ -36,7 +36,7 @@ _HOME = {
     "content_hash": "config",
     "hypervolume": "frontier.points",
     "iterate_trial": "trial",
-    "load_best": "reuse",
+    "load_best": "sweep.records.best",
     "load_exported": "models.export",
     "load_settings": "config",
     "override": "config",

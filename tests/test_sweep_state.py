@@ -17,7 +17,7 @@ from sdm_ray.core.result import Status, TrialResult
 from sdm_ray.frontier.tables import read_tables, write_tables
 from sdm_ray.sweep.ledger import Entry, Ledger
 from sdm_ray.sweep.live import progress_counts
-from sdm_ray.sweep.resume import claimed_folder
+from sdm_ray.sweep.records.folder import claimed_folder
 from sdm_ray.sweep.state import SweepState
 from tests import sweep_fakes
 

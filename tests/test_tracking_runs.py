@@ -16,7 +16,7 @@ from sdm_ray.core.result import Status, TrialResult
 from sdm_ray.frontier.points import Point
 from sdm_ray.frontier.tables import write_tables
 from sdm_ray.sweep import SilentView, run_sweep
-from sdm_ray.sweep.tracked import tracked_points
+from sdm_ray.sweep.records.tracked import tracked_points
 from sdm_ray.tracking import open_tracker
 from sdm_ray.tracking.address import is_reference, sqlite_uri
 from sdm_ray.tracking.runs import add_to_run, download, find_run, model_folder, sibling_runs

@@ -7,7 +7,8 @@ from rich.markup import escape
 from sdm_ray.cli.progress import console
 from sdm_ray.config import SweepSettings, load_settings
 from sdm_ray.core.errors import UsageError
-from sdm_ray.reuse import find_sweep, load_best
+from sdm_ray.sweep.records.best import load_best
+from sdm_ray.sweep.records.folder import find_sweep
 from sdm_ray.tracking.address import is_reference
 from sdm_ray.tracking.registry import register
 from sdm_ray.tracking.runs import TrackedRun, find_run, run_of_trial

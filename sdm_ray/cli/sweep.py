@@ -21,7 +21,8 @@ from sdm_ray.figures.tables import pareto_table
 from sdm_ray.frontier.points import Point, compare, hypervolume
 from sdm_ray.frontier.select import Rule, select
 from sdm_ray.frontier.tables import read_importances, read_tables, write_tables
-from sdm_ray.reuse import find_sweep, load_best
+from sdm_ray.sweep.records.best import load_best
+from sdm_ray.sweep.records.folder import find_sweep
 from sdm_ray.tracking.address import PREFIX, is_reference
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ BEST = "best.yaml"
 def run(settings: SweepSettings, config: Path, *, resume: bool, fork: bool = False) -> None:
     """Run a sweep and print its frontier and what to do next; exit code 130 when it was interrupted."""
     if fork:
-        from sdm_ray.sweep.warm import forked
+        from sdm_ray.sweep.records.warm import forked
 
         settings, said = forked(settings)
         console.print(escape(said), soft_wrap=True)
@@ -119,7 +120,7 @@ def _read(sweep: str, tracking_uri: str | None) -> _Sweep:
     if not is_reference(sweep):
         folder = find_sweep(sweep)
         return _Sweep(folder.name, folder, read_tables(folder))
-    from sdm_ray.sweep.tracked import tracked_points
+    from sdm_ray.sweep.records.tracked import tracked_points
 
     name, points = tracked_points(sweep, uri=tracking_uri)
     return _Sweep(name, Path("runs") / f"{name}-{sweep.removeprefix(PREFIX)[:8]}", points)

@@ -20,10 +20,10 @@ from sdm_ray.sweep.frontier_writer import FrontierWriter
 from sdm_ray.sweep.interrupt import StopSwitch, stop_on_signals
 from sdm_ray.sweep.ledger import Ledger
 from sdm_ray.sweep.live import View, default_view
-from sdm_ray.sweep.resume import SETTINGS, claimed_folder
+from sdm_ray.sweep.records.folder import SETTINGS, claimed_folder
+from sdm_ray.sweep.records.warm import earlier_results
 from sdm_ray.sweep.space import check_sweep, ordered_references
 from sdm_ray.sweep.state import SweepState
-from sdm_ray.sweep.warm import earlier_results
 from sdm_ray.tracking import open_tracker
 
 if TYPE_CHECKING:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import tempfile
 from pathlib import Path
@@ -11,25 +10,8 @@ from sdm_ray.config import Origin, SweepSettings, TrialSettings, load_settings
 from sdm_ray.core.errors import UsageError
 from sdm_ray.frontier.select import Rule, select
 from sdm_ray.frontier.tables import read_tables
+from sdm_ray.sweep.records.folder import find_sweep
 from sdm_ray.tracking.address import default_uri, is_reference, sweep_id_file
-
-
-def find_sweep(name: str | Path, *, output_dir: str | Path = "runs") -> Path:
-    """The folder of a sweep, given as a path or by its name below `output_dir`.
-
-    Raises:
-        UsageError: when there is none; it suggests the nearest names.
-    """
-    for folder in (Path(name), Path(output_dir) / name):
-        if (folder / "sweep.yaml").is_file():
-            return folder
-    known = sorted(path.parent.name for path in Path(output_dir).glob("*/sweep.yaml"))
-    close = difflib.get_close_matches(str(name), known, n=1)
-    if close:
-        hint = f"did you mean {close[0]!r}?"
-    else:
-        hint = f"{output_dir} holds: {', '.join(known)}" if known else f"{output_dir} holds no sweep"
-    raise UsageError(f"no sweep {str(name)!r}: neither a sweep's folder nor a name below {output_dir}; {hint}")
 
 
 def load_best(

@@ -8,6 +8,7 @@ exactly what has no end yet, under the same ids, folders and Optuna trials.
 
 from __future__ import annotations
 
+import difflib
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -116,3 +117,21 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + key] = value
     return flat
+
+
+def find_sweep(name: str | Path, *, output_dir: str | Path = "runs") -> Path:
+    """The folder of a sweep, given as a path or by its name below `output_dir`.
+
+    Raises:
+        UsageError: when there is none; it suggests the nearest names.
+    """
+    for folder in (Path(name), Path(output_dir) / name):
+        if (folder / "sweep.yaml").is_file():
+            return folder
+    known = sorted(path.parent.name for path in Path(output_dir).glob("*/sweep.yaml"))
+    close = difflib.get_close_matches(str(name), known, n=1)
+    if close:
+        hint = f"did you mean {close[0]!r}?"
+    else:
+        hint = f"{output_dir} holds: {', '.join(known)}" if known else f"{output_dir} holds no sweep"
+    raise UsageError(f"no sweep {str(name)!r}: neither a sweep's folder nor a name below {output_dir}; {hint}")
