@@ -21,7 +21,8 @@ from sdm_ray.reproduce import SUITES, Measured, judge, read_measured, suite_sett
 from sdm_ray.reproduce.claims import Claim, DesiredDrop, HarmfulDifference, HeadStart, LongHeadStart
 from sdm_ray.reproduce.measured import WORST, Estimate, Released
 from sdm_ray.reproduce.write import _curve, leaderboard, table_rows
-from sdm_ray.sweep.space import check_sweep, ordered_references, reference_settings
+from sdm_ray.sweep.search.check import check_sweep
+from sdm_ray.sweep.search.models import ordered_references, reference_settings
 
 SWEEPS = Path(__file__).parent.parent / "sweeps"
 SIZES = (20, 200)

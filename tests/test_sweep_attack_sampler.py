@@ -8,7 +8,7 @@ import pytest
 
 from sdm_ray.attack.space import SAMPLERS, Chance, Choice, Integer, LogFloat, the_sampler
 from sdm_ray.core.errors import UsageError
-from sdm_ray.sweep.attack_sampler import NUM_STARTUP_TRIALS, TpeSampler
+from sdm_ray.sweep.search.attack_sampler import NUM_STARTUP_TRIALS, TpeSampler
 from tests.attack_world import FakeData, attack, quick
 
 SPACE = {

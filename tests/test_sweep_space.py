@@ -11,15 +11,9 @@ import yaml
 
 from sdm_ray.config import SweepSettings, TrialSettings, load_settings, override, parse_settings
 from sdm_ray.core.errors import UsageError
-from sdm_ray.sweep.space import (
-    KNOWN_POINTS,
-    Space,
-    check_sweep,
-    first_points,
-    ordered_references,
-    reference_settings,
-    stored_by_index,
-)
+from sdm_ray.sweep.search.check import check_sweep
+from sdm_ray.sweep.search.models import KNOWN_POINTS, first_points, ordered_references, reference_settings
+from sdm_ray.sweep.search.space import Space, stored_by_index
 from tests import sweep_fakes
 
 

@@ -154,7 +154,7 @@ def test_reasons_are_one_line(error: Exception, words: str) -> None:
 
 def test_the_attack_sampler_that_settings_name_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(SAMPLERS, "tpe", raising=False)
-    monkeypatch.delitem(sys.modules, "sdm_ray.sweep.attack_sampler", raising=False)
+    monkeypatch.delitem(sys.modules, "sdm_ray.sweep.search.attack_sampler", raising=False)
     settings = TrialSettings().model_dump(mode="json")
     settings["attack"]["sampler"] = "tpe"
     assert run(TrialWorker(job(tmp_path, "smooth", settings=settings))).status is Status.COMPLETE

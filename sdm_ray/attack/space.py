@@ -107,7 +107,7 @@ class SobolSampler:
 
 
 SAMPLERS: dict[str, SamplerFactory] = {"sobol": SobolSampler}
-"""Samplers by the name that `attack.sampler` gives; `sdm_ray.sweep.attack_sampler` adds Optuna's."""
+"""Samplers by the name that `attack.sampler` gives; `sdm_ray.sweep.search.attack_sampler` adds Optuna's."""
 
 
 def the_sampler(name: str) -> SamplerFactory:
@@ -118,7 +118,8 @@ def the_sampler(name: str) -> SamplerFactory:
     """
     if name not in SAMPLERS:
         raise UsageError(
-            f"attack.sampler: {name!r} is not there; known: {', '.join(SAMPLERS)} (import sdm_ray.sweep.attack_sampler "
+            f"attack.sampler: {name!r} is not there; known: {', '.join(SAMPLERS)} "
+            "(import sdm_ray.sweep.search.attack_sampler "
             "for tpe)"
         )
     return SAMPLERS[name]

@@ -64,7 +64,7 @@ def _attack(
 ) -> None:
     import torch
 
-    import sdm_ray.sweep.attack_sampler  # noqa: F401  (makes Optuna's sampler known)
+    import sdm_ray.sweep.search.attack_sampler  # noqa: F401  (makes Optuna's sampler known)
     from sdm_ray.assess import Release, assess
     from sdm_ray.attack.report import write_summary
     from sdm_ray.core.files import write_json

@@ -63,7 +63,7 @@ def run(settings: SweepSettings, config: Path, *, resume: bool, fork: bool = Fal
 
 def run_checked(settings: SweepSettings, *, resume: bool) -> SweepOutcome:
     """Run a sweep whose data and encoder have been tried, and say what failed in it."""
-    import sdm_ray.sweep.attack_sampler  # noqa: F401  (makes Optuna's sampler known)
+    import sdm_ray.sweep.search.attack_sampler  # noqa: F401  (makes Optuna's sampler known)
     from sdm_ray.evaluate import check_inputs
     from sdm_ray.sweep.runner import run_sweep
 
@@ -87,7 +87,7 @@ def again(settings: SweepSettings, *, resume: bool, fork: bool) -> str:
 
 def show_plan(settings: SweepSettings) -> None:
     """Say what a sweep would do and cost; nothing is started but a probe, and nothing is written but its caches."""
-    import sdm_ray.sweep.attack_sampler  # noqa: F401  (makes Optuna's sampler known)
+    import sdm_ray.sweep.search.attack_sampler  # noqa: F401  (makes Optuna's sampler known)
     from sdm_ray.probe import probe
     from sdm_ray.sweep.plan import describe, plan_sweep
 

@@ -29,7 +29,7 @@ FILES = {"log": LOG, "plot": FIGURE, "model": "model", "attacks": "attack.parque
 def run(settings: TrialSettings, config: Path, out: Path | None, tracking_uri: str | None = None) -> None:
     """Train, attack and print what came out; a config from a tracked sweep is tracked beside its trial."""
     if settings.attack.sampler == "tpe":
-        import sdm_ray.sweep.attack_sampler  # noqa: F401  (makes it known)
+        import sdm_ray.sweep.search.attack_sampler  # noqa: F401  (makes it known)
     from sdm_ray.assess import floor_report
     from sdm_ray.attack.protocol import AttackReport
     from sdm_ray.evaluate import open_workspace

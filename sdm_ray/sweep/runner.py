@@ -22,12 +22,13 @@ from sdm_ray.sweep.ledger import Ledger
 from sdm_ray.sweep.live import View, default_view
 from sdm_ray.sweep.records.folder import SETTINGS, claimed_folder
 from sdm_ray.sweep.records.warm import earlier_results
-from sdm_ray.sweep.space import check_sweep, ordered_references
+from sdm_ray.sweep.search.check import check_sweep
+from sdm_ray.sweep.search.models import ordered_references
 from sdm_ray.sweep.state import SweepState
 from sdm_ray.tracking import open_tracker
 
 if TYPE_CHECKING:
-    from sdm_ray.sweep.study import SearchStudy
+    from sdm_ray.sweep.search.study import SearchStudy
 
 RESUME_HINT = "run the same command with --resume to go on"
 
@@ -218,7 +219,7 @@ class _Run:
                 self._tune(study, shelf)
 
     def _open_study(self) -> SearchStudy:
-        from sdm_ray.sweep.study import SearchStudy
+        from sdm_ray.sweep.search.study import SearchStudy
 
         file = self.folder / "optuna.db"
         storage = self.settings.storage or f"sqlite:///{file}"

@@ -15,8 +15,8 @@ from sdm_ray.core.result import FINAL, Status, TrialResult
 from sdm_ray.frontier.points import Point, hypervolume, pareto_front, point_from_result, with_point
 from sdm_ray.sweep.ledger import Entry, Ledger, Role
 from sdm_ray.sweep.repeats import combined
+from sdm_ray.sweep.search.models import axes, ordered_references, reference_settings
 from sdm_ray.sweep.snapshot import Running, Snapshot
-from sdm_ray.sweep.space import axes, ordered_references, reference_settings
 from sdm_ray.sweep.stopping import hopeless
 
 ROLES: tuple[Role, ...] = ("reference", "search", "final")

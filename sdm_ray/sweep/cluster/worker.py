@@ -153,7 +153,9 @@ class TrialWorker:
         sys.path += [entry for entry in job.python_path if entry not in sys.path]
         settings = override(TrialSettings.model_validate(job.settings), job.params)
         if settings.attack.sampler == "tpe":
-            importlib.import_module("sdm_ray.sweep.attack_sampler")  # makes it known; Optuna takes a second to import
+            importlib.import_module(
+                "sdm_ray.sweep.search.attack_sampler"
+            )  # makes it known; Optuna takes a second to import
         pristine_process(settings.seed, settings.runtime.num_threads, job.gpu_memory_share)
         function = load_function(job.trial_function)
         return function(settings, Path(job.output_dir), trial_id=job.trial_id)

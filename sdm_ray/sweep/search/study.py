@@ -14,7 +14,7 @@ from optuna.trial import TrialState
 
 from sdm_ray.config import SearchSettings, SweepSettings
 from sdm_ray.core.errors import RunError, UsageError
-from sdm_ray.sweep.space import Space
+from sdm_ray.sweep.search.space import Space
 
 JOURNAL = "journal://"
 """Begins the URL of a journal file."""

@@ -1,0 +1,1 @@
+"""What the search may try: the space, its checks, and the Optuna study."""

@@ -1,0 +1,78 @@
+"""Which models a sweep runs beside the search: references, variants, first points."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sdm_ray.config import Method, SweepSettings, TrialSettings, override
+from sdm_ray.core.errors import UsageError
+from sdm_ray.core.metric_names import Metric
+
+_PAPER: dict[str, Any] = {
+    "train.method": "mlac",
+    "train.blocking.harmful_adapted_calibrated": 1.0,
+    "train.learning_rate": 1e-5,
+    "train.num_outer_steps": 50_000,
+    "train.desired_batch_size": 20,
+    "train.harmful_batch_size": 20,
+    "train.gradient_clip": 10.0,
+    "train.adversary.num_steps": 16,
+    "train.adversary.optimizers": ["adam"],
+    "train.adversary.learning_rate_mode": "meta_learned",
+    "train.adversary.learning_rate_initial": 3e-4,
+    "train.adversary.batch_sizes": [8, 16, 24],
+    "train.adversary.gradient_clip": 100.0,
+    "train.adversary.pool.size": 0,
+}
+KNOWN_POINTS: dict[str, dict[str, Any]] = {
+    "paper": _PAPER,
+    "paper_variant": _PAPER | {"train.learning_rate": 1e-4, "train.adversary.batch_sizes": [12, 24, 48]},
+}
+"""Settings of Henderson et al., arXiv 2211.14946: their best variant (calibrated, weight 1, K = 16), and the one with a
+larger outer learning rate and larger inner batches."""
+
+
+def first_points(settings: SweepSettings) -> list[dict[str, Any]]:
+    """The points that are tried before any is sampled: those of the file, then published ones.
+
+    Raises:
+        UsageError: for a published point of which the space searches nothing.
+    """
+    points = [dict(point) for point in settings.search.points]
+    for name in settings.search.known_points:
+        point = {path: value for path, value in KNOWN_POINTS[name].items() if path in settings.space}
+        if not point:
+            raise UsageError(
+                f"search.known_points: the space searches nothing of {name!r}, which sets "
+                f"{', '.join(KNOWN_POINTS[name])}; leave it out"
+            )
+        points.append(point)
+    return points
+
+
+def axes(settings: SweepSettings) -> dict[str, Any]:
+    """What `frontier.point_from_result` draws and compares: the first objective of each direction, and the others."""
+    up = [objective.metric for objective in settings.objectives if objective.direction == "maximize"]
+    down = [objective.metric for objective in settings.objectives if objective.direction == "minimize"]
+    further = dict.fromkeys(up[1:], -1.0) | dict.fromkeys(down[1:], 1.0)
+    drawn = {"desired_metric": (up or [str(Metric.DESIRED_ACCURACY)])[0]}
+    drawn["harmful_metric"] = (down or [str(Metric.HARMFUL_WORST_ACCURACY)])[0]
+    return {**drawn, "further": further}
+
+
+def ordered_references(settings: SweepSettings) -> list[str]:
+    """The reference methods, `tuned` first, because feasibility is relative to it; then the variants."""
+    return [*sorted(dict.fromkeys(settings.references), key=lambda method: method != "tuned"), *settings.variants]
+
+
+def reference_settings(settings: SweepSettings, name: str) -> TrialSettings:
+    """The settings of a reference, by the name of its method or variant.
+
+    Raises:
+        UsageError: for a variant that cannot be trained so.
+        ValueError: for a method that cannot.
+    """
+    if name in settings.variants:
+        return override(settings.trial, settings.variants[name])
+    method: Method = name  # type: ignore[assignment]
+    return settings.trial.model_copy(update={"train": settings.trial.train.for_method(method)})
