@@ -18,7 +18,7 @@ import optuna
 import pytest
 
 from sdm_ray.config import digest
-from sdm_ray.sweep.ledger import Entry, Ledger
+from sdm_ray.sweep.state.ledger import Entry, Ledger
 from tests import sweep_fakes
 
 ROOT = Path(__file__).parent.parent

@@ -11,9 +11,9 @@ import pytest
 
 from sdm_ray.core.errors import UsageError
 from sdm_ray.core.result import Status, TrialResult
-from sdm_ray.sweep.ledger import Entry, Ledger
 from sdm_ray.sweep.search.study import SearchStudy, make_sampler
-from sdm_ray.sweep.state import SweepState
+from sdm_ray.sweep.state.ledger import Entry, Ledger
+from sdm_ray.sweep.state.state import SweepState
 from tests import sweep_fakes
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)

@@ -14,7 +14,7 @@ from sdm_ray.cli.sweep import again, run_checked, show_plan
 from sdm_ray.core.errors import UsageError
 from sdm_ray.reproduce import SUITES, Measured, read_measured, suite_settings, write_reproduction
 from sdm_ray.reproduce.write import MARKDOWN, attacker_words, claims_table, models_table
-from sdm_ray.sweep.ledger import FILE as LEDGER
+from sdm_ray.sweep.state.ledger import FILE as LEDGER
 
 FOLDER = "reproduction"
 """In the sweep's folder."""

@@ -14,8 +14,8 @@ from sdm_ray.core.errors import UsageError
 from sdm_ray.core.metric_names import Metric
 from sdm_ray.core.result import Status
 from sdm_ray.core.statistics import t_interval
-from sdm_ray.sweep.ledger import Ledger
 from sdm_ray.sweep.records.folder import SETTINGS
+from sdm_ray.sweep.state.ledger import Ledger
 
 WORST = "worst"
 """The attacker that takes, at each n, the family that validation finds strongest."""

@@ -11,10 +11,10 @@ from ray.tune.schedulers import FIFOScheduler
 from sdm_ray.core.metric_names import Metric
 from sdm_ray.sweep.background import TrackerThread
 from sdm_ray.sweep.interrupt import StopSwitch
-from sdm_ray.sweep.ledger import Entry
 from sdm_ray.sweep.live import View
 from sdm_ray.sweep.searcher import DriverOnly
-from sdm_ray.sweep.state import SweepState
+from sdm_ray.sweep.state.ledger import Entry
+from sdm_ray.sweep.state.state import SweepState
 from sdm_ray.sweep.trainable import TRIAL
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from rich.text import Text
 from sdm_ray.core.metric_names import Metric
 from sdm_ray.core.result import Status, TrialResult
 from sdm_ray.frontier.points import Point, hypervolume
-from sdm_ray.sweep.snapshot import Running, Snapshot
+from sdm_ray.sweep.state.snapshot import Running, Snapshot
 
 REFRESH_SECONDS = 0.5
 LINE_SECONDS = 10.0

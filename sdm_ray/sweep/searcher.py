@@ -22,10 +22,10 @@ from sdm_ray.config.trial import REPEAT_SEED
 from sdm_ray.core.result import FINAL, Status, TrialResult
 from sdm_ray.sweep.cluster.mirror import trials_uri
 from sdm_ray.sweep.cluster.worker import HANG, OUT_OF_GPU_MEMORY, OUT_OF_MEMORY, Job
-from sdm_ray.sweep.ledger import Entry
 from sdm_ray.sweep.search.models import first_points, ordered_references, reference_settings
 from sdm_ray.sweep.search.study import SearchStudy
-from sdm_ray.sweep.state import SweepState
+from sdm_ray.sweep.state.ledger import Entry
+from sdm_ray.sweep.state.state import SweepState
 from sdm_ray.sweep.trainable import JOB, SHELF, TRIAL
 
 OnResult = Callable[[TrialResult], None]

@@ -20,7 +20,7 @@ from sdm_ray.core.errors import RunError, UsageError
 from sdm_ray.core.files import write_text
 from sdm_ray.core.lock import FolderLock
 from sdm_ray.sweep.cluster.mirror import Mirror, sweep_uri
-from sdm_ray.sweep.ledger import FILE as LEDGER
+from sdm_ray.sweep.state.ledger import FILE as LEDGER
 
 SETTINGS, LOCK = "sweep.yaml", "sweep.lock"
 

@@ -12,9 +12,9 @@ from sdm_ray.config import SweepSettings, load_settings
 from sdm_ray.core.errors import RunError, UsageError
 from sdm_ray.core.result import Status, TrialResult
 from sdm_ray.frontier.points import Point
-from sdm_ray.sweep.ledger import Entry, Ledger
 from sdm_ray.sweep.records.folder import SETTINGS
-from sdm_ray.sweep.state import ROLES, SweepState
+from sdm_ray.sweep.state.ledger import Entry, Ledger
+from sdm_ray.sweep.state.state import ROLES, SweepState
 from sdm_ray.tracking.runs import TrackedRun, download, find_run, sibling_runs
 
 PASSING = ("train/", "rung/", "again/")

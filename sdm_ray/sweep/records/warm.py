@@ -10,9 +10,9 @@ from typing import Any
 from sdm_ray.config import SweepSettings, load_settings
 from sdm_ray.core.errors import UsageError
 from sdm_ray.core.result import Status
-from sdm_ray.sweep.ledger import Ledger
 from sdm_ray.sweep.records.folder import SETTINGS, differences, find_sweep
-from sdm_ray.sweep.state import SweepState
+from sdm_ray.sweep.state.ledger import Ledger
+from sdm_ray.sweep.state.state import SweepState
 
 SAME = ("trial.", "objectives", "search.num_seeds")
 """Settings that two sweeps must share for their results to mean the same; paths that end in a dot are sections."""

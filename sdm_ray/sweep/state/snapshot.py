@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from sdm_ray.core.result import Status, TrialResult
 from sdm_ray.frontier.points import Point
-from sdm_ray.sweep.ledger import Entry
+from sdm_ray.sweep.state.ledger import Entry
 
 
 @dataclass

@@ -13,11 +13,11 @@ from sdm_ray.config import SweepSettings
 from sdm_ray.core.metric_names import Metric
 from sdm_ray.core.result import FINAL, Status, TrialResult
 from sdm_ray.frontier.points import Point, hypervolume, pareto_front, point_from_result, with_point
-from sdm_ray.sweep.ledger import Entry, Ledger, Role
-from sdm_ray.sweep.repeats import combined
 from sdm_ray.sweep.search.models import axes, ordered_references, reference_settings
-from sdm_ray.sweep.snapshot import Running, Snapshot
-from sdm_ray.sweep.stopping import hopeless
+from sdm_ray.sweep.state.ledger import Entry, Ledger, Role
+from sdm_ray.sweep.state.pruning import hopeless
+from sdm_ray.sweep.state.seeds import combined
+from sdm_ray.sweep.state.snapshot import Running, Snapshot
 
 ROLES: tuple[Role, ...] = ("reference", "search", "final")
 DESIRED, AUDIT, STOPPED = "desired", "audit", "stopped"
