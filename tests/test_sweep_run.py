@@ -25,8 +25,8 @@ from sdm_ray.sweep import runner as runner_module
 from sdm_ray.sweep.cluster.connection import cluster, num_fitting, ray_environment
 from sdm_ray.sweep.search import study as study_module
 from sdm_ray.sweep.search.study import SearchStudy
-from sdm_ray.sweep.searcher import trial_values
 from sdm_ray.sweep.state.ledger import Ledger
+from sdm_ray.sweep.tune.searcher import trial_values
 from tests import sweep_fakes
 from tests.sweep_fakes import RATE, WEIGHT
 

@@ -67,7 +67,7 @@ def test_a_trial_without_objectives_is_told_as_infeasible(tmp_path: Path, sample
 
 
 def test_optuna_hears_of_stopped_trials_once_feasibility_is_known(tmp_path: Path) -> None:
-    from sdm_ray.sweep.searcher import tell_optuna
+    from sdm_ray.sweep.tune.searcher import tell_optuna
 
     study = open_study(tmp_path, search__max_desired_drop=0.02)
     state = SweepState(sweep_fakes.settings(tmp_path, search__max_desired_drop=0.02), Ledger(tmp_path))

@@ -242,7 +242,7 @@ class _Run:
 
     def _tell_earlier_results(self, study: SearchStudy) -> None:
         """What a killed driver had not told Optuna, and trials that it had asked for and not begun."""
-        from sdm_ray.sweep.searcher import tell_optuna
+        from sdm_ray.sweep.tune.searcher import tell_optuna
 
         numbers = {entry.number: entry.point for entry in self.state.entries("search") if entry.number is not None}
         study.reconcile(numbers)
@@ -256,9 +256,9 @@ class _Run:
         from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner
         from ray.tune.error import TuneError
 
-        from sdm_ray.sweep.callbacks import SweepCallback, SweepScheduler, SweepStopper
-        from sdm_ray.sweep.searcher import SweepSearcher
-        from sdm_ray.sweep.trainable import TRIAL, TrialTrainable
+        from sdm_ray.sweep.tune.callbacks import SweepCallback, SweepScheduler, SweepStopper
+        from sdm_ray.sweep.tune.searcher import SweepSearcher
+        from sdm_ray.sweep.tune.trainable import TRIAL, TrialTrainable
 
         resources = self.settings.resources
         searcher = SweepSearcher(

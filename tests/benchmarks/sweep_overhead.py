@@ -30,9 +30,9 @@ from sdm_ray.sweep import SilentView, run_sweep
 from sdm_ray.sweep.background import TrackerThread
 from sdm_ray.sweep.frontier_writer import FrontierWriter
 from sdm_ray.sweep.search.study import SearchStudy
-from sdm_ray.sweep.searcher import tell_optuna
 from sdm_ray.sweep.state.ledger import Entry, Ledger
 from sdm_ray.sweep.state.state import SweepState
+from sdm_ray.sweep.tune.searcher import tell_optuna
 from sdm_ray.tracking import open_tracker
 
 RATE, WEIGHT = "train.learning_rate", "train.blocking.harmful_adapted_calibrated"

@@ -26,7 +26,7 @@ from sdm_ray.sweep.search.models import first_points, ordered_references, refere
 from sdm_ray.sweep.search.study import SearchStudy
 from sdm_ray.sweep.state.ledger import Entry
 from sdm_ray.sweep.state.state import SweepState
-from sdm_ray.sweep.trainable import JOB, SHELF, TRIAL
+from sdm_ray.sweep.tune.trainable import JOB, SHELF, TRIAL
 
 OnResult = Callable[[TrialResult], None]
 

@@ -12,10 +12,10 @@ from sdm_ray.core.metric_names import Metric
 from sdm_ray.sweep.background import TrackerThread
 from sdm_ray.sweep.interrupt import StopSwitch
 from sdm_ray.sweep.live import View
-from sdm_ray.sweep.searcher import DriverOnly
 from sdm_ray.sweep.state.ledger import Entry
 from sdm_ray.sweep.state.state import SweepState
-from sdm_ray.sweep.trainable import TRIAL
+from sdm_ray.sweep.tune.searcher import DriverOnly
+from sdm_ray.sweep.tune.trainable import TRIAL
 
 if TYPE_CHECKING:
     from ray.tune.experiment import Trial

@@ -1,0 +1,1 @@
+"""Adapters for Ray Tune: trainable, searcher, scheduler and callback."""
