@@ -22,7 +22,7 @@ from sdm_ray.frontier.tables import read_tables
 from sdm_ray.sweep import SilentView, run_sweep
 from sdm_ray.sweep.cluster.connection import ray_environment
 from sdm_ray.sweep.state.ledger import Ledger
-from sdm_ray.sweep.status import read_status
+from sdm_ray.sweep.view.status import read_status
 from tests import sweep_fakes
 from tests.test_infra import free_port
 

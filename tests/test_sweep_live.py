@@ -11,9 +11,9 @@ from rich.console import Console
 from sdm_ray.core.metric_names import Metric
 from sdm_ray.core.result import Status, TrialResult
 from sdm_ray.frontier.points import Point
-from sdm_ray.sweep.live import LinesView, LiveView, clock, render
 from sdm_ray.sweep.state.ledger import Entry
 from sdm_ray.sweep.state.snapshot import Running, Snapshot
+from sdm_ray.sweep.view.live import LinesView, LiveView, clock, render
 
 
 def result(trial_id: str, status: Status, error: str | None = None) -> TrialResult:

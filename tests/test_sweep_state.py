@@ -15,10 +15,10 @@ from sdm_ray.core.lock import FolderLock
 from sdm_ray.core.metric_names import Metric
 from sdm_ray.core.result import Status, TrialResult
 from sdm_ray.frontier.tables import read_tables, write_tables
-from sdm_ray.sweep.live import progress_counts
 from sdm_ray.sweep.records.folder import claimed_folder
 from sdm_ray.sweep.state.ledger import Entry, Ledger
 from sdm_ray.sweep.state.state import SweepState
+from sdm_ray.sweep.view.live import progress_counts
 from tests import sweep_fakes
 
 

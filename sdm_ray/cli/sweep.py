@@ -89,7 +89,7 @@ def show_plan(settings: SweepSettings) -> None:
     """Say what a sweep would do and cost; nothing is started but a probe, and nothing is written but its caches."""
     import sdm_ray.sweep.search.attack_sampler  # noqa: F401  (makes Optuna's sampler known)
     from sdm_ray.probe import probe
-    from sdm_ray.sweep.plan import describe, plan_sweep
+    from sdm_ray.sweep.view.plan import describe, plan_sweep
 
     plan_sweep(settings, probe=None)  # says what is wrong before anything is timed
     measured = probe(settings.trial)
@@ -99,7 +99,7 @@ def show_plan(settings: SweepSettings) -> None:
 
 def show_status(sweep: str) -> None:
     """Print where a sweep stands: how far it is, its best points, what runs, what failed."""
-    from sdm_ray.sweep.status import read_status
+    from sdm_ray.sweep.view.status import read_status
 
     status = read_status(find_sweep(sweep))
     for line in status.lines():

@@ -3,7 +3,7 @@
 `run_sweep` in `runner` is the way in; importing this package imports neither.
 """
 
-from sdm_ray.sweep.live import LinesView, LiveView, SilentView, View
 from sdm_ray.sweep.runner import SweepOutcome, run_sweep
+from sdm_ray.sweep.view.live import LinesView, LiveView, SilentView, View
 
 __all__ = ["LinesView", "LiveView", "SilentView", "SweepOutcome", "View", "run_sweep"]

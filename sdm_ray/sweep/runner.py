@@ -18,13 +18,13 @@ from sdm_ray.sweep.cluster.mirror import Mirror, MirrorThread, below, sweep_uri,
 from sdm_ray.sweep.cluster.worker import check_function, classify
 from sdm_ray.sweep.frontier_writer import FrontierWriter
 from sdm_ray.sweep.interrupt import StopSwitch, stop_on_signals
-from sdm_ray.sweep.live import View, default_view
 from sdm_ray.sweep.records.folder import SETTINGS, claimed_folder
 from sdm_ray.sweep.records.warm import earlier_results
 from sdm_ray.sweep.search.check import check_sweep
 from sdm_ray.sweep.search.models import ordered_references
 from sdm_ray.sweep.state.ledger import Ledger
 from sdm_ray.sweep.state.state import SweepState
+from sdm_ray.sweep.view.live import View, default_view
 from sdm_ray.tracking import open_tracker
 
 if TYPE_CHECKING:

@@ -11,11 +11,11 @@ from ray.tune.schedulers import FIFOScheduler
 from sdm_ray.core.metric_names import Metric
 from sdm_ray.sweep.background import TrackerThread
 from sdm_ray.sweep.interrupt import StopSwitch
-from sdm_ray.sweep.live import View
 from sdm_ray.sweep.state.ledger import Entry
 from sdm_ray.sweep.state.state import SweepState
 from sdm_ray.sweep.tune.searcher import DriverOnly
 from sdm_ray.sweep.tune.trainable import TRIAL
+from sdm_ray.sweep.view.live import View
 
 if TYPE_CHECKING:
     from ray.tune.experiment import Trial

@@ -10,11 +10,11 @@ from sdm_ray.config.sweep import SweepSettings
 from sdm_ray.core.lock import holder_of
 from sdm_ray.core.result import Status, TrialResult
 from sdm_ray.frontier.points import Point, hypervolume
-from sdm_ray.sweep.live import clock, progress_counts, result_line
 from sdm_ray.sweep.records.folder import LOCK, SETTINGS
 from sdm_ray.sweep.state.ledger import Ledger
 from sdm_ray.sweep.state.snapshot import Snapshot
 from sdm_ray.sweep.state.state import SweepState
+from sdm_ray.sweep.view.live import clock, progress_counts, result_line
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from sdm_ray.config import SweepSettings
 from sdm_ray.sweep.cluster.connection import cluster, num_fitting
-from sdm_ray.sweep.live import clock
 from sdm_ray.sweep.search.check import check_sweep
 from sdm_ray.sweep.search.models import first_points, ordered_references
+from sdm_ray.sweep.view.live import clock
 
 if TYPE_CHECKING:
     from sdm_ray.probe import Probe
