@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from sdm_ray.tracking import courier as courier_module
-from sdm_ray.tracking.courier import Courier, RejectedError
-from sdm_ray.tracking.journal import Journal, Record
+from sdm_ray.tracking import outbox as courier_module
+from sdm_ray.tracking.outbox import Courier, Journal, Record, RejectedError
 
 
 class FakeServer:

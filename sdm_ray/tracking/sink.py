@@ -18,8 +18,7 @@ from typing import Any
 
 from sdm_ray.core.errors import UsageError
 from sdm_ray.tracking.address import sqlite_file, sqlite_uri
-from sdm_ray.tracking.courier import RejectedError
-from sdm_ray.tracking.journal import Record
+from sdm_ray.tracking.outbox import Record, RejectedError
 
 log = logging.getLogger(__name__)
 
