@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 from sdm_ray.core.files import atomic_path
 from sdm_ray.figures.style import FRONT, REFERENCE_STYLES, draw_chance, draw_legend, new_figure, padded_range, save_png
 
-LOG, TRAJECTORY, FIGURE = "train.parquet", "trajectory.parquet", "trajectory.png"
+LOG, TRAJECTORY = "train.parquet", "trajectory.parquet"
+FIGURE = "trajectory.png"
 BEFORE, AFTER = "before training", "after training"
 STYLES = {BEFORE: ("--", "s", REFERENCE_STYLES["pretrained"][1]), AFTER: ("-", "o", FRONT)}
 """Line, marker and colour: nothing depends on the colour alone."""
