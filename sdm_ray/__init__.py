@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from sdm_ray.models.export import load_exported
     from sdm_ray.sweep import run_sweep
     from sdm_ray.sweep.records.best import load_best
-    from sdm_ray.trial import iterate_trial, run_trial
+    from sdm_ray.trial.run import iterate_trial, run_trial
 
 _HOME = {
     "Point": "frontier.points",
@@ -35,14 +35,14 @@ _HOME = {
     "attack_model": "attack.protocol",
     "content_hash": "config",
     "hypervolume": "frontier.points",
-    "iterate_trial": "trial",
+    "iterate_trial": "trial.run",
     "load_best": "sweep.records.best",
     "load_exported": "models.export",
     "load_settings": "config",
     "override": "config",
     "pareto_front": "frontier.points",
     "run_sweep": "sweep",
-    "run_trial": "trial",
+    "run_trial": "trial.run",
 }
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""Fake trial functions with the contract of `sdm_ray.trial.iterate_trial`: an analytic response, no training.
+"""Fake trial functions with the contract of `sdm_ray.trial.run.iterate_trial`: an analytic response, no training.
 
 They are importable by worker processes as `tests.sweep_fakes:name`. What a trial does is steered by its settings and by
 files in the sweep's folder, because no other channel reaches a worker.

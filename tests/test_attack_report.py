@@ -14,12 +14,12 @@ import pytest
 import torch
 
 from sdm_ray.attack.findings.desired import desired_scores
-from sdm_ray.attack.floors import cached_reports, load_report, store_report
 from sdm_ray.attack.report import AttackRecord, AttackReport
 from sdm_ray.core.errors import RunError
 from sdm_ray.core.metric_names import Metric
 from sdm_ray.core.progress import Progress
 from sdm_ray.core.types import Split, Task
+from sdm_ray.trial.floors import cached_reports, load_report, store_report
 from tests.attack_world import FakeData, TinyTrunk, attack, drain, params_of, quick
 
 
@@ -122,7 +122,7 @@ def test_floors_that_another_process_builds_are_waited_for(
     report: AttackReport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The other one is built meanwhile, and nothing twice."""
-    monkeypatch.setattr("sdm_ray.attack.floors.time.sleep", lambda _: None)
+    monkeypatch.setattr("sdm_ray.trial.floors.time.sleep", lambda _: None)
     theirs = cached_reports({"a": lambda: building(report)}, tmp_path)
     next(theirs)
     built: list[str] = []
@@ -143,8 +143,8 @@ def test_floors_that_another_process_builds_are_waited_for(
 def test_floors_are_not_waited_for_forever(
     report: AttackReport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, patience: int
 ) -> None:
-    monkeypatch.setattr("sdm_ray.attack.floors.PATIENCE_SECONDS", patience)
-    monkeypatch.setattr("sdm_ray.attack.floors.time.sleep", lambda _: None)
+    monkeypatch.setattr("sdm_ray.trial.floors.PATIENCE_SECONDS", patience)
+    monkeypatch.setattr("sdm_ray.trial.floors.time.sleep", lambda _: None)
     stuck = cached_reports({"a": lambda: building(report)}, tmp_path)
     next(stuck)
     stages = [progress.stage for progress in cached_reports({"a": lambda: building(report)}, tmp_path)]

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sdm_ray.attack.floors import load_report, store_report
 from sdm_ray.attack.report import AttackReport
 from sdm_ray.config import DataSettings, EncoderSettings, ResourceSettings
 from sdm_ray.config.data import SyntheticWorld
@@ -23,6 +22,7 @@ from sdm_ray.models.encoder import load_tokenizer
 from sdm_ray.models.pretrain import PretrainSettings
 from sdm_ray.sweep import SilentView, run_sweep
 from sdm_ray.sweep.cluster.connection import cluster
+from sdm_ray.trial.floors import load_report, store_report
 from tests import sweep_fakes
 from tests.test_attack_report import report  # noqa: F401  (a fixture)
 

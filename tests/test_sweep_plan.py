@@ -12,13 +12,13 @@ import pytest
 from sdm_ray.config import AttackSettings, TrialSettings, to_yaml
 from sdm_ray.core.errors import UsageError
 from sdm_ray.core.result import Status
-from sdm_ray.probe import Probe, num_fine_tunes
 from sdm_ray.sweep.records.folder import claimed_folder
 from sdm_ray.sweep.records.warm import earlier_results, forked
 from sdm_ray.sweep.state.ledger import Entry, Ledger
 from sdm_ray.sweep.state.state import SweepState
 from sdm_ray.sweep.view.plan import describe, plan_sweep
 from sdm_ray.sweep.view.status import read_status
+from sdm_ray.trial.cost import Probe, num_fine_tunes
 from tests import sweep_fakes
 from tests.test_sweep_state import add, result
 

@@ -21,7 +21,7 @@ from sdm_ray.tracking import registry as registry_module
 from sdm_ray.tracking.address import sqlite_uri
 from sdm_ray.tracking.registry import register
 from sdm_ray.tracking.runs import TrackedRun, connect, run_of_trial
-from sdm_ray.trial import run_trial
+from sdm_ray.trial.run import run_trial
 from tests.test_cli import run as command
 from tests.test_trial import SMALL, with_method
 

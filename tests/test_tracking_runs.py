@@ -20,7 +20,7 @@ from sdm_ray.sweep.records.tracked import tracked_points
 from sdm_ray.tracking import open_tracker
 from sdm_ray.tracking.address import is_reference, sqlite_uri
 from sdm_ray.tracking.runs import add_to_run, download, find_run, model_folder, sibling_runs
-from sdm_ray.trial import run_trial
+from sdm_ray.trial.run import run_trial
 from tests import sweep_fakes
 from tests.test_trial import settings, with_method  # noqa: F401  (a fixture)
 

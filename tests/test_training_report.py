@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 
 import sdm_ray.figures.style as plotting
 from sdm_ray.core.errors import RunError
-from sdm_ray.figures.training import trajectory_figure, write_log, write_trajectory
+from sdm_ray.figures.training import trajectory_figure
+from sdm_ray.trial.training_log import write_log, write_trajectory
 
 START, END = {0: 0.7, 2: 0.5, 3: 0.3}, {0: 0.69, 2: 0.7, 3: 0.69}
 

@@ -13,21 +13,21 @@ import torch
 from torch import Tensor
 from transformers import pipeline
 
-from sdm_ray.assess import floor_report
 from sdm_ray.attack.report import AttackReport
 from sdm_ray.config import DataSettings, EncoderSettings, Origin, TrialSettings, load_settings, override, parse_settings
 from sdm_ray.core.errors import RunError, UsageError
 from sdm_ray.core.metric_names import Metric
 from sdm_ray.core.progress import Progress
 from sdm_ray.core.result import Status, TrialResult, read_result
-from sdm_ray.evaluate import load_trunk_on, open_workspace, resolve_device
-from sdm_ray.final import iterate_final
 from sdm_ray.meta import checkpoint
 from sdm_ray.meta.outer.step import OuterStep
 from sdm_ray.models.encoder import params_digest
 from sdm_ray.models.export import load_exported
 from sdm_ray.sweep.cluster.worker import Job, TrialWorker
-from sdm_ray.trial import iterate_trial, run_trial
+from sdm_ray.trial.final import iterate_final
+from sdm_ray.trial.floors import floor_report
+from sdm_ray.trial.run import iterate_trial, run_trial
+from sdm_ray.trial.workspace import load_trunk_on, open_workspace, resolve_device
 from tests.attack_world import drain
 
 SMALL = (
@@ -219,7 +219,7 @@ def test_floors_are_attacked_once(settings: TrialSettings, monkeypatch: pytest.M
     def refuse(*args: object, **options: object) -> None:
         raise AssertionError("attacked again")
 
-    monkeypatch.setattr("sdm_ray.assess.attack_model", refuse)
+    monkeypatch.setattr("sdm_ray.trial.assess.attack_model", refuse)
     assert drain(floor_report(work, settings.encoder, settings.attack, "random", 0)).cells == first.cells
     with pytest.raises(AssertionError, match="attacked again"):
         drain(floor_report(work, settings.encoder, settings.attack, "random", 1))

@@ -15,9 +15,9 @@ from sdm_ray.core.errors import UsageError
 from sdm_ray.core.metric_names import Metric
 from sdm_ray.core.types import Split, Task
 from sdm_ray.data.regression import RegressionWorld, SignedVectors
-from sdm_ray.evaluate import check_inputs, load_trunk_on, open_workspace
-from sdm_ray.probe import probe
-from sdm_ray.trial import run_trial
+from sdm_ray.trial.cost import probe
+from sdm_ray.trial.run import run_trial
+from sdm_ray.trial.workspace import check_inputs, load_trunk_on, open_workspace
 
 SETTINGS: dict[str, Any] = {
     "data": {"source": "regression", "regression": {"num_examples": 1000, "input_dim": 8}},

@@ -21,9 +21,9 @@ from sdm_ray.core.metric_names import Metric
 from sdm_ray.tracking.address import is_reference
 
 if TYPE_CHECKING:
-    from sdm_ray.assess import Assessment
     from sdm_ray.attack.findings.audit import Check
     from sdm_ray.tracking.runs import TrackedRun
+    from sdm_ray.trial.assess import Assessment
 
 FILES = ("attack.parquet", "attack.json", "audit.json", "metrics.json", "summary.parquet")
 FIGURES = ("attack.png", "best_so_far.png", "recovery.png")
@@ -65,12 +65,13 @@ def _attack(
     import torch
 
     import sdm_ray.sweep.search.attack_sampler  # noqa: F401  (makes Optuna's sampler known)
-    from sdm_ray.assess import Release, assess
     from sdm_ray.attack.report import write_summary
     from sdm_ray.core.files import write_json
-    from sdm_ray.evaluate import load_trunk_on, open_workspace, trunk_params
     from sdm_ray.figures.attack import write_figures
     from sdm_ray.models.export import META, load_exported
+    from sdm_ray.trial.assess import assess
+    from sdm_ray.trial.release import Release
+    from sdm_ray.trial.workspace import load_trunk_on, open_workspace, trunk_params
 
     exported = load_exported(model) if (Path(model) / META).is_file() else None
     if tracked is not None:

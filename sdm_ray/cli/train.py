@@ -16,10 +16,11 @@ from sdm_ray.config import TrialSettings, content_hash
 from sdm_ray.core.errors import RunError
 from sdm_ray.core.metric_names import Metric
 from sdm_ray.core.result import Status
-from sdm_ray.figures.training import FIGURE, LOG
+from sdm_ray.figures.training import FIGURE
+from sdm_ray.trial.training_log import LOG
 
 if TYPE_CHECKING:
-    from sdm_ray.evaluate import Initialisation
+    from sdm_ray.trial.workspace import Initialisation
 
 INITIALISATIONS: tuple[Initialisation, ...] = ("random", "pretrained")
 FILES = {"log": LOG, "plot": FIGURE, "model": "model", "attacks": "attack.parquet"}
@@ -30,10 +31,10 @@ def run(settings: TrialSettings, config: Path, out: Path | None, tracking_uri: s
     """Train, attack and print what came out; a config from a tracked sweep is tracked beside its trial."""
     if settings.attack.sampler == "tpe":
         import sdm_ray.sweep.search.attack_sampler  # noqa: F401  (makes it known)
-    from sdm_ray.assess import floor_report
     from sdm_ray.attack.protocol import AttackReport
-    from sdm_ray.evaluate import open_workspace
-    from sdm_ray.trial import iterate_trial
+    from sdm_ray.trial.floors import floor_report
+    from sdm_ray.trial.run import iterate_trial
+    from sdm_ray.trial.workspace import open_workspace
 
     folder = out or Path("runs") / f"{settings.name}-{content_hash(settings)}"
     try:

@@ -35,7 +35,7 @@ def write_page(
     Raises:
         RunError: when the file cannot be written.
     """
-    template = (files("sdm_ray") / TEMPLATE).read_text(encoding="utf-8")
+    template = (files("sdm_ray.figures") / TEMPLATE).read_text(encoding="utf-8")
     data = page_data(points, title=title) | {"importances": {k: dict(v) for k, v in (importances or {}).items()}}
     text = json.dumps(data, allow_nan=False, separators=(",", ":"))
     # Within a script element only "<" could end the data, or begin a comment.

@@ -72,8 +72,8 @@ def run_sweep(
     settings: SweepSettings,
     *,
     resume: bool = False,
-    trial_function: str = "sdm_ray.trial:iterate_trial",
-    final_function: str = "sdm_ray.final:iterate_final",
+    trial_function: str = "sdm_ray.trial.run:iterate_trial",
+    final_function: str = "sdm_ray.trial.final:iterate_final",
     view: View | None = None,
 ) -> SweepOutcome:
     """Run a sweep, or what is missing of it.
@@ -83,8 +83,8 @@ def run_sweep(
     Args:
         settings: the sweep. Its folder is `output_dir/name`.
         resume: go on with the sweep in that folder; a complete one is returned as it is.
-        trial_function: `module:function` with the contract of `sdm_ray.trial.iterate_trial`.
-        final_function: the same of `sdm_ray.final.iterate_final`.
+        trial_function: `module:function` with the contract of `sdm_ray.trial.run.iterate_trial`.
+        final_function: the same of `sdm_ray.trial.final.iterate_final`.
         view: what a person sees; by default a live table in a terminal and lines elsewhere.
 
     Raises:

@@ -47,7 +47,7 @@ class Job:
     settings: dict[str, Any]
     """The trial's base settings, with the method of a reference."""
     params: dict[str, Any] = field(default_factory=dict)
-    trial_function: str = "sdm_ray.trial:iterate_trial"
+    trial_function: str = "sdm_ray.trial.run:iterate_trial"
     working_dir: str | None = None
     """Where relative paths of the settings start."""
     python_path: list[str] = field(default_factory=list)

@@ -14,7 +14,7 @@ from sdm_ray.sweep.search.models import first_points, ordered_references
 from sdm_ray.sweep.view.live import clock
 
 if TYPE_CHECKING:
-    from sdm_ray.probe import Probe
+    from sdm_ray.trial.cost import Probe
 
 UNTRAINED = ("pretrained", "random")
 

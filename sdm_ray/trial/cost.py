@@ -5,14 +5,14 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from sdm_ray.assess import Release, knowledge_of
 from sdm_ray.attack.protocol import attack_model
 from sdm_ray.attack.space import the_sampler
 from sdm_ray.config import AttackSettings, TrialSettings
 from sdm_ray.core.progress import run_through
-from sdm_ray.evaluate import Workspace, general_sources, load_trunk_on, open_workspace, trunk_params
 from sdm_ray.meta.trainer import Trainer, peak_bytes
 from sdm_ray.models.encoder import Trunk
+from sdm_ray.trial.release import Release, knowledge_of
+from sdm_ray.trial.workspace import Workspace, general_sources, load_trunk_on, open_workspace, trunk_params
 
 WARM_UP_STEPS, TIMED_STEPS = 3, 12
 """Outer steps that are run, and that are timed."""

@@ -8,11 +8,16 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+from sdm_ray.attack.protocol import RunnerFactory, attack_model
 from sdm_ray.attack.report import FORMAT_VERSION, AttackReport
+from sdm_ray.attack.space import the_sampler
+from sdm_ray.config import AttackSettings, EncoderSettings, digest
 from sdm_ray.core import cache as shelf
 from sdm_ray.core.errors import RunError
 from sdm_ray.core.lock import FolderLock, InUse
 from sdm_ray.core.progress import Progress
+from sdm_ray.trial.release import Release, _own_knowledge, knowledge_of
+from sdm_ray.trial.workspace import Initialisation, Workspace, load_trunk_on, trunk_params
 
 Build = Callable[[], Generator[Progress, None, AttackReport]]
 
@@ -107,3 +112,52 @@ def _entry(path: Path) -> str:
 
 def _path(key: str, cache_dir: Path) -> Path:
     return cache_dir / "floors" / f"{key}-v{FORMAT_VERSION}.json"
+
+
+def floor_report(
+    work: Workspace,
+    encoder: EncoderSettings,
+    settings: AttackSettings,
+    initialisation: Initialisation,
+    seed: int,
+    runner: RunnerFactory | None = None,
+) -> Generator[Progress, None, AttackReport]:
+    """One of `floor_reports`."""
+    reports = yield from floor_reports(work, {initialisation: encoder}, settings, seed, runner)
+    return reports[initialisation]
+
+
+def floor_reports(
+    work: Workspace,
+    encoders: Mapping[Initialisation, EncoderSettings],
+    settings: AttackSettings,
+    seed: int,
+    runner: RunnerFactory | None = None,
+) -> Generator[Progress, None, dict[Initialisation, AttackReport]]:
+    """The same attack on encoders as they are, by initialisation: `random` is the floor, `pretrained` the ceiling.
+
+    From the cache when weights, data and attack are the same as before. Nobody who starts from random initialisation
+    has the public encoder, or there would be no floor.
+    """
+    keys: dict[Initialisation, str] = {}
+    builds: dict[str, Build] = {}
+    for initialisation, encoder in encoders.items():
+        trunk = load_trunk_on(work, encoder, initialisation, seed)
+        knowledge = _own_knowledge(trunk)
+        if initialisation == "pretrained":
+            as_public = Release(trunk=trunk, params=trunk_params(trunk), encoder=encoder)
+            knowledge = knowledge_of(work, as_public, settings)
+        key = digest([trunk.digest(), work.data.digest, settings.model_dump(mode="json"), initialisation])
+        keys[initialisation] = key
+        builds[key] = partial(
+            attack_model,
+            trunk,
+            trunk_params(trunk),
+            work.data,
+            settings,
+            sampler=the_sampler(settings.sampler),
+            knowledge=knowledge,
+            runner=runner,
+        )
+    reports = yield from cached_reports(builds, work.cache_dir)
+    return {initialisation: reports[key] for initialisation, key in keys.items()}

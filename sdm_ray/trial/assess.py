@@ -6,59 +6,35 @@ A trial ends with it, and `sdm-ray attack` runs it.
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from sdm_ray.attack.families.knowledge import Knowledge
 from sdm_ray.attack.findings.audit import Audit, audit
 from sdm_ray.attack.findings.benign import GroupedData
 from sdm_ray.attack.findings.desired import desired_scores
 from sdm_ray.attack.findings.recovery import Recovery, cost_to_recover, recovered_shares, target_accuracy
 from sdm_ray.attack.findings.regret import regret
 from sdm_ray.attack.findings.signals import measure_signals
-from sdm_ray.attack.floors import Build, cached_reports
 from sdm_ray.attack.protocol import AttackReport, RunnerFactory, attack_model
 from sdm_ray.attack.space import the_sampler
-from sdm_ray.config import AttackSettings, EncoderSettings, digest
-from sdm_ray.config.support import Support
-from sdm_ray.core.errors import RunError, UsageError
+from sdm_ray.config import AttackSettings, EncoderSettings
+from sdm_ray.core.errors import UsageError
 from sdm_ray.core.files import write_json
 from sdm_ray.core.metric_names import Metric
 from sdm_ray.core.progress import Progress
-from sdm_ray.core.types import Params, Split, Task
-from sdm_ray.evaluate import Initialisation, Workspace, load_trunk_on, trunk_params
-from sdm_ray.models.encoder import Trunk, fresh_params
-from sdm_ray.models.masked_lm import load_masked_lm
+from sdm_ray.core.types import Split, Task
+from sdm_ray.trial.floors import floor_report, floor_reports
+from sdm_ray.trial.release import Release, _own_knowledge, knowledge_of
+from sdm_ray.trial.workspace import Initialisation, Workspace, load_trunk_on, trunk_params
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    pass
 
 BENIGN = {"desired": "the desired task", "grouped": "an unseen grouping of its classes"}
 """Benign tasks by their names in metrics."""
 BenignTask = Literal["desired", "grouped"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Release:
-    """A model as it is released."""
-
-    trunk: Trunk
-    """The architecture."""
-    params: Params
-    """The weights."""
-    encoder: EncoderSettings | None = None
-    """The public encoder that it was made from; None where that is not known."""
-    architecture: EncoderSettings | None = None
-    """Where the architecture is found for random initialisation; None takes `encoder`."""
-    desired_head: Tensor | None = None
-    """(C, D) head of the desired task; None where there is none to score."""
-    trained_against: Sequence[Support] = ()
-    """What the adversaries of its training could be."""
-    untrained: Initialisation | None = None
-    """How the encoder was initialised, where it was left as it is: its attack is then kept for others."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,79 +129,6 @@ def assess(
     )
     assessment.metrics.update(_metrics(work, release, assessment))
     return assessment
-
-
-def floor_report(
-    work: Workspace,
-    encoder: EncoderSettings,
-    settings: AttackSettings,
-    initialisation: Initialisation,
-    seed: int,
-    runner: RunnerFactory | None = None,
-) -> Generator[Progress, None, AttackReport]:
-    """One of `floor_reports`."""
-    reports = yield from floor_reports(work, {initialisation: encoder}, settings, seed, runner)
-    return reports[initialisation]
-
-
-def floor_reports(
-    work: Workspace,
-    encoders: Mapping[Initialisation, EncoderSettings],
-    settings: AttackSettings,
-    seed: int,
-    runner: RunnerFactory | None = None,
-) -> Generator[Progress, None, dict[Initialisation, AttackReport]]:
-    """The same attack on encoders as they are, by initialisation: `random` is the floor, `pretrained` the ceiling.
-
-    From the cache when weights, data and attack are the same as before. Nobody who starts from random initialisation
-    has the public encoder, or there would be no floor.
-    """
-    keys: dict[Initialisation, str] = {}
-    builds: dict[str, Build] = {}
-    for initialisation, encoder in encoders.items():
-        trunk = load_trunk_on(work, encoder, initialisation, seed)
-        knowledge = _own_knowledge(trunk)
-        if initialisation == "pretrained":
-            as_public = Release(trunk=trunk, params=trunk_params(trunk), encoder=encoder)
-            knowledge = knowledge_of(work, as_public, settings)
-        key = digest([trunk.digest(), work.data.digest, settings.model_dump(mode="json"), initialisation])
-        keys[initialisation] = key
-        builds[key] = partial(
-            attack_model,
-            trunk,
-            trunk_params(trunk),
-            work.data,
-            settings,
-            sampler=the_sampler(settings.sampler),
-            knowledge=knowledge,
-            runner=runner,
-        )
-    reports = yield from cached_reports(builds, work.cache_dir)
-    return {initialisation: reports[key] for initialisation, key in keys.items()}
-
-
-def _own_knowledge(trunk: Trunk) -> Knowledge:
-    """What anyone knows of an architecture."""
-    return Knowledge(redraw=partial(fresh_params, trunk))
-
-
-def knowledge_of(work: Workspace, release: Release, settings: AttackSettings) -> Knowledge:
-    """What is public about a release, as far as the families of the attack ask for it."""
-    public = masked_lm = None
-    if release.encoder is not None and "interpolate" in settings.families:
-        public = trunk_params(load_trunk_on(work, release.encoder, "pretrained", 0))
-    if release.encoder is not None and "masked_lm" in settings.families:
-        try:
-            head = load_masked_lm(release.encoder, work.tokenizer, cache_dir=work.cache_dir, world=work.world)
-            masked_lm = head.to(work.device)
-        except (UsageError, RunError):  # an encoder without such a head: the family says what is missing
-            masked_lm = None
-    return Knowledge(
-        public=public,
-        own_head=release.desired_head,
-        masked_lm=masked_lm,
-        redraw=partial(fresh_params, release.trunk),
-    )
 
 
 def _benign(

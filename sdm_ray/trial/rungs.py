@@ -7,7 +7,6 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sdm_ray.assess import Release, knowledge_of
 from sdm_ray.attack.findings.desired import desired_scores
 from sdm_ray.attack.protocol import attack_model
 from sdm_ray.attack.space import the_sampler
@@ -16,10 +15,11 @@ from sdm_ray.core.files import read_json, write_json
 from sdm_ray.core.metric_names import Metric
 from sdm_ray.core.progress import Progress
 from sdm_ray.core.types import Split
+from sdm_ray.trial.release import Release, knowledge_of
 
 if TYPE_CHECKING:
     from sdm_ray.attack.protocol import AttackReport
-    from sdm_ray.evaluate import Workspace
+    from sdm_ray.trial.workspace import Workspace
 
 FILE = "rungs.json"
 UNTRAINED = ("pretrained", "random")

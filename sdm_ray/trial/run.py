@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from sdm_ray.assess import Release, assess
 from sdm_ray.attack.check import check_data
 from sdm_ray.attack.findings.desired import desired_scores
 from sdm_ray.config import AttackSettings, TrialSettings, content_hash, digest, to_yaml
@@ -20,24 +19,25 @@ from sdm_ray.core.files import write_json, write_text
 from sdm_ray.core.metric_names import Metric
 from sdm_ray.core.progress import Progress, run_through
 from sdm_ray.core.result import Status, TrialResult, finite, read_result
-from sdm_ray.core.types import Params, Split, Task
-from sdm_ray.evaluate import (
+from sdm_ray.core.types import Split, Task
+from sdm_ray.figures.style import WORDS
+from sdm_ray.figures.training import FIGURE, trajectory_figure
+from sdm_ray.meta.trainer import Trainer
+from sdm_ray.models.encoder import params_digest
+from sdm_ray.models.export import export_model, export_weights
+from sdm_ray.trial.assess import assess
+from sdm_ray.trial.release import _release
+from sdm_ray.trial.rungs import Rungs
+from sdm_ray.trial.training_log import LOG, TRAJECTORY, write_log, write_trajectory
+from sdm_ray.trial.workspace import (
     Initialisation,
     Workspace,
     general_sources,
     load_trunk_on,
     open_workspace,
 )
-from sdm_ray.figures.style import WORDS
-from sdm_ray.figures.training import FIGURE, LOG, TRAJECTORY, trajectory_figure, write_log, write_trajectory
-from sdm_ray.meta.trainer import Trainer
-from sdm_ray.models.encoder import params_digest
-from sdm_ray.models.export import export_model, export_weights
-from sdm_ray.rungs import Rungs
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from sdm_ray.meta.trainer import TrainOutcome
     from sdm_ray.models.encoder import Trunk
 
@@ -181,19 +181,6 @@ class _Climber:
         if self.rungs.is_due(trainer.done):
             params, head = trainer.weights()
             yield from self.rungs.climb(trainer.done, self._work, _release(self._settings, self._trunk, params, head))
-
-
-def _release(settings: TrialSettings, trunk: Trunk, params: Params, head: Tensor) -> Release:
-    """The model as an attacker would get it."""
-    method = settings.train.method
-    return Release(
-        trunk=trunk,
-        params=params,
-        encoder=settings.encoder,
-        desired_head=head,
-        trained_against=settings.train.adversary.supports() if method == "mlac" else (),
-        untrained=method if method in ("pretrained", "random") else None,
-    )
 
 
 def _report_training(settings: TrialSettings, work: Workspace, outcome: TrainOutcome, output_dir: Path) -> None:

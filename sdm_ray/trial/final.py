@@ -8,16 +8,17 @@ from pathlib import Path
 
 import torch
 
-from sdm_ray.assess import Release, assess
 from sdm_ray.config import TrialSettings, content_hash
 from sdm_ray.core.errors import RunError
 from sdm_ray.core.files import write_json
 from sdm_ray.core.metric_names import Metric
 from sdm_ray.core.progress import Progress
 from sdm_ray.core.result import Status, TrialResult, finite, read_result
-from sdm_ray.evaluate import open_workspace, trunk_params
 from sdm_ray.models.export import load_exported
-from sdm_ray.trial import attack_digest, claim_folder
+from sdm_ray.trial.assess import assess
+from sdm_ray.trial.release import Release
+from sdm_ray.trial.run import attack_digest, claim_folder
+from sdm_ray.trial.workspace import open_workspace, trunk_params
 
 
 def iterate_final(

@@ -1,0 +1,79 @@
+"""A trained model as an attacker gets it, and what is public about it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from sdm_ray.attack.families.knowledge import Knowledge
+from sdm_ray.config import AttackSettings, EncoderSettings, TrialSettings
+from sdm_ray.config.support import Support
+from sdm_ray.core.errors import RunError, UsageError
+from sdm_ray.core.types import Params
+from sdm_ray.models.encoder import Trunk, fresh_params
+from sdm_ray.models.masked_lm import load_masked_lm
+from sdm_ray.trial.workspace import Initialisation, Workspace, load_trunk_on, trunk_params
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sdm_ray.models.encoder import Trunk
+
+
+@dataclass(frozen=True, kw_only=True)
+class Release:
+    """A model as it is released."""
+
+    trunk: Trunk
+    """The architecture."""
+    params: Params
+    """The weights."""
+    encoder: EncoderSettings | None = None
+    """The public encoder that it was made from; None where that is not known."""
+    architecture: EncoderSettings | None = None
+    """Where the architecture is found for random initialisation; None takes `encoder`."""
+    desired_head: Tensor | None = None
+    """(C, D) head of the desired task; None where there is none to score."""
+    trained_against: Sequence[Support] = ()
+    """What the adversaries of its training could be."""
+    untrained: Initialisation | None = None
+    """How the encoder was initialised, where it was left as it is: its attack is then kept for others."""
+
+
+def _own_knowledge(trunk: Trunk) -> Knowledge:
+    """What anyone knows of an architecture."""
+    return Knowledge(redraw=partial(fresh_params, trunk))
+
+
+def knowledge_of(work: Workspace, release: Release, settings: AttackSettings) -> Knowledge:
+    """What is public about a release, as far as the families of the attack ask for it."""
+    public = masked_lm = None
+    if release.encoder is not None and "interpolate" in settings.families:
+        public = trunk_params(load_trunk_on(work, release.encoder, "pretrained", 0))
+    if release.encoder is not None and "masked_lm" in settings.families:
+        try:
+            head = load_masked_lm(release.encoder, work.tokenizer, cache_dir=work.cache_dir, world=work.world)
+            masked_lm = head.to(work.device)
+        except (UsageError, RunError):  # an encoder without such a head: the family says what is missing
+            masked_lm = None
+    return Knowledge(
+        public=public,
+        own_head=release.desired_head,
+        masked_lm=masked_lm,
+        redraw=partial(fresh_params, release.trunk),
+    )
+
+
+def _release(settings: TrialSettings, trunk: Trunk, params: Params, head: Tensor) -> Release:
+    """The model as an attacker would get it."""
+    method = settings.train.method
+    return Release(
+        trunk=trunk,
+        params=params,
+        encoder=settings.encoder,
+        desired_head=head,
+        trained_against=settings.train.adversary.supports() if method == "mlac" else (),
+        untrained=method if method in ("pretrained", "random") else None,
+    )
