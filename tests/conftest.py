@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from sdm_ray.config import DataSettings, EncoderSettings
-from tests import helpers
+from tests.fakes import files as helpers
 
 torch.set_num_threads(1)
+TESTS = Path(__file__).parent
 
 
 @pytest.fixture(scope="session")
@@ -44,9 +45,9 @@ def data_settings(data_file: Path) -> DataSettings:
 
 
 LONGEST = (
-    "test_sweep_run", "test_attack_planted", "test_sweep_faults", "test_attack_evaluate", "test_tracking_runs",
-    "test_meta_resume", "test_sweep_mirror", "test_trial", "test_shelf", "test_sweep_cluster", "test_cli",
-    "test_tracking_mlflow",
+    "sweep/test_runner", "attack/test_planted", "sweep/test_faults", "attack/test_protocol", "tracking/test_runs",
+    "meta/test_resume", "sweep/cluster/test_mirror", "trial/test_run", "core/test_cache",
+    "sweep/cluster/test_connection", "cli/test_app", "tracking/test_mlflow",
 )  # fmt: skip
 """Files that take a minute or more begin first, so that no process is left alone with one at the end; those that start
 Ray and those that compute take turns."""
@@ -55,7 +56,7 @@ Ray and those that compute take turns."""
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Skip what needs a CUDA device where there is none, and slow tests unless `-m` speaks of them."""
     ranks = {name: rank for rank, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: ranks.get(item.path.stem, len(ranks)))
+    items.sort(key=lambda item: ranks.get(item.path.relative_to(TESTS).with_suffix("").as_posix(), len(ranks)))
     cuda, slow = torch.cuda.is_available(), "slow" in config.option.markexpr
     for item in items:
         if "gpu" in item.keywords and not cuda:

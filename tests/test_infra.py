@@ -26,9 +26,9 @@ from sdm_ray.config import SweepSettings, check_path, parse_settings
 from sdm_ray.core.errors import UsageError
 from sdm_ray.frontier.tables import read_tables
 from sdm_ray.sweep import SilentView, run_sweep
-from tests import sweep_fakes
+from tests import ROOT
+from tests.fakes import sweep as sweep_fakes
 
-ROOT = Path(__file__).parent.parent
 INFRA = ROOT / "infra"
 FILES = sorted(path for path in INFRA.iterdir() if path.is_file() and path.name != "constraints.txt")
 RAY = next(
@@ -267,7 +267,7 @@ def test_a_sweep_on_postgres_and_an_mlflow_server(tmp_path: Path) -> None:
             for num_trials, resume in ((2, False), (4, True)):
                 settings = sweep_fakes.settings(tmp_path, search__num_trials=num_trials, **common)
                 outcome = run_sweep(
-                    settings, resume=resume, trial_function="tests.sweep_fakes:smooth", view=SilentView()
+                    settings, resume=resume, trial_function="tests.fakes.sweep:smooth", view=SilentView()
                 )
                 assert not outcome.failures
             assert len(read_tables(outcome.folder)) == 5

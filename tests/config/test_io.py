@@ -1,0 +1,198 @@
+"""Settings refuse what cannot work, say where and why, and mean the same thing after a round trip."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from sdm_ray.config import (
+    SweepSettings,
+    TrialSettings,
+    check_path,
+    content_hash,
+    json_schema,
+    load_settings,
+    override,
+    parse_settings,
+    to_yaml,
+)
+from sdm_ray.core.errors import UsageError
+from tests import ROOT
+
+
+def trial(*overrides: str) -> TrialSettings:
+    return parse_settings(TrialSettings, {}, overrides)
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("train.adversary.num_step=3", "did you mean 'train.adversary.num_steps'"),
+        ("bogus=1", "unknown setting 'bogus'; the top level has: attack, data"),
+        ("train.adversary.num_steps=-1", "train.adversary.num_steps: got -1, should be greater than or equal to 0"),
+        ("train.num_outer_steps=many", "train.num_outer_steps: got 'many', should be a valid integer"),
+        ("train.adversary.pool=3", "train.adversary.pool: got 3"),
+        ("train.adversary.learning_rate_initial=1", "must lie in learning_rate"),
+        ("train.adversary.learning_rate={low: 1, high: 0.1}", "low (1) must not exceed high (0.1)"),
+        ("train.method=other", "train.method: got 'other'"),
+        ("train.blocking.desired_base=0", "desired_base must be above 0"),
+        ("train.learning_rate=.inf", "train.learning_rate: got inf"),
+        ("data.splits.test=0.5", "must sum to 1"),
+        ("attack.num_steps_min=900", "num_steps_min (900) must not exceed num_steps_max"),
+        ("attack.num_examples=[20, 20]", "must not repeat a value"),
+        ("attack.batch_sizes=[]", "attack.batch_sizes"),
+        ("encoder.pooling=max", "encoder.pooling: got 'max'"),
+        ("runtime.num_threads=0", "runtime.num_threads: got 0"),
+        ("data.source=bios.parquet", "encoder.name 'builtin' knows the words of the synthetic world alone"),
+        ("noequals", "write it as dotted.path=value"),
+        ("seed=[1", "not valid YAML"),
+    ],
+)
+def test_bad_values_name_path_value_and_rule(assignment: str, message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        trial(assignment)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("assignments", "message"),
+    [
+        (["train.method=tuned", "train.blocking.harmful_base=1"], "does not block"),
+        (["train.method=ac", "train.blocking.harmful_adapted=1"], "uses blocking.harmful_base alone"),
+        (["train.blocking.harmful_base=1"], "needs a blocking term besides harmful_base"),
+        (["train.adversary.num_steps=0"], "needs an adversary"),
+    ],
+)
+def test_inconsistent_methods_are_refused(assignments: list[str], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        trial(*assignments)
+
+
+def test_a_method_brings_its_own_default_term() -> None:
+    assert trial("train.method=mlac").train.blocking.harmful_adapted_calibrated == 1
+    assert trial("train.method=ac").train.blocking.harmful_base == 1
+    assert trial("train.method=mlac", "train.blocking.gradient_coupling=1").train.blocking.weights() == {
+        "gradient_coupling": 1
+    }
+    assert trial("train.method=tuned").train.blocking.weights() == {}
+
+
+def test_another_method_keeps_the_budget_and_drops_what_it_does_not_use() -> None:
+    settings = trial("train.num_outer_steps=77", "train.adversary.pool.size=4", "train.blocking.harmful_adapted=2")
+    tuned = settings.train.for_method("tuned")
+    assert tuned.num_outer_steps == 77
+    assert tuned.adversary.pool.size == 0
+    assert settings.train.for_method("mlac") is settings.train
+
+
+def test_settings_are_immutable() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        trial().seed = 3  # type: ignore[misc]
+
+
+def test_yaml_round_trip(tmp_path: Path) -> None:
+    settings = trial("seed=3", "train.learning_rate=3e-4", "data.source=a.parquet", "encoder.name=some/encoder")
+    path = tmp_path / "trial.yaml"
+    path.write_text(to_yaml(settings))
+    assert load_settings(TrialSettings, path) == settings
+
+
+def test_exponents_without_a_dot_are_numbers() -> None:
+    assert trial("train.learning_rate=3e-4").train.learning_rate == pytest.approx(3e-4)
+
+
+def test_content_hash_counts_what_matters() -> None:
+    base = content_hash(trial())
+    assert content_hash(trial("name=other", "runtime.num_threads=2")) == base
+    assert content_hash(trial("seed=1")) != base
+    assert content_hash(trial("train.adversary.pool.size=2")) != base
+    assert content_hash(trial("attack.seed=1")) != base
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [1", "is not valid YAML"),
+        ("- 1", "must hold a mapping of settings, found list"),
+        ("seed: 1\nseed: 2", "'seed' appears twice, line 2"),
+        ("seed: x", "seed: got 'x'"),
+    ],
+)
+def test_bad_files(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(UsageError) as caught:
+        load_settings(TrialSettings, path)
+    assert message in str(caught.value)
+    assert "bad.yaml" in str(caught.value)
+
+
+def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"none\.yaml does not exist"):
+        load_settings(TrialSettings, tmp_path / "none.yaml")
+    with pytest.raises(UsageError, match="cannot be read"):
+        load_settings(TrialSettings, tmp_path)
+
+
+def test_an_empty_file_is_all_defaults(tmp_path: Path) -> None:
+    path = tmp_path / "empty.yaml"
+    path.write_text("")
+    assert load_settings(SweepSettings, path) == SweepSettings()
+
+
+def test_override_replaces_by_path_and_validates_the_whole() -> None:
+    settings = override(trial(), {"train.adversary.pool.size": 8, "train.adversary.num_steps": 0})
+    assert settings.train.adversary.pool.size == 8
+    with pytest.raises(UsageError, match=r"train\.adversary\.num_steps"):
+        override(settings, {"train.adversary.num_steps": -1})
+    with pytest.raises(UsageError, match="needs an adversary"):
+        override(settings, {"train.adversary.pool.size": 0})
+
+
+def test_check_path_knows_every_setting() -> None:
+    check_path(TrialSettings, "train.adversary.pool.learning_rate.low")
+    with pytest.raises(UsageError, match=r"did you mean 'train\.adversary\.pool'"):
+        check_path(TrialSettings, "train.adversary.poool.size")
+    with pytest.raises(UsageError, match="no settings below"):
+        check_path(TrialSettings, "seed.x")
+
+
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [
+        ({"type": "float", "low": 2, "high": 1}, "low (2) must not exceed high (1)"),
+        ({"type": "float", "low": 0, "high": 1, "log": True}, "must be above 0 on a logarithmic scale"),
+        ({"type": "int", "low": 3, "high": 2}, "low (3) must not exceed high (2)"),
+        ({"type": "categorical", "choices": []}, "space.seed.choices"),
+        ({"type": "gaussian"}, "gaussian"),
+    ],
+)
+def test_bad_distributions(space: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_settings(SweepSettings, {"space": {"seed": space}})
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", [TrialSettings, SweepSettings])
+def test_schema_describes_every_field(kind: type[TrialSettings] | type[SweepSettings]) -> None:
+    schema = json_schema(kind)
+    json.dumps(schema)
+    undocumented = [
+        f"{name}.{field}"
+        for name, definition in [(kind.__name__, schema), *schema["$defs"].items()]
+        for field, value in definition.get("properties", {}).items()
+        if "description" not in value and field != "type"
+    ]
+    assert not undocumented
+
+
+SWEEPS = sorted((ROOT / "sweeps").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.name)
+def test_shipped_files_are_valid(path: Path) -> None:
+    kind = SweepSettings if "trial" in yaml.safe_load(path.read_text()) else TrialSettings
+    load_settings(kind, path)

@@ -1,0 +1,165 @@
+"""Cache entries that machines share: data, encoders and floors are built once, and nothing depends on the shelf."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sdm_ray.attack.report import AttackReport
+from sdm_ray.config import DataSettings, EncoderSettings, ResourceSettings
+from sdm_ray.config.data import SyntheticWorld
+from sdm_ray.core import cache as shelf
+from sdm_ray.core.cache import Files
+from sdm_ray.core.errors import RunError
+from sdm_ray.data import tokenized
+from sdm_ray.data.tokenized import prepare
+from sdm_ray.models import builtin
+from sdm_ray.models.encoder import load_tokenizer
+from sdm_ray.models.pretrain import PretrainSettings
+from sdm_ray.sweep import SilentView, run_sweep
+from sdm_ray.sweep.cluster.connection import cluster
+from sdm_ray.trial.floors import load_report, store_report
+from tests.attack.test_report import report  # noqa: F401  (a fixture)
+from tests.fakes import sweep as sweep_fakes
+
+
+class Memory:
+    """A shelf in this process; its entries are what a reader of the object store gets."""
+
+    def __init__(self) -> None:
+        self.entries: dict[str, Files] = {}
+
+    def has(self, name: str) -> bool:
+        return name in self.entries
+
+    def take(self, name: str) -> Files | None:
+        return self.entries.get(name)
+
+    def give(self, name: str, files: Files) -> None:
+        for content in files.values():
+            content.flags.writeable = False
+        self.entries[name] = files
+
+
+@pytest.fixture
+def memory() -> Iterator[Memory]:
+    there = Memory()
+    shelf.use(there)
+    yield there
+    shelf.use(None)
+
+
+def refuse(*arguments: Any, **options: Any) -> Any:
+    raise AssertionError("built again")
+
+
+def test_data_are_tokenised_once(
+    data_file: Path, encoder_folder: Path, tmp_path: Path, memory: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = DataSettings(source=str(data_file), max_length=24)
+    tokenizer = load_tokenizer(EncoderSettings(name=str(encoder_folder)), cache_dir=tmp_path)
+    first = prepare(settings, tokenizer, "t", tmp_path / "node1")
+    assert len(memory.entries) == 1
+    monkeypatch.setattr(tokenized, "tokenize", refuse)
+    second = prepare(settings, tokenizer, "t", tmp_path / "node2")
+    assert second.digest == first.digest
+    np.testing.assert_array_equal(second.input_ids, first.input_ids)
+    memory.entries.clear()
+    prepare(settings, tokenizer, "t", tmp_path / "node2")
+    assert len(memory.entries) == 1, "what was there before is offered too"
+
+
+def test_a_damaged_entry_is_built_again(data_file: Path, encoder_folder: Path, tmp_path: Path, memory: Memory) -> None:
+    settings = DataSettings(source=str(data_file), max_length=24)
+    tokenizer = load_tokenizer(EncoderSettings(name=str(encoder_folder)), cache_dir=tmp_path)
+    first = prepare(settings, tokenizer, "t", tmp_path / "node1")
+    ((name, files),) = memory.entries.items()
+    memory.entries[name] = {path: content[:-50] for path, content in files.items()}
+    assert prepare(settings, tokenizer, "t", tmp_path / "node2").digest == first.digest
+
+
+def test_encoders_are_pretrained_once(tmp_path: Path, memory: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = SyntheticWorld(seed=5, num_examples=400)
+    tiny = PretrainSettings(num_steps=2, batch_size=8)
+    first = builtin.builtin_folder(world, cache_dir=tmp_path / "node1", settings=tiny)
+    monkeypatch.setattr(builtin, "pretrain_builtin", refuse)
+    second = builtin.builtin_folder(world, cache_dir=tmp_path / "node2", settings=tiny)
+    assert second.is_relative_to(tmp_path / "node2")
+    assert builtin.recorded_hash(second) == builtin.recorded_hash(first)
+    for path in first.iterdir():
+        assert (second / path.name).read_bytes() == path.read_bytes()
+    assert list(memory.entries[first.name])[-1].endswith(builtin.RECORD_FILE), "the file that makes it count"
+
+
+def test_floors_are_attacked_once(report: AttackReport, tmp_path: Path, memory: Memory) -> None:  # noqa: F811
+    store_report("key", tmp_path / "node1", report)
+    assert repr(load_report("key", tmp_path / "node2")) == repr(report)
+    assert load_report("other", tmp_path / "node2") is None
+    damaged = next((tmp_path / "node2" / "floors").iterdir())
+    damaged.write_text("{")
+    assert repr(load_report("key", tmp_path / "node2")) == repr(report)
+
+
+@pytest.mark.parametrize("path", ["../outside.json", "/tmp/outside.json", "floors/../../outside.json"])
+def test_an_entry_cannot_leave_the_folder(path: str, tmp_path: Path, memory: Memory) -> None:
+    memory.entries["bad"] = {path: np.zeros(1, np.uint8)}
+    with pytest.raises(RunError, match=r"'bad' names .* outside the cache folder"):
+        shelf.fetch(tmp_path / "cache", "bad")
+    assert not list(tmp_path.rglob("outside.json"))
+
+
+def test_without_a_shelf_nothing_is_shared(tmp_path: Path) -> None:
+    assert not shelf.fetch(tmp_path, "any")
+    shelf.offer(tmp_path, "any", [tmp_path / "missing"])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture(scope="module")
+def ray_cluster() -> Iterator[None]:
+    with cluster(ResourceSettings()):
+        yield
+
+
+@pytest.mark.parametrize(("address", "builds"), [("auto", 1), (None, 7)])
+def test_nodes_share_through_the_object_store(
+    tmp_path: Path, address: str | None, builds: int, ray_cluster: None
+) -> None:
+    """Four references and three points, each with a cache folder of its own, as on nodes that share no disk.
+
+    A local sweep needs no shelf.
+    """
+    settings = sweep_fakes.settings(
+        tmp_path,
+        search__num_trials=3,
+        resources__max_concurrent_trials=1,
+        **({"resources__ray_address": address} if address else {}),
+    )
+    outcome = run_sweep(settings, trial_function="tests.fakes.sweep:cached", view=SilentView())
+    assert not outcome.failures
+    folders = [result.output_dir for result in outcome.results]
+    assert sum(len(sweep_fakes.events(folder, "built")) for folder in folders) == builds
+    contents = {(folder / "cache" / "floor.json").read_text() for folder in folders}
+    assert len(contents) == builds
+
+
+def test_a_shelf_that_is_gone_costs_nothing_but_the_work(tmp_path: Path, ray_cluster: None) -> None:
+    import ray
+
+    from sdm_ray.sweep.cluster import object_store as ray_shelf
+
+    with ray_shelf.shared_caches("index"):
+        ray_shelf.join("index")
+        (tmp_path / "a.json").write_text("1")
+        shelf.offer(tmp_path, "a", [tmp_path / "a.json"])
+        assert shelf.fetch(tmp_path / "other", "a")
+        assert (tmp_path / "other" / "a.json").read_text() == "1"
+        ray.kill(ray.get_actor("index"))
+        assert not shelf.fetch(tmp_path / "third", "a")
+        shelf.offer(tmp_path, "b", [tmp_path / "a.json"])
+    ray_shelf.join("index")
+    assert not shelf.fetch(tmp_path / "third", "a")
+    shelf.use(None)

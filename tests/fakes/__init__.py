@@ -1,0 +1,1 @@
+"""Small encoders, data, worlds and trial functions that tests make themselves."""

@@ -1,0 +1,161 @@
+"""One trial in a worker process: reports, failures, and nothing left behind for the next trial."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sdm_ray.attack.space import SAMPLERS
+from sdm_ray.config import TrialSettings
+from sdm_ray.core.errors import RunError, UsageError
+from sdm_ray.core.lock import FolderLock
+from sdm_ray.core.metric_names import Metric
+from sdm_ray.core.result import Status, TrialResult
+from sdm_ray.sweep.cluster.worker import Job, TrialWorker, check_function, classify
+from tests.fakes import sweep as sweep_fakes
+
+
+def job(folder: Path, function: str, *, trial_id: str = "t0009", **changes: object) -> Job:
+    values = {
+        "trial_id": trial_id,
+        "output_dir": str(folder / trial_id),
+        "settings": TrialSettings().model_dump(mode="json"),
+        "trial_function": f"tests.fakes.sweep:{function}",
+        **changes,
+    }
+    return Job.from_json(Job(**values).to_json())  # type: ignore[arg-type]
+
+
+def run(worker: TrialWorker) -> TrialResult:
+    while True:
+        report = worker.advance(0.0)
+        if report.result is not None:
+            return report.result
+
+
+def test_reports_gather_progress(tmp_path: Path) -> None:
+    worker = TrialWorker(job(tmp_path, "smooth", params={sweep_fakes.WEIGHT: 2.0}))
+    report = worker.advance(30.0)
+    assert report.result is not None
+    assert report.progress is not None
+    assert report.progress[:3] == ("train", 2, 2)
+    assert report.rows == [(1, {"train/loss": 1.0}), (2, {"train/loss": 0.5})]
+    assert report.result.metrics[Metric.DESIRED_ACCURACY] == pytest.approx(0.90)
+
+
+def test_a_report_takes_about_the_time_it_may(tmp_path: Path) -> None:
+    worker = TrialWorker(job(tmp_path, "slow"))
+    worker.advance(0.0)
+    start = time.monotonic()
+    report = worker.advance(0.5)
+    assert 0.5 <= time.monotonic() - start < 2
+    assert report.result is None
+    assert len(report.rows) >= 3
+    worker.close()
+    assert sweep_fakes.events(tmp_path / "t0009", "closed"), "closing runs the generator's finally blocks"
+
+
+def test_resumes_and_reports_a_finished_trial_again(tmp_path: Path) -> None:
+    settings = TrialSettings().model_dump(mode="json")
+    settings["train"]["num_outer_steps"] = 6
+    first = TrialWorker(job(tmp_path, "slow", settings=settings))
+    for _ in range(3):
+        first.advance(0.0)
+    first.close()
+    ended = run(TrialWorker(job(tmp_path, "slow", settings=settings)))
+    again = run(TrialWorker(job(tmp_path, "slow", settings=settings)))
+    assert ended.metrics == again.metrics
+    steps = [len(sweep_fakes.events(tmp_path / "t0009", f"step{done}")) for done in range(1, 7)]
+    assert steps == [1] * 6
+    assert len(sweep_fakes.events(tmp_path / "t0009", "finished")) == 1
+
+
+@pytest.mark.parametrize(
+    ("trial_id", "error"),
+    [("t0000", "RuntimeError: the loss is not finite (sweep_fakes.py:"), ("t0003", "SystemExit: 3")],
+)
+def test_failures_are_results(tmp_path: Path, trial_id: str, error: str) -> None:
+    ended = run(TrialWorker(job(tmp_path, "troubled", trial_id=trial_id)))
+    assert ended.status is Status.FAILED
+    assert ended.error is not None
+    assert ended.error.startswith(error)
+    assert "\n" not in ended.error
+    assert "Traceback" in (tmp_path / trial_id / "error.txt").read_text()
+
+
+def test_bad_point_and_missing_function_are_failures_too(tmp_path: Path) -> None:
+    ended = run(TrialWorker(job(tmp_path, "smooth", params={"train.learning_rate": -1})))
+    assert "train.learning_rate" in str(ended.error)
+    ended = run(TrialWorker(job(tmp_path, "absent")))
+    assert ended.status is Status.FAILED
+    with pytest.raises(UsageError, match="module:function"):
+        check_function("tests.fakes.sweep")
+    with pytest.raises(UsageError, match="not found"):
+        check_function("tests.no_such_module:smooth")
+    check_function("tests.fakes.sweep:smooth")
+
+
+def test_nothing_leaks_into_the_next_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trial finds the same seeds, threads, dtype, grad mode and folder after a spoiler as it does first of all."""
+    monkeypatch.chdir(tmp_path)
+    try:
+        found = []
+        for trial_id in ("a", "b", "c"):
+            seed = 1 if trial_id == "c" else 0
+            settings = TrialSettings(seed=seed).model_dump(mode="json")
+            run(TrialWorker(job(tmp_path, "leaky", trial_id=trial_id, settings=settings, working_dir=str(tmp_path))))
+            found.append(json.loads((tmp_path / trial_id / "found.json").read_text()))
+        assert found[0] == found[1]
+        assert found[0][1:4] != found[2][1:4], "another seed gives other draws"
+        assert found[0][4:] == [1, "torch.float32", True, str(tmp_path)]
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_grad_enabled(True)
+        torch.set_num_threads(1)
+        np.random.seed(None)
+
+
+def test_a_dying_process_is_waited_for(tmp_path: Path) -> None:
+    """Two processes never write one trial's folder."""
+    lock = FolderLock(tmp_path / "t0009" / ".lock")
+    lock.acquire()
+    threading.Timer(0.5, lock.release).start()
+    start = time.monotonic()
+    assert run(TrialWorker(job(tmp_path, "smooth"))).status is Status.COMPLETE
+    assert time.monotonic() - start >= 0.4
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (UsageError("no such column"), "no such column"),
+        (RunError("diverged\nat step 3"), "diverged at step 3"),
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "model"), "No space left on device: model"),
+        (MemoryError(), "out of memory"),
+        (torch.OutOfMemoryError("CUDA out of memory."), "out of GPU memory"),
+        (ValueError("x" * 1000), "ValueError: " + "x" * 300),
+    ],
+)
+def test_reasons_are_one_line(error: Exception, words: str) -> None:
+    reason = classify(error)
+    assert reason.startswith(words)
+    assert len(reason) < 400
+    assert "\n" not in reason
+
+
+def test_the_attack_sampler_that_settings_name_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(SAMPLERS, "tpe", raising=False)
+    monkeypatch.delitem(sys.modules, "sdm_ray.sweep.search.attack_sampler", raising=False)
+    settings = TrialSettings().model_dump(mode="json")
+    settings["attack"]["sampler"] = "tpe"
+    assert run(TrialWorker(job(tmp_path, "smooth", settings=settings))).status is Status.COMPLETE
+    assert "tpe" in SAMPLERS

@@ -1,0 +1,257 @@
+"""The search space: what is refused before a sweep starts, and what Optuna gets to see."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import yaml
+
+from sdm_ray.config import SweepSettings, TrialSettings, load_settings, override, parse_settings
+from sdm_ray.core.errors import UsageError
+from sdm_ray.sweep.search.check import check_sweep
+from sdm_ray.sweep.search.models import KNOWN_POINTS, first_points, ordered_references, reference_settings
+from sdm_ray.sweep.search.space import Space, stored_by_index
+from tests.fakes import sweep as sweep_fakes
+
+
+def sweep(space: dict[str, Any], **more: Any) -> SweepSettings:
+    return parse_settings(SweepSettings, {"space": space, **more})
+
+
+def real(low: float, high: float) -> dict[str, Any]:
+    return {"type": "float", "low": low, "high": high}
+
+
+def choices(*values: Any) -> dict[str, Any]:
+    return {"type": "categorical", "choices": list(values)}
+
+
+REFUSED = {
+    "empty": ({}, {}, "space is empty"),
+    "unknown path": ({"train.lerning_rate": real(0.1, 1)}, {}, "did you mean"),
+    "unknown section": ({"train.learning_rate.low": real(0.1, 1)}, {}, "unknown setting 'train.learning_rate.low'"),
+    "low bound": ({"train.learning_rate": real(-1, 1)}, {}, "train.learning_rate = -1.0 is not allowed"),
+    "high bound": ({"train.adversary.frozen_probability": real(0, 2)}, {}, "frozen_probability = 2.0"),
+    "choice": ({"train.method": choices("mlac", "magic")}, {}, "train.method = 'magic'"),
+    "reals for a whole number": ({"train.adversary.num_steps": real(1, 4)}, {}, "train.adversary.num_steps = 2."),
+    "endless": ({"train.learning_rate": real(0.1, float("inf"))}, {}, "finite"),
+    "overlap": ({"train.adversary": choices({}), "train.adversary.num_steps": choices(2)}, {}, "search one of them"),
+    "name": ({"name": choices("a", "b")}, {}, "only a name"),
+    "runtime": ({"runtime.num_threads": choices(1, 2)}, {}, "does not change a result"),
+    "metric": (
+        {"train.learning_rate": real(0.1, 1)},
+        {"objectives": [{"metric": "desired/acuracy", "direction": "maximize"}]},
+        "unknown metric 'desired/acuracy'",
+    ),
+    "size that is not attacked": (
+        {"train.learning_rate": real(0.1, 1)},
+        {"objectives": [{"metric": "harmful/n7/accuracy", "direction": "minimize"}]},
+        "harmful/n20/accuracy",
+    ),
+    "floor without tuned": (
+        {"train.learning_rate": real(0.1, 1)},
+        {"references": ["random"], "search": {"max_desired_drop": 0.02}},
+        "add 'tuned'",
+    ),
+    "point outside the space": (
+        {"train.learning_rate": real(0.1, 1)},
+        {"search": {"points": [{"train.warmup_steps": 1}]}},
+        "train.warmup_steps",
+    ),
+    "point outside its range": (
+        {"train.learning_rate": real(0.1, 1)},
+        {"search": {"points": [{"train.learning_rate": 2}]}},
+        "must lie in",
+    ),
+    "point that is no choice": (
+        {"train.method": choices("mlac")},
+        {"search": {"points": [{"train.method": "ac"}]}},
+        "none of the choices",
+    ),
+    "condition on what is not searched": (
+        {"train.learning_rate": real(0.1, 1) | {"when": {"train.method": "mlac"}}},
+        {},
+        "depends on train.method, which the space does not search",
+    ),
+    "condition on a real number": (
+        {
+            "train.learning_rate": real(0.1, 1),
+            "train.head_learning_rate": real(0.1, 1) | {"when": {"train.learning_rate": 1}},
+        },
+        {},
+        "a real number",
+    ),
+    "condition that never holds": (
+        {"train.method": choices("mlac"), "train.learning_rate": real(0.1, 1) | {"when": {"train.method": "ac"}}},
+        {},
+        "which it never is",
+    ),
+    "conditions in a circle": (
+        {
+            "train.method": choices("mlac") | {"when": {"train.adversary.num_steps": 1}},
+            "train.adversary.num_steps": {"type": "int", "low": 1, "high": 2, "when": {"train.method": "mlac"}},
+        },
+        {},
+        "in a circle",
+    ),
+    "value that is invalid where it is searched": (
+        {
+            "train.adversary.pool.size": choices(0, 4),
+            "train.adversary.pool.frozen_probability": real(0, 2) | {"when": {"train.adversary.pool.size": 4}},
+        },
+        {},
+        "frozen_probability = 2.0 is not allowed",
+    ),
+    "published point outside the range": (
+        {"train.learning_rate": real(0.1, 1)},
+        {"search": {"known_points": ["paper"]}},
+        "train.learning_rate = 1e-05 must lie in",
+    ),
+    "published point of nothing that is searched": (
+        {"train.head_learning_rate": real(0.1, 1)},
+        {"search": {"known_points": ["paper"]}},
+        "searches nothing of 'paper'",
+    ),
+    "hidden device": (
+        {"train.learning_rate": real(0.1, 1)},
+        {"trial": {"runtime": {"device": "cuda"}}},
+        "gpus_per_trial is 0",
+    ),
+}
+
+
+@pytest.mark.parametrize(("space", "more", "message"), REFUSED.values(), ids=REFUSED)
+def test_refused(space: dict[str, Any], more: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError) as refusal:
+        check_sweep(sweep(space, **more))
+    assert message in str(refusal.value)
+
+
+def test_values_that_are_valid_only_together_are_allowed() -> None:
+    """A weight of 0 is refused alone (mlac needs a term) but not beside another weight that is searched too."""
+    weights = {f"train.blocking.harmful_adapted{kind}": real(0, 2) for kind in ("_calibrated", "_clamped")}
+    check_sweep(sweep(weights))
+    with pytest.raises(UsageError, match="needs a blocking term besides harmful_base"):
+        check_sweep(sweep({"train.blocking.harmful_adapted_calibrated": real(0, 2)}))
+
+
+def test_every_kind_of_value_reaches_the_settings(tmp_path: Path) -> None:
+    space = Space(
+        sweep(
+            {
+                "train.learning_rate": {"type": "float", "low": 1e-5, "high": 1e-2, "log": True},
+                "train.adversary.num_steps": {"type": "int", "low": 1, "high": 8, "log": True},
+                "train.adversary.head": choices("reset", "meta_learned"),
+                "train.adversary.batch_sizes": choices([8], [8, 16]),
+                "train.adversary.subset_size": choices(None, 20),
+            }
+        ).space
+    )
+    study = optuna.create_study(storage=optuna.storages.RDBStorage(f"sqlite:///{tmp_path}/optuna.db"))
+    point = {"train.adversary.batch_sizes": [8, 16], "train.adversary.subset_size": None, "train.learning_rate": 1e-3}
+    study.enqueue_trial(space.encode(point))
+    values = space.suggest(study.ask())
+    assert {path: values[path] for path in point} == point
+    assert isinstance(values["train.adversary.num_steps"], int)
+    for _ in range(5):
+        assert space.suggest(study.ask())["train.adversary.batch_sizes"] in ([8], [8, 16])
+
+
+def test_choices_that_compare_equal_stay_apart() -> None:
+    assert stored_by_index((True, 1))
+    assert stored_by_index(([1], [2]))
+    assert not stored_by_index((None, 1, "a", 0.5))
+
+
+def test_tuned_is_the_first_reference(tmp_path: Path) -> None:
+    settings = sweep_fakes.settings(tmp_path, references="[random, ac, tuned, ac]")
+    assert ordered_references(settings) == ["tuned", "random", "ac"]
+
+
+def test_variants_follow_the_references_with_their_own_settings(tmp_path: Path) -> None:
+    variants = {
+        "k-four": {"train.adversary.num_steps": 4, "train.blocking": {"harmful_adapted": 2}},
+        "plain": {"train.method": "tuned", "train.blocking": {}},
+    }
+    settings = sweep_fakes.settings(tmp_path, references="[random, tuned]", variants=variants)
+    check_sweep(settings)
+    assert ordered_references(settings) == ["tuned", "random", "k-four", "plain"]
+    four = reference_settings(settings, "k-four").train
+    assert (four.method, four.adversary.num_steps, four.blocking.weights()) == ("mlac", 4, {"harmful_adapted": 2.0})
+    assert reference_settings(settings, "plain").train.method == "tuned"
+
+
+@pytest.mark.parametrize(
+    ("variants", "said"),
+    [
+        ("{k: {train.adversary.nmu_steps: 4}}", "variants.k: unknown setting"),
+        ("{k: {attack.num_rerun_seeds: 4}}", "variants.k: attack.num_rerun_seeds cannot be changed"),
+        ("{k: {seed: 4}}", "variants.k: seed cannot be changed"),
+        ("{k: {train.method: ac}}", "variants.k: .*'ac' uses blocking.harmful_base alone"),
+    ],
+)
+def test_a_variant_that_means_nothing_is_refused(tmp_path: Path, variants: str, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        check_sweep(sweep_fakes.settings(tmp_path, trial__train__blocking="{harmful_adapted: 1}", variants=variants))
+
+
+@pytest.mark.parametrize("name", ["tuned", "t0001", "T", "a_b", "a-s1", "a-final", "tuned-s1", "a/b", "1a", ""])
+def test_a_variant_cannot_take_the_name_of_a_trial(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UsageError, match="cannot name a variant"):
+        sweep_fakes.settings(tmp_path, variants=f"{{'{name}': {{train.adversary.num_steps: 4}}}}")
+
+
+def test_a_sweep_without_points_needs_references_or_variants_and_no_space(tmp_path: Path) -> None:
+    check_sweep(sweep_fakes.settings(tmp_path, search__num_trials=0, space="{}"))
+    with pytest.raises(UsageError, match="there is nothing to run"):
+        check_sweep(sweep_fakes.settings(tmp_path, search__num_trials=0, space="{}", references="[]"))
+
+
+def test_a_conditional_setting_is_searched_only_beside_the_values_that_it_names() -> None:
+    steps, size, life = (f"train.adversary.{name}" for name in ("num_steps", "pool.size", "pool.lifespan_steps"))
+    settings = sweep(
+        {
+            # Before its parent in the file, and with a parent that is conditional itself.
+            life: {"type": "int", "low": 50, "high": 90, "when": {size: [2, 4]}},
+            size: choices(1, 2, 4) | {"when": {steps: 0}},
+            steps: choices(0, 8),
+        }
+    )
+    check_sweep(settings)
+    space, study = Space(settings.space), optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    seen = set()
+    for _ in range(40):
+        values = space.suggest(study.ask())
+        assert (size in values) == (values[steps] == 0)
+        assert (life in values) == (values.get(size) in (2, 4))
+        seen.add(tuple(values))
+    assert seen == {(steps,), (size, steps), (life, size, steps)}
+    assert space.active({life: 60, size: 1, steps: 0}) == {size: 1, steps: 0}
+
+
+def test_published_points_follow_those_of_the_file_and_set_what_is_searched() -> None:
+    settings = sweep(
+        {"train.learning_rate": real(1e-6, 1), "train.adversary.batch_sizes": choices([8, 16, 24], [12, 24, 48])},
+        search={"points": [{"train.learning_rate": 0.5}], "known_points": ["paper", "paper_variant"]},
+    )
+    check_sweep(settings)
+    assert first_points(settings) == [
+        {"train.learning_rate": 0.5},
+        {"train.learning_rate": 1e-5, "train.adversary.batch_sizes": [8, 16, 24]},
+        {"train.learning_rate": 1e-4, "train.adversary.batch_sizes": [12, 24, 48]},
+    ]
+
+
+def test_published_points_are_valid_settings() -> None:
+    for point in KNOWN_POINTS.values():
+        override(TrialSettings(), point)
+
+
+@pytest.mark.parametrize("path", sorted(Path("sweeps").glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_sweeps_could_start(path: Path) -> None:
+    document = yaml.safe_load(path.read_text())
+    if "space" in document:
+        check_sweep(load_settings(SweepSettings, path))

@@ -1,0 +1,294 @@
+"""One trial from its settings to its result, its resumption, and what a released model is compared with."""
+
+from __future__ import annotations
+
+import errno
+import math
+import re
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from torch import Tensor
+from transformers import pipeline
+
+from sdm_ray.attack.report import AttackReport
+from sdm_ray.config import DataSettings, EncoderSettings, Origin, TrialSettings, load_settings, override, parse_settings
+from sdm_ray.core.errors import RunError, UsageError
+from sdm_ray.core.metric_names import Metric
+from sdm_ray.core.progress import Progress
+from sdm_ray.core.result import Status, TrialResult, read_result
+from sdm_ray.meta import checkpoint
+from sdm_ray.meta.outer.step import OuterStep
+from sdm_ray.models.encoder import params_digest
+from sdm_ray.models.export import load_exported
+from sdm_ray.sweep.cluster.worker import Job, TrialWorker
+from sdm_ray.trial.final import iterate_final
+from sdm_ray.trial.floors import floor_report
+from sdm_ray.trial.run import iterate_trial, run_trial
+from sdm_ray.trial.workspace import load_trunk_on, open_workspace, resolve_device
+from tests.fakes.attack_world import drain
+
+SMALL = (
+    "train.num_outer_steps=12",
+    "train.log_every_steps=4",
+    "train.checkpoint_every_steps=4",
+    "train.desired_batch_size=8",
+    "train.harmful_batch_size=8",
+    "train.adversary.num_steps=2",
+    "train.adversary.pool={size: 2, subset_size: 8}",
+    "attack.num_examples=[4, 8]",
+    "attack.num_search_trials=2",
+    "attack.num_rerun_seeds=2",
+    "attack.num_steps_min=2",
+    "attack.num_steps_max=4",
+    "attack.batch_sizes=[4]",
+)
+
+
+@pytest.fixture
+def settings(data_settings: DataSettings, encoder_settings: EncoderSettings, tmp_path: Path) -> TrialSettings:
+    document = {
+        "data": data_settings.model_dump(mode="json"),
+        "encoder": encoder_settings.model_dump(mode="json"),
+        "runtime": {"cache_dir": str(tmp_path / "cache"), "device": "cpu"},
+    }
+    return parse_settings(TrialSettings, document, SMALL)
+
+
+def with_method(settings: TrialSettings, method: str) -> TrialSettings:
+    train = settings.train.for_method(method)  # type: ignore[arg-type]
+    return settings.model_copy(update={"train": train})
+
+
+def test_a_trial_leaves_everything_that_its_result_speaks_of(settings: TrialSettings, tmp_path: Path) -> None:
+    seen: list[Progress] = []
+    folder = tmp_path / "trial"
+    result = run_trial(settings, folder, trial_id="t1", on_progress=seen.append)
+
+    assert result.status is Status.COMPLETE
+    assert {progress.stage for progress in seen} == {"train", "attack"}
+    names = {Metric.DESIRED_ACCURACY, Metric.HARMFUL_WORST_ACCURACY, Metric.REGRET_ACCURACY, Metric.COST_TRAIN_SECONDS}
+    assert all(math.isfinite(result.metrics[str(name)]) for name in names)
+    assert read_result(folder) == result
+    assert load_settings(TrialSettings, folder / "config.yaml") == settings
+    assert pq.read_table(folder / "train.parquet")["train/step"].to_pylist() == [4, 8, 12]
+    assert pq.read_table(folder / "attack.parquet").num_rows == 2 * (2 + 2)
+    assert pq.read_table(folder / "trajectory.parquet")["inner_step"].to_pylist() == [0, 1, 2] * 2
+    assert (folder / "trajectory.png").read_bytes().startswith(b"\x89PNG")
+    assert not (folder / "checkpoint").exists()
+
+    exported = load_exported(folder / "model")
+    assert params_digest(exported.params) == result.provenance["weights"]
+    predicted = pipeline("text-classification", model=str(folder / "model"))("some words")[0]["label"]
+    assert exported.meta is not None
+    assert predicted in exported.meta.label_names
+
+
+def test_the_headline_is_the_mean_of_the_cells_on_disk(settings: TrialSettings, tmp_path: Path) -> None:
+    result = run_trial(settings, tmp_path / "trial")
+    report = AttackReport.read_json(tmp_path / "trial" / "attack.json")
+    mean = sum(cell.accuracy for cell in report.cells) / len(report.cells)
+    assert result.metrics[Metric.HARMFUL_WORST_ACCURACY] == pytest.approx(mean)
+
+
+def test_an_interrupted_trial_ends_as_an_undisturbed_one(settings: TrialSettings, tmp_path: Path) -> None:
+    whole = run_trial(settings, tmp_path / "whole")
+    generator = iterate_trial(settings, tmp_path / "broken")
+    for _ in range(2):
+        next(generator)
+    generator.close()
+    assert (tmp_path / "broken" / "checkpoint").is_dir()
+    resumed = run_trial(settings, tmp_path / "broken")
+    assert resumed.provenance == whole.provenance
+    same = [name for name in whole.metrics if not name.startswith("cost/")]
+    assert [resumed.metrics[name] for name in same] == [whole.metrics[name] for name in same]
+
+
+def test_a_training_that_is_stopped_is_infeasible_and_not_attacked(settings: TrialSettings, tmp_path: Path) -> None:
+    validation = {"every_steps": 2, "min_desired_accuracy": 1.0, "patience": 1}
+    strict = override(settings, {"train.validation": validation})
+    seen: list[Progress] = []
+    folder = tmp_path / "trial"
+    result = run_trial(strict, folder, on_progress=seen.append)
+    assert result.status is Status.INFEASIBLE
+    assert result.error is not None
+    assert result.error.startswith("training stopped at outer step 4: the desired accuracy on held-out examples is 0.")
+    measured = {Metric.DESIRED_ACCURACY, Metric.DESIRED_LOSS, Metric.COST_TRAIN_SECONDS}
+    assert result.metrics.keys() == measured | {Metric.VALIDATION_ACCURACY, Metric.VALIDATION_LOSS}
+    assert {progress.stage for progress in seen} == {"train"}
+    assert read_result(folder) == result
+    kept = sorted(path.name for path in folder.iterdir())
+    assert kept == ["config.yaml", "result.json", "train.parquet", "trajectory.parquet", "trajectory.png"]
+    log = pq.read_table(folder / "train.parquet")
+    assert log["train/step"].to_pylist() == [2, 4]
+    assert log["validation/desired_accuracy"].null_count == 0
+    assert log["train/desired_loss"].null_count == 1
+    assert run_trial(strict, folder) == result
+
+
+def test_a_diverged_training_leaves_its_log_and_its_last_good_checkpoint(
+    settings: TrialSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tuned, plain, calls = with_method(settings, "tuned"), OuterStep.step, iter(range(100))
+
+    def poisoned(step: OuterStep) -> Tensor:
+        return plain(step) * (math.nan if next(calls) == 9 else 1.0)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(OuterStep, "step", poisoned)
+        with pytest.raises(RunError, match="training diverged at outer step 10: desired_loss is nan"):
+            run_trial(tuned, tmp_path / "trial")
+    assert pq.read_table(tmp_path / "trial" / "train.parquet")["train/step"].to_pylist() == [4, 8]
+    assert [path.name for path in (tmp_path / "trial" / "checkpoint").iterdir()] == ["step-000000008"]
+    assert read_result(tmp_path / "trial") is None
+    assert run_trial(tuned, tmp_path / "trial").status is Status.COMPLETE
+    assert not (tmp_path / "trial" / "trajectory.png").exists(), "tuning simulates no adversary"
+
+
+def test_a_finished_trial_is_not_run_again(settings: TrialSettings, tmp_path: Path) -> None:
+    first = run_trial(settings, tmp_path / "trial")
+    generator = iterate_trial(settings, tmp_path / "trial")
+    with pytest.raises(StopIteration) as stop:
+        next(generator)
+    assert stop.value.value == first
+    with pytest.raises(UsageError, match="holds the result of config"):
+        run_trial(settings.model_copy(update={"seed": 1}), tmp_path / "trial")
+
+
+def test_untrained_references_release_the_weights_that_they_are_named_after(
+    settings: TrialSettings, tmp_path: Path
+) -> None:
+    work = open_workspace(settings)
+    for method in ("pretrained", "random"):
+        result = run_trial(with_method(settings, method), tmp_path / method)
+        trunk = load_trunk_on(work, settings.encoder, method, settings.seed)  # type: ignore[arg-type]
+        assert result.provenance["weights"] == params_digest(dict(trunk.named_parameters()))
+        if method == "random":
+            assert result.metrics[Metric.REGRET_ACCURACY] == 0
+
+
+@pytest.mark.parametrize("method", ["tuned", "ac"])
+def test_trained_references_move_the_trunk(settings: TrialSettings, tmp_path: Path, method: str) -> None:
+    result = run_trial(with_method(settings, method), tmp_path / method)
+    trunk = load_trunk_on(open_workspace(settings), settings.encoder, "pretrained", 0)
+    assert result.provenance["weights"] != params_digest(dict(trunk.named_parameters()))
+
+
+def test_a_disk_that_fills_up_during_training_costs_the_steps_since_the_last_checkpoint(
+    settings: TrialSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The trial fails in one sentence, as a worker reports it, and goes on from what it had once there is space."""
+    folder = tmp_path / "trial"
+    job = Job(trial_id="trial", output_dir=str(folder), settings=settings.model_dump(mode="json"))
+    write, files = checkpoint._write_synced, list[Path]()
+
+    def fills_up(path: Path, content: bytes) -> None:
+        files.append(path)
+        if "000000008" in str(path):
+            path.write_bytes(content[:10])
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "_write_synced", fills_up)
+        failed = finish(TrialWorker(job))
+    assert failed.status is Status.FAILED
+    assert re.fullmatch(
+        r"cannot write the checkpoint of step 8 to .*: No space left on device; free space.*", str(failed.error)
+    )
+    assert [path.name for path in (folder / "checkpoint").iterdir()] == ["step-000000004"]
+    assert not (folder / "result.json").exists()
+    ended = finish(TrialWorker(job))
+    undisturbed = run_trial(settings, tmp_path / "undisturbed")
+    assert ended.status is Status.COMPLETE
+    assert ended.provenance["weights"] == undisturbed.provenance["weights"]
+
+
+def finish(worker: TrialWorker) -> TrialResult:
+    while (report := worker.advance(60.0)).result is None:
+        pass
+    return report.result
+
+
+def test_floors_are_attacked_once(settings: TrialSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    work = open_workspace(settings)
+    first = drain(floor_report(work, settings.encoder, settings.attack, "random", 0))
+
+    def refuse(*args: object, **options: object) -> None:
+        raise AssertionError("attacked again")
+
+    monkeypatch.setattr("sdm_ray.trial.assess.attack_model", refuse)
+    assert drain(floor_report(work, settings.encoder, settings.attack, "random", 0)).cells == first.cells
+    with pytest.raises(AssertionError, match="attacked again"):
+        drain(floor_report(work, settings.encoder, settings.attack, "random", 1))
+
+
+def test_devices_that_are_not_there_are_refused() -> None:
+    assert resolve_device("cpu") == torch.device("cpu")
+    for name in ("tpu-pod", "cuda:99"):
+        with pytest.raises(UsageError, match=r"runtime\.device"):
+            resolve_device(name)
+
+
+@pytest.mark.parametrize("method", ["mlac", "random"])
+def test_the_final_attack_is_on_the_released_model_with_fresh_seeds(
+    settings: TrialSettings, tmp_path: Path, method: str
+) -> None:
+    chosen = settings if method == "mlac" else with_method(settings, method)
+    first = run_trial(chosen, tmp_path / "t1", trial_id="t1")
+    origin = Origin(sweep="s", trial_id="t1", rule="final attack")
+    attack = chosen.attack.model_copy(update={"seed": 99, "num_rerun_seeds": 3})
+    again = chosen.model_copy(update={"attack": attack, "origin": origin})
+    final = drain(iterate_final(again, tmp_path / "t1-final", trial_id="t1-final"))
+    assert final.status is Status.COMPLETE
+    assert final.provenance == first.provenance | {"attack": final.provenance["attack"]}
+    assert final.provenance["attack"] != first.provenance["attack"], "another attack, not comparable with the trial's"
+    name = str(Metric.DESIRED_ACCURACY)
+    assert final.metrics[name] == first.metrics[name], "the same model"
+    report = AttackReport.read_json(tmp_path / "t1-final" / "attack.json")
+    assert report.settings["seed"] == 99
+    assert read_result(tmp_path / "t1-final") == final
+    assert drain(iterate_final(again, tmp_path / "t1-final", trial_id="t1-final")) == final
+    lost = again.model_copy(update={"origin": origin.model_copy(update={"trial_id": "t2"})})
+    with pytest.raises(RunError, match="holds no released model"):
+        drain(iterate_final(lost, tmp_path / "t2-final"))
+
+
+def test_rungs_are_climbed_once_and_change_nothing(settings: TrialSettings, tmp_path: Path) -> None:
+    """Attacks on the way are told even after an interruption, and the model is the one without rungs."""
+    plain = run_trial(settings, tmp_path / "plain")
+    rungs = [{"step": 3}, {"step": 8, "attack": {"num_rerun_seeds": 3}}]
+    chosen = override(settings, {"rungs": rungs})
+    seen: list[Progress] = []
+    result = run_trial(chosen, tmp_path / "rungs", on_progress=seen.append)
+    assert result.provenance == plain.provenance
+    told = [progress for progress in seen if progress.stage == "rung"]
+    assert [(progress.done, progress.total) for progress in told] == [(3, 12), (8, 12)]
+    for progress in told:
+        names = {Metric.rung_desired(progress.done), Metric.rung_harmful(progress.done)}
+        assert progress.metrics.keys() == names
+        assert all(0 <= value <= 1 for value in progress.metrics.values())
+    assert chosen.rung_attack(0).seed != settings.attack.seed
+    assert chosen.rung_attack(1).num_rerun_seeds == 3
+
+    generator = iterate_trial(chosen, tmp_path / "broken")
+    while next(generator).stage != "rung":
+        pass
+    generator.close()
+    again: list[Progress] = []
+    resumed = run_trial(chosen, tmp_path / "broken", on_progress=again.append)
+    assert resumed.provenance == plain.provenance
+    assert [progress for progress in again if progress.stage == "rung"] == told
+    random = with_method(chosen, "random")
+    run_trial(random, tmp_path / "random", on_progress=seen.append)
+    assert [progress for progress in seen if progress.stage == "rung"] == told, "nothing to stop"
+
+
+def test_rungs_that_cannot_be_are_refused(settings: TrialSettings) -> None:
+    for steps in ([3, 3], [5, 4], [12]):
+        with pytest.raises(UsageError, match=r"rising steps below train\.num_outer_steps \(12\)"):
+            override(settings, {"rungs": [{"step": step} for step in steps]})
+    with pytest.raises(UsageError, match="num_rerun_seed"):
+        override(settings, {"rungs": [{"step": 3, "attack": {"num_rerun_seed": 2}}]})
