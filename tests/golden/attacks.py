@@ -1,0 +1,158 @@
+"""Attacks by every family: cells, metrics, records, audit, regret and recovery."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from sdm_ray.assess import Assessment, Release, assess
+from sdm_ray.attack.audit import audit
+from sdm_ray.attack.evaluate import AttackReport, attack_model
+from sdm_ray.attack.recovery import cost_to_recover, recovered_shares, target_accuracy
+from sdm_ray.attack.regret import regret
+from sdm_ray.attack.search import SobolSampler
+from sdm_ray.attack.signals import measure_signals
+from sdm_ray.config.attack import FAMILIES
+from sdm_ray.evaluate import load_trunk_on, open_workspace, trunk_params
+from sdm_ray.progress import run_through
+from sdm_ray.sweep.attack_sampler import TpeSampler
+from sdm_ray.types import Task
+from tests.attack_world import FakeData, TinyTrunk, drain, params_of, quick
+from tests.golden import pins, worlds
+
+OF_THE_WORLD = (
+    "fine_tune",
+    "full",
+    "head",
+    "linear_probe",
+    "logistic_regression",
+    "knn",
+    "noise",
+    "prune",
+    "benign_first",
+)
+"""Families that need no more than a trunk of any kind."""
+SLOW = ("benign_first", "masked_lm")
+KNOWING = ("interpolate", "masked_lm")
+"""Families that random initialisation, the floor, cannot be attacked with."""
+OPTIMIZERS = ("adam", "adamw", "momentum", "rmsprop", "adadelta", "adafactor", "lion")
+SECONDS = ("seconds", "cost/attack_seconds", "cost/train_seconds")
+
+
+def world(families: Sequence[str], folder: Path, **changes: Any) -> dict[str, Any]:
+    """An attack on the small world, in float64."""
+    settings: dict[str, Any] = {
+        "families": tuple(families), "num_search_trials": 4, "num_rerun_seeds": 2, "num_steps_max": 20,
+        **changes,
+    }  # fmt: skip
+    return of_report(attacked(TinyTrunk(dtype=torch.float64), **settings))
+
+
+def attacked(trunk: nn.Module, *, num_classes: int = 2, **changes: Any) -> AttackReport:
+    """An attack on a trunk of the small world."""
+    data: Any = FakeData(num_classes=num_classes)
+    settings = quick(**changes)
+    sampler: Any = TpeSampler if settings.sampler == "tpe" else SobolSampler
+    return drain(attack_model(trunk, params_of(trunk), data, settings, sampler=sampler))
+
+
+def compared(folder: Path) -> dict[str, Any]:
+    """A report beside that of a floor and of an undefended model: regret, recovery, audit."""
+    trunks = {
+        name: TinyTrunk(seed=seed, dtype=torch.float64) for seed, name in enumerate(("mine", "floor", "undefended"))
+    }
+    changes = {"families": ("full", "head", "linear_probe"), "num_search_trials": 4, "num_examples": (20, "all")}
+    reports = {name: attacked(trunk, **changes) for name, trunk in trunks.items()}
+    data: Any = FakeData()
+    signals = {name: measure_signals(trunk, params_of(trunk), data, Task.HARMFUL, 0) for name, trunk in trunks.items()}
+    target = target_accuracy(reports["undefended"], 0.9)
+    return {
+        "regret": regret(reports["mine"], reports["floor"]),
+        "shares": recovered_shares(reports["mine"], reports["floor"], reports["undefended"]),
+        "target": target,
+        "recovery": cost_to_recover(reports["mine"], target).metrics(),
+        "signals": signals,
+        "audit": audit(reports["mine"], signals=signals["mine"], floor_signals=signals["floor"]).to_json(),
+    }
+
+
+def encoder(families: Sequence[str], kind: str, folder: Path, **changes: Any) -> dict[str, Any]:
+    """Everything that is said of a released tiny encoder."""
+    settings = worlds.trial(folder, kind, attack={"families": list(families), **changes})
+    work = open_workspace(settings)
+    trunk = load_trunk_on(work, settings.encoder, "pretrained", settings.seed)
+    head = torch.randn(3, trunk.feature_dim, generator=torch.Generator().manual_seed(0))
+    release = Release(
+        trunk=trunk,
+        params=trunk_params(trunk),
+        encoder=settings.encoder,
+        desired_head=head,
+        trained_against=settings.train.adversary.supports(),
+    )
+    return of_assessment(run_through(assess(work, release, settings.attack, seed=1), lambda progress: None))
+
+
+def of_assessment(found: Assessment) -> dict[str, Any]:
+    """The parts of an assessment that are pinned."""
+    return {
+        "metrics": without_seconds(found.metrics),
+        "report": of_report(found.report),
+        "floor": [found.floor.worst_accuracy, of_report(found.floor)["records"]],
+        "audit": found.audit.to_json(),
+        "notes": list(found.notes),
+        "benign": {name: without_seconds(report.metrics()) for name, report in found.benign.items()},
+    }
+
+
+def of_report(report: AttackReport) -> dict[str, Any]:
+    """The parts of an attack that are pinned."""
+    records = [pins.plain(record) | {"seconds": 0.0, "error": ""} for record in report.records]
+    return {
+        "metrics": pins.of_values(without_seconds(report.metrics())),
+        "cells": [in_short(dataclasses.asdict(cell)) for cell in report.family_cells],
+        "worst": [[cell.num_examples, cell.family] for cell in report.cells],
+        "not_tried": list(report.not_tried),
+        "sizes": [report.num_classes, report.num_validation, report.num_test, report.base_rate, len(records)],
+        "records": pins.of_values(records),
+    }
+
+
+def in_short(cell: dict[str, Any]) -> dict[str, Any]:
+    """A cell, with its winner's settings as a digest."""
+    return {**cell, "winner": pins.of_values(cell["winner"])}
+
+
+def without_seconds(metrics: dict[str, float]) -> dict[str, float]:
+    """Metrics but those that a clock gives."""
+    return {name: value for name, value in metrics.items() if not name.endswith("seconds")}
+
+
+WORLD: dict[str, Callable[[Path], Any]] = {
+    **{family: partial(world, (family,)) for family in OF_THE_WORLD if family not in SLOW},
+    "benign_first": partial(world, ("benign_first",), num_search_trials=2, num_examples=(20,), num_rerun_seeds=1),
+    **{f"optimizer/{name}": partial(world, ("full",), optimizers=(name,), num_examples=(20,)) for name in OPTIMIZERS},
+    "several-families": partial(world, ("fine_tune", "knn", "partial", "lora"), num_searches=2),
+    "three-classes": partial(world, ("fine_tune",), num_classes=3, class_balanced=False),
+    "halving": partial(world, ("full",), halving=True, num_search_seeds=2, num_examples=(20,)),
+    "tpe": partial(world, ("full", "knn"), sampler="tpe", num_examples=(20,)),
+    "compared": compared,
+}
+ENCODERS: dict[str, Callable[[Path], Any]] = {
+    **{
+        f"bert/{family}": partial(encoder, (family,), "bert", num_examples=[6])
+        for family in FAMILIES
+        if family not in (*SLOW, *KNOWING)
+    },
+    "bert/interpolate": partial(encoder, ("knn", "interpolate"), "bert"),
+    "modernbert/some": partial(encoder, ("fine_tune", "partial", "lora", "knn"), "modernbert"),
+    "modernbert/masked_lm": partial(
+        encoder, ("knn", "masked_lm"), "modernbert", num_examples=[4], num_search_trials=1, num_rerun_seeds=1
+    ),
+    "bert/benign": partial(encoder, ("fine_tune",), "bert", benign_num_examples=[6], benign_groups=2),
+}
