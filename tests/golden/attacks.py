@@ -150,7 +150,7 @@ ENCODERS: dict[str, Callable[[Path], Any]] = {
         if family not in (*SLOW, *KNOWING)
     },
     "bert/interpolate": partial(encoder, ("knn", "interpolate"), "bert"),
-    "modernbert/some": partial(encoder, ("fine_tune", "partial", "lora", "knn"), "modernbert"),
+    "modernbert/some": partial(encoder, ("fine_tune", "partial", "lora", "knn"), "modernbert", num_examples=[6]),
     "modernbert/masked_lm": partial(
         encoder, ("knn", "masked_lm"), "modernbert", num_examples=[4], num_search_trials=1, num_rerun_seeds=1
     ),

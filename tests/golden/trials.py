@@ -126,8 +126,6 @@ CASES: dict[str, Callable[[Path], Any]] = {
     "rungs": partial(
         of_method, {"adversary": POOL}, rungs=[{"step": 4}, {"step": 8, "attack": {"num_search_trials": 3}}]
     ),
-    "families": partial(of_method, {"method": "tuned"}, **{"attack.families": ["full", "lora", "linear_probe"]}),
-    "retaining": partial(of_method, {"adversary": POOL, "blocking": {"harmful_adapted": 1.0, "retain_distill": 0.5}}),
     "vectors": vectors,
 }
 SMALL = SyntheticWorld().model_dump() | {"num_examples": 400}
