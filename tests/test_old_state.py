@@ -11,22 +11,22 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from sdm_ray.assess import floor_reports
 from sdm_ray.attack.report import AttackReport
 from sdm_ray.config import SweepSettings, TrackingSettings, TrialSettings, content_hash, load_settings, override
-from sdm_ray.evaluate import open_workspace
-from sdm_ray.export import load_exported
-from sdm_ray.frontier import read_tables
+from sdm_ray.core.metric_names import Metric
+from sdm_ray.core.result import TrialResult, read_result
+from sdm_ray.frontier.tables import read_tables
+from sdm_ray.models.export import load_exported
 from sdm_ray.models.trunk import params_digest
-from sdm_ray.reuse import load_best
 from sdm_ray.sweep import SilentView, run_sweep
+from sdm_ray.sweep.records.best import load_best
 from sdm_ray.tracking import open_tracker
-from sdm_ray.tracking.courier import Courier
-from sdm_ray.tracking.journal import Journal, Record
+from sdm_ray.tracking.outbox import Courier, Journal, Record
 from sdm_ray.tracking.sink import SWEEP_RUN, TRIAL_TAG, new_client
-from sdm_ray.trial import read_result, run_trial
-from sdm_ray.types import Metric, TrialResult
-from tests.attack_world import drain
+from sdm_ray.trial.floors import floor_reports
+from sdm_ray.trial.run import run_trial
+from sdm_ray.trial.workspace import open_workspace
+from tests.fakes.attack_world import drain
 from tests.golden import pins
 
 OLD = Path(__file__).parent / "fixtures" / "before_redesign"

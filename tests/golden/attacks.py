@@ -11,19 +11,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from sdm_ray.assess import Assessment, Release, assess
-from sdm_ray.attack.audit import audit
-from sdm_ray.attack.evaluate import AttackReport, attack_model
-from sdm_ray.attack.recovery import cost_to_recover, recovered_shares, target_accuracy
-from sdm_ray.attack.regret import regret
-from sdm_ray.attack.search import SobolSampler
-from sdm_ray.attack.signals import measure_signals
+from sdm_ray.attack.findings.audit import audit
+from sdm_ray.attack.findings.recovery import cost_to_recover, recovered_shares, target_accuracy
+from sdm_ray.attack.findings.regret import regret
+from sdm_ray.attack.findings.signals import measure_signals
+from sdm_ray.attack.protocol import AttackReport, attack_model
+from sdm_ray.attack.space import SobolSampler
 from sdm_ray.config.attack import FAMILIES
-from sdm_ray.evaluate import load_trunk_on, open_workspace, trunk_params
-from sdm_ray.progress import run_through
-from sdm_ray.sweep.attack_sampler import TpeSampler
-from sdm_ray.types import Task
-from tests.attack_world import FakeData, TinyTrunk, drain, params_of, quick
+from sdm_ray.core.progress import run_through
+from sdm_ray.core.types import Task
+from sdm_ray.sweep.search.attack_sampler import TpeSampler
+from sdm_ray.trial.assess import Assessment, assess
+from sdm_ray.trial.release import Release
+from sdm_ray.trial.workspace import load_trunk_on, open_workspace, trunk_params
+from tests.fakes.attack_world import FakeData, TinyTrunk, drain, params_of, quick
 from tests.golden import pins, worlds
 
 OF_THE_WORLD = (

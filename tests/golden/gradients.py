@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdm_ray.meta.calibration import calibrated_cross_entropy
-from sdm_ray.meta.episode import MetaGradients
-from sdm_ray.meta.functional import FlatModel
-from sdm_ray.meta.inner_loop import look_on, meta_gradients
+from sdm_ray.meta.inner.episode import MetaGradients
+from sdm_ray.meta.inner.flat_model import FlatModel
+from sdm_ray.meta.inner.loop import look_on, meta_gradients
+from sdm_ray.meta.inner.problems import Watch
 from sdm_ray.meta.objectives import TERMS, Trajectory, step_losses, weighted_sum
-from sdm_ray.meta.problems import Watch
+from sdm_ray.meta.objectives.calibration import calibrated_cross_entropy
+from tests.fakes.meta import MlpTrunk, bert_trunk, episode_of, random_batch, start_of
 from tests.golden import pins
-from tests.meta_fakes import MlpTrunk, bert_trunk, episode_of, random_batch, start_of
 
 MODES = ("auto", "unrolled", "adjoint_stored", "adjoint", "truncated", "first_order")
 OPTIMIZERS = ("sgd", "momentum", "adam", "adamw", "rmsprop")

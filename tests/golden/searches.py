@@ -14,15 +14,18 @@ from typing import Any
 import optuna
 
 from sdm_ray.config import SweepSettings, TrialSettings, content_hash, override, parse_settings
-from sdm_ray.frontier import Point, compare, hypervolume, near_front, pareto_front, read_tables, select, write_tables
-from sdm_ray.sweep.ledger import Ledger
-from sdm_ray.sweep.searcher import SweepSearcher
-from sdm_ray.sweep.state import SweepState
-from sdm_ray.sweep.study import SearchStudy
-from sdm_ray.sweep.trainable import JOB
-from sdm_ray.sweep.worker import Job
-from sdm_ray.types import Metric, Status, TrialResult
-from tests import sweep_fakes
+from sdm_ray.core.metric_names import Metric
+from sdm_ray.core.result import Status, TrialResult
+from sdm_ray.frontier.points import Point, compare, hypervolume, near_front, pareto_front
+from sdm_ray.frontier.select import select
+from sdm_ray.frontier.tables import read_tables, write_tables
+from sdm_ray.sweep.cluster.worker import Job
+from sdm_ray.sweep.search.study import SearchStudy
+from sdm_ray.sweep.state.ledger import Ledger
+from sdm_ray.sweep.state.state import SweepState
+from sdm_ray.sweep.tune.searcher import SweepSearcher
+from sdm_ray.sweep.tune.trainable import JOB
+from tests.fakes import sweep as sweep_fakes
 from tests.golden import pins
 
 SAMPLERS = ("tpe", "nsga2", "nsga3", "qmc", "random")
@@ -98,8 +101,8 @@ def driven(changes: dict[str, Any], folder: Path) -> dict[str, Any]:
     searcher = SweepSearcher(
         state,
         study,
-        trial_function="tests.sweep_fakes:smooth",
-        final_function="tests.sweep_fakes:final",
+        trial_function="tests.fakes.sweep:smooth",
+        final_function="tests.fakes.sweep:final",
         on_result=lambda result: None,
         untold=[],
         stop=said.append,

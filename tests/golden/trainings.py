@@ -11,12 +11,12 @@ import torch
 
 from sdm_ray.config import TrialSettings
 from sdm_ray.data.regression import RegressionWorld
-from sdm_ray.evaluate import general_sources, load_trunk_on, open_workspace
 from sdm_ray.meta.trainer import Trainer, TrainOutcome
 from sdm_ray.models.mlp import VectorMlp
 from sdm_ray.models.trunk import params_digest
+from sdm_ray.trial.workspace import general_sources, load_trunk_on, open_workspace
+from tests.fakes.meta import FakeData, MlpTrunk, drive, train_settings
 from tests.golden import pins, worlds
-from tests.meta_fakes import FakeData, MlpTrunk, drive, train_settings
 
 POOL = {"num_steps": 0, "pool": {"size": 3, "lifespan_steps": 4, "subset_size": 20, "frozen_probability": 0.3}}
 BOTH = {**POOL, "num_steps": 2, "optimizers": ["sgd", "adam"], "frozen_probability": 0.3, "subset_size": 30}

@@ -18,9 +18,9 @@ from sdm_ray.config import (
     override,
     parse_settings,
 )
-from sdm_ray.evaluate import open_workspace
-from sdm_ray.trial import run_trial
-from sdm_ray.types import TrialResult
+from sdm_ray.core.result import TrialResult
+from sdm_ray.trial.run import run_trial
+from sdm_ray.trial.workspace import open_workspace
 from tests.golden import attacks, pins, worlds
 
 SWEEPS = Path(__file__).parents[2] / "sweeps"

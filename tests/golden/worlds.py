@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sdm_ray.config import TrialSettings, parse_settings
-from tests import helpers
+from tests.fakes import files as helpers
 
 ATTACK: dict[str, Any] = {
     "num_examples": [4, 8], "num_search_trials": 2, "num_rerun_seeds": 2, "num_steps_min": 2, "num_steps_max": 4,
