@@ -55,7 +55,8 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
         figures.append(figure)
         return original(figure, path)
 
-    monkeypatch.setattr("sdm_ray.figures.frontier.save_png", keep)
+    for module in ("frontier", "curves"):
+        monkeypatch.setattr(f"sdm_ray.figures.{module}.save_png", keep)
     return figures
 
 

@@ -20,6 +20,7 @@ from sdm_ray.core.types import Split, Task
 from sdm_ray.meta.adversaries import distribution as adversary_module
 from sdm_ray.meta.adversaries import fresh as simulator_module
 from sdm_ray.meta.adversaries import pool as pool_module
+from sdm_ray.meta.adversaries.few_shot import FewShot
 from sdm_ray.meta.adversaries.fresh import Simulator
 from sdm_ray.meta.inner.flat_model import FlatModel
 from sdm_ray.meta.objectives import TERMS
@@ -510,7 +511,7 @@ def _host_draws_allowed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         for module, names in modules:
             for name in names:
                 patch.setattr(module, name, allowed(getattr(module, name)))
-        patch.setattr(adversary_module.FewShot, "draw", allowed(adversary_module.FewShot.draw))
+        patch.setattr(FewShot, "draw", allowed(FewShot.draw))
         yield
 
 

@@ -219,7 +219,7 @@ def test_floors_are_attacked_once(settings: TrialSettings, monkeypatch: pytest.M
     def refuse(*args: object, **options: object) -> None:
         raise AssertionError("attacked again")
 
-    monkeypatch.setattr("sdm_ray.trial.assess.attack_model", refuse)
+    monkeypatch.setattr("sdm_ray.trial.floors.attack_model", refuse)
     assert drain(floor_report(work, settings.encoder, settings.attack, "random", 0)).cells == first.cells
     with pytest.raises(AssertionError, match="attacked again"):
         drain(floor_report(work, settings.encoder, settings.attack, "random", 1))

@@ -81,7 +81,7 @@ def test_resumes_and_reports_a_finished_trial_again(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("trial_id", "error"),
-    [("t0000", "RuntimeError: the loss is not finite (sweep_fakes.py:"), ("t0003", "SystemExit: 3")],
+    [("t0000", "RuntimeError: the loss is not finite (sweep.py:"), ("t0003", "SystemExit: 3")],
 )
 def test_failures_are_results(tmp_path: Path, trial_id: str, error: str) -> None:
     ended = run(TrialWorker(job(tmp_path, "troubled", trial_id=trial_id)))
