@@ -1,7 +1,12 @@
 """A folder's copy on storage that all nodes reach: `s3://`, `gs://`, `file://` and whatever else pyarrow opens.
 
-A copy is complete at every moment: its manifest is written after the files that it names, and what it no longer names
-is deleted after that. So a process that dies while it copies leaves the copy before.
+A process that dies while it copies leaves a copy that can be used: every file is written beside its place and then
+swapped in, the manifest comes after the files that it names, and what it no longer names is deleted after that. Where
+the store renames (a disk), a swap takes a moment. An object store has no rename: there a swap is a copy on the server,
+which replaces the object as a whole, and then a deletion; a death in between leaves a hidden file that nothing reads.
+Files are swapped one by one, so a copy may hold a newer version of one file beside an older one of another.
+
+SQLite databases are copied by SQLite's own backup, never file by file while somebody writes to them.
 """
 
 from __future__ import annotations
@@ -9,8 +14,11 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import sqlite3
+import tempfile
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -22,6 +30,9 @@ log = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 PUSH_SECONDS = 10.0
 """The sweep's own files are copied this often."""
+SQLITE_HEADER = b"SQLite format 3\0"
+SQLITE_COMPANIONS = ("-journal", "-wal", "-shm")
+"""Ends of the names of files that SQLite keeps beside a database in use; they mean nothing beside a copy."""
 
 
 def sweep_uri(settings: SweepSettings) -> str | None:
@@ -58,6 +69,46 @@ def open_uri(uri: str) -> tuple[Any, str]:
     return filesystem, path.rstrip("/")
 
 
+Mark = tuple[int, ...]
+"""Sizes and times of change of a file."""
+
+
+def _mark(path: Path) -> Mark:
+    stat = path.stat()
+    log_file = path.with_name(f"{path.name}-wal")  # where SQLite writes what is not in the database yet
+    with suppress(FileNotFoundError):
+        more = log_file.stat()
+        return stat.st_size, stat.st_mtime_ns, more.st_size, more.st_mtime_ns
+    return stat.st_size, stat.st_mtime_ns
+
+
+@contextmanager
+def _stable(path: Path) -> Iterator[Path]:
+    """A file whose contents stand still: a snapshot of an SQLite database, any other file as it is.
+
+    Raises:
+        FileNotFoundError: where it is no longer there.
+        sqlite3.Error: for a database that stays locked or is damaged.
+    """
+    with path.open("rb") as file:
+        is_database = file.read(len(SQLITE_HEADER)) == SQLITE_HEADER
+    if not is_database:
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="sdm-ray-mirror-") as folder:
+        snapshot = Path(folder) / path.name
+        address = f"{path.resolve().as_uri()}?mode=ro"
+        with closing(sqlite3.connect(address, uri=True)) as source, closing(sqlite3.connect(snapshot)) as target:
+            source.backup(target)
+        yield snapshot
+
+
+def _aside(name: str) -> str:
+    """Where a file is written before it takes its place: hidden, in the same folder."""
+    path = PurePosixPath(name)
+    return path.with_name(f".{path.name}.new").as_posix()
+
+
 class Mirror:
     """One folder and its copy.
 
@@ -70,7 +121,7 @@ class Mirror:
     def __init__(self, folder: Path, uri: str, *, recursive: bool = True) -> None:
         self._folder, self._uri, self._recursive = folder, uri, recursive
         self._filesystem, self._root = open_uri(uri)
-        self._pushed: dict[str, tuple[int, int]] = {}
+        self._pushed: dict[str, Mark] = {}
         self._named: set[str] = set()
 
     def exists(self) -> bool:
@@ -83,23 +134,21 @@ class Mirror:
         Raises:
             RunError: when the storage does not take it.
         """
-        found = {name: (stat.st_size, stat.st_mtime_ns) for name, stat in self._files()}
+        found = dict(self._files())
         changed = [name for name, mark in found.items() if self._pushed.get(name) != mark]
-        gone = self._named - found.keys()
-        if not changed and not gone:
+        if not changed and not self._named - found.keys():
             return 0
         try:
             for name in changed:
-                self._make_folder(name)
-                path = self._folder / name
-                with path.open("rb") as file, self._filesystem.open_output_stream(self._at(name)) as out:
-                    shutil.copyfileobj(file, out)
-            self._make_folder(MANIFEST)
-            with self._filesystem.open_output_stream(self._at(MANIFEST)) as out:
-                out.write(json.dumps({"files": sorted(found)}).encode())
-            for name in gone:
+                if not self._write_aside(name):
+                    del found[name]  # it vanished after it was listed
+            changed = [name for name in changed if name in found]
+            for name in changed:
+                self._filesystem.move(self._at(_aside(name)), self._at(name))
+            self._write_manifest(sorted(found))
+            for name in self._named - found.keys():
                 self._filesystem.delete_file(self._at(name))
-        except OSError as error:
+        except (OSError, sqlite3.Error) as error:
             raise RunError(f"cannot copy {self._folder} to {self._uri}: {error}") from error
         self._pushed, self._named = found, set(found)
         return len(changed)
@@ -114,9 +163,9 @@ class Mirror:
             names = self._manifest()
             if names is None:
                 return False
-            for name, _ in list(self._files()):
-                if name not in names:
-                    (self._folder / name).unlink()
+            for path in self._paths():
+                if path.relative_to(self._folder).as_posix() not in names:
+                    path.unlink()
             for name in names:
                 path = self._folder / name
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -126,9 +175,33 @@ class Mirror:
                 temporary.replace(path)
         except OSError as error:
             raise RunError(f"cannot copy {self._uri} to {self._folder}: {error}") from error
-        self._pushed = {name: (stat.st_size, stat.st_mtime_ns) for name, stat in self._files()}
+        self._pushed = dict(self._files())
         self._named = set(names)
         return True
+
+    def _write_aside(self, name: str) -> bool:
+        """Copy a file to its hidden place beside the copy; False where it is no longer there."""
+        self._make_folder(name)
+        try:
+            with (
+                _stable(self._folder / name) as source,
+                source.open("rb") as file,
+                self._filesystem.open_output_stream(self._at(_aside(name))) as out,
+            ):
+                shutil.copyfileobj(file, out)
+        except FileNotFoundError:
+            if (self._folder / name).exists():
+                raise
+            with suppress(OSError):
+                self._filesystem.delete_file(self._at(_aside(name)))
+            return False
+        return True
+
+    def _write_manifest(self, names: list[str]) -> None:
+        self._make_folder(MANIFEST)
+        with self._filesystem.open_output_stream(self._at(_aside(MANIFEST))) as out:
+            out.write(json.dumps({"files": names}).encode())
+        self._filesystem.move(self._at(_aside(MANIFEST)), self._at(MANIFEST))
 
     def _manifest(self) -> list[str] | None:
         from pyarrow.fs import FileType
@@ -144,13 +217,22 @@ class Mirror:
             path = PurePosixPath(name)
             if path.is_absolute() or ".." in path.parts:
                 raise RunError(f"{below(self._uri, MANIFEST)} names {name!r}, which lies outside its folder")
-        return names
+        return [name for name in names if not name.endswith(SQLITE_COMPANIONS)]
 
-    def _files(self) -> Iterable[tuple[str, Any]]:
-        for path in sorted(self._folder.rglob("*") if self._recursive else self._folder.glob("*")):
+    def _files(self) -> Iterator[tuple[str, Mark]]:
+        """Names of files to copy, each with what changes when it changes."""
+        for path in self._paths():
             name = path.relative_to(self._folder)
-            if not any(part.startswith(".") for part in name.parts) and path.is_file() and name.name != MANIFEST:
-                yield name.as_posix(), path.stat()
+            if name.name.endswith(SQLITE_COMPANIONS):
+                continue
+            with suppress(FileNotFoundError):  # it vanished after it was listed
+                yield name.as_posix(), _mark(path)
+
+    def _paths(self) -> list[Path]:
+        """Every file of the folder but hidden ones and the manifest."""
+        found = self._folder.rglob("*") if self._recursive else self._folder.glob("*")
+        shown = [path for path in found if not any(p.startswith(".") for p in path.relative_to(self._folder).parts)]
+        return sorted(path for path in shown if path.is_file() and path.name != MANIFEST)
 
     def _make_folder(self, name: str) -> None:
         self._filesystem.create_dir(str(PurePosixPath(self._at(name)).parent), recursive=True)
@@ -181,5 +263,5 @@ class MirrorThread:
         while not self._closing.wait(PUSH_SECONDS):
             try:
                 self._mirror.push()
-            except RunError as error:  # once more in a while; the last time it counts
-                log.warning("%s", error)
+            except Exception as error:  # once more in a while; the last time it counts
+                log.warning("%s", error, exc_info=not isinstance(error, RunError))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -179,3 +181,73 @@ def test_a_sweep_is_resumed_from_its_copy_alone(tmp_path: Path, bucket: str, ray
         folder = second.folder / "trials" / entry.trial_id
         assert (folder / "result.json").exists(), "fetched"
         assert len(sweep_fakes.events(folder, "finished")) == 1
+
+
+def test_a_push_that_is_cut_off_leaves_changed_files_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here, copy = tmp_path / "here", tmp_path / "copy"
+    write(here, ledger="one\n")
+    mirror = Mirror(here, f"file://{copy}")
+    mirror.push()
+    write(here, ledger="one\ntwo\n")
+
+    def cut(source: Any, target: Any) -> None:
+        target.write(source.read()[:5])
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "copyfileobj", cut)
+        with pytest.raises(RunError, match="No space left"):
+            mirror.push()
+    assert (copy / "ledger").read_text() == "one\n"
+    assert mirror.push() == 1
+    assert read(copy) == {"ledger": "one\ntwo\n"}, "nothing else is left beside it"
+
+
+def test_a_file_that_vanishes_while_it_is_copied_ends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here, copy = tmp_path / "here", tmp_path / "copy"
+    write(here, kept="1", vanishing="2")
+    opened = Path.open
+
+    def vanish(path: Path, *args: Any, **options: Any) -> Any:
+        if path.name == "vanishing":
+            path.unlink()
+        return opened(path, *args, **options)
+
+    mirror = Mirror(here, f"file://{copy}")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", vanish)
+        assert mirror.push() == 1
+    assert read(copy) == {"kept": "1"}
+    write(here, vanishing="3")
+    assert mirror.push() == 1
+    assert read(copy) == {"kept": "1", "vanishing": "3"}
+
+
+def test_a_database_in_use_is_copied_by_its_own_backup(tmp_path: Path) -> None:
+    here, copy = tmp_path / "here", tmp_path / "copy"
+    here.mkdir()
+    with closing(sqlite3.connect(here / "optuna.db")) as writer:
+        writer.execute("PRAGMA journal_mode=WAL")
+        writer.execute("CREATE TABLE points (value INTEGER)")
+        writer.commit()
+        mirror = Mirror(here, f"file://{copy}")
+        mirror.push()
+        writer.execute("INSERT INTO points VALUES (7)")
+        writer.commit()  # into the write-ahead log: the database's own file may stay as it was
+        assert mirror.push() == 1
+        writer.execute("INSERT INTO points VALUES (8)")  # half a transaction must not show
+        write(here, **{"trials.jsonl": "{}", "optuna.db-journal": "half"})
+        mirror.push()
+        assert {path.name for path in copy.iterdir()} == {"optuna.db", "trials.jsonl", MANIFEST}
+        with closing(sqlite3.connect(copy / "optuna.db")) as reader:
+            assert reader.execute("SELECT value FROM points").fetchall() == [(7,)]
+
+
+def test_a_copy_of_before_brings_no_half_of_a_database(tmp_path: Path) -> None:
+    here, copy = tmp_path / "here", tmp_path / "copy"
+    write(
+        copy, **{"optuna.db": "1", "optuna.db-journal": "2", MANIFEST: '{"files": ["optuna.db", "optuna.db-journal"]}'}
+    )
+    write(here, **{"optuna.db-journal": "3"})
+    assert Mirror(here, f"file://{copy}").pull()
+    assert read(here) == {"optuna.db": "1"}
