@@ -9,7 +9,6 @@ from pathlib import Path
 
 from sdm_ray.frontier.points import Point, pareto_front
 from sdm_ray.frontier.tables import write_tables
-from sdm_ray.sweep.background import CLOSE_SECONDS
 
 PAGE = "frontier.html"
 """The interactive page."""
@@ -17,6 +16,8 @@ BUSY_SHARE = 0.05
 """Most of the time that the frontier of a long sweep may be written in: the driver waits for it now and then."""
 
 
+CLOSE_SECONDS = 60.0
+"""How long the end of a sweep waits for the last pictures."""
 PUBLISH_SECONDS = 60.0
 """A tracker gets the frontier's files this often while a sweep runs."""
 

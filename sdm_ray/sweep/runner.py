@@ -12,7 +12,6 @@ from sdm_ray.config import SweepSettings
 from sdm_ray.core.errors import RunError, UsageError
 from sdm_ray.core.result import Status, TrialResult
 from sdm_ray.frontier.points import Point, pareto_front
-from sdm_ray.sweep.background import TrackerThread
 from sdm_ray.sweep.cluster.connection import cluster, quiet_logs, ray_environment
 from sdm_ray.sweep.cluster.mirror import Mirror, MirrorThread, below, sweep_uri, trials_uri
 from sdm_ray.sweep.cluster.worker import check_function, classify
@@ -143,9 +142,7 @@ class _Run:
         self.trial_function, self.final_function = functions
         self.view = view
         self.switch = switch
-        self.tracker = TrackerThread(
-            lambda: open_tracker(settings.tracking, folder), warn=view.message, fetch=self._fetch_trial
-        )
+        self.tracker = open_tracker(settings.tracking, folder, fetch=self._fetch_trial)
         self.frontier = FrontierWriter(folder, warn=view.message, publish=self._publish)
         self.said_spent = False
         uri = sweep_uri(settings)
@@ -154,9 +151,8 @@ class _Run:
     def run(self) -> SweepOutcome:
         """Side threads first: the tracker's schema and Ray start at the same time."""
         status = "failed"
-        self.tracker.start_sweep(
-            self.settings.name, self.settings.model_dump(mode="json"), {"folder": str(self.folder)}
-        )
+        tags = {"folder": str(self.folder)}
+        self.tracker.start_sweep(self.settings.name, self.settings.model_dump(mode="json"), tags, wait=False)
         try:
             self._search()
             if self.switch.reason == "tracking" and self.tracker.error is not None:
@@ -170,7 +166,7 @@ class _Run:
             self.frontier.close()
             if self.frontier.files:
                 self._publish(self.frontier.files)
-            self.tracker.close(status)
+            self.tracker.finish_sweep(status)
             if self.mirror is not None:
                 self.mirror.close()
         self._fetch_trials()
@@ -180,7 +176,7 @@ class _Run:
             points=self.state.points(),
             infeasible=self.state.infeasible(),
             interrupted=status == "stopped",
-            tracking_hint=self.tracker.hint,
+            tracking_hint=self.tracker.ui_hint(),
             seconds=self.state.snapshot().elapsed_seconds,
         )
 

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from sdm_ray.config import TrackingSettings
 from sdm_ray.tracking.base import NoTracker, Tracker
 
 
-def open_tracker(settings: TrackingSettings, sweep_dir: Path) -> Tracker:
-    """The tracker that the settings ask for; nothing is connected or written before its `start_sweep`."""
+def open_tracker(
+    settings: TrackingSettings, sweep_dir: Path, *, fetch: Callable[[str], None] = lambda trial_id: None
+) -> Tracker:
+    """The tracker that the settings ask for; nothing is connected or written before its `start_sweep`.
+
+    Args:
+        settings: where to track, or that nothing is tracked.
+        sweep_dir: the sweep's folder; records wait there until they are delivered.
+        fetch: brings the folder of a trial that has ended to this machine, where trials run elsewhere.
+    """
     if not settings.enabled:
         return NoTracker()
     from sdm_ray.tracking.mlflow import MlflowTracker
 
-    return MlflowTracker(settings, sweep_dir)
+    return MlflowTracker(settings, sweep_dir, fetch=fetch)
 
 
 __all__ = ["NoTracker", "Tracker", "open_tracker"]

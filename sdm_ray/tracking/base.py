@@ -11,16 +11,26 @@ from sdm_ray.core.result import TrialResult
 class Tracker(Protocol):
     """Records a sweep and its trials; called on the driver alone, and never again after `finish_sweep`.
 
-    Only `start_sweep` may raise. Calls for one trial may repeat after a retry or a resume: a tracker finds what is
-    there and does not duplicate it.
+    No call waits for a server, except where it says so, and only `start_sweep` may raise. Calls for one trial may
+    repeat after a retry or a resume: a tracker finds what is there and does not duplicate it.
     """
 
-    def start_sweep(self, name: str, settings: dict[str, Any], tags: dict[str, str]) -> None:
+    @property
+    def error(self) -> Exception | None:
+        """Why tracking could not begin, once that is known: a `UsageError` or a `RunError`."""
+
+    def start_sweep(self, name: str, settings: dict[str, Any], tags: dict[str, str], *, wait: bool = True) -> None:
         """Begin, or go on with, the sweep that lives in the tracker's folder.
+
+        Args:
+            name: of the sweep.
+            settings: of the sweep; may nest.
+            tags: further tags of its run.
+            wait: wait until the server has answered, and raise what it said; otherwise `error` tells.
 
         Raises:
             UsageError: when the tracking settings cannot work.
-            RunError: when the tracking server does not answer.
+            RunError: when the tracking server does not answer, or the folder cannot be written.
         """
 
     def start_trial(self, trial_id: str, params: dict[str, Any], tags: dict[str, str]) -> None:
@@ -45,7 +55,9 @@ class Tracker(Protocol):
 class NoTracker:
     """Tracks nothing."""
 
-    def start_sweep(self, name: str, settings: dict[str, Any], tags: dict[str, str]) -> None:
+    error: Exception | None = None
+
+    def start_sweep(self, name: str, settings: dict[str, Any], tags: dict[str, str], *, wait: bool = True) -> None:
         """Nothing."""
 
     def start_trial(self, trial_id: str, params: dict[str, Any], tags: dict[str, str]) -> None:

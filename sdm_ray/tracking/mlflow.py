@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import shlex
@@ -19,7 +20,7 @@ from sdm_ray.core.result import Status, TrialResult
 from sdm_ray.tracking.address import check_address, default_uri, masked, sqlite_file, sweep_id_file, unreachable
 from sdm_ray.tracking.environment import environment_tags
 from sdm_ray.tracking.naming import finite_metrics, flat_params, tag_values
-from sdm_ray.tracking.outbox import Courier, Journal, Record
+from sdm_ray.tracking.outbox import Delivery, Journal, Record
 from sdm_ray.tracking.sink import SWEEP_RUN, SWEEP_TAG, TRIAL_TAG, MlflowSink, prepare_mlflow
 
 log = logging.getLogger(__name__)
@@ -49,48 +50,81 @@ MODEL = "model"
 """Folder of the released model, in a trial's folder and among its run's artifacts (`tracking.log_models`)."""
 
 
+def _never_raising(method: Callable[..., None]) -> Callable[..., None]:
+    """A tracker's method that reports a fault of its own in the log and costs the sweep nothing."""
+
+    @functools.wraps(method)
+    def call(self: MlflowTracker, *args: Any, **options: Any) -> None:
+        try:
+            method(self, *args, **options)
+        except Exception:
+            log.exception("tracking loses a call (%s) by a fault of sdm-ray; the sweep goes on", method.__name__)
+
+    return call
+
+
 class MlflowTracker:
     """See `Tracker`. Calls are written to a journal in the sweep's folder and delivered by a thread of its own.
 
     Args:
         settings: tracking settings.
         sweep_dir: the sweep's folder; `mlflow.db`, `mlartifacts/` and `tracking/` go there by default.
+        fetch: brings the folder of a trial that has ended to this machine.
     """
 
-    def __init__(self, settings: TrackingSettings, sweep_dir: Path) -> None:
-        self._settings, self._sweep_dir = settings, sweep_dir.absolute()
+    def __init__(
+        self, settings: TrackingSettings, sweep_dir: Path, *, fetch: Callable[[str], None] = lambda trial_id: None
+    ) -> None:
+        self._settings, self._sweep_dir, self._fetch = settings, sweep_dir.absolute(), fetch
         self._uri = settings.uri or default_uri(self._sweep_dir)
         self._sink: MlflowSink | None = None
         self._journal: Journal | None = None
-        self._courier: Courier | None = None
+        self._delivery: Delivery | None = None
         self._last: dict[tuple[str, str], tuple[int, float]] = {}
         self._steps: dict[str, int] = {}
         self._environment: dict[str, str] = {}
+        self._is_closed = False
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy in another process starts unconnected."""
         return (MlflowTracker, (self._settings, self._sweep_dir))
 
-    def start_sweep(self, name: str, settings: dict[str, Any], tags: dict[str, str]) -> None:
+    @property
+    def error(self) -> Exception | None:
+        """See `Tracker.error`."""
+        return None if self._delivery is None else self._delivery.error
+
+    def start_sweep(self, name: str, settings: dict[str, Any], tags: dict[str, str], *, wait: bool = True) -> None:
         """See `Tracker.start_sweep`."""
         check_address(self._uri)
-        self._open()
-        assert self._sink is not None
-        file = sqlite_file(self._uri)
-        if file is None or file.exists():
-            # A new sqlite file is left to the courier: its schema takes seconds.
-            prepare_mlflow()
-            within(self._sink.connect, self._uri)
-        self._courier = Courier(self._journal_or_fail(), self._sink)
+        journal, sink = self._open()
+        self._delivery = Delivery(journal, sink, self._connect)
+        if wait:
+            self._delivery.wait_connected()
         self._environment = environment_tags()
         self._start(SWEEP_RUN, name, settings, self._environment | tags)
 
+    def _connect(self) -> None:
+        """Find out whether the server is there; the tables of a new sqlite file are left to the first delivery.
+
+        Raises:
+            UsageError: when MLflow is not installed, or the experiment cannot be used.
+            RunError: when the server does not answer.
+        """
+        assert self._sink is not None
+        prepare_mlflow()
+        file = sqlite_file(self._uri)
+        if file is None or file.exists():
+            within(self._sink.connect, self._uri)
+
+    @_never_raising
     def start_trial(self, trial_id: str, params: dict[str, Any], tags: dict[str, str]) -> None:
         """See `Tracker.start_trial`."""
         shown = {name: value for name, value in self._environment.items() if name.startswith("mlflow.")}
         self._start(trial_id, trial_id, params, shown | tags)
 
+    @_never_raising
     def log(self, trial_id: str, metrics: dict[str, float], step: int) -> None:
         """See `Tracker.log`."""
         fresh = {
@@ -101,6 +135,7 @@ class MlflowTracker:
         if fresh:
             self._append("log", trial=trial_id, step=int(step), metrics=fresh)
 
+    @_never_raising
     def finish_trial(self, result: TrialResult) -> None:
         """See `Tracker.finish_trial`."""
         step = self._steps.get(result.trial_id, 0)
@@ -133,6 +168,7 @@ class MlflowTracker:
             status=RUN_STATUS[result.status],
         )
 
+    @_never_raising
     def log_sweep_artifacts(self, files: list[Path]) -> None:
         """See `Tracker.log_sweep_artifacts`."""
         self._append("artifacts", trial=SWEEP_RUN, artifacts=[str(file.absolute()) for file in files])
@@ -140,16 +176,16 @@ class MlflowTracker:
     def finish_sweep(self, status: str) -> None:
         """See `Tracker.finish_sweep`."""
         self._append("finish_sweep", trial=SWEEP_RUN, status=RUN_STATUS.get(status, "KILLED"))  # type: ignore[call-overload]
-        if self._courier is None or self._journal is None:
+        if self._delivery is None or self._journal is None:
             return
-        if not self._courier.close(CLOSE_TIMEOUT_SECONDS, AWAY_TIMEOUT_SECONDS):
+        if not self._delivery.close(CLOSE_TIMEOUT_SECONDS, AWAY_TIMEOUT_SECONDS) and self.error is None:
             log.warning(
                 "%d tracking records wait in %s for %s; `sdm-ray sweep --resume` delivers them",
                 self._journal.count_pending(),
                 self._journal.path,
                 masked(self._uri),
             )
-        self._courier = self._journal = None
+        self._journal, self._is_closed = None, True
 
     def ui_hint(self) -> str:
         """The command that opens MLflow's interface, where one is needed, and the page that compares the trials.
@@ -157,14 +193,14 @@ class MlflowTracker:
         Waits some seconds for a new database, whose schema is still being created.
         """
         page = "#/experiments"
-        if self._sink is not None and self._sink.wait_connected(HINT_TIMEOUT_SECONDS if self._courier else 0.0):
+        if self._sink is not None and self._sink.wait_connected(0.0 if self._is_closed else HINT_TIMEOUT_SECONDS):
             page = _page(self._sink)
         if self._uri.startswith(("http://", "https://")):
             return f"{masked(self._uri).rstrip('/')}/{page}"
         command = f"mlflow ui --backend-store-uri {shlex.quote(masked(self._uri))} --host 127.0.0.1 --port {UI_PORT}"
         return f"{command}\nhttp://127.0.0.1:{UI_PORT}/{page}"
 
-    def _open(self) -> None:
+    def _open(self) -> tuple[Journal, MlflowSink]:
         folder = self._sweep_dir / "tracking"
         try:
             self._journal = Journal(folder)
@@ -174,14 +210,16 @@ class MlflowTracker:
         file = sqlite_file(self._uri)
         artifacts = (file.parent / "mlartifacts").as_uri() if file is not None else None
         self._sink = MlflowSink(
-            self._uri, self._settings.experiment, artifacts, sweep_id, system_metrics=self._settings.system_metrics
+            self._uri,
+            self._settings.experiment,
+            artifacts,
+            sweep_id,
+            system_metrics=self._settings.system_metrics,
+            fetch=self._fetch,
         )
         for record in self._journal.records():
             self._remember(record)
-
-    def _journal_or_fail(self) -> Journal:
-        assert self._journal is not None
-        return self._journal
+        return self._journal, self._sink
 
     def _start(self, trial_id: str, name: str, params: dict[str, Any], tags: dict[str, str]) -> None:
         self._append("start", trial=trial_id, name=name, params=flat_params(params), tags=tag_values(tags))

@@ -1,4 +1,9 @@
-"""Tracking calls wait on disk, in order, and a thread delivers them at the pace of the server, never of the sweep."""
+"""Tracking calls wait on disk, in order, and a thread delivers them at the pace of the server, never of the sweep.
+
+Every call is appended to a JSON-lines file, and the length of its delivered part is kept in a second file. So a server
+that stays away, or a driver that is killed, loses nothing: the rest is delivered later, or by the next process. A call
+that was delivered just before a kill may be delivered twice; what applies them must allow for that.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +11,20 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
+
+log = logging.getLogger(__name__)
+
+CHUNK = 64
+"""Most records that are handed over at once."""
+FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.5, 30.0
+"""Wait after a failed delivery; it doubles with every failure."""
+MAX_WARNINGS = 3
+"""Skipped records that are worth a warning each."""
+FAULTS = (TypeError, KeyError, IndexError, AttributeError, NameError, AssertionError)
+"""Errors of our own code, which no waiting for the server cures."""
 
 Record = dict[str, Any]
 
@@ -16,8 +32,11 @@ Record = dict[str, Any]
 class Journal:
     """An append-only file of records with a delivered prefix; one process writes, threads may share it.
 
+    Records that an earlier process set aside come back at the end, in their order.
+
     Args:
-        folder: holds `journal.jsonl` and `delivered`; made if needed.
+        folder: holds `journal.jsonl`, `delivered` and, where records were set aside, `undelivered.jsonl`; made if
+            needed.
 
     Raises:
         OSError: when the folder cannot be written.
@@ -33,15 +52,25 @@ class Journal:
         self._delivered = min(_read_mark(self._mark), self._end)
         self._changed = threading.Condition()
         self._closed = False
+        self.aside = folder / "undelivered.jsonl"
+        if self.aside.exists():
+            for record in _records(self.aside):
+                self.append(record)
+            self.aside.unlink()
 
     def append(self, record: Record) -> None:
         """Add a record; raises OSError when the disk is full."""
-        line = json.dumps(record, separators=(",", ":")).encode() + b"\n"
+        line = _line(record)
         with self._changed:
             self._file.write(line)
             self._file.flush()
             self._end += len(line)
             self._changed.notify_all()
+
+    def set_aside(self, record: Record) -> None:
+        """Keep a record that cannot be sent now for the next process; raises OSError when the disk is full."""
+        with self.aside.open("ab") as file:
+            file.write(_line(record))
 
     def pending(self, limit: int) -> tuple[list[Record], list[int]]:
         """The next undelivered records, at most `limit`, and for each the position that `acknowledge` takes."""
@@ -69,9 +98,7 @@ class Journal:
 
     def records(self) -> Iterator[Record]:
         """All records from the first on, delivered or not."""
-        with self.path.open("rb") as file:
-            for line in file:
-                yield json.loads(line)
+        yield from _records(self.path)
 
     def wait_pending(self) -> bool:
         """Block until there is something to deliver; False once the journal is closed and there is not."""
@@ -100,6 +127,17 @@ class Journal:
             self._changed.notify_all()
 
 
+def _line(record: Record) -> bytes:
+    return json.dumps(record, separators=(",", ":")).encode() + b"\n"
+
+
+def _records(path: Path) -> Iterator[Record]:
+    with path.open("rb") as file:
+        for line in file:
+            if line.endswith(b"\n"):  # half a line was left by a kill
+                yield json.loads(line)
+
+
 def _whole_lines(path: Path) -> int:
     """Bytes up to and including the last newline."""
     size = path.stat().st_size
@@ -121,17 +159,6 @@ def _read_mark(path: Path) -> int:
         return 0
 
 
-log = logging.getLogger(__name__)
-
-CHUNK = 64
-"""Most records that are handed over at once."""
-FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.5, 30.0
-"""Wait after a failed delivery; it doubles with every failure."""
-
-MAX_WARNINGS = 3
-"""Skipped records that are worth a warning each."""
-
-
 class RejectedError(Exception):
     """A record that the server will never take, however often it is offered."""
 
@@ -148,20 +175,33 @@ class Sink(Protocol):
         """
 
 
-class Courier:
-    """Delivers a journal's records in order; retries while the server is away; skips what the server rejects.
+class Delivery:
+    """Delivers a journal's records in order, on a thread of its own.
+
+    While the server is away, it tries again; what the server refuses for good is skipped with a warning. A record on
+    which our own code fails is set aside for the next process, and so are the later ones of the same trial, because
+    they build on it.
 
     Args:
         journal: the records.
         sink: where they go.
+        connect: comes first, on the thread; where it fails, nothing is delivered.
     """
 
-    def __init__(self, journal: Journal, sink: Sink) -> None:
-        self._journal, self._sink = journal, sink
-        self._stop, self._hurry = threading.Event(), threading.Event()
-        self._away, self._num_skipped = False, 0
+    def __init__(self, journal: Journal, sink: Sink, connect: Callable[[], None] = lambda: None) -> None:
+        self._journal, self._sink, self._connect = journal, sink, connect
+        self._connected, self._stop, self._hurry = threading.Event(), threading.Event(), threading.Event()
+        self._away, self._num_skipped, self._set_aside = False, 0, set[str]()
+        self.error: Exception | None = None
+        """Why it could not connect at first."""
         self._thread = threading.Thread(target=self._run, name="sdm-ray-tracking", daemon=True)
         self._thread.start()
+
+    def wait_connected(self) -> None:
+        """Block until the first attempt to connect has ended; raises what made it fail."""
+        self._connected.wait()
+        if self.error is not None:
+            raise self.error
 
     def close(self, timeout_seconds: float, away_timeout_seconds: float) -> bool:
         """Stop when all is delivered, or when the time is up; the shorter one counts while the server is away.
@@ -171,27 +211,38 @@ class Courier:
         """
         self._hurry.set()
         start = time.monotonic()
-        while not (delivered := self._journal.wait_delivered(0.1)):
+        while not (delivered := self._journal.wait_delivered(0.1)) and self.error is None:
             if time.monotonic() - start > (away_timeout_seconds if self._away else timeout_seconds):
                 break
         self._stop.set()
         self._journal.close()
         self._thread.join(timeout=1.0)
-        return delivered
+        return delivered and not self._set_aside
 
     def _run(self) -> None:
+        try:
+            self._connect()
+        except Exception as error:
+            self.error = error
+            return
+        finally:
+            self._connected.set()
+        self._deliver()
+
+    def _deliver(self) -> None:
         wait, singles = FIRST_WAIT_SECONDS, 0
         while not self._stop.is_set() and self._journal.wait_pending():
             records, positions = self._journal.pending(1 if singles else CHUNK)
             try:
-                self._sink.apply(records)
-            except RejectedError as error:
+                if self._set_aside and len(records) == 1 and records[0].get("trial") in self._set_aside:
+                    self._journal.set_aside(records[0])
+                else:
+                    self._sink.apply(records)
+            except (RejectedError, *FAULTS) as error:
                 if len(records) > 1:
                     singles = len(records)
                     continue
-                level = logging.WARNING if self._num_skipped < MAX_WARNINGS else logging.DEBUG
-                log.log(level, "tracking skips a record (%s): %s", records[0].get("call"), error)
-                self._num_skipped += 1
+                self._skip(records[0], error)
             except Exception as error:  # a server may fail in any way; the sweep goes on
                 if not self._away:
                     log.warning("tracking is interrupted, records wait in %s: %s", self._journal.path, _brief(error))
@@ -201,12 +252,28 @@ class Courier:
                 continue
             if self._away:
                 log.warning("tracking goes on")
-            self._away, wait, singles = False, FIRST_WAIT_SECONDS, max(0, singles - 1)
+            # One by one as long as any trial's records are set aside.
+            self._away, wait, singles = False, FIRST_WAIT_SECONDS, max(len(self._set_aside), singles - 1)
             try:
                 self._journal.acknowledge(positions[-1])
             except OSError as error:
                 log.warning("tracking cannot note what it delivered: %s", _brief(error))
                 self._pause(LONGEST_WAIT_SECONDS)
+
+    def _skip(self, record: Record, error: Exception) -> None:
+        """Go on without a record that was refused, or on which our own code failed; the latter is kept."""
+        if isinstance(error, RejectedError):
+            level = logging.WARNING if self._num_skipped < MAX_WARNINGS else logging.DEBUG
+            log.log(level, "tracking skips a record (%s): %s", record.get("call"), error)
+            self._num_skipped += 1
+            return
+        if not self._set_aside:
+            log.error(
+                "a fault of sdm-ray keeps a record (%s) from tracking: %s: %s; it waits in %s for the next run",
+                record.get("call"), type(error).__name__, error, self._journal.aside, exc_info=error,
+            )  # fmt: skip
+        self._set_aside.add(record.get("trial", ""))
+        self._journal.set_aside(record)
 
     def _pause(self, seconds: float) -> None:
         """Wait before the next attempt; while the sweep waits for the last records, not for long."""

@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
@@ -36,7 +36,7 @@ _ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
-"""Defaults for this process: retries are the courier's task, and nothing is reported to anybody unasked."""
+"""Defaults for this process: retries are the outbox's task, and nothing is reported to anybody unasked."""
 _FINAL_CODES = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST", "INVALID_STATE"}
 
 
@@ -49,10 +49,18 @@ class MlflowSink:
         artifact_location: where a new experiment keeps artifacts; None leaves it to the server.
         sweep_id: identifies the sweep's runs.
         system_metrics: sample what the machine is busy with, into the sweep's run.
+        fetch: brings the folder of a trial that has ended to this machine, before its artifacts are sent.
     """
 
     def __init__(
-        self, uri: str, experiment: str, artifact_location: str | None, sweep_id: str, *, system_metrics: bool = False
+        self,
+        uri: str,
+        experiment: str,
+        artifact_location: str | None,
+        sweep_id: str,
+        *,
+        system_metrics: bool = False,
+        fetch: Callable[[str], None] = lambda trial_id: None,
     ) -> None:
         self.uri, self.sweep_id = uri, sweep_id
         self.experiment_id: str | None = None
@@ -62,6 +70,7 @@ class MlflowSink:
         self._open: set[str] = set()
         self._connected = threading.Event()
         self._system_metrics, self._monitor = system_metrics, None
+        self._fetch = fetch
 
     def connect(self) -> None:
         """Import MLflow, create what is missing (a sqlite schema, the experiment), look up the sweep's runs."""
@@ -97,7 +106,7 @@ class MlflowSink:
         return self._connected.wait(seconds)
 
     def apply(self, records: list[Record]) -> None:
-        """See `courier.Sink`."""
+        """See `outbox.Sink`."""
         self.connect()
         try:
             with _rejections():
@@ -152,6 +161,10 @@ class MlflowSink:
         run_id = self._run(record["trial"])
         self._log_metrics(run_id, [record])
         self._log_tags(run_id, record["tags"])
+        try:
+            self._fetch(record["trial"])
+        except Exception as error:  # metrics matter more; what lies here already is sent
+            log.warning("artifacts of %s cannot be fetched: %s", record["trial"], " ".join(str(error).split())[:200])
         for path in record["artifacts"]:
             self._log_artifact(run_id, Path(path))
         self._log_inputs(run_id, record.get("inputs", []))
@@ -238,8 +251,6 @@ def _rejections() -> Iterator[None]:
         if error.error_code in _FINAL_CODES:
             raise RejectedError(" ".join(str(error).split())[:200]) from error
         raise
-    except (TypeError, KeyError, AttributeError) as error:
-        raise RejectedError(f"{type(error).__name__}: {error}") from error
 
 
 def prepare_mlflow() -> None:

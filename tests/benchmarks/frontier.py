@@ -23,7 +23,6 @@ from sdm_ray.core.result import Status, TrialResult
 from sdm_ray.figures.page import write_page
 from sdm_ray.frontier.points import Point
 from sdm_ray.frontier.tables import read_tables, write_tables
-from sdm_ray.sweep.background import TrackerThread
 from sdm_ray.sweep.records.tracked import tracked_points
 from sdm_ray.sweep.state.ledger import Entry
 from sdm_ray.sweep.tune.callbacks import trial_tags
@@ -75,17 +74,17 @@ def report_cost(folder: Path) -> float:
     settings = parse_settings(SweepSettings, {"name": "reports", "output_dir": str(folder)})
     run = folder / "reports"
     run.mkdir()
-    thread = TrackerThread(lambda: open_tracker(settings.tracking, run), warn=print)
-    thread.start_sweep("reports", {}, {})
-    thread.start_trial("t0", {}, {})
+    tracker = open_tracker(settings.tracking, run)
+    tracker.start_sweep("reports", {}, {}, wait=False)
+    tracker.start_trial("t0", {}, {})
     spent = 0.0
     for step in range(NUM_REPORTS):
         metrics = {f"train/metric{index}": float(step + index) for index in range(NUM_METRICS)}
         started = time.perf_counter()
-        thread.log("t0", metrics, step)
+        tracker.log("t0", metrics, step)
         spent += time.perf_counter() - started
         time.sleep(0.005)
-    thread.close("complete")
+    tracker.finish_sweep("complete")
     return spent / NUM_REPORTS
 
 

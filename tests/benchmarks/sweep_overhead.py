@@ -27,7 +27,6 @@ from sdm_ray.core.metric_names import Metric
 from sdm_ray.core.progress import Progress
 from sdm_ray.core.result import Status, TrialResult
 from sdm_ray.sweep import SilentView, run_sweep
-from sdm_ray.sweep.background import TrackerThread
 from sdm_ray.sweep.frontier_writer import FrontierWriter
 from sdm_ray.sweep.search.study import SearchStudy
 from sdm_ray.sweep.state.ledger import Entry, Ledger
@@ -120,8 +119,8 @@ def simulated(options: Any, folder: Path) -> None:
     ledger = Ledger(run)
     state = SweepState(settings, ledger)
     study = SearchStudy.open(settings, storage=f"sqlite:///{run}/optuna.db", name="overhead", create=True)
-    tracker = TrackerThread(lambda: open_tracker(settings.tracking, run), warn=print)
-    tracker.start_sweep(settings.name, {}, {})
+    tracker = open_tracker(settings.tracking, run)
+    tracker.start_sweep(settings.name, {}, {}, wait=False)
     writer = FrontierWriter(run, warn=print)
     state.start(Entry("tuned", "reference", "tuned"))
     state.finish(response("tuned", "tuned", 1e-3, 0.0, run))
@@ -152,7 +151,7 @@ def simulated(options: Any, folder: Path) -> None:
             print(f"{index + 1:>6} {means[0]:>18.2f} {means[1]:>20.2f}", flush=True)
     closing = time.perf_counter()
     writer.close()
-    tracker.close("complete")
+    tracker.finish_sweep("complete")
     print(f"closing {time.perf_counter() - closing:.1f} s; driver's memory {before:.0f} -> {memory():.0f} MiB")
     started = time.perf_counter()
     again = SweepState(settings, Ledger(run))

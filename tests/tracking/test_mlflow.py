@@ -414,6 +414,25 @@ def test_a_server_that_never_answers_is_one_sentence_within_seconds(
     assert time.monotonic() - start < 5
 
 
+def test_a_fault_of_the_tracker_costs_the_sweep_nothing(sweep_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tracker = started(sweep_dir)
+    tracker.start_trial("t0", {}, {})
+    wrong: Any = None
+    tracker.log("t0", wrong, 1)
+    assert "a fault of sdm-ray" in caplog.text
+    tracker.log("t0", {"train/loss": 0.5}, 2)
+    tracker.finish_sweep("complete")
+    assert runs_of(sweep_dir)["t0"].data.metrics == {"train/loss": 0.5}
+
+
+def test_the_start_waits_for_no_server_unless_it_is_told_to(tmp_path: Path, silent_server: int) -> None:
+    tracker = open_tracker(TrackingSettings(uri=f"http://127.0.0.1:{silent_server}"), tmp_path)
+    started_at = time.monotonic()
+    tracker.start_sweep("sweep", {}, {}, wait=False)
+    assert time.monotonic() - started_at < 5
+    assert tracker.error is None
+
+
 def test_an_unwritable_journal_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "tracking").write_text("a file where the folder should be")
     with pytest.raises(RunError, match="tracking cannot write to"):

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from sdm_ray.tracking import outbox as courier_module
-from sdm_ray.tracking.outbox import Courier, Journal, Record, RejectedError
+from sdm_ray.core.errors import RunError
+from sdm_ray.tracking import outbox
+from sdm_ray.tracking.outbox import Delivery, Journal, Record, RejectedError
 
 
 class FakeServer:
@@ -80,9 +81,9 @@ def test_a_mark_beyond_the_journal_is_not_believed(tmp_path: Path) -> None:
 
 def test_everything_arrives_in_order(tmp_path: Path) -> None:
     journal, server = Journal(tmp_path), FakeServer()
-    courier = Courier(journal, server)
+    delivery = Delivery(journal, server)
     fill(journal, range(300))
-    assert courier.close(10, 10)
+    assert delivery.close(10, 10)
     assert server.got == list(range(300))
     assert server.num_calls < 300, "records are handed over in chunks"
 
@@ -90,16 +91,16 @@ def test_everything_arrives_in_order(tmp_path: Path) -> None:
 def test_a_server_that_comes_back_gets_everything_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(courier_module, "FIRST_WAIT_SECONDS", 0.01)
+    monkeypatch.setattr(outbox, "FIRST_WAIT_SECONDS", 0.01)
     journal, server = Journal(tmp_path), FakeServer(up=False)
-    courier = Courier(journal, server)
+    delivery = Delivery(journal, server)
     with caplog.at_level(logging.WARNING):
         fill(journal, range(20))
         while server.num_calls < 3:
             time.sleep(0.005)
         assert server.got == []
         server.up = True
-        assert courier.close(10, 10)
+        assert delivery.close(10, 10)
     assert server.got == list(range(20))
     said = [record.getMessage() for record in caplog.records]
     assert len([message for message in said if "connection refused" in message]) == 1, "one warning an outage"
@@ -107,13 +108,13 @@ def test_a_server_that_comes_back_gets_everything_once(
 
 def test_what_an_absent_server_missed_waits_for_the_next_process(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
-    courier = Courier(journal, FakeServer(up=False))
+    delivery = Delivery(journal, FakeServer(up=False))
     fill(journal, range(3))
     start = time.monotonic()
-    assert not courier.close(30, 0.2)
+    assert not delivery.close(30, 0.2)
     assert time.monotonic() - start < 5, "the end of a sweep waits briefly for a server that is away"
     later, server = Journal(tmp_path), FakeServer()
-    assert Courier(later, server).close(10, 10)
+    assert Delivery(later, server).close(10, 10)
     assert server.got == [0, 1, 2]
 
 
@@ -121,7 +122,7 @@ def test_what_an_absent_server_missed_waits_for_the_next_process(tmp_path: Path)
 def test_a_rejected_record_is_skipped_and_the_rest_arrives(tmp_path: Path, poison: set[int]) -> None:
     journal, server = Journal(tmp_path), FakeServer(poison=poison)
     fill(journal, range(100))
-    assert Courier(journal, server).close(10, 10)
+    assert Delivery(journal, server).close(10, 10)
     assert server.got == [number for number in range(100) if number not in poison]
 
 
@@ -133,9 +134,56 @@ def test_appending_does_not_wait_for_a_server_that_hangs(tmp_path: Path) -> None
             released.wait(30)
 
     journal = Journal(tmp_path)
-    courier = Courier(journal, Hanging())
+    delivery = Delivery(journal, Hanging())
     start = time.monotonic()
     fill(journal, range(1000))
     assert time.monotonic() - start < 2
-    assert not courier.close(0.2, 0.1)
+    assert not delivery.close(0.2, 0.1)
     released.set()
+
+
+class Faulty(FakeServer):
+    """A sink with a fault of our own: records named in `faults` raise as a wrong line of code does."""
+
+    def __init__(self, faults: set[int]) -> None:
+        super().__init__()
+        self.faults = faults
+
+    def apply(self, records: list[Record]) -> None:
+        for record in records:
+            if record["n"] in self.faults:
+                raise AttributeError("'NoneType' object has no attribute 'info'")
+        super().apply(records)
+
+
+def test_a_fault_of_our_own_is_loud_once_and_loses_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    journal, server = Journal(tmp_path), Faulty({3, 9})
+    for number in range(12):
+        journal.append({"n": number, "call": "log", "trial": f"t{number % 3}"})
+    with caplog.at_level(logging.WARNING):
+        assert not Delivery(journal, server).close(10, 10)
+    kept = [3, 6, 9]  # later records of the same trial build on the one that failed
+    assert server.got == [number for number in range(12) if number not in kept]
+    assert len(caplog.records) == 1
+    assert "a fault of sdm-ray" in caplog.text
+    assert "NoneType" in caplog.text
+    later, mended = Journal(tmp_path), FakeServer()
+    assert Delivery(later, mended).close(10, 10)
+    assert mended.got == kept
+    assert not later.aside.exists()
+
+
+def test_nothing_is_delivered_where_no_server_was_found(tmp_path: Path) -> None:
+    def refuse() -> None:
+        raise RunError("no MLflow server answers")
+
+    journal, server = Journal(tmp_path), FakeServer()
+    fill(journal, range(3))
+    delivery = Delivery(journal, server, refuse)
+    with pytest.raises(RunError, match="no MLflow server answers"):
+        delivery.wait_connected()
+    start = time.monotonic()
+    assert not delivery.close(30, 30)
+    assert time.monotonic() - start < 5
+    assert server.num_calls == 0
+    assert journal.count_pending() == 3

@@ -9,13 +9,13 @@ from ray.tune import Callback, Stopper
 from ray.tune.schedulers import FIFOScheduler
 
 from sdm_ray.core.metric_names import Metric
-from sdm_ray.sweep.background import TrackerThread
 from sdm_ray.sweep.interrupt import StopSwitch
 from sdm_ray.sweep.state.ledger import Entry
 from sdm_ray.sweep.state.state import SweepState
 from sdm_ray.sweep.tune.searcher import DriverOnly
 from sdm_ray.sweep.tune.trainable import TRIAL
 from sdm_ray.sweep.view.live import View
+from sdm_ray.tracking import Tracker
 
 if TYPE_CHECKING:
     from ray.tune.experiment import Trial
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class SweepCallback(DriverOnly, Callback):
     """Keeps the state of running trials, tells the tracker, refreshes the view."""
 
-    def __init__(self, state: SweepState, *, view: View, tracker: TrackerThread, switch: StopSwitch) -> None:
+    def __init__(self, state: SweepState, *, view: View, tracker: Tracker, switch: StopSwitch) -> None:
         self._state = state
         self._view = view
         self._tracker = tracker
