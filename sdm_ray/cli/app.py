@@ -126,6 +126,8 @@ def sweep(
 
     if resume and fork:
         raise UsageError("--resume goes on with a sweep and --fork starts another: give one of them")
+    if dry_run and (resume or fork):
+        raise UsageError("--dry-run plans a whole sweep from its file: give it without --resume and --fork")
     settings = load_settings(SweepSettings, config, overrides or ())
     if dry_run:
         show_plan(settings)
@@ -219,15 +221,20 @@ def best(
         ),
     ],
     rule: Annotated[
-        Rule,
+        Rule | None,
         typer.Option(
-            help="Lowest harmful accuracy with enough desired accuracy, knee of the front, weighted sum, or one trial."
+            help="Lowest harmful accuracy with enough desired accuracy, knee of the front, weighted sum, or one trial. "
+            "[default: the rule of the option that is given, else constrained]",
+            show_default=False,
         ),
-    ] = Rule.constrained,
+    ] = None,
     min_desired: Annotated[
         float | None, typer.Option(min=0, max=1, help="Least desired accuracy (rule constrained).")
     ] = None,
-    weight: Annotated[float, typer.Option(min=0, max=1, help="Weight of the harmful accuracy (rule weighted).")] = 0.5,
+    weight: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Weight of the harmful accuracy (rule weighted). [default: 0.5]"),
+    ] = None,
     trial: Annotated[str | None, typer.Option(help="Trial id (rule trial).")] = None,
     out: Annotated[Path, typer.Option(help="Config to write.")] = Path("best.yaml"),
     tracking_uri: TrackingUri = None,
@@ -235,9 +242,8 @@ def best(
     """Pick a point of the frontier and write its config, which `sdm-ray train` takes as it is."""
     from sdm_ray.cli.sweep import write_best
 
-    write_best(
-        sweep, rule.value, min_desired=min_desired, weight=weight, trial_id=trial, out=out, tracking_uri=tracking_uri
-    )
+    named = None if rule is None else rule.value
+    write_best(sweep, named, min_desired=min_desired, weight=weight, trial_id=trial, out=out, tracking_uri=tracking_uri)
 
 
 @app.command()

@@ -9,13 +9,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
-import yaml
 from rich.markup import escape
 from rich.text import Text
 
 from sdm_ray.cli.progress import console, error_console, follow
 from sdm_ray.cli.tables import attack_table, family_table
-from sdm_ray.config import EncoderSettings, TrialSettings, content_hash, digest, load_settings, parse_settings
+from sdm_ray.config import (
+    EncoderSettings,
+    TrialSettings,
+    content_hash,
+    digest,
+    load_settings,
+    parse_settings,
+    read_document,
+)
 from sdm_ray.core.errors import RunError
 from sdm_ray.core.metric_names import Metric
 from sdm_ray.tracking.address import is_reference
@@ -79,7 +86,7 @@ def _attack(
 
         check_weights(tracked, None if exported is None else exported.params, model)
     released = exported.meta.settings if exported is not None and exported.meta is not None else None
-    settings = _settings(config, preset, overrides, released)
+    settings = attack_settings(config, preset, overrides, released)
     public = None if released is None else released.encoder
     encoder = _released_encoder(model, settings, public)
     torch.set_num_threads(settings.runtime.num_threads)
@@ -152,15 +159,19 @@ def _runner(ray_address: str | None, device: str) -> Iterator[Any]:
         yield ray_runner(resources, num_workers)
 
 
-def _settings(
+def attack_settings(
     config: Path | None, preset: str | None, overrides: tuple[str, ...], released: TrialSettings | None
 ) -> TrialSettings:
+    """The trial whose data and attack are used: that of a file, else of the release, else the defaults.
+
+    A preset replaces the whole attack but its seed.
+    """
     if config is not None and preset is None:
         return load_settings(TrialSettings, config, overrides)
     document: Any = {}
     if config is not None:
-        load_settings(TrialSettings, config, ())  # says what is wrong with the file itself
-        document = yaml.safe_load(config.read_text(encoding="utf-8"))
+        load_settings(TrialSettings, config)  # says what is wrong with the file itself
+        document = read_document(config)
     elif released is not None:
         document = released.model_dump(mode="json", exclude={"origin"})
     if preset is not None:

@@ -39,6 +39,8 @@ def _run(source: str, min_desired: float | None, trial: str | None, uri: str | N
         if trial is not None or min_desired is not None:
             raise UsageError("--trial and --min-desired pick from a sweep, and mlflow:RUN_ID is one trial already")
         return find_run(source, uri=uri)
+    if trial is not None and min_desired is not None:
+        raise UsageError("--min-desired picks the best of a sweep, and --trial names a trial: give one of them")
     folder = find_sweep(source)
     if trial is None:
         origin = load_best(folder, min_desired=min_desired).origin

@@ -6,7 +6,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import typer
 from rich.markup import escape
@@ -160,10 +160,10 @@ def _num_trials(points: Sequence[Point]) -> int:
 
 def write_best(
     sweep: str,
-    rule: Rule,
+    rule: str | None,
     *,
     min_desired: float | None,
-    weight: float,
+    weight: float | None,
     trial_id: str | None,
     out: Path,
     tracking_uri: str | None = None,
@@ -173,9 +173,9 @@ def write_best(
         raise UsageError(f"--out {out} is a folder; name the file to write, for example {out / BEST}")
     settings = load_best(
         sweep,
-        rule=rule,
+        rule=cast("Rule | None", rule),  # the command line has checked it
         min_desired=min_desired,
-        desired_weight=1 - weight,
+        desired_weight=None if weight is None else 1 - weight,
         trial_id=trial_id,
         tracking_uri=tracking_uri,
     )

@@ -13,6 +13,7 @@ from sdm_ray.config.io import (
     load_settings,
     override,
     parse_settings,
+    read_document,
     to_yaml,
 )
 from sdm_ray.config.sweep import (
@@ -60,5 +61,6 @@ __all__ = [
     "load_settings",
     "override",
     "parse_settings",
+    "read_document",
     "to_yaml",
 ]

@@ -35,6 +35,15 @@ def load_settings(kind: type[T], path: str | Path, overrides: Iterable[str] = ()
     Raises:
         UsageError: naming the dotted path, the value and the rule.
     """
+    return parse_settings(kind, read_document(path), overrides, where=str(path))
+
+
+def read_document(path: str | Path) -> dict[str, Any]:
+    """The mapping in a YAML file, as it stands there; every settings file is read by this.
+
+    Raises:
+        UsageError: when it cannot be read, is no YAML or holds no mapping.
+    """
     path = Path(path)
     try:
         document = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
@@ -45,10 +54,10 @@ def load_settings(kind: type[T], path: str | Path, overrides: Iterable[str] = ()
     except yaml.YAMLError as error:
         raise UsageError(f"settings file {path} is not valid YAML: {' '.join(str(error).split())}") from None
     if document is None:
-        document = {}
+        return {}
     if not isinstance(document, dict):
         raise UsageError(f"settings file {path} must hold a mapping of settings, found {type(document).__name__}")
-    return parse_settings(kind, document, overrides, where=str(path))
+    return document
 
 
 def parse_settings(kind: type[T], document: Mapping[str, Any], overrides: Iterable[str] = (), *, where: str = "") -> T:

@@ -60,6 +60,36 @@ def select(
     return qualified[0]
 
 
+def rule_of(
+    rule: Rule | None, *, min_desired: float | None, desired_weight: float | None, trial_id: str | None
+) -> Rule:
+    """The rule that is meant: the one that is named, or the one to which what is given belongs.
+
+    Args:
+        rule: as for `select`; None leaves it to the others, and is `constrained` where there are none.
+        min_desired: None where it was not given, as the other two.
+        desired_weight: see `select`.
+        trial_id: see `select`.
+
+    Raises:
+        UsageError: when something was given that the rule does not read.
+    """
+    given: dict[Rule, tuple[str, object]] = {
+        "constrained": ("a least desired accuracy", min_desired),
+        "weighted": ("a weight", desired_weight),
+        "trial": ("a trial", trial_id),
+    }
+    asked = [name for name, (_, value) in given.items() if value is not None]
+    meant = rule or (asked[0] if asked else "constrained")
+    for name in asked:
+        if name != meant:
+            words, value = given[name]
+            raise UsageError(
+                f"{words} ({value}) belongs to rule '{name}' and means nothing to rule '{meant}'; give one of them"
+            )
+    return meant
+
+
 def _by_trial_id(points: Sequence[Point], trial_id: str | None) -> Point:
     if not trial_id:
         raise UsageError("rule 'trial' needs the id of a trial")

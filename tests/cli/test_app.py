@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from sdm_ray.cli import main
-from sdm_ray.config import TrialSettings, load_settings
+from sdm_ray.cli.attack import attack_settings
+from sdm_ray.config import AttackSettings, TrialSettings, load_settings
 from sdm_ray.frontier.points import Point
 from sdm_ray.frontier.tables import write_tables
 
@@ -137,6 +138,9 @@ def test_frontier_prints_the_table_and_draws(capsys: pytest.CaptureFixture[str],
         (["--rule", "weighted", "--weight", "0.9"], "t1"),
         (["--rule", "weighted", "--weight", "0.1"], "t0"),
         (["--rule", "knee"], "t1"),
+        (["--trial", "tuned"], "tuned"),
+        (["--weight", "0.1"], "t0"),
+        (["--rule", "constrained", "--min-desired", "0.93"], "t0"),
     ],
 )
 def test_best_writes_a_config_that_train_takes(
@@ -148,6 +152,51 @@ def test_best_writes_a_config_that_train_takes(
     origin = load_settings(TrialSettings, out).origin
     assert origin is not None
     assert (origin.sweep, origin.trial_id) == ("demo", chosen)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--rule", "knee", "--trial", "t0"], "a trial (t0) belongs to rule 'trial'"),
+        (["--rule", "constrained", "--weight", "0.3"], "belongs to rule 'weighted'"),
+        (["--trial", "t0", "--weight", "0.3"], "a trial (t0) belongs to rule 'trial'"),
+        (["--trial", "t0", "--min-desired", "0.9"], "a trial (t0) belongs to rule 'trial'"),
+    ],
+)
+def test_best_refuses_what_its_rule_does_not_read(
+    capsys: pytest.CaptureFixture[str], sweep_folder: Path, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    out = tmp_path / "best.yaml"
+    code, _, err = run(capsys, "best", sweep_folder, "--out", out, *arguments)
+    assert code == 2
+    assert message in err
+    assert not out.exists()
+
+
+def test_options_that_mean_nothing_together_are_refused(
+    capsys: pytest.CaptureFixture[str], sweep_folder: Path, trial_file: Path, tmp_path: Path
+) -> None:
+    out = ("--out", tmp_path / "best.yaml")
+    for arguments, message in (
+        (["best", "mlflow:0123", "--trial", "t0", *out], "mlflow:0123 is one trial already"),
+        (["best", "mlflow:0123", "--rule", "knee", *out], "mlflow:0123 is one trial already"),
+        (["register", sweep_folder, "--name", "m", "--trial", "t0", "--min-desired", "0.9"], "give one of them"),
+        (["sweep", sweep_folder / "sweep.yaml", "--resume", "--dry-run"], "without --resume and --fork"),
+    ):
+        code, _, err = run(capsys, *arguments)
+        assert code == 2
+        assert message in err
+
+
+def test_a_preset_takes_any_trial_file(tmp_path: Path) -> None:
+    """An empty file is the defaults, and numbers are read as everywhere: YAML 1.1 takes `1e-8` for text."""
+    empty, file = tmp_path / "empty.yaml", tmp_path / "trial.yaml"
+    empty.write_text("")
+    assert attack_settings(empty, "quick", (), None).attack == AttackSettings(preset="quick")
+    file.write_text("train: {learning_rate: 1e-8}\nattack: {seed: 7}\n")
+    settings = attack_settings(file, "quick", (), None)
+    assert settings.train.learning_rate == 1e-8
+    assert settings.attack == AttackSettings(preset="quick", seed=7)
 
 
 def test_a_sweep_is_found_by_its_name(

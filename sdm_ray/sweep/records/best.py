@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sdm_ray.config import Origin, SweepSettings, TrialSettings, load_settings
 from sdm_ray.core.errors import UsageError
-from sdm_ray.frontier.select import Rule, select
+from sdm_ray.frontier.select import Rule, rule_of, select
 from sdm_ray.frontier.tables import read_tables
 from sdm_ray.sweep.records.folder import find_sweep
 from sdm_ray.tracking.address import default_uri, is_reference, sweep_id_file
@@ -17,9 +17,9 @@ from sdm_ray.tracking.address import default_uri, is_reference, sweep_id_file
 def load_best(
     sweep: str | Path,
     *,
-    rule: Rule = "constrained",
+    rule: Rule | None = None,
     min_desired: float | None = None,
-    desired_weight: float = 0.5,
+    desired_weight: float | None = None,
     trial_id: str | None = None,
     output_dir: str | Path = "runs",
     tracking_uri: str | None = None,
@@ -28,23 +28,27 @@ def load_best(
 
     Args:
         sweep: a sweep's folder, or its name below `output_dir`; or `mlflow:RUN_ID` of the trial to take.
-        rule: see `sdm_ray.frontier.select.select`.
+        rule: see `sdm_ray.frontier.select.select`. None takes the one to which `min_desired`, `desired_weight` or
+            `trial_id` belongs, and `constrained` where none of them is given.
         min_desired: least desired accuracy, for `constrained`.
-        desired_weight: weight of the desired accuracy, for `weighted`.
+        desired_weight: weight of the desired accuracy, for `weighted`; None is 0.5.
         trial_id: for `trial`.
         output_dir: where sweeps lie.
         tracking_uri: where a run is looked for; see `sdm_ray.tracking.runs.find_run`.
 
     Raises:
-        UsageError: when there is no such sweep, or no point qualifies.
+        UsageError: when there is no such sweep, no point qualifies, or something was given that the rule does not read.
         RunError: when the sweep's table is damaged.
     """
+    given = {"min_desired": min_desired, "desired_weight": desired_weight, "trial_id": trial_id}
     if is_reference(str(sweep)):
+        if rule is not None or any(value is not None for value in given.values()):
+            raise UsageError(f"{sweep} is one trial already: a rule, a bound, a weight or a trial picks from a sweep")
         return _of_run(str(sweep), output_dir, tracking_uri)
+    rule = rule_of(rule, min_desired=min_desired, desired_weight=desired_weight, trial_id=trial_id)
     folder = find_sweep(sweep, output_dir=output_dir)
-    point = select(
-        read_tables(folder), rule=rule, min_desired=min_desired, desired_weight=desired_weight, trial_id=trial_id
-    )
+    weight = 0.5 if desired_weight is None else desired_weight
+    point = select(read_tables(folder), rule=rule, min_desired=min_desired, desired_weight=weight, trial_id=trial_id)
     settings = load_settings(TrialSettings, folder / "trials" / point.trial_id / "config.yaml")
     words = rule if min_desired is None else f"{rule}, desired >= {min_desired:g}"
     metrics = {name: value for name, value in point.metrics.items() if math.isfinite(value)}
