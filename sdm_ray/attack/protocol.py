@@ -160,7 +160,9 @@ class Ledger:
             for outcomes in self._runner.run(attackers, with_test=with_test):
                 for outcome in outcomes:
                     self._keep(self._record(outcome))
-                failed = [o.attacker for o in outcomes if o.status != "ok" and o.attacker.attempt == 0]
+                failed = [
+                    o.attacker for o in outcomes if o.status != "ok" and o.attacker.attempt == 0 and not o.timed_out
+                ]
                 retries += [retry_of(attacker) for attacker in failed]
                 self._done += len(outcomes) - len(failed)
                 yield Progress("attack", self._done, self._total, {})

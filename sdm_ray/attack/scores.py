@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
+from scipy.special import log_softmax
 from torch import Tensor
 
 Floats = NDArray[np.float64]
@@ -21,11 +23,12 @@ class Scores(NamedTuple):
     """How well a classifier predicts."""
 
     accuracy: float
-    """Balanced: mean over classes of the share predicted right."""
+    """Balanced: mean, over classes that occur among the labels, of the share predicted right."""
     plain_accuracy: float
     """Share of all examples predicted right."""
     macro_f1: float
-    """Mean over classes of the harmonic mean of precision and recall; 0 for a class that is never right."""
+    """Mean, over classes that occur among labels or predictions, of the harmonic mean of precision and recall, which is
+    0 for a class that is never right."""
     loss: float
     """Mean cross-entropy in nats, after renaming and temperature."""
     raw_loss: float
@@ -65,7 +68,7 @@ def best_scale(scores: Floats, labels: Ints) -> float:
     wanted = (1 - smoothing) * scores[np.arange(count), labels] + smoothing * scores.mean(axis=1)
 
     def slope(scale: float) -> float:
-        return float((np.exp(_log_softmax(scale * scores)) * scores).sum(axis=1).mean() - wanted.mean())
+        return float((np.exp(log_softmax(scale * scores, axis=1)) * scores).sum(axis=1).mean() - wanted.mean())
 
     low, high = 0.0, 1.0
     if slope(low) >= 0:
@@ -91,11 +94,12 @@ def best_permutation(counts: Floats) -> tuple[int, ...]:
     """The label that each predicted class is read as, one to one, for the highest balanced accuracy.
 
     Args:
-        counts: (C, C) confusion [predicted class, label]; every label occurs.
+        counts: (C, C) confusion [predicted class, label].
     """
-    gains = counts / counts.sum(axis=0)
+    gains = counts / np.maximum(counts.sum(axis=0), 1)
     # Among equals keep the names as they are: a constant prediction stays what it is.
-    return _assignment(-(gains + 1e-9 * np.eye(len(counts))))
+    _, labels = linear_sum_assignment(gains + 1e-9 * np.eye(len(counts)), maximize=True)
+    return tuple(int(label) for label in labels)
 
 
 def evaluate(logits: Tensor, labels: Tensor, calibration: Calibration) -> Scores:
@@ -105,11 +109,11 @@ def evaluate(logits: Tensor, labels: Tensor, calibration: Calibration) -> Scores
     counts = confusion(renamed, targets)
     rows = np.arange(len(targets))
     return Scores(
-        accuracy=float((np.diag(counts) / counts.sum(axis=0)).mean()),
+        accuracy=_balanced(np.diag(counts), counts.sum(axis=0)),
         plain_accuracy=float(np.diag(counts).sum() / len(targets)),
-        macro_f1=float((2 * np.diag(counts) / (counts.sum(axis=0) + counts.sum(axis=1))).mean()),
-        loss=-float(_log_softmax(calibration.scale * renamed)[rows, targets].mean()),
-        raw_loss=-float(_log_softmax(renamed)[rows, targets].mean()),
+        macro_f1=_balanced(2 * np.diag(counts), counts.sum(axis=0) + counts.sum(axis=1)),
+        loss=-float(log_softmax(calibration.scale * renamed, axis=1)[rows, targets].mean()),
+        raw_loss=-float(log_softmax(renamed, axis=1)[rows, targets].mean()),
         mutual_information=mutual_information(counts),
     )
 
@@ -118,22 +122,23 @@ def permuted_accuracy(logits: Tensor, labels: Tensor) -> float:
     """Balanced accuracy of logits (N, C) after the renaming of classes that is best for these labels (N,)."""
     counts = confusion(*_as_arrays(logits, labels))
     permutation = np.asarray(best_permutation(counts))
-    return float((counts[np.arange(len(counts)), permutation] / counts.sum(axis=0)[permutation]).mean())
+    return _balanced(counts[np.arange(len(counts)), permutation], counts.sum(axis=0)[permutation])
 
 
 def raw_accuracy(logits: Tensor, labels: Tensor) -> float:
     """Balanced accuracy of logits (N, C) with classes as they are named."""
     counts = confusion(*_as_arrays(logits, labels))
-    return float((np.diag(counts) / counts.sum(axis=0)).mean())
+    return _balanced(np.diag(counts), counts.sum(axis=0))
+
+
+def _balanced(right: Floats, totals: Floats) -> float:
+    """Mean over classes of right / totals, over those that occur at all."""
+    occurs = totals > 0
+    return float((right[occurs] / totals[occurs]).mean())
 
 
 def _as_arrays(logits: Tensor, labels: Tensor) -> tuple[Floats, Ints]:
     return logits.numpy().astype(np.float64), labels.numpy()
-
-
-def _log_softmax(scores: Floats) -> Floats:
-    shifted = scores - scores.max(axis=1, keepdims=True)
-    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
 
 
 def mutual_information(counts: Floats) -> float:
@@ -142,31 +147,3 @@ def mutual_information(counts: Floats) -> float:
     independent = joint.sum(axis=1, keepdims=True) * joint.sum(axis=0, keepdims=True)
     seen = joint > 0
     return max(0.0, float((joint[seen] * np.log(joint[seen] / independent[seen])).sum()))
-
-
-def _assignment(cost: Floats) -> tuple[int, ...]:
-    """Column of each row in the one-to-one assignment of least cost (Hungarian method with potentials, O(C^3))."""
-    size = len(cost)
-    row_potential, column_potential = np.zeros(size + 1), np.zeros(size + 1)
-    row_of = np.zeros(size + 1, dtype=np.int64)  # rows and columns count from 1; 0 is "none"
-    for row in range(1, size + 1):
-        row_of[0], column = row, 0
-        slack, previous = np.full(size + 1, np.inf), np.zeros(size + 1, dtype=np.int64)
-        visited = np.zeros(size + 1, dtype=bool)
-        while row_of[column]:
-            visited[column] = True
-            current = row_of[column]
-            reduced = cost[current - 1] - row_potential[current] - column_potential[1:]
-            better = ~visited[1:] & (reduced < slack[1:])
-            slack[1:][better], previous[1:][better] = reduced[better], column
-            following = 1 + int(np.argmin(np.where(visited[1:], np.inf, slack[1:])))
-            delta = slack[following]
-            row_potential[row_of[visited]] += delta
-            column_potential[visited] -= delta
-            slack[~visited] -= delta
-            column = following
-        while column:
-            row_of[column], column = row_of[previous[column]], int(previous[column])
-    result = np.empty(size, dtype=np.int64)
-    result[row_of[1:] - 1] = np.arange(size)
-    return tuple(int(column) for column in result)

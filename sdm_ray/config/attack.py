@@ -105,9 +105,10 @@ class AttackSettings(Settings):
     seed: NonNegativeInt = 0
     """Seed of the search, the subsets, the orders and the heads; equal for all models, which pairs them."""
     max_failed_share: Probability = 0.2
-    """Share of a cell's re-runs that may be missing (crashed, diverged or timed out twice) before it is invalid."""
+    """Share of a cell's re-runs that may be missing (crashed or diverged twice, or timed out) before it is invalid."""
     timeout_seconds: PositiveFloat | None = None
-    """Seconds that a stack of fine-tunes may take before it counts as crashed; None waits."""
+    """Seconds that a stack of fine-tunes may take; None waits. After that its fine-tunes share the same time once more,
+    one by one, and those that take longer count as crashed."""
     num_curve_points: NonNegativeInt = 6
     """Moments of a re-run at which it is scored on attacker-validation; their course gives the steps to recover."""
     recovery_share: Probability = 0.9

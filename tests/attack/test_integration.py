@@ -90,4 +90,4 @@ def test_steps_do_not_wait_for_the_device(tmp_path: Path) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(batch_module, "_gradients", gradients)
-        executor.train(executor._plan([attacker] * 3))
+        executor.train(executor.plan([attacker] * 3))

@@ -129,14 +129,14 @@ def test_models_are_paired() -> None:
     """Two models meet the same search points, subsets, orders and heads at every seed index."""
     plans: list[list[Plan]] = []
     with pytest.MonkeyPatch.context() as patch:
-        original = Executor._plan
+        original = Executor.plan
 
-        def keep(self: Executor, stack: Sequence[Attacker]) -> Plan:
-            plan = original(self, stack)
+        def keep(self: Executor, stack: Sequence[Attacker], seconds: float | None = None) -> Plan:
+            plan = original(self, stack, seconds)
             plans[-1].append(plan)
             return plan
 
-        patch.setattr(Executor, "_plan", keep)
+        patch.setattr(Executor, "plan", keep)
         for seed in (0, 1):
             plans.append([])
             attack(FakeData(), seed=seed)
@@ -163,7 +163,7 @@ def test_reruns_are_fresh() -> None:
     executor = Executor(trunk, params_of(trunk), FakeData(), quick(), Task.HARMFUL)  # type: ignore[arg-type]
     search = Attacker(family="fine_tune", num_examples=20, learning_rate=1e-3, num_steps=5, batch_size=8)
     rerun = dataclasses.replace(search, phase="rerun")
-    plan = executor._plan([search, rerun])
+    plan = executor.plan([search, rerun])
     assert set(plan.subsets[0].tolist()) != set(plan.subsets[1].tolist())
     assert not torch.equal(plan.orders[0], plan.orders[1])
     assert not torch.equal(plan.heads[0], plan.heads[1])
@@ -515,3 +515,12 @@ def test_reruns_keep_their_course() -> None:
     assert search.val_accuracy_curve == ()
     without = attack(FakeData(), quick(num_curve_points=0, num_examples=(20,), frozen_probability=0.0))
     assert all(r.val_accuracy_curve == () for r in without.records)
+
+
+def test_an_attacker_that_timed_out_is_not_tried_again() -> None:
+    """It would take as long once more; what crashed or diverged has a second attempt."""
+    report = attack(FakeData(), quick(families=("full", "linear_probe"), timeout_seconds=1e-9))
+    slow = [record for record in report.records if record.family == "full"]
+    assert {(record.error, record.attempt) for record in slow} == {("timed out", 0)}
+    assert not any(cell.valid for cell in report.family_cells if cell.family == "full")
+    assert all(cell.valid for cell in report.family_cells if cell.family == "linear_probe")

@@ -20,6 +20,8 @@ from sdm_ray.attack.scores import (
     evaluate,
     fit_calibration,
     mutual_information,
+    permuted_accuracy,
+    raw_accuracy,
 )
 from sdm_ray.core.statistics import bootstrap_interval, t_interval, t_quantile
 
@@ -80,6 +82,19 @@ def test_scores_by_hand() -> None:
     assert scores.plain_accuracy == pytest.approx(0.8)
     assert scores.loss == pytest.approx((4 * math.log(1 + math.exp(-1)) + math.log(1 + math.e)) / 5)
     assert scores.raw_loss == pytest.approx((4 * math.log(1 + math.exp(-2)) + math.log(1 + math.exp(2))) / 5)
+
+
+def test_a_class_that_does_not_occur_counts_for_nothing() -> None:
+    """Two of three classes among the labels; the third is predicted once."""
+    labels = torch.tensor([0, 0, 1, 1])
+    logits = torch.eye(3)[torch.tensor([0, 0, 1, 2])]
+    found = evaluate(logits, labels, Calibration((0, 1, 2), scale=1.0))
+    assert found.accuracy == raw_accuracy(logits, labels) == (1 + 1 / 2) / 2
+    assert found.macro_f1 == pytest.approx((1 + 2 / 3 + 0) / 3), "a class that is predicted alone is never right"
+    nowhere = evaluate(torch.eye(4)[labels], labels, Calibration((0, 1, 2, 3), scale=1.0))
+    assert nowhere.accuracy == nowhere.macro_f1 == 1.0
+    assert permuted_accuracy(torch.eye(4)[1 - labels], labels) == 1.0
+    assert best_permutation(confusion(logits.double().numpy(), labels.numpy())) == (0, 1, 2)
 
 
 def test_raw_loss_equals_torch() -> None:

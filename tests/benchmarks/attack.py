@@ -90,7 +90,7 @@ def make_attackers(settings: AttackSettings, facts: Facts) -> list[Attacker]:
 
 def run_serially(trunk: nn.Module, data: DeviceData, executor: Executor, attackers: Sequence[Attacker]) -> None:
     """A straightforward loop: copy the model, make an optimiser, step, score."""
-    plan = executor._plan(attackers)
+    plan = executor.plan(attackers)
     for attacker, subset, order, start in zip(attackers, plan.subsets, plan.orders, plan.heads, strict=True):
         model = copy.deepcopy(trunk).requires_grad_(not attacker.frozen)
         head = nn.Parameter(start.to(data.device, copy=True))

@@ -24,7 +24,17 @@ from sdm_ray.attack.engine.scoring import (
     trunk_features,
     validation_sample,
 )
-from sdm_ray.attack.engine.stack import Course, Model, Plan, Trained, by_device, plan_device, train_heads, train_stack
+from sdm_ray.attack.engine.stack import (
+    AttackTimeoutError,
+    Course,
+    Model,
+    Plan,
+    Trained,
+    by_device,
+    plan_device,
+    train_heads,
+    train_stack,
+)
 from sdm_ray.attack.families.base import Attacker
 from sdm_ray.attack.families.edits import PREPARING_BATCH, PREPARING_RATE, Editor
 from sdm_ray.attack.families.knowledge import Knowledge
@@ -68,6 +78,8 @@ class Outcome:
     test_logits: Tensor | None = None
     """(N, C) on the host, in the order of `Executor.test`; None in the search, which never reads test."""
     error: str = ""
+    timed_out: bool = False
+    """It was given up because it took too long; a second attempt would take as long."""
 
 
 class Executor:
@@ -139,7 +151,7 @@ class Executor:
             while waiting:
                 size = self._stack_size(waiting[0])
                 stack, waiting = waiting[:size], waiting[size:]
-                yield self._run_or_split(stack, with_test)
+                yield self._run_or_split(stack, with_test, self._settings.timeout_seconds)
 
     def subset(self, attacker: Attacker) -> Tensor:
         """(n,) example indices that an attacker owns, all of attacker-train."""
@@ -160,27 +172,39 @@ class Executor:
             return fitting
         return max(1, min(fitting, CPU_STACK_TOKENS // (attacker.batch_size * self._longest)))
 
-    def _run_or_split(self, stack: Sequence[Attacker], with_test: bool) -> list[Outcome]:
+    def _run_or_split(self, stack: Sequence[Attacker], with_test: bool, seconds: float | None) -> list[Outcome]:
+        """Run a stack, and smaller ones where it fails.
+
+        The time is bounded. Where a stack of S crashes, its halves share its `seconds`, so that S attackers which crash
+        one after the other take at most 1 + log2(S) times the limit. Where it takes too long, its attackers share its
+        `seconds` once more, one by one: one that hangs costs the others nothing, and all together take at most twice
+        the limit.
+        """
         started = time.perf_counter()
         try:
-            return self._run_stack(stack, with_test)
+            return self._run_stack(stack, with_test, seconds)
         except RuntimeError as error:  # torch raises it for whatever goes wrong in a kernel, memory included
             message = " ".join(str(error).split())[:300] or type(error).__name__
             out_of_memory = isinstance(error, torch.OutOfMemoryError)
+            timed_out = isinstance(error, AttackTimeoutError)
         # Outside the handler, whose traceback would keep the stack's tensors alive.
         if out_of_memory:
             torch.cuda.empty_cache()
         if len(stack) == 1:
-            return [Outcome(stack[0], "crashed", time.perf_counter() - started, error=message)]
+            spent = time.perf_counter() - started
+            return [Outcome(stack[0], "crashed", spent, error=message, timed_out=timed_out)]
         half = len(stack) // 2
         if out_of_memory:
             self._largest_stack = min(self._largest_stack, half)
-        return self._run_or_split(stack[:half], with_test) + self._run_or_split(stack[half:], with_test)
+        parts = [[a] for a in stack] if timed_out else [stack[:half], stack[half:]]
+        shares = [None if seconds is None else seconds * len(part) / len(stack) for part in parts]
+        pairs = zip(parts, shares, strict=True)
+        return [outcome for part, share in pairs for outcome in self._run_or_split(part, with_test, share)]
 
-    def _run_stack(self, stack: Sequence[Attacker], with_test: bool) -> list[Outcome]:
+    def _run_stack(self, stack: Sequence[Attacker], with_test: bool, seconds: float | None) -> list[Outcome]:
         started = time.perf_counter()
         splits = [Split.ATTACKER_VAL, Split.TEST] if with_test else [Split.ATTACKER_VAL]
-        plan = self._plan(stack)
+        plan = self.plan(stack, seconds)
         healthy = torch.ones(len(stack), dtype=torch.bool)
         course = Course(torch.zeros(0, len(stack)), tuple(() for _ in stack))
         if stack[0].trains == "probe":
@@ -289,8 +313,9 @@ class Executor:
             self._kept_features[split] = trunk_features(self._trunk, self._params, self._examples(split))
         return self._kept_features[split]
 
-    def _plan(self, stack: Sequence[Attacker]) -> Plan:
-        seed, timeout = self._settings.seed, self._settings.timeout_seconds
+    def plan(self, stack: Sequence[Attacker], seconds: float | None = None) -> Plan:
+        """What attackers that are alike train on, in which order and from where; given up after `seconds`."""
+        seed = self._settings.seed
         return Plan(
             attackers=tuple(stack),
             subsets=tuple(self.subset(attacker) for attacker in stack),
@@ -299,7 +324,7 @@ class Executor:
             ),
             heads=torch.stack([self._head(attacker) for attacker in stack]),
             moments=tuple(self._moments(attacker) for attacker in stack),
-            deadline=None if timeout is None else time.perf_counter() + timeout,
+            deadline=None if seconds is None else time.perf_counter() + seconds,
         )
 
     def _head(self, attacker: Attacker) -> Tensor:

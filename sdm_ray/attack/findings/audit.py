@@ -19,7 +19,7 @@ from sdm_ray.config.support import Support, overlaps
 INFORMED, INFORMED_ERRORS = 0.05, 3.0
 """Balanced accuracy above chance from which predictions count as informed, and the standard errors that it must be: of
 classes that are renamed at will, the better naming of noise lies above chance."""
-FLIPPED_SHARE, LEAST_FLIPPED, ONE_SIDED = 0.2, 2, 1.645
+FLIPPED_SHARE, LEAST_FLIPPED, CONFIDENCE = 0.2, 2, 0.95
 """Share of informed attackers whose classes are best renamed that fails the check of label flips where the lower end of
 its 95 % interval (Wilson 1927, one-sided) exceeds it, and the fewest such attackers that do."""
 SUB_CHANCE = 0.05
@@ -158,12 +158,13 @@ def _flipped(records: Sequence[AttackRecord], report: AttackReport) -> tuple[int
 
 
 def _least_share(count: int, total: int) -> float:
-    """Lower end of the interval of a share."""
+    """Lower end of the one-sided interval of a share."""
+    from scipy.stats import binomtest  # takes a second to import
+
     if not total:
         return 0.0
-    share, z = count / total, ONE_SIDED
-    margin = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
-    return (share + z * z / (2 * total) - margin) / (1 + z * z / total)
+    two_sided = 2 * CONFIDENCE - 1
+    return float(binomtest(count, total).proportion_ci(two_sided, method="wilson").low)
 
 
 def _sub_chance(report: AttackReport) -> Check:
@@ -197,22 +198,24 @@ def _collapse(report: AttackReport, signals: Signals, floor: Signals) -> Check:
 
 
 def _gradient_masking(report: AttackReport, signals: Signals, floor: Signals) -> Check:
-    ratio = signals.sensitivity / floor.sensitivity if floor.sensitivity > 0 else math.nan
+    comparable = floor.sensitivity > 0 and math.isfinite(floor.sensitivity)
+    ratio = signals.sensitivity / floor.sensitivity if comparable else math.nan
     diverged = [
         (family, sum(r.status == "diverged" for r in mine) / len(mine)) for family, mine in _search_records(report)
     ]
     family, share = max(diverged, key=lambda pair: pair[1], default=("", 0.0))
     problems = []
-    if not 1 / MASKED_FACTOR <= ratio <= MASKED_FACTOR:
+    if comparable and not 1 / MASKED_FACTOR <= ratio <= MASKED_FACTOR:
         problems.append(f"the loss is {ratio:.1e} times as sensitive to a relative step as at random initialisation")
     if signals.best_decrease < LEAST_DECREASE:
         problems.append(f"steps against the gradient lower the harmful loss by {signals.best_decrease:.1%} at most")
     if share > DIVERGED_SHARE:
         problems.append(f"{share:.0%} of the search points of {family} diverged")
-    said = "; ".join(problems) or (
-        f"a step against the gradient lowers the harmful loss by {signals.best_decrease:.1%}, and the loss is "
-        f"{ratio:.2g} times as sensitive as at random initialisation"
-    )
+    beside = f"the loss is {ratio:.2g} times as sensitive as at random initialisation"
+    if not comparable:
+        beside = "the loss at random initialisation has no slope to compare with"
+    decrease = f"a step against the gradient lowers the harmful loss by {signals.best_decrease:.1%}"
+    said = "; ".join(problems) or f"{decrease}, and {beside}"
     return Check(name="gradient_masking", passed=not problems, value=ratio, said=said)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import time
 from collections import Counter
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import sdm_ray.attack.engine.executor as execute_module
 import sdm_ray.attack.engine.stack as batch_module
 from sdm_ray.attack.engine.executor import Executor
 from sdm_ray.attack.engine.optim import OPTIMIZERS, SCALE_FREE, rate_factors
@@ -82,7 +84,7 @@ def serial(trunk: nn.Module, data: FakeData, plan: Plan, index: int) -> tuple[nn
 def prepared(kind: str, **changes: Any) -> tuple[nn.Module, FakeData, Executor, Plan]:
     trunk, data = make_trunk(kind), FakeData()
     executor = Executor(trunk, params_of(trunk), data, quick(), Task.HARMFUL)  # type: ignore[arg-type]
-    return trunk, data, executor, executor._plan(attackers(**changes))
+    return trunk, data, executor, executor.plan(attackers(**changes))
 
 
 class Lion(torch.optim.Optimizer):
@@ -241,7 +243,7 @@ def test_a_diverging_attacker_leaves_the_others_alone() -> None:
     wild = list(plan.attackers)
     wild[1] = Attacker(**{**wild[1].__dict__, "learning_rate": 1e200})
     calm = executor.train(plan)[0]
-    mixed = executor.train(executor._plan(wild))[0]
+    mixed = executor.train(executor.plan(wild))[0]
     assert mixed.finite().tolist() == [True, False, True, True]
     for i in (0, 2, 3):
         for name, value in calm._stacked.items():
@@ -270,7 +272,7 @@ def test_steps_never_read_from_the_device(trains: str, monkeypatch: pytest.Monke
     reads = []
     for steps in (5, 5, 20):  # once to fill what is kept
         stack = [Attacker(**{**a.__dict__, "num_steps": steps}) for a in attackers(trains=trains)]
-        plan = executor._plan(stack)
+        plan = executor.plan(stack)
         with _CountReads() as counter:
             (executor._train_heads if trains == "head" else executor.train)(plan)
         reads.append(counter.reads)
@@ -343,7 +345,7 @@ def test_a_rerun_is_scored_on_its_way_as_if_it_had_ended_there() -> None:
     _, course = executor.train(plan)
     for i, attacker in enumerate(plan.attackers):
         for moment, seen in zip(plan.moments[i], course.scored[i], strict=True):
-            short = executor._plan([dataclasses.replace(attacker, num_steps=moment, schedule="constant")])
+            short = executor.plan([dataclasses.replace(attacker, num_steps=moment, schedule="constant")])
             stopped, _ = executor.train(dataclasses.replace(short, moments=((),)))
             torch.testing.assert_close(seen, stopped.logits(executor.val)[0], rtol=0, atol=1e-10)
 
@@ -353,6 +355,48 @@ def test_a_stack_that_takes_too_long_is_given_up() -> None:
     executor = Executor(trunk, params_of(trunk), data, quick(timeout_seconds=1e-9), Task.HARMFUL)  # type: ignore[arg-type]
     (outcome,) = (o for outcomes in executor.run(attackers()[:1], with_test=False) for o in outcomes)
     assert (outcome.status, outcome.error) == ("crashed", "timed out")
+
+
+class Clock:
+    """Moves on by a second whenever it is read, which every step of a stack does."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        self.now += 1.0
+        return self.now
+
+
+def test_a_timeout_takes_a_bounded_time_and_spares_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four attackers of 23, 17, 17 and 4 steps have 16 s: only the last is done within its quarter of them."""
+    trunk, data, limit = make_trunk("tiny"), FakeData(), 16.0
+    executor = Executor(trunk, params_of(trunk), data, quick(timeout_seconds=limit), Task.HARMFUL)  # type: ignore[arg-type]
+    clock = Clock()
+    monkeypatch.setattr(time, "perf_counter", clock)
+    found = [o for outcomes in executor.run(attackers(), with_test=False) for o in outcomes]
+    assert [(o.status, o.timed_out) for o in found] == [("crashed", True)] * 3 + [("ok", False)]
+    num_stacks = 1 + len(found)
+    assert clock.now <= 2 * limit + 6 * num_stacks, "some readings are at the beginning and the end of a stack"
+    unlimited = Executor(trunk, params_of(trunk), data, quick(), Task.HARMFUL)  # type: ignore[arg-type]
+    ((whole,),) = unlimited.run(attackers()[-1:], with_test=False)
+    assert torch.equal(whole.val_logits, found[-1].val_logits)  # type: ignore[arg-type]
+
+
+def test_crashes_share_the_time_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Halves of a stack that crashes have its time between them."""
+    trunk, data = make_trunk("tiny"), FakeData()
+    executor = Executor(trunk, params_of(trunk), data, quick(timeout_seconds=64.0), Task.HARMFUL)  # type: ignore[arg-type]
+    allowed: list[tuple[int, float]] = []
+
+    def crash(model: Any, data: Any, task: Any, plan: Plan, val: Any) -> Any:
+        assert plan.deadline is not None
+        allowed.append((len(plan.attackers), round(plan.deadline - time.perf_counter())))
+        raise RuntimeError("a kernel failed")
+
+    monkeypatch.setattr(execute_module, "train_stack", crash)
+    outcomes = [o for part in executor.run(attackers(), with_test=False) for o in part]
+    assert all(o.status == "crashed" and not o.timed_out for o in outcomes)
+    assert allowed == [(4, 64), (2, 32), (1, 16), (1, 16), (2, 32), (1, 16), (1, 16)]
 
 
 def test_packed_texts_train_as_padded_ones(monkeypatch: pytest.MonkeyPatch) -> None:
