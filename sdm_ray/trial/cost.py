@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from sdm_ray.attack.protocol import attack_model
 from sdm_ray.attack.space import the_sampler
-from sdm_ray.config import AttackSettings, TrialSettings
+from sdm_ray.config import AttackSettings, TrainSettings, TrialSettings
 from sdm_ray.core.progress import run_through
 from sdm_ray.meta.trainer import Trainer, peak_bytes
 from sdm_ray.models.encoder import Trunk
@@ -28,15 +28,23 @@ class Probe:
 
     device: str
     seconds_per_step: float
-    """Of an outer step."""
+    """Of an outer step with as many inner steps as there ever are."""
     seconds_per_fine_tune: float
     """Of the trial's attack, mean over its search and re-runs."""
     memory_bytes: int
     """Most memory so far: of the GPU, or of this process where there is none."""
+    seconds_of_first_step: float | None = None
+    """Of an outer step at the beginning, where the number of inner steps grows; None where it does not."""
 
     def training_seconds(self, trial: TrialSettings) -> float:
-        """Of one trial's meta-training."""
-        return self.seconds_per_step * trial.train.num_outer_steps
+        """Of one trial's meta-training; while inner steps grow in number, so do an outer step's seconds."""
+        total, growing = trial.train.num_outer_steps, trial.train.adversary.growing_steps
+        if self.seconds_of_first_step is None or not growing:
+            return self.seconds_per_step * total
+        first, last = self.seconds_of_first_step, self.seconds_per_step
+        grown = min(growing, total)
+        reached = first + (last - first) * grown / growing
+        return grown * (first + reached) / 2 + (total - grown) * last
 
     def attack_seconds(self, attack: AttackSettings, like: AttackSettings) -> float:
         """Of an attack on one model, whose fine-tunes may be longer or shorter than those of `like`."""
@@ -63,27 +71,56 @@ def probe(settings: TrialSettings) -> Probe:
     torch.set_num_threads(settings.runtime.num_threads)
     work = open_workspace(settings)
     trunk = load_trunk_on(work, settings.encoder, "pretrained", settings.seed)
-    train = settings.train.model_copy(
-        update={"num_outer_steps": WARM_UP_STEPS + TIMED_STEPS + 1, "log_every_steps": 1, "warmup_steps": 0}
-    )
     general = general_sources(work, settings, trunk)
-    trainer = Trainer(train, trunk=trunk, data=work.data, seed=settings.seed, general=general)
+
+    def seconds_per_step(train: TrainSettings) -> float:
+        trainer = Trainer(train, trunk=trunk, data=work.data, seed=settings.seed, general=general)
+        return _seconds_per_step(trainer)
+
+    train = _probed(settings.train)
+    grows = settings.train.adversary.growing_steps > 0
+    first = seconds_per_step(_with_fewest_inner_steps(train)) if grows else None
+    each = seconds_per_step(train)
+    short, long = (_slice_seconds(work, trunk, settings, shortened) for shortened in (SHORTENED, SHORTENED // 2))
+    whole = short + (SHORTENED - 1) * max(0.0, long - short)
+    return Probe(
+        device=str(work.device),
+        seconds_per_step=each,
+        seconds_of_first_step=first,
+        seconds_per_fine_tune=whole / num_fine_tunes(_slice(settings.attack, SHORTENED)),
+        memory_bytes=peak_bytes(work.device),
+    )
+
+
+def _probed(train: TrainSettings) -> TrainSettings:
+    """A few outer steps at full cost: inner steps have stopped growing, and no validation ends the training."""
+    return train.model_copy(
+        update={
+            "num_outer_steps": WARM_UP_STEPS + TIMED_STEPS + 1,
+            "log_every_steps": 1,
+            "warmup_steps": 0,
+            "adversary": train.adversary.model_copy(update={"growing_steps": 0}),
+            "validation": train.validation.model_copy(update={"min_desired_accuracy": None}),
+        }
+    )
+
+
+def _with_fewest_inner_steps(train: TrainSettings) -> TrainSettings:
+    fewest = min(train.adversary.num_steps, train.adversary.num_steps_min or 1)
+    adversary = train.adversary.model_copy(update={"num_steps": fewest, "num_steps_min": None})
+    return train.model_copy(update={"adversary": adversary})
+
+
+def _seconds_per_step(trainer: Trainer) -> float:
     steps = trainer.iterate()
     for _ in range(WARM_UP_STEPS):
         next(steps)
     started = time.perf_counter()
     for _ in range(TIMED_STEPS):
         next(steps)
-    seconds_per_step = (time.perf_counter() - started) / TIMED_STEPS
+    seconds = (time.perf_counter() - started) / TIMED_STEPS
     steps.close()
-    short, long = (_slice_seconds(work, trunk, settings, shortened) for shortened in (SHORTENED, SHORTENED // 2))
-    whole = short + (SHORTENED - 1) * max(0.0, long - short)
-    return Probe(
-        device=str(work.device),
-        seconds_per_step=seconds_per_step,
-        seconds_per_fine_tune=whole / num_fine_tunes(_slice(settings.attack, SHORTENED)),
-        memory_bytes=peak_bytes(work.device),
-    )
+    return seconds
 
 
 def _slice_seconds(work: Workspace, trunk: Trunk, settings: TrialSettings, shortened: int) -> float:
