@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Callable, Generator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -214,18 +215,28 @@ def load_function(name: str) -> TrialFunction:
 
 
 def check_function(name: str) -> None:
-    """Refuse a name whose module is not there, without importing it.
+    """Refuse a name whose module is not there, without importing it or its packages.
 
     Raises:
         UsageError: when the name has another form or the module is not found.
     """
     module, separator, function = name.partition(":")
-    try:
-        found = bool(separator and function) and importlib.util.find_spec(module) is not None
-    except (ImportError, ValueError):
-        found = False
-    if not found:
+    if not (separator and function and _is_module(module)):
         raise UsageError(f"trial_function {name!r} is not found; write it as module:function")
+
+
+def _is_module(name: str) -> bool:
+    """Whether a module can be found. `importlib.util.find_spec` alone would import its packages, torch with them."""
+    top, *parts = name.split(".")
+    try:
+        spec = importlib.util.find_spec(top)
+    except (ImportError, ValueError):
+        return False
+    for part in parts:
+        if spec is None or not part:
+            return False
+        spec = PathFinder.find_spec(f"{spec.name}.{part}", spec.submodule_search_locations or [])
+    return spec is not None
 
 
 def pristine_process(seed: int, num_threads: int, gpu_memory_share: float | None) -> None:
@@ -238,7 +249,8 @@ def pristine_process(seed: int, num_threads: int, gpu_memory_share: float | None
     torch.manual_seed(seed)
     torch.set_num_threads(num_threads)
     torch.set_default_dtype(torch.float32)
-    torch.use_deterministic_algorithms(False)
+    if torch.are_deterministic_algorithms_enabled():  # to set it costs an import of torch's compiler, two seconds
+        torch.use_deterministic_algorithms(False)
     torch.set_grad_enabled(True)
     gc.collect()
     if torch.cuda.is_available():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import subprocess
 import sys
 import threading
 import time
@@ -21,6 +22,7 @@ from sdm_ray.core.lock import FolderLock
 from sdm_ray.core.metric_names import Metric
 from sdm_ray.core.result import Status, TrialResult
 from sdm_ray.sweep.cluster.worker import Job, TrialWorker, check_function, classify
+from tests import ROOT
 from tests.fakes import sweep as sweep_fakes
 
 
@@ -102,6 +104,20 @@ def test_bad_point_and_missing_function_are_failures_too(tmp_path: Path) -> None
     with pytest.raises(UsageError, match="not found"):
         check_function("tests.no_such_module:smooth")
     check_function("tests.fakes.sweep:smooth")
+
+
+def test_no_process_imports_more_than_it_needs() -> None:
+    """The driver checks a trial's function without torch; a process is reset for a trial without torch's compiler."""
+    code = """
+import sys
+from sdm_ray.sweep.cluster.worker import check_function, pristine_process
+check_function("sdm_ray.trial.run:iterate_trial")
+assert "sdm_ray.trial" not in sys.modules and "torch" not in sys.modules
+pristine_process(0, 1, None)
+assert "torch" in sys.modules and "torch._dynamo" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
 
 
 def test_nothing_leaks_into_the_next_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
