@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-from sdm_ray.config import DataSettings, EncoderSettings
+from sdm_ray.config import DataSettings, EncoderSettings, ResourceSettings
+from sdm_ray.sweep.cluster.connection import cluster
 from tests.fakes import files as helpers
 
 torch.set_num_threads(1)
@@ -42,6 +44,22 @@ def encoder_settings(encoder_folder: Path) -> EncoderSettings:
 def data_settings(data_file: Path) -> DataSettings:
     """Settings of `data_file`; each text is its own group."""
     return DataSettings(source=str(data_file), max_length=24)
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """One local Ray for all tests of this process that need one and do not test how it starts."""
+    with cluster(ResourceSettings()):
+        yield
+
+
+@pytest.fixture
+def in_process() -> Iterator[None]:
+    """Sweeps of this test run their trials in its process: no Ray starts, and nothing can be killed."""
+    from tests.fakes import tune
+
+    with tune.in_process():
+        yield
 
 
 LONGEST = (

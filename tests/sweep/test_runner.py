@@ -1,4 +1,7 @@
-"""Whole sweeps with fake trials on one local Ray: order, feasibility, failures, warm start, overheads, resources."""
+"""Whole sweeps with fake trials: order, feasibility, failures, warm start, resources.
+
+What is about processes runs on a local Ray (`ray_cluster`), what is about decisions in this process (`in_process`).
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,6 @@ import signal
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from sdm_ray.core.result import Status
 from sdm_ray.frontier.tables import read_tables
 from sdm_ray.sweep import SilentView, SweepOutcome, run_sweep
 from sdm_ray.sweep import runner as runner_module
-from sdm_ray.sweep.cluster.connection import cluster, num_fitting, ray_environment
+from sdm_ray.sweep.cluster.connection import num_fitting, ray_environment
 from sdm_ray.sweep.search import study as study_module
 from sdm_ray.sweep.search.study import SearchStudy
 from sdm_ray.sweep.state.ledger import Ledger
@@ -30,12 +32,8 @@ from sdm_ray.sweep.tune.searcher import trial_values
 from tests.fakes import sweep as sweep_fakes
 from tests.fakes.sweep import RATE, WEIGHT
 
-
-@pytest.fixture(scope="module", autouse=True)
-def ray_cluster() -> Iterator[None]:
-    """One Ray for the module."""
-    with cluster(ResourceSettings()):
-        yield
+on_ray = pytest.mark.usefixtures("ray_cluster")
+in_process = pytest.mark.usefixtures("in_process")
 
 
 def run(
@@ -67,8 +65,12 @@ class RecordingTracker:
         return call
 
 
-def test_sweep_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("where", ["ray_cluster", "in_process"])
+def test_sweep_end_to_end(
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
     """References first, tuned first of all; warm-start points once; infeasible trials off the front; all is on disk."""
+    request.getfixturevalue(where)
     tracker = RecordingTracker()
     monkeypatch.setattr(runner_module, "open_tracker", lambda settings, folder, **options: tracker)
     view = SilentView()
@@ -140,6 +142,7 @@ def ids(count: int) -> list[str]:
     return [f"t{index:04d}" for index in range(count)]
 
 
+@on_ray
 def test_failures_of_every_kind(tmp_path: Path) -> None:
     """None ends the sweep, none becomes a point, each has its reason; a killed process is started again."""
     outcome = run(tmp_path, "troubled", search__num_trials=9, references="[tuned]", resources__max_failures=1)
@@ -159,6 +162,7 @@ def test_failures_of_every_kind(tmp_path: Path) -> None:
     assert states == ["FAIL" if trial_id in failed else "COMPLETE" for trial_id in ids(9)]
 
 
+@in_process
 def test_a_failing_storage_ends_the_sweep_in_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ask = SearchStudy.ask
 
@@ -173,6 +177,7 @@ def test_a_failing_storage_ends_the_sweep_in_a_sentence(tmp_path: Path, monkeypa
     assert [entry.result is not None for entry in Ledger(tmp_path / "fake").entries.values()] == [True, True]
 
 
+@on_ray
 def test_interrupted_then_resumed(tmp_path: Path) -> None:
     """SIGINT ends the sweep at the trials' next yield; resumed, every trial has ended once and no step ran twice."""
     changes = {"references": "[tuned]", "search__num_trials": 3, "trial__train__num_outer_steps": 30}
@@ -204,6 +209,7 @@ def interrupt_when(trial: Path) -> None:
     os.kill(os.getpid(), signal.SIGINT)
 
 
+@on_ray
 def test_reused_processes_keep_nothing(tmp_path: Path) -> None:
     outcome = run(tmp_path, "leaky", search__num_trials=6, references="[]", resources__max_concurrent_trials=1)
     found = [json.loads((result.output_dir / "found.json").read_text()) for result in outcome.results]
@@ -211,6 +217,7 @@ def test_reused_processes_keep_nothing(tmp_path: Path) -> None:
     assert len({trial[0] for trial in found}) == 1, "one process ran all trials"
 
 
+@in_process
 def test_a_tracker_that_does_not_open_ends_the_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tracker = RecordingTracker(UsageError("tracking.uri: no MLflow server answers"))
     monkeypatch.setattr(runner_module, "open_tracker", lambda settings, folder, **options: tracker)
@@ -218,6 +225,7 @@ def test_a_tracker_that_does_not_open_ends_the_sweep(tmp_path: Path, monkeypatch
         run(tmp_path)
 
 
+@in_process
 def test_resources_that_never_fit_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"cpus_per_trial is 512 but the cluster has \d+ CPUs"):
         run(tmp_path, resources__cpus_per_trial=512)
@@ -240,6 +248,7 @@ def test_local_clusters_of_one_process_share_a_token(monkeypatch: pytest.MonkeyP
     assert len(tokens[0]) == 64
 
 
+@in_process
 def test_points_are_repeated_over_seeds_and_the_best_are_attacked_again(tmp_path: Path) -> None:
     """Means and intervals over seeds; Optuna hears of points; the front is that of the final attack alone."""
     changes = {
@@ -277,6 +286,7 @@ def test_points_are_repeated_over_seeds_and_the_best_are_attacked_again(tmp_path
     assert read_tables(again.folder) == list(points.values())
 
 
+@in_process
 def test_variants_are_run_as_references_with_seeds_of_their_own(tmp_path: Path) -> None:
     variants = {"light": {WEIGHT: 1.0}, "heavy": {WEIGHT: 3.0}}
     outcome = run(
@@ -305,6 +315,7 @@ def test_variants_are_run_as_references_with_seeds_of_their_own(tmp_path: Path) 
     assert again.points == outcome.points
 
 
+@in_process
 def test_named_models_get_more_seeds_on_resumption(tmp_path: Path) -> None:
     named = {"search__num_trials": 0, "space": "{}", "references": "[tuned]", "variants": {"light": {WEIGHT: 1.0}}}
     run(tmp_path, **named)
@@ -318,6 +329,7 @@ def test_named_models_get_more_seeds_on_resumption(tmp_path: Path) -> None:
         run(tmp_path, search__num_seeds=2, resume=True, **named)
 
 
+@in_process
 def test_named_models_are_added_on_resumption_and_never_altered(tmp_path: Path) -> None:
     named = {"search__num_trials": 0, "space": "{}", "references": "[tuned]"}
     run(tmp_path, **named)
@@ -338,12 +350,14 @@ def test_named_models_are_added_on_resumption_and_never_altered(tmp_path: Path) 
         run(tmp_path / "searched", search__num_trials=1, references="[tuned, random]", resume=True)
 
 
+@in_process
 def test_a_search_gets_no_more_seeds_on_resumption(tmp_path: Path) -> None:
     run(tmp_path / "searched", search__num_trials=1, references="[]")
     with pytest.raises(UsageError, match="num_seeds was 1, is 2"):
         run(tmp_path / "searched", search__num_trials=1, references="[]", search__num_seeds=2, resume=True)
 
 
+@in_process
 def test_a_spent_budget_ends_the_search_and_not_its_final_stage(tmp_path: Path) -> None:
     view = SilentView()
     settings = sweep_fakes.settings(
@@ -357,6 +371,7 @@ def test_a_spent_budget_ends_the_search_and_not_its_final_stage(tmp_path: Path) 
     assert view.messages == ["search.max_hours (1e-07) have passed: no further point is tried"]
 
 
+@in_process
 def test_an_earlier_sweep_is_told_to_the_sampler_and_not_trained_again(tmp_path: Path) -> None:
     earlier = run(tmp_path, search__num_trials=3, search__max_desired_drop=0.05)
     view = SilentView()
@@ -374,6 +389,7 @@ def test_an_earlier_sweep_is_told_to_the_sampler_and_not_trained_again(tmp_path:
         run(tmp_path, name="self", search__warm_start=str(tmp_path / "self"))
 
 
+@on_ray
 def test_a_hopeless_trial_is_stopped_at_its_rung_and_told_as_that(tmp_path: Path) -> None:
     """Weight 0 blocks no more than tuning does; one far below the bound on desired accuracy is beyond repair."""
     points = json.dumps([{WEIGHT: 1.0}, {WEIGHT: 0.1}, {WEIGHT: 4.0}])
@@ -398,16 +414,17 @@ def test_a_hopeless_trial_is_stopped_at_its_rung_and_told_as_that(tmp_path: Path
     assert not outcome.interrupted
 
 
+@on_ray
 def test_hung_and_hungry_trials_are_started_again(tmp_path: Path) -> None:
     view = SilentView()
     outcome = run(
-        tmp_path, "hungry", view=view, references="[]", resources__max_silent_seconds=2, resources__max_failures=1
+        tmp_path, "hungry", view=view, references="[]", resources__max_silent_seconds=1, resources__max_failures=1
     )
     results = {result.trial_id: result for result in outcome.results}
     assert {name: result.status.value for name, result in results.items()} == {
         "t0000": "complete", "t0001": "complete", "t0002": "failed", "t0003": "complete",
     }  # fmt: skip
-    error = "it made no progress for 2 s (hang.txt in its folder says where) (started 2 times"
+    error = "it made no progress for 1 s (hang.txt in its folder says where) (started 2 times"
     assert str(results["t0002"].error).startswith(error)
     hang = (outcome.folder / "trials" / "t0002" / "hang.txt").read_text()
     assert "in hungry" in hang, "every thread's stack"
@@ -418,6 +435,7 @@ def test_hung_and_hungry_trials_are_started_again(tmp_path: Path) -> None:
     assert [trial.state.name for trial in stored_trials(outcome)] == ["COMPLETE", "COMPLETE", "FAIL", "COMPLETE"]
 
 
+@in_process
 def test_a_trial_that_never_has_memory_enough_fails(tmp_path: Path) -> None:
     outcome = run(tmp_path, "starved", references="[]", search__num_trials=2)
     assert [result.status for result in outcome.results] == [Status.FAILED] * 2
@@ -426,21 +444,22 @@ def test_a_trial_that_never_has_memory_enough_fails(tmp_path: Path) -> None:
     assert sorted(times) == [1, 2], "the first to fail ran again, with nothing beside it"
 
 
+@in_process
 def test_a_locked_storage_is_waited_for_and_then_ends_the_sweep(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(study_module, "SQLITE_SECONDS", 2)
-    lock = tmp_path / "fake" / "optuna.db"
-    holds = iter([0.7, 6.0])
+    monkeypatch.setattr(study_module, "SQLITE_SECONDS", 1)
+    file = tmp_path / "fake" / "optuna.db"
+    locks = list[sqlite3.Connection]()
     told = SearchStudy.tell
 
     def tell(study: SearchStudy, *arguments: Any, **options: Any) -> None:
-        """Another program holds the file while it is written to: first for a moment, then for too long."""
-        seconds = next(holds, None)
-        if seconds is not None:
-            other = sqlite3.connect(lock, check_same_thread=False, isolation_level=None)
-            other.execute("BEGIN EXCLUSIVE")
-            threading.Timer(seconds, other.close).start()
+        """Another program holds the file while it is written to: first for a moment, then for good."""
+        if len(locks) < 2:
+            locks.append(sqlite3.connect(file, check_same_thread=False, isolation_level=None))
+            locks[-1].execute("BEGIN EXCLUSIVE")
+        if len(locks) == 1:
+            threading.Timer(0.2, locks[0].close).start()
         told(study, *arguments, **options)
 
     monkeypatch.setattr(SearchStudy, "tell", tell)
@@ -448,7 +467,7 @@ def test_a_locked_storage_is_waited_for_and_then_ends_the_sweep(
         run(tmp_path, references="[]", resources__max_concurrent_trials=1)
     ended = [entry.trial_id for entry in Ledger(tmp_path / "fake").entries.values() if entry.result is not None]
     assert ended == ids(2), "the first was told after a moment, the second is in the ledger"
-    time.sleep(6.0)
+    locks[1].close()
     outcome = run(tmp_path, resume=True, references="[]")
     assert [trial.state.name for trial in stored_trials(outcome)] == ["COMPLETE"] * 4
     assert all(len(sweep_fakes.events(outcome.folder / "trials" / name, "finished")) == 1 for name in ids(4))
