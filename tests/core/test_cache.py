@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from sdm_ray.attack.report import AttackReport
-from sdm_ray.config import DataSettings, EncoderSettings, ResourceSettings
+from sdm_ray.config import DataSettings, EncoderSettings
 from sdm_ray.config.data import SyntheticWorld
 from sdm_ray.core import cache as shelf
 from sdm_ray.core.cache import Files
@@ -21,7 +21,6 @@ from sdm_ray.models import builtin
 from sdm_ray.models.encoder import load_tokenizer
 from sdm_ray.models.pretrain import PretrainSettings
 from sdm_ray.sweep import SilentView, run_sweep
-from sdm_ray.sweep.cluster.connection import cluster
 from sdm_ray.trial.floors import load_report, store_report
 from tests.attack.test_report import report  # noqa: F401  (a fixture)
 from tests.fakes import sweep as sweep_fakes
@@ -118,20 +117,15 @@ def test_without_a_shelf_nothing_is_shared(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-@pytest.fixture(scope="module")
-def ray_cluster() -> Iterator[None]:
-    with cluster(ResourceSettings()):
-        yield
-
-
-@pytest.mark.parametrize(("address", "builds"), [("auto", 1), (None, 7)])
+@pytest.mark.parametrize(("where", "address", "builds"), [("ray_cluster", "auto", 1), ("in_process", None, 7)])
 def test_nodes_share_through_the_object_store(
-    tmp_path: Path, address: str | None, builds: int, ray_cluster: None
+    tmp_path: Path, where: str, address: str | None, builds: int, request: pytest.FixtureRequest
 ) -> None:
     """Four references and three points, each with a cache folder of its own, as on nodes that share no disk.
 
     A local sweep needs no shelf.
     """
+    request.getfixturevalue(where)
     settings = sweep_fakes.settings(
         tmp_path,
         search__num_trials=3,

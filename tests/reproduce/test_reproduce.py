@@ -280,10 +280,11 @@ TINY = (
     "trial.data.synthetic.num_examples=600", "trial.attack.families=[fine_tune, knn]",
     "trial.attack.num_examples=[8, 12]", "trial.attack.num_search_trials=2",
     "trial.attack.num_rerun_seeds=2", "trial.attack.num_steps_min=2",
-    "trial.attack.num_steps_max=4",
+    "trial.attack.num_steps_max=4", "resources.max_concurrent_trials=1",
 )  # fmt: skip
 
 
+@pytest.mark.usefixtures("in_process")
 def test_the_command_runs_resumes_and_reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.chdir(tmp_path)
     command = ["reproduce", "paper-bios", "--small", *(word for text in TINY for word in ("--set", text))]

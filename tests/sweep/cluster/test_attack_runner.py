@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ import pytest
 from sdm_ray.config import ResourceSettings
 from sdm_ray.core.types import Params, Task
 from sdm_ray.sweep.cluster.attack_runner import RayRunner, Target, ray_runner
-from sdm_ray.sweep.cluster.connection import cluster
 from tests.fakes.attack_world import FakeData, TinyTrunk, attack, quick
 
 RESOURCES = ResourceSettings(cpus_per_trial=1)
@@ -39,10 +37,7 @@ class DyingData(MovableData):
         return super().batch(*args, **kwargs)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _workers() -> Iterator[None]:
-    with cluster(RESOURCES):
-        yield
+pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
 def test_workers_give_what_one_process_gives() -> None:
