@@ -14,16 +14,16 @@ from sdm_ray.core.errors import UsageError
 from sdm_ray.core.types import Split, Task
 
 if TYPE_CHECKING:
-    from sdm_ray.data.device import DeviceData
+    from sdm_ray.data.interface import AttackDataset
 
 
-def resolve_sizes(sizes: Sequence[int | str], data: DeviceData) -> tuple[int, ...]:
+def resolve_sizes(sizes: Sequence[int | str], data: AttackDataset) -> tuple[int, ...]:
     """Numbers of examples, `all` as the size of attacker-train; ascending and without repetition."""
     total = len(data.indices(Split.ATTACKER_TRAIN))
     return tuple(sorted({total if size == "all" else int(size) for size in sizes}))
 
 
-def check_data(data: DeviceData, settings: AttackSettings, task: Task) -> None:
+def check_data(data: AttackDataset, settings: AttackSettings, task: Task) -> None:
     """Refuse an attack that the data cannot carry, or that names what is not there.
 
     Raises:

@@ -14,7 +14,6 @@ from collections.abc import Generator, Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
-from torch import nn
 
 from sdm_ray.attack.check import check_data, resolve_sizes
 from sdm_ray.attack.engine.executor import Executor, Outcome, retry_of
@@ -30,7 +29,8 @@ from sdm_ray.config.attack import AttackSettings
 from sdm_ray.core.errors import RunError, UsageError
 from sdm_ray.core.progress import Progress
 from sdm_ray.core.types import Params, Split, Task
-from sdm_ray.data.device import DeviceData
+from sdm_ray.data.interface import AttackDataset
+from sdm_ray.models.interface import TrunkLike
 
 __all__ = ["AttackRecord", "AttackReport", "Cell", "attack_model"]
 
@@ -48,9 +48,9 @@ class RunnerFactory(Protocol):
 
     def __call__(
         self,
-        trunk: nn.Module,
+        trunk: TrunkLike,
         params: Params,
-        data: DeviceData,
+        data: AttackDataset,
         settings: AttackSettings,
         task: Task,
         knowledge: Knowledge | None,
@@ -58,9 +58,9 @@ class RunnerFactory(Protocol):
 
 
 def attack_model(
-    trunk: nn.Module,
+    trunk: TrunkLike,
     params: Params,
-    data: DeviceData,
+    data: AttackDataset,
     settings: AttackSettings,
     *,
     task: Task = Task.HARMFUL,

@@ -16,7 +16,7 @@ from torch import Tensor
 from sdm_ray.config import RetainSettings, SyntheticWorld
 from sdm_ray.core.errors import RunError, UsageError
 from sdm_ray.core.types import Task
-from sdm_ray.data.device import DeviceData
+from sdm_ray.data.interface import Dataset
 from sdm_ray.data.readers import Source, data_files, read_files, read_hub
 from sdm_ray.data.sources import normalise
 from sdm_ray.data.synthetic import pretraining_texts
@@ -113,7 +113,7 @@ def load_general_text(
     return GeneralText(input_ids, lengths, device)
 
 
-def meta_training_text(data: DeviceData, indices: Tensor, max_texts: int) -> GeneralText:
+def meta_training_text(data: Dataset, indices: Tensor, max_texts: int) -> GeneralText:
     """The texts of examples as general text: the `max_texts` with the smallest hashes of their tokens.
 
     Args:

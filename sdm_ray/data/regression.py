@@ -6,6 +6,7 @@ task blocking at work in seconds. (The paper's released code turns the labels in
 
 from __future__ import annotations
 
+import copy
 import hashlib
 
 import torch
@@ -20,8 +21,7 @@ SHARES = {Split.META_TRAIN: 0.5, Split.ATTACKER_TRAIN: 0.2, Split.ATTACKER_VAL: 
 class RegressionWorld:
     """N vectors x ~ N(0, 1) with labels w'x for a desired and a harmful w, each of length 1; on `device`, made once.
 
-    It has what meta-training reads of `DeviceData`. A label has mean 0 and variance 1, so a squared error of 1 is that
-    of knowing nothing.
+    A `TrainingDataset` without tokens. A label has mean 0 and variance 1, so predicting 0 has a squared error of 1.
 
     Args:
         num_examples: N.
@@ -63,6 +63,13 @@ class RegressionWorld:
     def __len__(self) -> int:
         return self._num_examples
 
+    def to(self, device: torch.device | str) -> RegressionWorld:
+        """The same world on another device."""
+        moved = copy.copy(self)
+        moved.device, moved._inputs = torch.device(device), self._inputs.to(device)
+        moved._labels = {task: labels.to(device) for task, labels in self._labels.items()}
+        return moved
+
     def num_classes(self, task: Task) -> int:
         """1: a head has one output."""
         return 1
@@ -76,13 +83,18 @@ class RegressionWorld:
         labels: Tensor = self._labels_host[task].clone()
         return labels
 
-    def batch(self, indices: Tensor, task: Task, *, coarse: bool = False) -> Batch:
+    def occurring_tokens(self, indices: Tensor) -> LongTensor:
+        """Nothing: vectors have no tokens."""
+        return no_tokens()
+
+    def batch(self, indices: Tensor, task: Task, *, pad_to: int | None = None, coarse: bool = False) -> Batch:
         """Examples by index, gathered on the device without waiting for it.
 
         Args:
             indices: (..., B) int64 on the host.
             task: whose labels.
-            coarse: as for texts; vectors have one width.
+            pad_to: as for texts; vectors have one width.
+            coarse: likewise.
 
         Returns:
             Vectors (..., B, I) and floating-point labels (..., B).
@@ -95,8 +107,9 @@ class RegressionWorld:
 
 
 class SignedVectors:
-    """The same world as two classes a task, the sign of the label; it has what training and attacks read of
-    `DeviceData`, every vector being a text of one token.
+    """A regression world with two classes a task, the sign of the label, for training and attacks.
+
+    To an attack, which batches examples by length, a vector is a text of one token.
 
     Args:
         world: the vectors.
@@ -134,6 +147,17 @@ class SignedVectors:
         """(N,) ones."""
         return torch.ones(len(self), dtype=torch.int64)  # type: ignore[return-value]
 
+    def occurring_tokens(self, indices: Tensor) -> LongTensor:
+        """Nothing: vectors have no tokens."""
+        return no_tokens()
+
+    def to(self, device: torch.device | str) -> SignedVectors:
+        """The same data on another device."""
+        moved = copy.copy(self)
+        moved._world, moved.device = self._world.to(device), torch.device(device)
+        moved._labels = {task: labels.to(device) for task, labels in self._labels.items()}
+        return moved
+
     def shared_texts(self) -> dict[str, int]:
         """Nothing: vectors are independent draws from a density."""
         return {}
@@ -143,6 +167,11 @@ class SignedVectors:
         (vectors,), _ = self._world.batch(indices, task)
         rows = indices.to(self.device, non_blocking=True)
         return Batch((vectors, torch.ones_like(rows).unsqueeze(-1)), self._labels[task][rows])
+
+
+def no_tokens() -> LongTensor:
+    """(0,) int64: the tokens of data without any."""
+    return torch.empty(0, dtype=torch.int64)  # type: ignore[return-value]
 
 
 def _runs(num_examples: int) -> dict[Split, Tensor]:

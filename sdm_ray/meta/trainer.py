@@ -18,7 +18,7 @@ from sdm_ray.core.metric_names import Metric
 from sdm_ray.core.progress import Progress
 from sdm_ray.core.seeds import Generators
 from sdm_ray.core.types import Params
-from sdm_ray.data.device import DeviceData
+from sdm_ray.data.interface import TrainingDataset
 from sdm_ray.meta.checkpoint import load_checkpoint, save_checkpoint
 from sdm_ray.meta.inner.flat_model import FlatModel, TrunkLike
 from sdm_ray.meta.log import MetricLog, diverged
@@ -99,7 +99,7 @@ class Trainer:
         settings: TrainSettings,
         *,
         trunk: TrunkLike,
-        data: DeviceData,
+        data: TrainingDataset,
         seed: int,
         checkpoint_dir: Path | None = None,
         general: GeneralSources | None = None,

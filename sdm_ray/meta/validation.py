@@ -12,7 +12,7 @@ from sdm_ray.core.errors import UsageError
 from sdm_ray.core.metric_names import Metric
 from sdm_ray.core.seeds import generator_seed
 from sdm_ray.core.types import Split, Task
-from sdm_ray.data.device import DeviceData
+from sdm_ray.data.interface import Dataset
 from sdm_ray.meta.inner.flat_model import FlatModel
 from sdm_ray.meta.objectives import task_loss
 
@@ -21,7 +21,7 @@ UNTRAINED = ("pretrained", "random")
 """Methods whose encoder stands still: they are references, which no bound stops."""
 
 
-def split_meta_train(data: DeviceData, settings: TrainSettings) -> tuple[Tensor, Tensor]:
+def split_meta_train(data: Dataset, settings: TrainSettings) -> tuple[Tensor, Tensor]:
     """What is trained on and what is held out: sorted host indices, the same for every seed and method.
 
     Raises:
@@ -53,7 +53,7 @@ class Validation:
         settings: how often, and the bound.
     """
 
-    def __init__(self, data: DeviceData, indices: Tensor, settings: TrainSettings) -> None:
+    def __init__(self, data: Dataset, indices: Tensor, settings: TrainSettings) -> None:
         self._data, self._chunks = data, torch.split(indices, BATCH_SIZE)
         self._settings = settings.validation
         self._bound = None if settings.method in UNTRAINED else settings.validation.min_desired_accuracy

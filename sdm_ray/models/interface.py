@@ -1,4 +1,4 @@
-"""What meta-training asks of a trunk: any module that maps a batch of inputs to one feature vector an example.
+"""What training and attacks ask of a trunk: any module that maps a batch of inputs to one feature vector an example.
 
 Text is not assumed. A module whose `forward` takes vectors (B, I) or images (B, C, H, W) fits as it stands once it has
 the members below (`models/mlp.py` is one); only what restricts a token embedding needs token ids.
@@ -23,7 +23,8 @@ class TrunkLike(Protocol):
     def forward(self) -> Callable[..., Any]:
         """Features (B, D) of a batch's inputs, each (B, ·), as positional arguments.
 
-        Keyword arguments: `shortcut=True` where `has_shortcut`, `dropout_seed: int | None` where `has_dropout`.
+        Keyword arguments: `shortcut=True` where `has_shortcut`, `dropout_seed: int | None` where `has_dropout`,
+        `places: Tensor | None` where `has_packing`.
         """
         ...
 
@@ -66,6 +67,17 @@ class TrunkLike(Protocol):
         """Whether `forward` knows `dropout_seed`: masks drawn from a seed, the same ones for the same seed."""
         ...
 
+    @property
+    def has_packing(self) -> bool:
+        """Whether `forward` knows `places`: where the tokens lie, to compute next to nothing for padding."""
+        ...
+
     def digest(self) -> str:
         """SHA-256 (hex) of the weights and of what else the features depend on."""
         ...
+
+
+def as_module(trunk: TrunkLike) -> nn.Module:
+    """The trunk as the module that it is, for `torch.func.functional_call`."""
+    assert isinstance(trunk, nn.Module), type(trunk)
+    return trunk

@@ -30,6 +30,7 @@ class VectorMlp(nn.Module):
     fixed_ids = 0
     has_shortcut = False
     has_dropout = False
+    has_packing = False
 
     def __init__(self, input_dim: int, width: int, num_layers: int, seed: int) -> None:
         super().__init__()

@@ -9,7 +9,7 @@ import math
 from collections.abc import Generator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from sdm_ray.attack.findings.audit import Audit, audit
 from sdm_ray.attack.findings.benign import GroupedData
@@ -25,6 +25,7 @@ from sdm_ray.core.files import write_json
 from sdm_ray.core.metric_names import Metric
 from sdm_ray.core.progress import Progress
 from sdm_ray.core.types import Split, Task
+from sdm_ray.data.interface import AttackDataset
 from sdm_ray.trial.floors import floor_report, floor_reports
 from sdm_ray.trial.release import Release, _own_knowledge, knowledge_of
 from sdm_ray.trial.workspace import Initialisation, Workspace, load_trunk_on, trunk_params
@@ -144,7 +145,7 @@ def _benign(
         "preset": None,
     }
     chosen = AttackSettings.model_validate(settings.model_dump() | changes)
-    tasks: dict[str, Any] = {"desired": work.data}
+    tasks: dict[str, AttackDataset] = {"desired": work.data}
     if work.data.num_classes(Task.DESIRED) > settings.benign_groups:
         tasks["grouped"] = GroupedData(work.data, settings.benign_groups)
     reports, notes = {}, []

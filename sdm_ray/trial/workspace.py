@@ -31,7 +31,7 @@ Initialisation = Literal["pretrained", "random"]
 class Workspace:
     """What trials on the same data share: nothing in it changes."""
 
-    data: DeviceData
+    data: DeviceData | SignedVectors
     tokenizer: Any
     """None where the data are vectors."""
     world: SyntheticWorld
@@ -68,8 +68,7 @@ def _open_workspace(data: DataSettings, encoder: EncoderSettings, device: str, c
     if data.source == "regression":
         world = data.regression
         vectors = RegressionWorld(world.num_examples, world.seed, input_dim=world.input_dim, device=device)
-        signed: Any = SignedVectors(vectors)
-        return Workspace(signed, None, data.synthetic, cache_dir, torch.device(device))
+        return Workspace(SignedVectors(vectors), None, data.synthetic, cache_dir, torch.device(device))
     tokenizer = load_tokenizer(encoder, cache_dir=cache_dir, world=data.synthetic)
     tokenized = prepare(data, tokenizer, tokenizer_digest(tokenizer), cache_dir)
     return Workspace(

@@ -22,6 +22,7 @@ from sdm_ray.attack.space import Choice
 from sdm_ray.config.support import Support
 from sdm_ray.core.metric_names import Metric
 from sdm_ray.core.types import Params, Split, Task
+from sdm_ray.models.interface import TrunkLike
 from sdm_ray.models.trunk import Trunk
 from tests.fakes.attack_world import WIDTH, FakeData, TinyTrunk, drain, params_of, quick
 from tests.fakes.files import tiny_config
@@ -62,14 +63,14 @@ class Encoder(TinyTrunk):
 
 
 def run(
-    trunk: nn.Module, families: Sequence[str], *, knowledge: Knowledge | None = None, **changes: Any
+    trunk: TrunkLike, families: Sequence[str], *, knowledge: Knowledge | None = None, **changes: Any
 ) -> AttackReport:
     settings = quick(**{**SETTINGS, "families": tuple(families), **changes})
-    return drain(attack_model(trunk, params_of(trunk), NameData(), settings, knowledge=knowledge))  # type: ignore[arg-type]
+    return drain(attack_model(trunk, params_of(trunk), NameData(), settings, knowledge=knowledge))
 
 
-def checked(trunk: nn.Module, report: AttackReport, floor: nn.Module, **options: Any) -> Audit:
-    data: Any = NameData()
+def checked(trunk: TrunkLike, report: AttackReport, floor: TrunkLike, **options: Any) -> Audit:
+    data = NameData()
     signals, floor_signals = (measure_signals(t, params_of(t), data, Task.HARMFUL, 0) for t in (trunk, floor))
     return audit(report, signals=signals, floor_signals=floor_signals, **options)
 
@@ -103,7 +104,7 @@ def test_an_undefended_model_is_not_blocked(floor: AttackReport, undefended: Att
 
 def test_a_floor_without_a_slope_is_no_sign_of_masking(undefended: AttackReport) -> None:
     """Random initialisation may be flat in every direction; there is nothing to compare with then."""
-    data: Any = NameData()
+    data = NameData()
     trunk = Encoder(knows=True)
     signals = measure_signals(trunk, params_of(trunk), data, Task.HARMFUL, 0)
     flat = dataclasses.replace(signals, sensitivity=0.0)

@@ -68,7 +68,7 @@ def test_the_attack_is_reproducible_and_leaves_the_model_alone() -> None:
     trunk, data = TinyTrunk(), FakeData()
     before = {name: value.clone() for name, value in trunk.named_parameters()}
     state = torch.random.get_rng_state()
-    first = drain(attack_model(trunk, params_of(trunk), data, quick()))  # type: ignore[arg-type]
+    first = drain(attack_model(trunk, params_of(trunk), data, quick()))
     assert torch.equal(state, torch.random.get_rng_state())
     assert all(torch.equal(before[name], value) for name, value in trunk.named_parameters())
     assert comparable(stable(first)) == comparable(stable(attack(data)))
@@ -76,7 +76,7 @@ def test_the_attack_is_reproducible_and_leaves_the_model_alone() -> None:
 
 def test_the_attack_is_on_the_given_weights_not_on_the_trunks() -> None:
     trunk, other = TinyTrunk(seed=0), TinyTrunk(seed=1)
-    swapped = drain(attack_model(trunk, params_of(other), FakeData(), quick()))  # type: ignore[arg-type]
+    swapped = drain(attack_model(trunk, params_of(other), FakeData(), quick()))
     assert comparable(stable(swapped)) == comparable(stable(attack(FakeData(), seed=1)))
 
 
@@ -96,7 +96,7 @@ def test_selection_never_reads_test() -> None:
 def test_training_reads_attacker_train_alone() -> None:
     """Validation and test are read while the executor is made, and nothing but attacker-train after that."""
     data, trunk = FakeData(), TinyTrunk()
-    generator = attack_model(trunk, params_of(trunk), data, quick())  # type: ignore[arg-type]
+    generator = attack_model(trunk, params_of(trunk), data, quick())
     setup: list[int] = []
     original = execute_module.Executor.run
 
@@ -160,7 +160,7 @@ def test_models_are_paired() -> None:
 
 def test_reruns_are_fresh() -> None:
     trunk = TinyTrunk()
-    executor = Executor(trunk, params_of(trunk), FakeData(), quick(), Task.HARMFUL)  # type: ignore[arg-type]
+    executor = Executor(trunk, params_of(trunk), FakeData(), quick(), Task.HARMFUL)
     search = Attacker(family="fine_tune", num_examples=20, learning_rate=1e-3, num_steps=5, batch_size=8)
     rerun = dataclasses.replace(search, phase="rerun")
     plan = executor.plan([search, rerun])
@@ -264,7 +264,7 @@ def test_small_stacks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_progress_counts_fine_tunes() -> None:
     trunk = TinyTrunk()
-    ticks = list(attack_model(trunk, params_of(trunk), FakeData(), quick()))  # type: ignore[arg-type]
+    ticks = list(attack_model(trunk, params_of(trunk), FakeData(), quick()))
     assert ticks[-1].done == ticks[-1].total == 2 * (8 + 3)
     assert [tick.done for tick in ticks] == sorted({tick.done for tick in ticks})
     assert {tick.stage for tick in ticks} == {"attack"}

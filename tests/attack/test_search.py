@@ -158,7 +158,7 @@ def test_every_epoch_is_shuffled_anew() -> None:
 def test_too_few_examples(n: int, balanced: bool, words: list[str]) -> None:
     data = FakeData(num_classes=5)
     with pytest.raises(UsageError) as caught:
-        check_data(data, quick(num_examples=(n,), class_balanced=balanced), Task.HARMFUL)  # type: ignore[arg-type]
+        check_data(data, quick(num_examples=(n,), class_balanced=balanced), Task.HARMFUL)
     assert all(word in str(caught.value) for word in words), caught.value
 
 
@@ -182,4 +182,4 @@ def test_a_split_without_a_class(split: Split) -> None:
     data = FakeData()
     data.labels[Task.HARMFUL][data.split_indices[split]] = 0
     with pytest.raises(UsageError, match=f"'{split}' has no example of harmful label 'harmful-1'"):
-        check_data(data, quick(), Task.HARMFUL)  # type: ignore[arg-type]
+        check_data(data, quick(), Task.HARMFUL)

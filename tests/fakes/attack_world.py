@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,8 @@ from sdm_ray.attack.protocol import AttackReport, attack_model
 from sdm_ray.config import AttackSettings
 from sdm_ray.core.progress import Progress
 from sdm_ray.core.types import Batch, Params, Split, Task
+from sdm_ray.models.interface import TrunkLike
+from sdm_ray.models.trunk import params_digest
 
 T = TypeVar("T")
 VOCABULARY, WIDTH, CUE = 40, 9, 30
@@ -19,7 +21,7 @@ SIZES = {Split.META_TRAIN: 40, Split.ATTACKER_TRAIN: 200, Split.ATTACKER_VAL: 12
 
 
 class FakeData:
-    """Stands in for `DeviceData`. Where `informative`, the second token of a text gives its harmful label away."""
+    """An `AttackDataset`. Where `informative`, the second token of a text gives its harmful label away."""
 
     def __init__(self, *, informative: bool = True, num_classes: int = 2, seed: int = 0) -> None:
         generator = torch.Generator().manual_seed(seed)
@@ -53,7 +55,10 @@ class FakeData:
     def lengths_host(self) -> Tensor:
         return self.lengths.clone()
 
-    def batch(self, indices: Tensor, task: Task, *, pad_to: int | None = None) -> Batch:
+    def to(self, device: torch.device | str) -> Self:
+        return self
+
+    def batch(self, indices: Tensor, task: Task, *, pad_to: int | None = None, coarse: bool = False) -> Batch:
         self.asked.append(indices)
         length = pad_to or WIDTH
         assert length >= int(self.lengths[indices].max())
@@ -62,7 +67,11 @@ class FakeData:
 
 
 class TinyTrunk(nn.Module):
-    """Mean of embeddings, then a tanh layer."""
+    """Mean of embeddings, then a tanh layer: all of it one depth, with the embedding never restricted."""
+
+    embedding_name: str | None = None
+    feature_dim, fixed_ids, num_depths = 8, 0, 1
+    has_shortcut = has_dropout = has_packing = False
 
     def __init__(self, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
@@ -75,8 +84,14 @@ class TinyTrunk(nn.Module):
         mean = (self.embedding[input_ids] * mask).sum(-2) / mask.sum(-2)
         return torch.tanh(mean @ self.weight.T)
 
+    def depth_of(self, name: str) -> int:
+        return 0
 
-def params_of(trunk: nn.Module) -> Params:
+    def digest(self) -> str:
+        return params_digest(dict(self.named_parameters()))
+
+
+def params_of(trunk: TrunkLike) -> Params:
     return {name: value.detach() for name, value in trunk.named_parameters()}
 
 
@@ -105,4 +120,4 @@ def drain(generator: Generator[Progress, None, T]) -> T:
 
 def attack(data: FakeData, settings: AttackSettings | None = None, *, seed: int = 0, **options: Any) -> AttackReport:
     trunk = TinyTrunk(seed=seed)
-    return drain(attack_model(trunk, params_of(trunk), data, settings or quick(), **options))  # type: ignore[arg-type]
+    return drain(attack_model(trunk, params_of(trunk), data, settings or quick(), **options))

@@ -7,17 +7,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import LongTensor, Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sdm_ray.config import TrainSettings
 from sdm_ray.core.progress import Progress
 from sdm_ray.core.types import Batch, Split, Task
+from sdm_ray.data.interface import TrainingDataset
 from sdm_ray.meta.inner.adversary import Adversary
 from sdm_ray.meta.inner.episode import Episode, Start
 from sdm_ray.meta.inner.flat_model import FlatModel
 from sdm_ray.meta.inner.problems import Data, Watch
 from sdm_ray.meta.trainer import Trainer, TrainOutcome
+from sdm_ray.models.interface import TrunkLike
 from sdm_ray.models.trunk import params_digest
 
 VOCABULARY_SIZE = 40
@@ -31,6 +33,7 @@ class MlpTrunk(nn.Module):
     num_depths = 2
     has_shortcut = False
     has_dropout = False
+    has_packing = False
 
     def __init__(
         self, width: int = 6, seed: int = 0, dtype: torch.dtype = torch.float64, *, knows_names: bool = False
@@ -121,7 +124,7 @@ def episode_of(
 
 
 class FakeData:
-    """A world without text, with the interface of `DeviceData`.
+    """A `TrainingDataset` without text.
 
     Token 10 + class of every example says its profession; tokens 20 to 39 are names, the even ones of gender 0.
     """
@@ -147,8 +150,8 @@ class FakeData:
     def labels_host(self, task: Task) -> Tensor:
         return self._labels[task].clone()
 
-    def occurring_tokens(self, indices: Tensor) -> Tensor:
-        return torch.from_numpy(np.unique(self._ids[indices.reshape(-1)].numpy()))
+    def occurring_tokens(self, indices: Tensor) -> LongTensor:
+        return torch.from_numpy(np.unique(self._ids[indices.reshape(-1)].numpy()))  # type: ignore[return-value]
 
     def batch(self, indices: Tensor, task: Task, *, pad_to: int | None = None, coarse: bool = False) -> Batch:
         self.batches.append((indices, task))
@@ -178,7 +181,9 @@ def drive(trainer: Trainer, stop_at: int | None = None) -> tuple[TrainOutcome | 
             return None, seen
 
 
-def train(settings: TrainSettings, *, seed: int = 0, trunk: Any = None, data: Any = None) -> TrainOutcome:
+def train(
+    settings: TrainSettings, *, seed: int = 0, trunk: TrunkLike | None = None, data: TrainingDataset | None = None
+) -> TrainOutcome:
     """Train to the end without checkpoints."""
     outcome, _ = drive(Trainer(settings, trunk=trunk or MlpTrunk(), data=data or FakeData(), seed=seed))
     assert outcome is not None

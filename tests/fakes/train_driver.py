@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -28,7 +27,7 @@ def trainer(folder: Path) -> Trainer:
         adversary={"num_steps": 2, "pool": {"size": 3, "lifespan_steps": 4, "subset_size": 20}},
         validation={"every_steps": 2, "min_desired_accuracy": 1.0, "patience": 1000},
     )
-    data: Any = FakeData()
+    data = FakeData()
     return Trainer(settings, trunk=MlpTrunk(), data=data, seed=0, checkpoint_dir=folder / "checkpoint")
 
 

@@ -57,7 +57,7 @@ def world(families: Sequence[str], folder: Path, **changes: Any) -> dict[str, An
 
 def attacked(trunk: nn.Module, *, num_classes: int = 2, **changes: Any) -> AttackReport:
     """An attack on a trunk of the small world."""
-    data: Any = FakeData(num_classes=num_classes)
+    data = FakeData(num_classes=num_classes)
     settings = quick(**changes)
     sampler: Any = TpeSampler if settings.sampler == "tpe" else SobolSampler
     return drain(attack_model(trunk, params_of(trunk), data, settings, sampler=sampler))
@@ -70,7 +70,7 @@ def compared(folder: Path) -> dict[str, Any]:
     }
     changes = {"families": ("full", "head", "linear_probe"), "num_search_trials": 4, "num_examples": (20, "all")}
     reports = {name: attacked(trunk, **changes) for name, trunk in trunks.items()}
-    data: Any = FakeData()
+    data = FakeData()
     signals = {name: measure_signals(trunk, params_of(trunk), data, Task.HARMFUL, 0) for name, trunk in trunks.items()}
     target = target_accuracy(reports["undefended"], 0.9)
     return {

@@ -73,20 +73,18 @@ RETAINING: dict[str, Any] = {
 
 def synthetic(changes: dict[str, Any], dtype: torch.dtype, folder: Path) -> dict[str, Any]:
     """A training on the world without text."""
-    data: Any = FakeData()
-    return trained(Trainer(train_settings(**changes), trunk=MlpTrunk(dtype=dtype), data=data, seed=1))
+    return trained(Trainer(train_settings(**changes), trunk=MlpTrunk(dtype=dtype), data=FakeData(), seed=1))
 
 
 def bfloat16(folder: Path) -> dict[str, Any]:
     """A training under autocast."""
-    data: Any = FakeData()
     settings = train_settings(**FRESH, precision="bfloat16")
-    return trained(Trainer(settings, trunk=MlpTrunk(dtype=torch.float32), data=data, seed=1))
+    return trained(Trainer(settings, trunk=MlpTrunk(dtype=torch.float32), data=FakeData(), seed=1))
 
 
 def regression(folder: Path) -> dict[str, Any]:
     """A training on vectors with real-valued targets."""
-    data: Any = RegressionWorld(400, 0, input_dim=8)
+    data = RegressionWorld(400, 0, input_dim=8)
     adversary = {"num_steps": 3, "learning_rate_initial": 0.01, "learning_rate": {"low": 1e-4, "high": 0.1}}
     settings = train_settings(adversary=adversary, blocking={"harmful_adapted_calibrated": 1.0, "harmful_adapted": 0.1})
     return trained(Trainer(settings, trunk=VectorMlp(8, 16, 2, seed=0), data=data, seed=1))

@@ -59,7 +59,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 def outer_step(**values: Any) -> OuterStep:
-    data: Any = FakeData()
+    data = FakeData()
     return OuterStep(train_settings(**values), trunk=MlpTrunk(), data=data, generators=Generators(0, GENERATORS))
 
 
@@ -374,7 +374,7 @@ def test_the_meta_learned_rate_stays_in_its_range_and_moves() -> None:
 def test_the_log_holds_means_of_its_intervals() -> None:
     fine = train(train_settings(**KINDS["both"], log_every_steps=1)).log
     outcome, progress = drive(
-        Trainer(train_settings(**KINDS["both"], log_every_steps=5), trunk=MlpTrunk(), data=FakeData(), seed=0)  # type: ignore[arg-type]
+        Trainer(train_settings(**KINDS["both"], log_every_steps=5), trunk=MlpTrunk(), data=FakeData(), seed=0)
     )
     assert outcome is not None
     assert [row["train/step"] for row in outcome.log] == [5, 10, 12]
@@ -394,7 +394,7 @@ def test_an_interrupted_run_ends_bit_for_bit_the_same(tmp_path: Path, kind: str,
     settings = train_settings(**KINDS[kind], checkpoint_every_steps=every)
 
     def trainer(folder: Path) -> Trainer:
-        return Trainer(settings, trunk=MlpTrunk(), data=FakeData(), seed=0, checkpoint_dir=folder)  # type: ignore[arg-type]
+        return Trainer(settings, trunk=MlpTrunk(), data=FakeData(), seed=0, checkpoint_dir=folder)
 
     straight, _ = drive(trainer(tmp_path / "straight"))
     for stop in (4, 8):
@@ -433,7 +433,7 @@ def test_a_resumed_run_carries_the_adversary_and_the_optimiser(tmp_path: Path) -
 def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
     def attempt(trunk: MlpTrunk | None = None, data: FakeData | None = None, seed: int = 0, **values: Any) -> None:
         drive(Trainer(
-            train_settings(method="tuned", **values), trunk=trunk or MlpTrunk(), data=data or FakeData(), seed=seed,  # type: ignore[arg-type]
+            train_settings(method="tuned", **values), trunk=trunk or MlpTrunk(), data=data or FakeData(), seed=seed,
             checkpoint_dir=tmp_path,
         ))  # fmt: skip
 
@@ -454,7 +454,7 @@ def test_divergence_names_step_term_and_adversary_and_keeps_the_checkpoint(tmp_p
     data = FakeData()
 
     def trainer() -> Trainer:
-        return Trainer(settings, trunk=MlpTrunk(), data=data, seed=0, checkpoint_dir=tmp_path)  # type: ignore[arg-type]
+        return Trainer(settings, trunk=MlpTrunk(), data=data, seed=0, checkpoint_dir=tmp_path)
 
     broken = trainer()
     plain, calls = broken._step.step, iter(range(100))
@@ -478,7 +478,7 @@ def test_divergence_names_step_term_and_adversary_and_keeps_the_checkpoint(tmp_p
 
 def test_a_diverging_run_writes_no_checkpoint(tmp_path: Path) -> None:
     settings = train_settings(method="tuned", log_every_steps=12, checkpoint_every_steps=2)
-    trainer = Trainer(settings, trunk=MlpTrunk(), data=FakeData(), seed=0, checkpoint_dir=tmp_path)  # type: ignore[arg-type]
+    trainer = Trainer(settings, trunk=MlpTrunk(), data=FakeData(), seed=0, checkpoint_dir=tmp_path)
     with torch.no_grad():
         vars(trainer._step)["trunk"].fill_(math.nan)
     with pytest.raises(RunError, match="diverged at outer step 1: desired_loss is nan"):

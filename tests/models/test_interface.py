@@ -24,7 +24,7 @@ class ImageEncoder(nn.Module):
     feature_dim, num_depths = 6, 2
     embedding_name: str | None = None
     fixed_ids = 0
-    has_shortcut = has_dropout = False
+    has_shortcut = has_dropout = has_packing = False
 
     def __init__(self, seed: int) -> None:
         super().__init__()

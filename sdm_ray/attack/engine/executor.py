@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sdm_ray.attack.engine.draws import batch_order, choose_subset, head_generator, order_generator, subset_generator
 from sdm_ray.attack.engine.flops import Counter
@@ -45,9 +45,11 @@ from sdm_ray.config.attack import AttackSettings
 from sdm_ray.core.seeds import seeded
 from sdm_ray.core.types import Params, Split, Task
 from sdm_ray.models.heads import init_head, logits
+from sdm_ray.models.interface import TrunkLike, as_module
+from sdm_ray.models.trunk import Trunk
 
 if TYPE_CHECKING:
-    from sdm_ray.data.device import DeviceData
+    from sdm_ray.data.interface import AttackDataset
 
 LARGEST_STACK = {"cpu": 32, "cuda": 128}
 """Attackers in a stack at most."""
@@ -96,15 +98,15 @@ class Executor:
 
     def __init__(
         self,
-        trunk: nn.Module,
+        trunk: TrunkLike,
         params: Params,
-        data: DeviceData,
+        data: AttackDataset,
         settings: AttackSettings,
         task: Task,
         knowledge: Knowledge | None = None,
     ) -> None:
         self._params = {name: value.detach() for name, value in params.items()}
-        self._embedding: str | None = getattr(trunk, "embedding_name", None)
+        self._embedding = trunk.embedding_name
         self._trunk, self._data, self._settings, self._task = trunk, data, settings, task
         self._device = plan_device(self._params)
         self._dtype = next(iter(self._params.values())).dtype
@@ -247,17 +249,24 @@ class Executor:
         options = forward_options(self._trunk)
         if first.trains == "lora":
             if first.rank not in self._lora:
+                assert isinstance(self._trunk, Trunk), type(self._trunk)
                 self._lora[first.rank] = LoraTrunk(self._trunk, first.rank)
             adapted = self._lora[first.rank]
             generators = [seeded(self._settings.seed, "factors", attacker) for attacker in stack]
             like = next(iter(params.values()))
             return Model(adapted.module, adapted.shared(params), {}, adapted.factors(generators, like))
-        depth_of: Any = getattr(self._trunk, "depth_of", lambda name: 0)
-        moving = {name: value for name, value in params.items() if depth_of(name) >= first.depth}
+        moving = {name: value for name, value in params.items() if self._trunk.depth_of(name) >= first.depth}
         shared = {name: value for name, value in params.items() if name not in moving}
         embedding = self._embedding if self._embedding in moving else None
-        packs = getattr(self._trunk, "has_packing", False)
-        return Model(self._trunk, shared, moving, embedding=embedding, options=options, packs=packs)
+        return Model(
+            as_module(self._trunk),
+            shared,
+            moving,
+            embedding=embedding,
+            fixed_ids=self._trunk.fixed_ids,
+            options=options,
+            packs=self._trunk.has_packing,
+        )
 
     def _train_desired(self, num_steps: int) -> Params:
         """The weights after Adam's steps on the desired labels of attacker-train, from a fresh head."""
@@ -360,9 +369,9 @@ class Executor:
         return max(1, int(budget // needed))
 
     def _activations_per_token(self, length: int) -> int:
-        config: Any = getattr(getattr(self._trunk, "hf_model", None), "config", None)
-        if config is None:
+        if not isinstance(self._trunk, Trunk):
             return 0
+        config = self._trunk.hf_model.config
         width, heads = int(config.hidden_size), int(config.num_attention_heads)
         return int(config.num_hidden_layers) * (20 * width + 3 * heads * length)
 

@@ -6,12 +6,9 @@ arXiv 2001.08361). Embedding look-ups, attention scores, norms and optimiser ari
 
 from __future__ import annotations
 
-from typing import Any
-
-from torch import nn
-
 from sdm_ray.attack.families.base import Attacker
 from sdm_ray.core.types import Params
+from sdm_ray.models.interface import TrunkLike
 
 
 class Counter:
@@ -24,10 +21,11 @@ class Counter:
         tokens: mean tokens of an example.
     """
 
-    def __init__(self, params: Params, embedding: str | None, trunk: nn.Module, tokens: float) -> None:
-        depth_of: Any = getattr(trunk, "depth_of", lambda name: 0)
+    def __init__(self, params: Params, embedding: str | None, trunk: TrunkLike, tokens: float) -> None:
         self._sizes = [
-            (depth_of(name), value.numel()) for name, value in params.items() if value.dim() > 1 and name != embedding
+            (trunk.depth_of(name), value.numel())
+            for name, value in params.items()
+            if value.dim() > 1 and name != embedding
         ]
         self._tokens = tokens
 

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call
 
 from sdm_ray.core.types import Batch, Params, Task
+from sdm_ray.models.interface import TrunkLike, as_module
 
 if TYPE_CHECKING:
-    from sdm_ray.data.device import DeviceData
+    from sdm_ray.data.interface import AttackDataset
 
 EXAMPLES_PER_BATCH = 128
 """Texts that are scored at once."""
@@ -21,7 +22,7 @@ EXAMPLES_OF_A_CLASS = 8
 """Examples of every class, rare ones too, that a validation sample holds where there are as many."""
 
 
-def tight_batch(data: DeviceData, lengths: Tensor, indices: Tensor, task: Task) -> Batch:
+def tight_batch(data: AttackDataset, lengths: Tensor, indices: Tensor, task: Task) -> Batch:
     """Examples padded to the longest of them and no further: short texts are cheap.
 
     Args:
@@ -44,7 +45,7 @@ class ScoringSet:
     """(N,) host; their labels."""
 
     @classmethod
-    def of(cls, data: DeviceData, indices: Tensor, task: Task) -> ScoringSet:
+    def of(cls, data: AttackDataset, indices: Tensor, task: Task) -> ScoringSet:
         """The examples at `indices` (N,) (host)."""
         lengths = data.lengths_host()
         ordered = indices[torch.argsort(lengths[indices], stable=True)]
@@ -56,24 +57,24 @@ class ScoringSet:
         return len(self.indices)
 
 
-def forward_options(trunk: nn.Module) -> dict[str, Any]:
+def forward_options(trunk: TrunkLike) -> dict[str, Any]:
     """Arguments of a trunk: of the last layer only what the features need, where it knows how."""
-    return {"shortcut": True} if getattr(trunk, "has_shortcut", False) else {}
+    return {"shortcut": True} if trunk.has_shortcut else {}
 
 
 @torch.no_grad()
-def trunk_features(trunk: nn.Module, params: Params, examples: ScoringSet) -> Tensor:
+def trunk_features(trunk: TrunkLike, params: Params, examples: ScoringSet) -> Tensor:
     """(N, D) features in the order of `examples`."""
-    options = forward_options(trunk)
-    return torch.cat([functional_call(trunk, params, batch.inputs, options) for batch in examples.batches])
+    module, options = as_module(trunk), forward_options(trunk)
+    return torch.cat([functional_call(module, params, batch.inputs, options) for batch in examples.batches])
 
 
 @torch.no_grad()
-def hidden_features(trunk: nn.Module, params: Params, examples: ScoringSet) -> Tensor:
+def hidden_features(trunk: TrunkLike, params: Params, examples: ScoringSet) -> Tensor:
     """(H, N, E) means over tokens of the hidden states: those of the embeddings and of each layer."""
-    parts = []
+    module, parts = as_module(trunk), []
     for batch in examples.batches:
-        _, states = functional_call(trunk, params, batch.inputs, {"hidden_states": True})
+        _, states = functional_call(module, params, batch.inputs, {"hidden_states": True})
         weights = batch.attention_mask.to(states.dtype)[None, :, :, None]
         parts.append((states * weights).sum(2) / weights.sum(2))
     return torch.cat(parts, dim=1)
@@ -90,7 +91,7 @@ class FeatureStore:
         task: whose labels a batch carries; features do not depend on it.
     """
 
-    def __init__(self, trunk: nn.Module, params: Params, data: DeviceData, indices: Tensor, task: Task) -> None:
+    def __init__(self, trunk: TrunkLike, params: Params, data: AttackDataset, indices: Tensor, task: Task) -> None:
         self._trunk, self._params, self._data, self._task = trunk, params, data, task
         self._row = torch.full((int(indices.max()) + 1,), -1)
         self._row[indices] = torch.arange(len(indices))

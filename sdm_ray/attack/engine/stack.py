@@ -29,7 +29,7 @@ from sdm_ray.models.heads import logits
 from sdm_ray.models.packing import token_places
 
 if TYPE_CHECKING:
-    from sdm_ray.data.device import DeviceData
+    from sdm_ray.data.interface import AttackDataset
 
 HEAD = "attack.head"
 """Name under which the head is stacked with the trunk's parameters."""
@@ -127,6 +127,8 @@ class Model:
     """(S, ...) parameters whose start differs between attackers."""
     embedding: str | None = None
     """The token embedding, where it is among `start`."""
+    fixed_ids: int = 0
+    """Leading token ids that keep their rows when the embedding is restricted."""
     options: dict[str, Any] = field(default_factory=dict)
     """Further arguments of the module."""
 
@@ -194,7 +196,7 @@ class Course:
     """Logits (N, C) of each attacker at its moments, on the host."""
 
 
-def train_stack(model: Model, data: DeviceData, task: Task, plan: Plan, val: ScoringSet) -> tuple[Trained, Course]:
+def train_stack(model: Model, data: AttackDataset, task: Task, plan: Plan, val: ScoringSet) -> tuple[Trained, Course]:
     """Fine-tune.
 
     Of a token embedding that is trained, only the rows that occur are held, where the optimiser leaves the others
@@ -215,7 +217,7 @@ def train_stack(model: Model, data: DeviceData, task: Task, plan: Plan, val: Sco
     rows = None
     if compact is not None:
         table = model.start[compact].detach()
-        rows = _occurring_rows(data, task, plan, len(table), getattr(model.module, "fixed_ids", 0))
+        rows = _occurring_rows(data, task, plan, len(table), model.fixed_ids)
         stacked[compact] = rows.take(table)
     stacked |= {name: value.to(device, copy=True) for name, value in model.own.items()}
     stacked[HEAD] = plan.heads.to(device, copy=True)
@@ -300,7 +302,7 @@ def plan_device(params: Params) -> torch.device:
     return next(iter(params.values())).device
 
 
-def _occurring_rows(data: DeviceData, task: Task, plan: Plan, vocab_size: int, num_fixed: int) -> Rows:
+def _occurring_rows(data: AttackDataset, task: Task, plan: Plan, vocab_size: int, num_fixed: int) -> Rows:
     longest = max(len(subset) for subset in plan.subsets)
     padded = torch.stack([subset[torch.arange(longest) % len(subset)] for subset in plan.subsets])
     return Rows.of(data.batch(padded, task).input_ids, vocab_size, num_fixed)

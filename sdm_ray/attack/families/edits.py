@@ -7,11 +7,11 @@ back towards the public encoder lead out of it; so does training on something ha
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call
 
 from sdm_ray.attack.families.base import Attacker, Facts, Family, fine_tuning, fine_tuning_space
@@ -21,11 +21,12 @@ from sdm_ray.config.attack import AttackSettings
 from sdm_ray.core.seeds import derived_seed
 from sdm_ray.core.types import Params, Split, Task
 from sdm_ray.models.corruption import corrupt
-from sdm_ray.models.masked_lm import word_embedding_name
+from sdm_ray.models.interface import TrunkLike
+from sdm_ray.models.masked_lm import MaskedLmHead, word_embedding_name
+from sdm_ray.models.trunk import Trunk
 
 if TYPE_CHECKING:
-    from sdm_ray.data.device import DeviceData
-    from sdm_ray.models.trunk import Trunk
+    from sdm_ray.data.interface import AttackDataset
 
 
 def _space(amounts: Callable[[Facts], tuple[float, ...]]) -> Callable[[AttackSettings, int, Facts], Space]:
@@ -112,9 +113,9 @@ class Editor:
 
     def __init__(
         self,
-        trunk: nn.Module,
+        trunk: TrunkLike,
         params: Params,
-        data: DeviceData,
+        data: AttackDataset,
         knowledge: Knowledge,
         base_seed: int,
         train_desired: Callable[[int], Params],
@@ -158,7 +159,7 @@ class Editor:
 
     def _reinit(self, attacker: Attacker, seed: int) -> Params:
         assert self._knowledge.redraw is not None
-        trunk: Any = self._trunk
+        trunk = self._trunk
         fresh, depth_of, lowest = self._knowledge.redraw(seed), trunk.depth_of, trunk.num_depths - attacker.amount
         return {
             name: fresh[name].to(value) if depth_of(name) >= lowest else value for name, value in self._params.items()
@@ -187,14 +188,15 @@ class Editor:
     def _masked_lm(self, attacker: Attacker, seed: int) -> Params:
         head, trunk = self._knowledge.masked_lm, self._trunk
         assert head is not None
+        assert isinstance(trunk, Trunk), type(trunk)
         generator = torch.Generator().manual_seed(seed)
         texts = self._data.indices(Split.ATTACKER_TRAIN)
         leaves = {name: value.clone().requires_grad_() for name, value in self._params.items()}
         optimizer = torch.optim.Adam(list(leaves.values()), lr=PREPARING_RATE)
-        embedding = word_embedding_name(trunk)  # type: ignore[arg-type]
+        embedding = word_embedding_name(trunk)
         for _ in range(round(attacker.amount)):
             chosen = texts[torch.randint(len(texts), (PREPARING_BATCH,), generator=generator)]
-            loss = _masked_lm_loss(trunk, leaves, embedding, head, self._data, chosen, generator)  # type: ignore[arg-type]
+            loss = _masked_lm_loss(trunk, leaves, embedding, head, self._data, chosen, generator)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
@@ -206,14 +208,14 @@ def _masked_lm_loss(
     trunk: Trunk,
     params: Params,
     embedding: str,
-    head: nn.Module,
-    data: DeviceData,
+    head: MaskedLmHead,
+    data: AttackDataset,
     indices: Tensor,
     generator: torch.Generator,
 ) -> Tensor:
     batch = data.batch(indices, Task.DESIRED)
     ids = batch.input_ids.cpu()
-    corrupted = corrupt(ids, head.special, mask_id=head.mask_id, share=MASKED_SHARE, generator=generator)  # type: ignore[arg-type]
+    corrupted = corrupt(ids, head.special, mask_id=head.mask_id, share=MASKED_SHARE, generator=generator)
     inputs = (corrupted.input_ids.to(batch.input_ids.device), batch.attention_mask)
     _, states = functional_call(trunk, params, inputs, {"hidden_states": True})
     predicted = states[-1].flatten(0, 1)[corrupted.positions.to(states.device)]

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from sdm_ray.attack.families.base import Facts
 from sdm_ray.attack.families.lora import linear_layers
 from sdm_ray.core.types import Params
+from sdm_ray.models.interface import TrunkLike
+from sdm_ray.models.trunk import Trunk
 
 if TYPE_CHECKING:
     from sdm_ray.models.masked_lm import MaskedLmHead
@@ -29,11 +31,11 @@ class Knowledge:
     redraw: Callable[[int], Params] | None = None
     """Fresh weights of the architecture from a seed."""
 
-    def facts(self, trunk: nn.Module, num_classes: int) -> Facts:
+    def facts(self, trunk: TrunkLike, num_classes: int) -> Facts:
         """What families may know of a model with this trunk."""
-        inner: Any = getattr(trunk, "hf_model", None)
+        inner = trunk.hf_model if isinstance(trunk, Trunk) else None
         return Facts(
-            num_depths=int(getattr(trunk, "num_depths", 1)),
+            num_depths=trunk.num_depths,
             num_hidden_states=0 if inner is None else int(inner.config.num_hidden_layers) + 1,
             has_linear_layers=inner is not None and bool(linear_layers(inner)),
             has_public=self.public is not None,

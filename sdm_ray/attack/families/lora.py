@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sdm_ray.core.types import Params
+from sdm_ray.models.trunk import Trunk
 
 ADAPTER, ALPHA = "attack", 16
 """Name of the adapter; updates are scaled by alpha over the rank."""
@@ -23,15 +23,14 @@ class LoraTrunk:
         rank: of the factors.
     """
 
-    def __init__(self, trunk: nn.Module, rank: int) -> None:
+    def __init__(self, trunk: Trunk, rank: int) -> None:
         from peft import LoraConfig, inject_adapter_in_model
 
-        module: Any = copy.deepcopy(trunk)
-        self.module = module
-        targets = linear_layers(module.hf_model)
+        self.module = copy.deepcopy(trunk)
+        targets = linear_layers(self.module.hf_model)
         config = LoraConfig(r=rank, lora_alpha=ALPHA, lora_dropout=0.0, target_modules=targets, bias="none")
         with torch.random.fork_rng(devices=[]):
-            inject_adapter_in_model(config, module.hf_model, adapter_name=ADAPTER)
+            inject_adapter_in_model(config, self.module.hf_model, adapter_name=ADAPTER)
         self.module.train(False)
         shapes = {name: value.shape for name, value in self.module.named_parameters()}
         self._shapes = {name: shape for name, shape in shapes.items() if ".lora_" in name}

@@ -7,16 +7,16 @@ on one that no training saw: a grouping of the desired task's classes.
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from sdm_ray.core.seeds import seeded
-from sdm_ray.core.types import Batch, Task
+from sdm_ray.core.types import Batch, Split, Task
 
 if TYPE_CHECKING:
-    from sdm_ray.data.device import DeviceData
+    from sdm_ray.data.interface import AttackDataset
 
 GROUPING_SEED = 20_231
 """Of the grouping: the same classes fall together for every model and seed."""
@@ -30,7 +30,7 @@ class GroupedData:
         num_groups: G, at most the number of desired classes.
     """
 
-    def __init__(self, data: DeviceData, num_groups: int) -> None:
+    def __init__(self, data: AttackDataset, num_groups: int) -> None:
         self._data = data
         names = data.label_names(Task.DESIRED)
         order = torch.randperm(len(names), generator=seeded(GROUPING_SEED, names)).tolist()
@@ -43,10 +43,10 @@ class GroupedData:
         self._on_device = self._labels.to(data.device)
         self.digest = f"{data.digest}-grouped-{num_groups}"
 
-    def __getattr__(self, name: str) -> Any:
-        if name == "_data":  # while it is copied or unpickled, it has none yet
-            raise AttributeError(name)
-        return getattr(self._data, name)
+    @property
+    def device(self) -> torch.device:
+        """Where batches are."""
+        return self._data.device
 
     def to(self, device: torch.device | str) -> GroupedData:
         """The same data on another device."""
@@ -66,8 +66,16 @@ class GroupedData:
         """(N,) int64 groups on the host."""
         return self._labels.clone()
 
-    def batch(self, indices: Tensor, task: Task, **options: Any) -> Batch:
-        """Examples by index, labelled by group; further arguments as of `DeviceData.batch`."""
-        batch = self._data.batch(indices, Task.DESIRED, **options)
+    def indices(self, split: Split) -> Tensor:
+        """Sorted indices of a split's examples, int64 on the host."""
+        return self._data.indices(split)
+
+    def lengths_host(self) -> Tensor:
+        """(N,) int64 tokens of each example on the host."""
+        return self._data.lengths_host()
+
+    def batch(self, indices: Tensor, task: Task, *, pad_to: int | None = None, coarse: bool = False) -> Batch:
+        """Examples by index, labelled by group; arguments as of `Dataset.batch`."""
+        batch = self._data.batch(indices, Task.DESIRED, pad_to=pad_to, coarse=coarse)
         rows = indices.to(self._on_device.device, non_blocking=True)
         return batch._replace(labels=self._on_device[rows])

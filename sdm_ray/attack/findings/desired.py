@@ -5,20 +5,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sdm_ray.attack.engine.scoring import ScoringSet, trunk_features
 from sdm_ray.attack.scores import Calibration, evaluate
 from sdm_ray.core.types import Params, Split, Task
 from sdm_ray.models.heads import logits
+from sdm_ray.models.interface import TrunkLike
 
 if TYPE_CHECKING:
-    from sdm_ray.data.device import DeviceData
+    from sdm_ray.data.interface import AttackDataset
 
 
 @torch.no_grad()
 def desired_scores(
-    trunk: nn.Module, params: Params, head: Tensor, data: DeviceData, split: Split
+    trunk: TrunkLike, params: Params, head: Tensor, data: AttackDataset, split: Split
 ) -> tuple[float, float]:
     """Plain accuracy and mean cross-entropy (nats) of the desired task.
 

@@ -8,16 +8,17 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call
 
 from sdm_ray.attack.engine.scoring import ScoringSet, trunk_features, validation_sample
 from sdm_ray.core.seeds import seeded
 from sdm_ray.core.types import Params, Split, Task
 from sdm_ray.models.heads import init_head, logits
+from sdm_ray.models.interface import TrunkLike, as_module
 
 if TYPE_CHECKING:
-    from sdm_ray.data.device import DeviceData
+    from sdm_ray.data.interface import AttackDataset
 
 NUM_EXAMPLES, NUM_HEADS = 128, 3
 """Attacker-validation examples that are looked at, and fresh heads that gradients are averaged over."""
@@ -39,7 +40,7 @@ class Signals:
     """Largest share of the harmful loss that one step against its gradient takes away, over lengths of the step."""
 
 
-def measure_signals(trunk: nn.Module, params: Params, data: DeviceData, task: Task, seed: int) -> Signals:
+def measure_signals(trunk: TrunkLike, params: Params, data: AttackDataset, task: Task, seed: int) -> Signals:
     """Look at released weights.
 
     Args:
@@ -84,7 +85,7 @@ def _spread(features: Tensor) -> tuple[float, float]:
     return float((-(shares * shares.log()).sum()).exp()), total / scale
 
 
-def _along_gradient(trunk: nn.Module, params: Params, examples: ScoringSet, head: Tensor) -> tuple[float, float]:
+def _along_gradient(trunk: TrunkLike, params: Params, examples: ScoringSet, head: Tensor) -> tuple[float, float]:
     """Sensitivity, and the largest share of the loss that a step against the gradient takes away."""
     leaves = {name: value.detach().requires_grad_() for name, value in params.items()}
     with torch.enable_grad():
@@ -106,9 +107,9 @@ def _along_gradient(trunk: nn.Module, params: Params, examples: ScoringSet, head
     return norm * weights, best
 
 
-def _loss(trunk: nn.Module, params: Params, examples: ScoringSet, head: Tensor) -> Tensor:
+def _loss(trunk: TrunkLike, params: Params, examples: ScoringSet, head: Tensor) -> Tensor:
     labels = examples.labels.to(head.device)
-    scores = [logits(functional_call(trunk, params, batch.inputs), head) for batch in examples.batches]
+    scores = [logits(functional_call(as_module(trunk), params, batch.inputs), head) for batch in examples.batches]
     return F.cross_entropy(torch.cat(scores), labels)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sdm_ray.config import TrainSettings
 from sdm_ray.core.types import Task
-from sdm_ray.data.device import DeviceData
+from sdm_ray.data.interface import TrainingDataset
 from sdm_ray.meta.adversaries.distribution import draw_fresh, whole_number
 from sdm_ray.meta.adversaries.few_shot import FewShot, InnerBatches
 from sdm_ray.meta.inner.adversary import Adversary
@@ -77,7 +77,7 @@ class Simulator:
         settings: TrainSettings,
         *,
         model: FlatModel,
-        data: DeviceData,
+        data: TrainingDataset,
         task: Task,
         indices: Tensor,
         few_shot: FewShot,

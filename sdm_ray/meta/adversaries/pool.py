@@ -26,7 +26,7 @@ from torch import Tensor
 
 from sdm_ray.config import AdversarySettings
 from sdm_ray.core.types import Batch, Task
-from sdm_ray.data.device import DeviceData
+from sdm_ray.data.interface import TrainingDataset
 from sdm_ray.data.sampler import EpochSampler
 from sdm_ray.meta.adversaries.distribution import draw_persistent, whole_number
 from sdm_ray.meta.adversaries.few_shot import FewShot
@@ -105,7 +105,7 @@ class AdversaryPool:
         settings: AdversarySettings,
         *,
         model: FlatModel,
-        data: DeviceData,
+        data: TrainingDataset,
         indices: Tensor,
         few_shot: FewShot,
         generator: torch.Generator,

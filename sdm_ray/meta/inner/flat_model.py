@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call, vmap
 
 from sdm_ray.core.types import Batch, Params
 from sdm_ray.data.tokenized import power_of_two
 from sdm_ray.models.heads import logits
-from sdm_ray.models.interface import TrunkLike
+from sdm_ray.models.interface import TrunkLike, as_module
 
 ROW_MULTIPLE = 256
 """The number of embedding rows is rounded up to a multiple of this, so that few shapes occur."""
@@ -116,8 +116,7 @@ class FlatModel:
     """
 
     def __init__(self, trunk: TrunkLike, num_rows: int | None = None) -> None:
-        assert isinstance(trunk, nn.Module)
-        self._module: nn.Module = trunk
+        self._module = as_module(trunk)
         self.trunk = trunk
         self.feature_dim = trunk.feature_dim
         shapes = {name: value.shape for name, value in trunk.named_parameters()}

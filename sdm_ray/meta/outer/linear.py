@@ -14,7 +14,7 @@ from torch import Tensor
 from sdm_ray.config import TrainSettings
 from sdm_ray.core.seeds import Generators
 from sdm_ray.core.types import Params, Split, Task
-from sdm_ray.data.device import DeviceData
+from sdm_ray.data.interface import Dataset
 from sdm_ray.data.sampler import EpochSampler
 from sdm_ray.meta.inner.flat_model import FlatModel, TrunkLike
 from sdm_ray.meta.objectives import task_loss
@@ -43,7 +43,7 @@ class LinearStep:
         settings: TrainSettings,
         *,
         trunk: TrunkLike,
-        data: DeviceData,
+        data: Dataset,
         generators: Generators,
         indices: Tensor | None = None,
     ) -> None:
@@ -113,7 +113,7 @@ class LinearStep:
         self._generators.load_state_dict(state["generators"])
 
     @torch.no_grad()
-    def _encode(self, data: DeviceData, indices: Tensor) -> tuple[Tensor, Tensor]:
+    def _encode(self, data: Dataset, indices: Tensor) -> tuple[Tensor, Tensor]:
         batches = [data.batch(chunk, Task.DESIRED) for chunk in torch.split(indices, FEATURE_BATCH_SIZE)]
         features = torch.cat([self.model.features(self.trunk, batch) for batch in batches])
         return features, torch.cat([batch.labels for batch in batches])

@@ -18,8 +18,8 @@ from torch.func import functional_call
 from sdm_ray.config import EncoderSettings, RetainSettings, SyntheticWorld, TrainSettings
 from sdm_ray.core.errors import UsageError
 from sdm_ray.core.types import Batch, Params
-from sdm_ray.data.device import DeviceData
 from sdm_ray.data.general import GeneralText, load_general_text, meta_training_text
+from sdm_ray.data.interface import Dataset
 from sdm_ray.data.sampler import EpochSampler
 from sdm_ray.meta.inner.flat_model import FlatModel, TrunkLike
 from sdm_ray.meta.objectives import TERMS, weighted_sum
@@ -103,7 +103,7 @@ class Retention:
         model: FlatModel,
         trunk: TrunkLike,
         sources: GeneralSources | None,
-        data: DeviceData,
+        data: Dataset,
         indices: Tensor,
         generator: torch.Generator,
     ) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from sdm_ray.config import TrainSettings
 from sdm_ray.core.seeds import Generators
 from sdm_ray.core.types import Batch, Params, Split, Task
-from sdm_ray.data.device import DeviceData
+from sdm_ray.data.interface import TrainingDataset
 from sdm_ray.data.sampler import EpochSampler
 from sdm_ray.meta.adversaries.few_shot import FewShot
 from sdm_ray.meta.adversaries.fresh import Heads, Simulator
@@ -50,7 +50,7 @@ class OuterStep:
         settings: TrainSettings,
         *,
         trunk: TrunkLike,
-        data: DeviceData,
+        data: TrainingDataset,
         generators: Generators,
         indices: Tensor | None = None,
         general: GeneralSources | None = None,

@@ -34,7 +34,7 @@ def make_pool(
     made = AdversaryPool(
         settings,
         model=model,
-        data=data,  # type: ignore[arg-type]
+        data=data,
         indices=indices,
         few_shot=FewShot(indices, data.labels_host(Task.HARMFUL)[indices]),
         generator=torch.Generator().manual_seed(0),

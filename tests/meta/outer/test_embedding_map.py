@@ -91,7 +91,7 @@ def test_it_resumes_bit_for_bit(tmp_path: Path) -> None:
     settings = ac(embedding_map_learning_rate=1e-2)
 
     def trainer(folder: Path) -> Trainer:
-        return Trainer(settings, trunk=MlpTrunk(), data=FakeData(), seed=0, checkpoint_dir=folder)  # type: ignore[arg-type]
+        return Trainer(settings, trunk=MlpTrunk(), data=FakeData(), seed=0, checkpoint_dir=folder)
 
     straight, _ = drive(trainer(tmp_path / "straight"))
     drive(trainer(tmp_path / "broken"), stop_at=5)

@@ -29,15 +29,21 @@ DISTANCES = ("retain_distill", "retain_representation")
 
 
 class TextData:
-    """Sixteen examples, with the interface of `DeviceData`."""
+    """Sixteen texts, a `Dataset`."""
 
-    device = torch.device("cpu")
+    device, digest = torch.device("cpu"), "sixteen texts"
 
     def __init__(self) -> None:
         self.inputs = tuple(value.flatten(0, 1) for value in padded_tokens(4))
 
+    def num_classes(self, task: Task) -> int:
+        return 1
+
     def indices(self, split: Split) -> Tensor:
         return torch.arange(16)
+
+    def labels_host(self, task: Task) -> Tensor:
+        return torch.zeros(16, dtype=torch.int64)
 
     def batch(self, indices: Tensor, task: Task, *, pad_to: int | None = None, coarse: bool = False) -> Batch:
         return Batch(tuple(value[indices] for value in self.inputs), torch.zeros(indices.shape, dtype=torch.int64))
@@ -198,7 +204,7 @@ def test_without_a_source_the_texts_are_those_of_meta_training(folders: dict[str
     found = []
     for sources in (None, GeneralSources(text)):
         retention = Retention(
-            weights, settings, model=FlatModel(trunk), trunk=trunk, sources=sources, data=data,  # type: ignore[arg-type]
+            weights, settings, model=FlatModel(trunk), trunk=trunk, sources=sources, data=data,
             indices=torch.arange(8), generator=torch.Generator().manual_seed(0),
         )  # fmt: skip
         found.append(retention.gradient(point, desired_batch())[1]["retain_distill"])

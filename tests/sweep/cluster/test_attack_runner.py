@@ -16,14 +16,7 @@ from tests.fakes.attack_world import FakeData, TinyTrunk, attack, quick
 RESOURCES = ResourceSettings(cpus_per_trial=1)
 
 
-class MovableData(FakeData):
-    """Fake data that travel."""
-
-    def to(self, device: Any) -> MovableData:
-        return self
-
-
-class DyingData(MovableData):
+class DyingData(FakeData):
     """The first worker that asks for a subset's labels dies of it; the file remembers that one did."""
 
     def __init__(self, marker: Path) -> None:
@@ -42,8 +35,8 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 def test_workers_give_what_one_process_gives() -> None:
     settings = quick(families=("fine_tune", "linear_probe"), num_examples=(20,))
-    here = attack(MovableData(), settings)
-    there = attack(MovableData(), settings, runner=ray_runner(RESOURCES, 2))
+    here = attack(FakeData(), settings)
+    there = attack(FakeData(), settings, runner=ray_runner(RESOURCES, 2))
     for mine, theirs in zip(here.family_cells, there.family_cells, strict=True):
         assert mine.winner == theirs.winner
         assert mine.seed_losses == pytest.approx(theirs.seed_losses, abs=1e-5)

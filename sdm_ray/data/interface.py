@@ -1,0 +1,72 @@
+"""What training and attacks ask of their data: N labelled examples that are split, and batched on a device.
+
+Texts (`data/device.py`), vectors (`data/regression.py`) and texts under grouped labels (`attack/findings/benign.py`)
+satisfy these protocols. Data of another kind need the same members and no base class.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol, Self
+
+import torch
+from torch import LongTensor, Tensor
+
+from sdm_ray.core.types import Batch, Split, Task
+
+
+class Dataset(Protocol):
+    """Examples with a desired and a harmful label each; indices and labels are on the host, batches on `device`."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where batches are."""
+        ...
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 (hex) of inputs, labels and splits."""
+        ...
+
+    def num_classes(self, task: Task) -> int:
+        """C of a task; 1 for a regression."""
+        ...
+
+    def indices(self, split: Split) -> Tensor:
+        """Sorted indices of a split's examples, int64 on the host; a copy."""
+        ...
+
+    def labels_host(self, task: Task) -> Tensor:
+        """(N,) labels of a task on the host: int64 class indices, or floating-point targets; a copy."""
+        ...
+
+    def batch(self, indices: Tensor, task: Task, *, pad_to: int | None = None, coarse: bool = False) -> Batch:
+        """Examples by host indices (..., B), gathered on the device without waiting for it.
+
+        Where examples differ in width, a batch is as wide as its widest example, rounded up (`coarse` rounds further,
+        so that few widths occur), or `pad_to` wide.
+        """
+        ...
+
+
+class TrainingDataset(Dataset, Protocol):
+    """What meta-training reads."""
+
+    def occurring_tokens(self, indices: Tensor) -> LongTensor:
+        """Sorted token ids in examples (host indices of any shape), int64 on the host; none where data have no tokens."""
+        ...
+
+
+class AttackDataset(Dataset, Protocol):
+    """What an attack reads: class labels, and and two inputs, token ids and mask, or what stands for them."""
+
+    def label_names(self, task: Task) -> tuple[str, ...]:
+        """Class names of a task, by index."""
+        ...
+
+    def lengths_host(self) -> Tensor:
+        """(N,) int64 tokens of each example on the host."""
+        ...
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same data on another device."""
+        ...
