@@ -18,7 +18,7 @@ ORDER = (
     "meta.objectives", "meta.inner", "meta.adversaries", "meta.outer", "meta",
     "attack.space", "attack.families", "attack.report", "attack.engine", "attack", "attack.findings",
     "frontier", "figures", "tracking", "trial",
-    "sweep.cluster", "sweep.search", "sweep.state", "sweep.records", "sweep.view",
+    "sweep.search", "sweep.cluster", "sweep.state", "sweep.records", "sweep.view",
     "sweep.interrupt", "sweep.tune", "sweep", "reproduce", "cli", "__main__",
 )  # fmt: skip
 """Rooms from the ground up: a module belongs to its longest prefix here and imports from its own room and from those

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from sdm_ray.attack.families import the_family
-from sdm_ray.attack.space import the_sampler
 from sdm_ray.config.attack import AttackSettings
 from sdm_ray.core.errors import UsageError
 from sdm_ray.core.types import Split, Task
@@ -27,12 +26,11 @@ def check_data(data: AttackDataset, settings: AttackSettings, task: Task) -> Non
     """Refuse an attack that the data cannot carry, or that names what is not there.
 
     Raises:
-        UsageError: for an unknown family or sampler; where n is below the number of classes, attacker-train has too
+        UsageError: for an unknown family; where n is below the number of classes, attacker-train has too
             few examples for n, or attacker-validation or test lacks a class.
     """
     for family in settings.families:
         the_family(family)
-    the_sampler(settings.sampler)
     names, labels = data.label_names(task), data.labels_host(task)
     counts = {
         split: torch.bincount(labels[data.indices(split)], minlength=len(names)).tolist()

@@ -24,7 +24,7 @@ from sdm_ray.attack.families.knowledge import Knowledge
 from sdm_ray.attack.report import AttackRecord, AttackReport, Cell
 from sdm_ray.attack.scores import evaluate, fit_calibration, permuted_accuracy, raw_accuracy
 from sdm_ray.attack.search import Scored, Search, cell_of, worst_cell
-from sdm_ray.attack.space import SamplerFactory, SobolSampler
+from sdm_ray.attack.space import SamplerFactory, the_sampler
 from sdm_ray.config.attack import AttackSettings
 from sdm_ray.core.errors import RunError, UsageError
 from sdm_ray.core.progress import Progress
@@ -64,7 +64,7 @@ def attack_model(
     settings: AttackSettings,
     *,
     task: Task = Task.HARMFUL,
-    sampler: SamplerFactory = SobolSampler,
+    sampler: SamplerFactory | None = None,
     knowledge: Knowledge | None = None,
     runner: RunnerFactory | None = None,
 ) -> Generator[Progress, None, AttackReport]:
@@ -76,7 +76,7 @@ def attack_model(
         data: attacker-train, attacker-validation and test are used, meta-training is not.
         settings: the attack.
         task: whose labels the attacker learns.
-        sampler: proposes search points; by default the same quasi-random ones for every model.
+        sampler: proposes search points; None takes the built-in one that the settings name.
         knowledge: what else the attacker has; families that need more are listed as not tried.
         runner: makes what runs the fine-tunes in place of this process; its `close` is called, if it has one.
 
@@ -89,6 +89,7 @@ def attack_model(
     """
     started = time.perf_counter()
     check_data(data, settings, task)
+    sampler = sampler or the_sampler(settings.sampler)
     executor = Executor(trunk, params, data, settings, task, knowledge)
     families = [the_family(name) for name in settings.families]
     lacking = {family.name: family.missing(executor.facts) for family in families}

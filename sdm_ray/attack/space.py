@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import torch
@@ -106,20 +107,16 @@ class SobolSampler:
         """Ignored: the points do not depend on the model."""
 
 
-SAMPLERS: dict[str, SamplerFactory] = {"sobol": SobolSampler}
-"""Samplers by the name that `attack.sampler` gives; `sdm_ray.sweep.search.attack_sampler` adds Optuna's."""
+SAMPLERS: Mapping[str, SamplerFactory] = MappingProxyType({"sobol": SobolSampler})
+"""The built-in samplers by the name that `attack.sampler` gives; `sdm_ray.sweep.search.samplers` has Optuna's too."""
 
 
-def the_sampler(name: str) -> SamplerFactory:
+def the_sampler(name: str, samplers: Mapping[str, SamplerFactory] = SAMPLERS) -> SamplerFactory:
     """The sampler called `name`.
 
     Raises:
         UsageError: for one that is not there.
     """
-    if name not in SAMPLERS:
-        raise UsageError(
-            f"attack.sampler: {name!r} is not there; known: {', '.join(SAMPLERS)} "
-            "(import sdm_ray.sweep.search.attack_sampler "
-            "for tpe)"
-        )
-    return SAMPLERS[name]
+    if name not in samplers:
+        raise UsageError(f"attack.sampler: {name!r} is not there; known: {', '.join(samplers)}")
+    return samplers[name]

@@ -71,14 +71,15 @@ def _attack(
 ) -> None:
     import torch
 
-    import sdm_ray.sweep.search.attack_sampler  # noqa: F401  (makes Optuna's sampler known)
     from sdm_ray.attack.report import write_summary
     from sdm_ray.core.files import write_json
     from sdm_ray.figures.attack import write_figures
     from sdm_ray.models.export import META, load_exported
+    from sdm_ray.sweep.search.samplers import attack_samplers
     from sdm_ray.trial.assess import assess
+    from sdm_ray.trial.context import TrialContext
     from sdm_ray.trial.release import Release
-    from sdm_ray.trial.workspace import load_trunk_on, open_workspace, trunk_params
+    from sdm_ray.trial.workspace import open_workspace, trunk_params
 
     exported = load_exported(model) if (Path(model) / META).is_file() else None
     if tracked is not None:
@@ -90,8 +91,9 @@ def _attack(
     public = None if released is None else released.encoder
     encoder = _released_encoder(model, settings, public)
     torch.set_num_threads(settings.runtime.num_threads)
-    work = open_workspace(settings.model_copy(update={"encoder": encoder}))
-    trunk = load_trunk_on(work, encoder, "pretrained", settings.seed)
+    context = TrialContext(samplers=attack_samplers())
+    work = open_workspace(settings.model_copy(update={"encoder": encoder}), context)
+    trunk = work.trunk(encoder, "pretrained", settings.seed)
     head = None if exported is None or exported.head is None else exported.head.to(work.device)
     blocked = released is not None and released.train.method == "mlac"
     release = Release(

@@ -63,12 +63,13 @@ def run(settings: SweepSettings, config: Path, *, resume: bool, fork: bool = Fal
 
 def run_checked(settings: SweepSettings, *, resume: bool) -> SweepOutcome:
     """Run a sweep whose data and encoder have been tried, and say what failed in it."""
-    import sdm_ray.sweep.search.attack_sampler  # noqa: F401  (makes Optuna's sampler known)
     from sdm_ray.sweep.runner import run_sweep
+    from sdm_ray.sweep.search.samplers import attack_samplers
+    from sdm_ray.trial.context import TrialContext
     from sdm_ray.trial.workspace import check_inputs
 
     if settings.resources.ray_address is None:  # on a cluster the driver may not see what the trials see
-        check_inputs(settings.trial)
+        check_inputs(settings.trial, TrialContext(samplers=attack_samplers()))
     outcome = run_sweep(settings, resume=resume)
     for result in outcome.failures:
         error_console.print(f"failed: {result.trial_id}: {result.error}", markup=False, soft_wrap=True)
@@ -87,12 +88,13 @@ def again(settings: SweepSettings, *, resume: bool, fork: bool) -> str:
 
 def show_plan(settings: SweepSettings) -> None:
     """Say what a sweep would do and cost; nothing is started but a probe, and nothing is written but its caches."""
-    import sdm_ray.sweep.search.attack_sampler  # noqa: F401  (makes Optuna's sampler known)
+    from sdm_ray.sweep.search.samplers import attack_samplers
     from sdm_ray.sweep.view.plan import describe, plan_sweep
+    from sdm_ray.trial.context import TrialContext
     from sdm_ray.trial.cost import probe
 
     plan_sweep(settings, probe=None)  # says what is wrong before anything is timed
-    measured = probe(settings.trial)
+    measured = probe(settings.trial, TrialContext(samplers=attack_samplers()))
     for line in describe(plan_sweep(settings, probe=measured), settings):
         console.print(escape(line), soft_wrap=True)
 

@@ -29,20 +29,21 @@ FILES = {"log": LOG, "plot": FIGURE, "model": "model", "attacks": "attack.parque
 
 def run(settings: TrialSettings, config: Path, out: Path | None, tracking_uri: str | None = None) -> None:
     """Train, attack and print what came out; a config from a tracked sweep is tracked beside its trial."""
-    if settings.attack.sampler == "tpe":
-        import sdm_ray.sweep.search.attack_sampler  # noqa: F401  (makes it known)
     from sdm_ray.attack.protocol import AttackReport
+    from sdm_ray.sweep.search.samplers import attack_samplers
+    from sdm_ray.trial.context import TrialContext
     from sdm_ray.trial.floors import floor_report
     from sdm_ray.trial.run import iterate_trial
     from sdm_ray.trial.workspace import open_workspace
 
+    context = TrialContext(samplers=attack_samplers())
     folder = out or Path("runs") / f"{settings.name}-{content_hash(settings)}"
     try:
         with tracked(settings, folder, tracking_uri) as log:
-            result = follow(log(iterate_trial(settings, folder, trial_id=settings.name)))
+            result = follow(log(iterate_trial(settings, folder, trial_id=settings.name, context=context)))
         if result.status is Status.INFEASIBLE:
             raise RunError(f"{result.error}; it is not attacked: lower the bound, or what costs the desired task")
-        work = open_workspace(settings)
+        work = open_workspace(settings, context)
         floors: dict[str, AttackReport] = {
             name: follow(floor_report(work, settings.encoder, settings.attack, name, settings.seed), name)
             for name in INITIALISATIONS

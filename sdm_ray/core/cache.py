@@ -1,6 +1,6 @@
-"""What several machines share of their cache folders: an entry is looked for on the shelf before it is built.
+"""Cache folders, and what several machines share of them: an entry is looked for there before it is built.
 
-Without a shelf (the default) every machine has its own cache folder and nothing else.
+Where nothing is shared (the default) every machine has its own cache folder and nothing else.
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ Files = Mapping[str, Any]
 they are written: the last one makes the entry count."""
 
 
-class Shelf(Protocol):
-    """Where entries of cache folders are shared."""
+class SharedCache(Protocol):
+    """Entries of cache folders that several machines share; equal ones share the same."""
+
+    def __hash__(self) -> int: ...
 
     def has(self, name: str) -> bool:
         """Whether there is an entry of this name."""
@@ -33,20 +35,13 @@ class Shelf(Protocol):
         """Share an entry; where that fails, others build their own."""
 
 
-_current: list[Shelf] = []
-
-
-def use(shelf: Shelf | None) -> None:
-    """Share cache entries of this process through a shelf from now on; None ends it."""
-    _current[:] = [] if shelf is None else [shelf]
-
-
-def fetch(cache_dir: Path, name: str) -> bool:
-    """Put an entry into the cache folder, if there is a shelf that has it.
+def fetch(cache_dir: Path, name: str, shared: SharedCache | None) -> bool:
+    """Put a shared entry into the cache folder, if there is one.
 
     Args:
         cache_dir: the cache folder.
         name: of the entry; it identifies its contents.
+        shared: where entries are shared; None where they are not.
 
     Returns:
         Whether it is there now.
@@ -54,7 +49,7 @@ def fetch(cache_dir: Path, name: str) -> bool:
     Raises:
         RunError: when the folder cannot be written, or the entry names files outside it.
     """
-    files = _current[0].take(name) if _current else None
+    files = None if shared is None else shared.take(name)
     for path, content in (files or {}).items():
         pure = PurePosixPath(path)
         if pure.is_absolute() or ".." in pure.parts:
@@ -64,24 +59,23 @@ def fetch(cache_dir: Path, name: str) -> bool:
     return files is not None
 
 
-def look_up(cache_dir: Path, name: str, read: Callable[[], T | None]) -> T | None:
+def look_up(cache_dir: Path, name: str, read: Callable[[], T | None], shared: SharedCache | None) -> T | None:
     """What `read` finds in the cache folder, at once or when the entry has been fetched; None where it is nowhere."""
     found = read()
-    if found is None and fetch(cache_dir, name):
+    if found is None and fetch(cache_dir, name, shared):
         found = read()
     return found
 
 
-def offer(cache_dir: Path, name: str, paths: Iterable[Path]) -> None:
-    """Share an entry of the cache folder, if there is a shelf that lacks it.
+def offer(cache_dir: Path, name: str, paths: Iterable[Path], shared: SharedCache | None) -> None:
+    """Share an entry of the cache folder with those who lack it.
 
     Args:
         cache_dir: the cache folder.
         name: of the entry.
         paths: its files, the one that makes it count last.
+        shared: where entries are shared; None where they are not.
     """
-    if not _current or _current[0].has(name):
+    if shared is None or shared.has(name):
         return
-    _current[0].give(
-        name, {path.relative_to(cache_dir).as_posix(): np.fromfile(path, dtype=np.uint8) for path in paths}
-    )
+    shared.give(name, {path.relative_to(cache_dir).as_posix(): np.fromfile(path, dtype=np.uint8) for path in paths})

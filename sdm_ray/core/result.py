@@ -7,7 +7,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from sdm_ray.core.files import read_json
+from sdm_ray.core.files import read_json, write_json
 
 FINAL = "-final"
 """Ends the id of the final attack on a trial's model; where there was one, its measurements count."""
@@ -63,9 +63,13 @@ def read_result(output_dir: Path) -> TrialResult | None:
     return TrialResult.from_dict({**values, "metrics": metrics}, output_dir)
 
 
-def finite(result: TrialResult) -> dict[str, object]:
-    """A result as strict JSON: NaN becomes null."""
+def write_result(result: TrialResult) -> None:
+    """Write a result into its folder, atomically; `read_result` gives it back. NaN becomes null: JSON has none.
+
+    Raises:
+        RunError: when the file cannot be written.
+    """
     values = result.to_dict()
     metrics: dict[str, float] = values["metrics"]
     values["metrics"] = {name: value if value == value else None for name, value in metrics.items()}
-    return values
+    write_json(result.output_dir / "result.json", values)

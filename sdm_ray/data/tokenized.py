@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from sdm_ray.config import DataSettings, digest
-from sdm_ray.core import cache as shelf
+from sdm_ray.core.cache import SharedCache, look_up, offer
 from sdm_ray.core.errors import UsageError
 from sdm_ray.core.files import atomic_path, write_json
 from sdm_ray.core.types import Task
@@ -60,7 +60,9 @@ class TokenizedData:
         return self.desired_labels if task is Task.DESIRED else self.harmful_labels
 
 
-def prepare(settings: DataSettings, tokenizer: Any, tokenizer_digest: str, cache_dir: Path) -> TokenizedData:
+def prepare(
+    settings: DataSettings, tokenizer: Any, tokenizer_digest: str, cache_dir: Path, shared: SharedCache | None = None
+) -> TokenizedData:
     """Load, check, split and tokenise, or read the result from the cache.
 
     The cache key covers the source's content (not its place), the settings that act on it, the tokenizer and the
@@ -72,6 +74,7 @@ def prepare(settings: DataSettings, tokenizer: Any, tokenizer_digest: str, cache
         tokenizer: a fast Hugging Face tokenizer with a padding token.
         tokenizer_digest: what identifies it (`models.encoder.tokenizer_digest`).
         cache_dir: the entry is `tokenized/<key>.arrow` and `.json` in this folder.
+        shared: where other machines may have put the entry.
 
     Raises:
         UsageError: for data or settings that cannot be used; see `load_examples`, `check_classes`.
@@ -86,11 +89,11 @@ def prepare(settings: DataSettings, tokenizer: Any, tokenizer_digest: str, cache
     key = _cache_key(settings, content, tokenizer_digest)
     path = cache_dir / "tokenized" / f"{key}.arrow"
     entry, files = f"tokenized/{key}", [path, path.with_suffix(".json")]
-    data = shelf.look_up(cache_dir, entry, partial(_read, path))
+    data = look_up(cache_dir, entry, partial(_read, path), shared)
     if data is None:
         data = tokenize(examples or load_examples(settings), settings, tokenizer)
         _write(path, data, settings)
-    shelf.offer(cache_dir, entry, files)
+    offer(cache_dir, entry, files, shared)
     return data
 
 

@@ -10,7 +10,7 @@ import uuid
 from pathlib import Path
 
 from sdm_ray.config.data import SyntheticWorld
-from sdm_ray.core import cache as shelf
+from sdm_ray.core.cache import SharedCache, look_up, offer
 from sdm_ray.core.errors import RunError
 from sdm_ray.models.pretrain import RECORD_FILE, SHIPPED_FOLDER, PretrainSettings, pretrain_builtin, pretraining_record
 
@@ -18,7 +18,11 @@ logger = logging.getLogger(__name__)
 
 
 def builtin_folder(
-    world: SyntheticWorld | None = None, *, cache_dir: Path, settings: PretrainSettings | None = None
+    world: SyntheticWorld | None = None,
+    *,
+    cache_dir: Path,
+    settings: PretrainSettings | None = None,
+    shared: SharedCache | None = None,
 ) -> Path:
     """Folder of the built-in encoder of a world, in Hugging Face's layout.
 
@@ -27,6 +31,7 @@ def builtin_folder(
         cache_dir: where encoders of other worlds are kept, by content hash. One that is missing is pretrained there
             (about 100 s by default) and moved into place whole, so that concurrent callers never see half of one.
         settings: shape and training of the encoder.
+        shared: where other machines may have put it.
 
     Returns:
         A folder with `config.json`, `model.safetensors`, tokenizer files and `sdm_ray_pretraining.json`.
@@ -39,10 +44,10 @@ def builtin_folder(
     if recorded_hash(SHIPPED_FOLDER) == wanted:
         return SHIPPED_FOLDER
     folder = cache_dir / f"builtin-{wanted}"
-    if shelf.look_up(cache_dir, folder.name, lambda: recorded_hash(folder) == wanted or None) is None:
+    if look_up(cache_dir, folder.name, lambda: recorded_hash(folder) == wanted or None, shared) is None:
         _build(world, settings, folder, wanted)
     files = sorted(folder.iterdir(), key=lambda path: path.name == RECORD_FILE)
-    shelf.offer(cache_dir, folder.name, files)
+    offer(cache_dir, folder.name, files, shared)
     return folder
 
 

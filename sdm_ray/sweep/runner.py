@@ -207,12 +207,12 @@ class _Run:
             self.state.concurrency = stack.enter_context(cluster(self.settings.resources, owner=self.folder))
             stack.enter_context(stop_on_signals(self.switch, self.view.message))  # Ray has put its own SIGTERM in place
             if self.switch.reason is None:
-                shelf = None
+                caches = None
                 if self.settings.resources.ray_address is not None:  # nodes that may have cache folders of their own
                     from sdm_ray.sweep.cluster.object_store import shared_caches
 
-                    shelf = stack.enter_context(shared_caches(f"caches of {self.state.ledger.study_name}"))
-                self._tune(study, shelf)
+                    caches = stack.enter_context(shared_caches(f"caches of {self.state.ledger.study_name}"))
+                self._tune(study, caches)
 
     def _open_study(self) -> SearchStudy:
         from sdm_ray.sweep.search.study import SearchStudy
@@ -246,7 +246,7 @@ class _Run:
         self.untold = [result for result in ended if result is not None]
         tell_optuna(self.state, study, self.untold)
 
-    def _tune(self, study: SearchStudy, shelf: str | None) -> None:
+    def _tune(self, study: SearchStudy, caches: str | None) -> None:
         from ray import tune
         from ray.exceptions import RayError
         from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner
@@ -266,7 +266,7 @@ class _Run:
             untold=self.untold,
             stop=self.switch.request,
             announce=self.view.message,
-            shelf=shelf,
+            caches=caches,
         )
         tuner = Tuner(
             tune.with_resources(TrialTrainable, {"cpu": resources.cpus_per_trial, "gpu": resources.gpus_per_trial}),

@@ -18,7 +18,6 @@ from sdm_ray.attack.findings.recovery import Recovery, cost_to_recover, recovere
 from sdm_ray.attack.findings.regret import regret
 from sdm_ray.attack.findings.signals import measure_signals
 from sdm_ray.attack.protocol import AttackReport, RunnerFactory, attack_model
-from sdm_ray.attack.space import the_sampler
 from sdm_ray.config import AttackSettings, EncoderSettings
 from sdm_ray.core.errors import UsageError
 from sdm_ray.core.files import write_json
@@ -27,8 +26,8 @@ from sdm_ray.core.progress import Progress
 from sdm_ray.core.types import Split, Task
 from sdm_ray.data.interface import AttackDataset
 from sdm_ray.trial.floors import floor_report, floor_reports
-from sdm_ray.trial.release import Release, _own_knowledge, knowledge_of
-from sdm_ray.trial.workspace import Initialisation, Workspace, load_trunk_on, trunk_params
+from sdm_ray.trial.release import Release, knowledge_of, own_knowledge
+from sdm_ray.trial.workspace import Initialisation, Workspace, trunk_params
 
 if TYPE_CHECKING:
     pass
@@ -96,7 +95,7 @@ def assess(
             release.params,
             work.data,
             settings,
-            sampler=the_sampler(settings.sampler),
+            sampler=work.sampler(settings.sampler),
             knowledge=knowledge_of(work, release, settings),
             runner=runner,
         )
@@ -106,7 +105,7 @@ def assess(
     floors = yield from floor_reports(work, encoders, settings, seed, runner)
     floor, undefended = floors["random"], floors.get("pretrained")
     benign, notes = yield from _benign(work, release, settings, runner)
-    random = load_trunk_on(work, encoder, "random", seed)
+    random = work.trunk(encoder, "random", seed)
     checked = audit(
         report,
         signals=measure_signals(release.trunk, release.params, work.data, Task.HARMFUL, settings.seed),
@@ -157,8 +156,8 @@ def _benign(
                 data,
                 chosen,
                 task=Task.DESIRED,
-                sampler=the_sampler(settings.sampler),
-                knowledge=_own_knowledge(release.trunk),
+                sampler=work.sampler(settings.sampler),
+                knowledge=own_knowledge(release.trunk),
                 runner=runner,
             )
         except UsageError as error:

@@ -6,13 +6,13 @@ import time
 from dataclasses import dataclass
 
 from sdm_ray.attack.protocol import attack_model
-from sdm_ray.attack.space import the_sampler
 from sdm_ray.config import AttackSettings, TrainSettings, TrialSettings
 from sdm_ray.core.progress import run_through
 from sdm_ray.meta.trainer import Trainer, peak_bytes
 from sdm_ray.models.encoder import Trunk
+from sdm_ray.trial.context import ALONE, TrialContext
 from sdm_ray.trial.release import Release, knowledge_of
-from sdm_ray.trial.workspace import Workspace, general_sources, load_trunk_on, open_workspace, trunk_params
+from sdm_ray.trial.workspace import Workspace, general_sources, open_workspace, trunk_params
 
 WARM_UP_STEPS, TIMED_STEPS = 3, 12
 """Outer steps that are run, and that are timed."""
@@ -59,7 +59,7 @@ def num_fine_tunes(attack: AttackSettings) -> int:
     return sizes * len(attack.families) * each * attack.num_searches
 
 
-def probe(settings: TrialSettings) -> Probe:
+def probe(settings: TrialSettings, context: TrialContext = ALONE) -> Probe:
     """Time a trial's parts in this process.
 
     Raises:
@@ -69,8 +69,8 @@ def probe(settings: TrialSettings) -> Probe:
     import torch
 
     torch.set_num_threads(settings.runtime.num_threads)
-    work = open_workspace(settings)
-    trunk = load_trunk_on(work, settings.encoder, "pretrained", settings.seed)
+    work = open_workspace(settings, context)
+    trunk = work.trunk(settings.encoder, "pretrained", settings.seed)
     general = general_sources(work, settings, trunk)
 
     def seconds_per_step(train: TrainSettings) -> float:
@@ -132,7 +132,7 @@ def _slice_seconds(work: Workspace, trunk: Trunk, settings: TrialSettings, short
         release.params,
         work.data,
         attack,
-        sampler=the_sampler(attack.sampler),
+        sampler=work.sampler(attack.sampler),
         knowledge=knowledge_of(work, release, attack),
     )
     started = time.perf_counter()

@@ -10,19 +10,19 @@ import torch
 
 from sdm_ray.config import TrialSettings, content_hash
 from sdm_ray.core.errors import RunError
-from sdm_ray.core.files import write_json
 from sdm_ray.core.metric_names import Metric
 from sdm_ray.core.progress import Progress
-from sdm_ray.core.result import Status, TrialResult, finite, read_result
+from sdm_ray.core.result import Status, TrialResult, read_result, write_result
 from sdm_ray.models.export import load_exported
 from sdm_ray.trial.assess import assess
+from sdm_ray.trial.context import ALONE, TrialContext
 from sdm_ray.trial.release import Release
 from sdm_ray.trial.run import attack_digest, claim_folder
 from sdm_ray.trial.workspace import open_workspace, trunk_params
 
 
 def iterate_final(
-    settings: TrialSettings, output_dir: Path, *, trial_id: str = "final"
+    settings: TrialSettings, output_dir: Path, *, trial_id: str = "final", context: TrialContext = ALONE
 ) -> Generator[Progress, None, TrialResult]:
     """Attack what another trial released, yielding wherever it may be interrupted.
 
@@ -31,6 +31,7 @@ def iterate_final(
             one.
         output_dir: gets `config.yaml`, `attack.parquet`, `attack.json`, `audit.json` and, last of all, `result.json`.
         trial_id: name in the sweep.
+        context: samplers and shared caches.
 
     Raises:
         RunError: when the trial has no result or no model.
@@ -45,18 +46,11 @@ def iterate_final(
     if before is None or not (source / "model").is_dir():
         raise RunError(f"{source} holds no released model to attack")
     torch.set_num_threads(settings.runtime.num_threads)
-    work = open_workspace(settings)
+    work = open_workspace(settings, context)
     exported = load_exported(source / "model")
     trunk = exported.trunk.to(work.device)
-    method = settings.train.method
-    release = Release(
-        trunk=trunk,
-        params=trunk_params(trunk),
-        encoder=settings.encoder,
-        desired_head=None if exported.head is None else exported.head.to(work.device),
-        trained_against=settings.train.adversary.supports() if method == "mlac" else (),
-        untrained=method if method in ("pretrained", "random") else None,
-    )
+    head = None if exported.head is None else exported.head.to(work.device)
+    release = Release.of(settings, trunk=trunk, params=trunk_params(trunk), desired_head=head)
     found = yield from assess(work, release, settings.attack, seed=settings.seed)
     found.write(output_dir)
     kept = (Metric.COST_TRAIN_SECONDS,)
@@ -70,5 +64,5 @@ def iterate_final(
         output_dir=output_dir,
         provenance=before.provenance | {"attack": attack_digest(settings.attack)},
     )
-    write_json(output_dir / "result.json", finite(result))
+    write_result(result)
     return result

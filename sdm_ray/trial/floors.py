@@ -10,14 +10,13 @@ from pathlib import Path
 
 from sdm_ray.attack.protocol import RunnerFactory, attack_model
 from sdm_ray.attack.report import FORMAT_VERSION, AttackReport
-from sdm_ray.attack.space import the_sampler
 from sdm_ray.config import AttackSettings, EncoderSettings, digest
-from sdm_ray.core import cache as shelf
+from sdm_ray.core.cache import SharedCache, look_up, offer
 from sdm_ray.core.errors import RunError
 from sdm_ray.core.lock import FolderLock, InUse
 from sdm_ray.core.progress import Progress
-from sdm_ray.trial.release import Release, _own_knowledge, knowledge_of
-from sdm_ray.trial.workspace import Initialisation, Workspace, load_trunk_on, trunk_params
+from sdm_ray.trial.release import Release, knowledge_of, own_knowledge
+from sdm_ray.trial.workspace import Initialisation, Workspace, trunk_params
 
 Build = Callable[[], Generator[Progress, None, AttackReport]]
 
@@ -25,23 +24,25 @@ PATIENCE_SECONDS = 3600
 """How long a report is waited for that another process builds."""
 
 
-def load_report(key: str, cache_dir: Path) -> AttackReport | None:
+def load_report(key: str, cache_dir: Path, shared: SharedCache | None = None) -> AttackReport | None:
     """The report kept under `key`; None where there is none that can be read."""
     path = _path(key, cache_dir)
-    report = shelf.look_up(cache_dir, _entry(path), partial(_read, path))
+    report = look_up(cache_dir, _entry(path), partial(_read, path), shared)
     if report is not None:
-        shelf.offer(cache_dir, _entry(path), [path])
+        offer(cache_dir, _entry(path), [path], shared)
     return report
 
 
-def store_report(key: str, cache_dir: Path, report: AttackReport) -> None:
+def store_report(key: str, cache_dir: Path, report: AttackReport, shared: SharedCache | None = None) -> None:
     """Keep a report under `key`, atomically: readers see the old file or the whole new one."""
     path = _path(key, cache_dir)
     report.write_json(path)
-    shelf.offer(cache_dir, _entry(path), [path])
+    offer(cache_dir, _entry(path), [path], shared)
 
 
-def cached_reports(builds: Mapping[str, Build], cache_dir: Path) -> Generator[Progress, None, dict[str, AttackReport]]:
+def cached_reports(
+    builds: Mapping[str, Build], cache_dir: Path, shared: SharedCache | None = None
+) -> Generator[Progress, None, dict[str, AttackReport]]:
     """Reports by their keys: those that are kept, and the others built and kept.
 
     One process builds a report at a time. One that finds it being built goes on with the next, and waits where others
@@ -50,6 +51,7 @@ def cached_reports(builds: Mapping[str, Build], cache_dir: Path) -> Generator[Pr
     Args:
         builds: what makes each report, by the content hash of everything that the report depends on; a file name.
         cache_dir: reports lie in its folder `floors`.
+        shared: where other machines may have put them.
 
     Yields:
         The progress of what is built; stage `wait`, in seconds, while others build.
@@ -58,7 +60,7 @@ def cached_reports(builds: Mapping[str, Build], cache_dir: Path) -> Generator[Pr
     waited = 0
     while True:
         for key in builds.keys() - kept.keys():
-            if (report := load_report(key, cache_dir)) is not None:
+            if (report := load_report(key, cache_dir, shared)) is not None:
                 kept[key] = report
         missing = [key for key in builds if key not in kept]
         if not missing:
@@ -67,10 +69,10 @@ def cached_reports(builds: Mapping[str, Build], cache_dir: Path) -> Generator[Pr
             with _turn(_path(key, cache_dir).with_suffix(".lock")) as is_ours:
                 if not is_ours and waited < PATIENCE_SECONDS:
                     continue
-                report = load_report(key, cache_dir)  # whoever built it may just have ended
+                report = load_report(key, cache_dir, shared)  # whoever built it may just have ended
                 if report is None:
                     report = yield from builds[key]()
-                    store_report(key, cache_dir, report)
+                    store_report(key, cache_dir, report, shared)
                 kept[key] = report
                 break
         else:
@@ -106,7 +108,7 @@ def _read(path: Path) -> AttackReport | None:
 
 
 def _entry(path: Path) -> str:
-    """Name of a report on the shelf."""
+    """Name of a report among shared entries."""
     return f"floors/{path.stem}"
 
 
@@ -142,8 +144,8 @@ def floor_reports(
     keys: dict[Initialisation, str] = {}
     builds: dict[str, Build] = {}
     for initialisation, encoder in encoders.items():
-        trunk = load_trunk_on(work, encoder, initialisation, seed)
-        knowledge = _own_knowledge(trunk)
+        trunk = work.trunk(encoder, initialisation, seed)
+        knowledge = own_knowledge(trunk)
         if initialisation == "pretrained":
             as_public = Release(trunk=trunk, params=trunk_params(trunk), encoder=encoder)
             knowledge = knowledge_of(work, as_public, settings)
@@ -155,9 +157,9 @@ def floor_reports(
             trunk_params(trunk),
             work.data,
             settings,
-            sampler=the_sampler(settings.sampler),
+            sampler=work.sampler(settings.sampler),
             knowledge=knowledge,
             runner=runner,
         )
-    reports = yield from cached_reports(builds, work.cache_dir)
+    reports = yield from cached_reports(builds, work.cache_dir, work.context.shared)
     return {initialisation: reports[key] for initialisation, key in keys.items()}

@@ -10,11 +10,9 @@ from typing import TYPE_CHECKING
 from sdm_ray.attack.families.knowledge import Knowledge
 from sdm_ray.config import AttackSettings, EncoderSettings, TrialSettings
 from sdm_ray.config.support import Support
-from sdm_ray.core.errors import RunError, UsageError
 from sdm_ray.core.types import Params
 from sdm_ray.models.encoder import Trunk, fresh_params
-from sdm_ray.models.masked_lm import load_masked_lm
-from sdm_ray.trial.workspace import Initialisation, Workspace, load_trunk_on, trunk_params
+from sdm_ray.trial.workspace import Initialisation, Workspace, trunk_params
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,8 +39,21 @@ class Release:
     untrained: Initialisation | None = None
     """How the encoder was initialised, where it was left as it is: its attack is then kept for others."""
 
+    @classmethod
+    def of(cls, settings: TrialSettings, *, trunk: Trunk, params: Params, desired_head: Tensor | None) -> Release:
+        """What a trial with these settings has trained, as an attacker would get it."""
+        method = settings.train.method
+        return cls(
+            trunk=trunk,
+            params=params,
+            encoder=settings.encoder,
+            desired_head=desired_head,
+            trained_against=settings.train.adversary.supports() if method == "mlac" else (),
+            untrained=method if method in ("pretrained", "random") else None,
+        )
 
-def _own_knowledge(trunk: Trunk) -> Knowledge:
+
+def own_knowledge(trunk: Trunk) -> Knowledge:
     """What anyone knows of an architecture."""
     return Knowledge(redraw=partial(fresh_params, trunk))
 
@@ -51,29 +62,12 @@ def knowledge_of(work: Workspace, release: Release, settings: AttackSettings) ->
     """What is public about a release, as far as the families of the attack ask for it."""
     public = masked_lm = None
     if release.encoder is not None and "interpolate" in settings.families:
-        public = trunk_params(load_trunk_on(work, release.encoder, "pretrained", 0))
+        public = trunk_params(work.trunk(release.encoder, "pretrained", 0))
     if release.encoder is not None and "masked_lm" in settings.families:
-        try:
-            head = load_masked_lm(release.encoder, work.tokenizer, cache_dir=work.cache_dir, world=work.world)
-            masked_lm = head.to(work.device)
-        except (UsageError, RunError):  # an encoder without such a head: the family says what is missing
-            masked_lm = None
+        masked_lm = work.masked_lm(release.encoder)  # without such a head the family says what is missing
     return Knowledge(
         public=public,
         own_head=release.desired_head,
         masked_lm=masked_lm,
         redraw=partial(fresh_params, release.trunk),
-    )
-
-
-def _release(settings: TrialSettings, trunk: Trunk, params: Params, head: Tensor) -> Release:
-    """The model as an attacker would get it."""
-    method = settings.train.method
-    return Release(
-        trunk=trunk,
-        params=params,
-        encoder=settings.encoder,
-        desired_head=head,
-        trained_against=settings.train.adversary.supports() if method == "mlac" else (),
-        untrained=method if method in ("pretrained", "random") else None,
     )

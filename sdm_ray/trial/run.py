@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from sdm_ray.attack.check import check_data
 from sdm_ray.attack.findings.desired import desired_scores
 from sdm_ray.config import AttackSettings, TrialSettings, content_hash, digest, to_yaml
 from sdm_ray.core.errors import RunError, UsageError
-from sdm_ray.core.files import write_json, write_text
+from sdm_ray.core.files import write_text
 from sdm_ray.core.metric_names import Metric
 from sdm_ray.core.progress import Progress, run_through
-from sdm_ray.core.result import Status, TrialResult, finite, read_result
+from sdm_ray.core.result import Status, TrialResult, read_result, write_result
 from sdm_ray.core.types import Split, Task
 from sdm_ray.figures.style import WORDS
 from sdm_ray.figures.training import FIGURE, trajectory_figure
@@ -26,14 +25,15 @@ from sdm_ray.meta.trainer import Trainer
 from sdm_ray.models.encoder import params_digest
 from sdm_ray.models.export import export_model, export_weights
 from sdm_ray.trial.assess import assess
-from sdm_ray.trial.release import _release
+from sdm_ray.trial.context import ALONE, TrialContext
+from sdm_ray.trial.release import Release
 from sdm_ray.trial.rungs import Rungs
 from sdm_ray.trial.training_log import LOG, TRAJECTORY, write_log, write_trajectory
 from sdm_ray.trial.workspace import (
     Initialisation,
     Workspace,
+    check_attack,
     general_sources,
-    load_trunk_on,
     open_workspace,
 )
 
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 
 def iterate_trial(
-    settings: TrialSettings, output_dir: Path, *, trial_id: str = "trial"
+    settings: TrialSettings, output_dir: Path, *, trial_id: str = "trial", context: TrialContext = ALONE
 ) -> Generator[Progress, None, TrialResult]:
     """Train, release and attack one model, yielding wherever it may be interrupted.
 
@@ -56,6 +56,7 @@ def iterate_trial(
             `train.parquet`, `trajectory.parquet` and `trajectory.png`, `attack.parquet`, `attack.json`, `audit.json`,
             `model/` and, last of all, `result.json`.
         trial_id: name of the trial in its sweep.
+        context: samplers and shared caches; the default needs neither Ray nor Optuna.
 
     Raises:
         UsageError: when the settings cannot work, or the folder holds another trial.
@@ -65,25 +66,18 @@ def iterate_trial(
     if finished is not None:
         return finished
     torch.set_num_threads(settings.runtime.num_threads)
-    work = open_workspace(settings)
-    check_data(work.data, settings.attack, Task.HARMFUL)  # before hours of training, not after
+    work = open_workspace(settings, context)
+    check_attack(work, settings.attack)  # before hours of training, not after
     initialisation: Initialisation = "random" if settings.train.method == "random" else "pretrained"
-    trunk = load_trunk_on(work, settings.encoder, initialisation, settings.seed)
-    provenance = _provenance(settings, work, trunk.digest())
-    climber = _Climber(settings, work, trunk, output_dir)
-    trainer = Trainer(
-        settings.train,
-        trunk=trunk,
-        data=work.data,
-        seed=settings.seed,
-        checkpoint_dir=output_dir / "checkpoint",
-        general=general_sources(work, settings, trunk),
-        pauses=climber.rungs.steps,
-    )
-    outcome = yield from _train(trainer, output_dir, climber)
+    trunk = work.trunk(settings.encoder, initialisation, settings.seed)
+    outcome = yield from _train(settings, work, trunk, output_dir)
     _report_training(settings, work, outcome, output_dir)
     if outcome.stopped is None:
-        metrics = yield from _attack_and_export(settings, work, trunk, outcome, output_dir)
+        release = Release.of(settings, trunk=trunk, params=outcome.params, desired_head=outcome.desired_head)
+        found = yield from assess(work, release, settings.attack, seed=settings.seed)
+        found.write(output_dir)
+        metrics = found.metrics | {str(Metric.COST_TRAIN_SECONDS): outcome.seconds}
+        _export(settings, work, release, metrics, output_dir / "model")
     else:
         metrics = _stopped_metrics(work, trunk, outcome)
     result = TrialResult(
@@ -95,9 +89,9 @@ def iterate_trial(
         metrics=metrics,
         output_dir=output_dir,
         error=outcome.stopped,
-        provenance=provenance | {"weights": params_digest(outcome.params)},
+        provenance=_provenance(settings, work, trunk) | {"weights": params_digest(outcome.params)},
     )
-    write_json(output_dir / "result.json", finite(result))
+    write_result(result)
     shutil.rmtree(output_dir / "checkpoint", ignore_errors=True)
     return result
 
@@ -108,9 +102,10 @@ def run_trial(
     *,
     trial_id: str = "trial",
     on_progress: Callable[[Progress], None] | None = None,
+    context: TrialContext = ALONE,
 ) -> TrialResult:
     """`iterate_trial` to its end; `on_progress` sees every step on the way."""
-    work = iterate_trial(settings, output_dir, trial_id=trial_id)
+    work = iterate_trial(settings, output_dir, trial_id=trial_id, context=context)
     return run_through(work, on_progress or (lambda progress: None))
 
 
@@ -136,13 +131,13 @@ def attack_digest(attack: AttackSettings) -> str:
     return digest(attack.model_dump(mode="json", exclude={"seed"}))
 
 
-def _provenance(settings: TrialSettings, work: Workspace, encoder_digest: str) -> dict[str, str]:
+def _provenance(settings: TrialSettings, work: Workspace, trunk: Trunk) -> dict[str, str]:
     name = torch.cuda.get_device_name(work.device) if work.device.type == "cuda" else "cpu"
     return {
         "data": work.data.digest,
         "data_source": settings.data.source,
         "attack": attack_digest(settings.attack),
-        "encoder": encoder_digest,
+        "encoder": trunk.digest(),
         "encoder_name": settings.encoder.name,
         "device": name,
         "sdm_ray": version("sdm-ray"),
@@ -151,14 +146,29 @@ def _provenance(settings: TrialSettings, work: Workspace, encoder_digest: str) -
     }
 
 
-def _train(trainer: Trainer, output_dir: Path, climber: _Climber) -> Generator[Progress, None, TrainOutcome]:
+def _train(
+    settings: TrialSettings, work: Workspace, trunk: Trunk, output_dir: Path
+) -> Generator[Progress, None, TrainOutcome]:
     """Train, and attack the model at its rungs; where training fails, the log so far is left behind."""
-    yield from climber.rungs.told()
+    rungs = Rungs(settings, output_dir)
+    trainer = Trainer(
+        settings.train,
+        trunk=trunk,
+        data=work.data,
+        seed=settings.seed,
+        checkpoint_dir=output_dir / "checkpoint",
+        general=general_sources(work, settings, trunk),
+        pauses=rungs.steps,
+    )
+    yield from rungs.measured_before()
     steps = trainer.iterate()
     try:
         while True:
             yield next(steps)
-            yield from climber.climb(trainer)
+            if rungs.is_due(trainer.done):
+                params, head = trainer.weights()
+                release = Release.of(settings, trunk=trunk, params=params, desired_head=head)
+                yield from rungs.measure(trainer.done, work, release)
     except StopIteration as stop:
         outcome: TrainOutcome = stop.value
         return outcome
@@ -167,20 +177,6 @@ def _train(trainer: Trainer, output_dir: Path, climber: _Climber) -> Generator[P
             if trainer.log:
                 write_log(trainer.log, output_dir / LOG)
         raise
-
-
-class _Climber:
-    """The rungs of a trial, and what an attack on the way has to know."""
-
-    def __init__(self, settings: TrialSettings, work: Workspace, trunk: Trunk, output_dir: Path) -> None:
-        self.rungs = Rungs(settings, output_dir)
-        self._settings, self._work, self._trunk = settings, work, trunk
-
-    def climb(self, trainer: Trainer) -> Generator[Progress, None, None]:
-        """Attack the model as it is, where a rung is due."""
-        if self.rungs.is_due(trainer.done):
-            params, head = trainer.weights()
-            yield from self.rungs.climb(trainer.done, self._work, _release(self._settings, self._trunk, params, head))
 
 
 def _report_training(settings: TrialSettings, work: Workspace, outcome: TrainOutcome, output_dir: Path) -> None:
@@ -192,28 +188,24 @@ def _report_training(settings: TrialSettings, work: Workspace, outcome: TrainOut
         trajectory_figure(start, end, output_dir / FIGURE, num_classes=num_classes, method=WORDS.get(method, method))
 
 
-def _attack_and_export(
-    settings: TrialSettings, work: Workspace, trunk: Trunk, outcome: TrainOutcome, output_dir: Path
-) -> Generator[Progress, None, dict[str, float]]:
-    """Attack what was trained, write the attack and the model; the metrics of both."""
-    release = _release(settings, trunk, outcome.params, outcome.desired_head)
-    found = yield from assess(work, release, settings.attack, seed=settings.seed)
-    metrics = found.metrics | {str(Metric.COST_TRAIN_SECONDS): outcome.seconds}
-    found.write(output_dir)
+def _export(
+    settings: TrialSettings, work: Workspace, release: Release, metrics: dict[str, float], folder: Path
+) -> None:
+    """Write the model as a Hugging Face folder with a card, or as bare weights where it reads vectors."""
+    assert release.desired_head is not None
     if work.tokenizer is None:
-        export_weights(output_dir / "model", outcome.params, outcome.desired_head)
-        return metrics
+        export_weights(folder, release.params, release.desired_head)
+        return
     export_model(
-        output_dir / "model",
-        trunk=trunk,
-        params=outcome.params,
-        desired_head=outcome.desired_head,
+        folder,
+        trunk=release.trunk,
+        params=release.params,
+        desired_head=release.desired_head,
         tokenizer=work.tokenizer,
         label_names=work.data.label_names(Task.DESIRED),
         settings=settings,
         metrics=metrics,
     )
-    return metrics
 
 
 def _stopped_metrics(work: Workspace, trunk: Trunk, outcome: TrainOutcome) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Attacks on a model while it trains, scored on validation examples: what a sweep stops hopeless trials by."""
+"""Attacks on a model while it trains, scored on validation examples: by them a sweep stops trials early."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from sdm_ray.attack.findings.desired import desired_scores
 from sdm_ray.attack.protocol import attack_model
-from sdm_ray.attack.space import the_sampler
 from sdm_ray.config import TrialSettings
 from sdm_ray.core.files import read_json, write_json
 from sdm_ray.core.metric_names import Metric
@@ -27,7 +26,7 @@ UNTRAINED = ("pretrained", "random")
 
 
 class Rungs:
-    """The rungs of one trial, each climbed once however often the trial is interrupted.
+    """The rungs of one trial, each measured once however often the trial is interrupted.
 
     Args:
         settings: the trial.
@@ -47,8 +46,8 @@ class Rungs:
             return ()
         return tuple(rung.step for rung in self._settings.rungs)
 
-    def told(self) -> Generator[Progress, None, None]:
-        """What was measured before an interruption, so that nobody misses it."""
+    def measured_before(self) -> Generator[Progress, None, None]:
+        """What was measured before an interruption, reported again, since the driver may have missed it."""
         for step, metrics in sorted(self._measured.items()):
             yield Progress("rung", step, self._settings.train.num_outer_steps, metrics)
 
@@ -56,7 +55,7 @@ class Rungs:
         """Whether a model is attacked after so many outer steps and has not been."""
         return step in self.steps and step not in self._measured
 
-    def climb(self, step: int, work: Workspace, release: Release) -> Generator[Progress, None, None]:
+    def measure(self, step: int, work: Workspace, release: Release) -> Generator[Progress, None, None]:
         """Attack a model as it is, yielding on the way and, last, what was measured."""
         assert release.desired_head is not None
         attack = self._settings.rung_attack(self.steps.index(step))
@@ -65,7 +64,7 @@ class Rungs:
             release.params,
             work.data,
             attack,
-            sampler=the_sampler(attack.sampler),
+            sampler=work.sampler(attack.sampler),
             knowledge=knowledge_of(work, release, attack),
         )
         accuracy, _ = desired_scores(release.trunk, release.params, release.desired_head, work.data, Split.ATTACKER_VAL)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -10,8 +10,10 @@ from typing import Any, Literal
 import torch
 
 from sdm_ray.attack.check import check_data
-from sdm_ray.config import DataSettings, EncoderSettings, SyntheticWorld, TrialSettings
-from sdm_ray.core.errors import UsageError
+from sdm_ray.attack.space import SamplerFactory, the_sampler
+from sdm_ray.config import AttackSettings, DataSettings, EncoderSettings, SyntheticWorld, TrialSettings
+from sdm_ray.core.cache import SharedCache
+from sdm_ray.core.errors import RunError, UsageError
 from sdm_ray.core.types import Params, Split, Task
 from sdm_ray.data.device import DeviceData
 from sdm_ray.data.regression import RegressionWorld, SignedVectors
@@ -21,15 +23,18 @@ from sdm_ray.meta.outer.optimizer import check_optimizer
 from sdm_ray.meta.outer.plan import Plan
 from sdm_ray.meta.outer.retention import GeneralSources, load_general_sources
 from sdm_ray.meta.validation import split_meta_train
+from sdm_ray.models.builtin import builtin_folder
 from sdm_ray.models.encoder import Trunk, load_tokenizer, load_trunk, tokenizer_digest
+from sdm_ray.models.masked_lm import MaskedLmHead, load_masked_lm
 from sdm_ray.models.mlp import VectorMlp
+from sdm_ray.trial.context import ALONE, TrialContext
 
 Initialisation = Literal["pretrained", "random"]
 
 
 @dataclass(frozen=True)
 class Workspace:
-    """What trials on the same data share: nothing in it changes."""
+    """What a trial works on: data on the device, and the encoders that it compares, each loaded once."""
 
     data: DeviceData | SignedVectors
     tokenizer: Any
@@ -38,6 +43,35 @@ class Workspace:
     """The world whose corpus the built-in encoder has read."""
     cache_dir: Path
     device: torch.device
+    context: TrialContext = ALONE
+    _loaded: dict[tuple[str, str, int], Trunk] = field(default_factory=dict, compare=False, repr=False)
+    _heads: dict[str, MaskedLmHead | None] = field(default_factory=dict, compare=False, repr=False)
+
+    def sampler(self, name: str) -> SamplerFactory:
+        """The sampler of an attack's search points that is called `name`.
+
+        Raises:
+            UsageError: for one that is not there.
+        """
+        return the_sampler(name, self.context.samplers)
+
+    def trunk(self, encoder: EncoderSettings, initialisation: Initialisation, seed: int) -> Trunk:
+        """An encoder on the device, pretrained or freshly initialised from `seed`; loaded once, never written to."""
+        key = (encoder.model_dump_json(), initialisation, seed if initialisation == "random" else 0)
+        if key not in self._loaded:
+            self._loaded[key] = _load_trunk(self, encoder, initialisation, seed)
+        return self._loaded[key]
+
+    def masked_lm(self, encoder: EncoderSettings) -> MaskedLmHead | None:
+        """The masked-LM head of an encoder on the device; None where it has none."""
+        key = encoder.model_dump_json()
+        if key not in self._heads:
+            try:
+                head = load_masked_lm(encoder, self.tokenizer, cache_dir=self.cache_dir, world=self.world)
+                self._heads[key] = head.to(self.device)
+            except (UsageError, RunError):
+                self._heads[key] = None
+        return self._heads[key]
 
 
 def resolve_device(name: str) -> torch.device:
@@ -57,26 +91,42 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def open_workspace(settings: TrialSettings) -> Workspace:
-    """Tokenised data on the device; the last one is kept, so that trials of a sweep in one process share it."""
+def open_workspace(settings: TrialSettings, context: TrialContext = ALONE) -> Workspace:
+    """Tokenised data on the device; the last data are kept, so that trials of a sweep in one process share them."""
     runtime = settings.runtime
-    return _open_workspace(settings.data, settings.encoder, str(resolve_device(runtime.device)), runtime.cache_folder())
+    device = str(resolve_device(runtime.device))
+    kept = _open_data(settings.data, settings.encoder, device, runtime.cache_folder(), context.shared)
+    return replace(kept, context=context, _loaded={}, _heads={})
 
 
 @lru_cache(maxsize=1)
-def _open_workspace(data: DataSettings, encoder: EncoderSettings, device: str, cache_dir: Path) -> Workspace:
+def _open_data(
+    data: DataSettings, encoder: EncoderSettings, device: str, cache_dir: Path, shared: SharedCache | None
+) -> Workspace:
     if data.source == "regression":
         world = data.regression
         vectors = RegressionWorld(world.num_examples, world.seed, input_dim=world.input_dim, device=device)
         return Workspace(SignedVectors(vectors), None, data.synthetic, cache_dir, torch.device(device))
+    if encoder.name == "builtin":
+        builtin_folder(data.synthetic, cache_dir=cache_dir, shared=shared)
     tokenizer = load_tokenizer(encoder, cache_dir=cache_dir, world=data.synthetic)
-    tokenized = prepare(data, tokenizer, tokenizer_digest(tokenizer), cache_dir)
+    tokenized = prepare(data, tokenizer, tokenizer_digest(tokenizer), cache_dir, shared)
     return Workspace(
         DeviceData(tokenized, torch.device(device)), tokenizer, data.synthetic, cache_dir, torch.device(device)
     )
 
 
-def check_inputs(settings: TrialSettings) -> None:
+def check_attack(work: Workspace, attack: AttackSettings) -> None:
+    """Refuse an attack that the data cannot carry, or that names what is not there.
+
+    Raises:
+        UsageError: saying what does not fit.
+    """
+    check_data(work.data, attack, Task.HARMFUL)
+    work.sampler(attack.sampler)
+
+
+def check_inputs(settings: TrialSettings, context: TrialContext = ALONE) -> None:
     """Load data and encoder once on the CPU, so that what a trial would refuse is refused before many of them start.
 
     Raises:
@@ -84,13 +134,13 @@ def check_inputs(settings: TrialSettings) -> None:
         RunError: when a hub cannot be reached or the cache cannot be written.
     """
     cpu = settings.model_copy(update={"runtime": settings.runtime.model_copy(update={"device": "cpu"})})
-    work = open_workspace(cpu)
-    check_data(work.data, settings.attack, Task.HARMFUL)
+    work = open_workspace(cpu, context)
+    check_attack(work, settings.attack)
     check_optimizer(settings.train)
     load_terms(settings.train.term_modules, settings.train.blocking.weights())
     Plan.of(settings.train)
     split_meta_train(work.data, settings.train)
-    trunk = load_trunk_on(work, settings.encoder, "pretrained", settings.seed)
+    trunk = work.trunk(settings.encoder, "pretrained", settings.seed)
     general_sources(work, settings, trunk)
 
 
@@ -113,8 +163,7 @@ def general_sources(work: Workspace, settings: TrialSettings, trunk: Trunk) -> G
     )
 
 
-def load_trunk_on(work: Workspace, encoder: EncoderSettings, initialisation: Initialisation, seed: int) -> Trunk:
-    """The encoder on the workspace's device, pretrained or freshly initialised from `seed`."""
+def _load_trunk(work: Workspace, encoder: EncoderSettings, initialisation: Initialisation, seed: int) -> Trunk:
     if encoder.name == "mlp":
         (vectors, _), _ = work.data.batch(work.data.indices(Split.TEST)[:1], Task.DESIRED)
         network: Any = VectorMlp(vectors.shape[-1], encoder.width, encoder.num_layers or 2, seed)

@@ -1,8 +1,7 @@
-"""Cache entries that machines share: data, encoders and floors are built once, and nothing depends on the shelf."""
+"""Cache entries that machines share: data, encoders and floors are built once, and nothing depends on it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,7 @@ import pytest
 from sdm_ray.attack.report import AttackReport
 from sdm_ray.config import DataSettings, EncoderSettings
 from sdm_ray.config.data import SyntheticWorld
-from sdm_ray.core import cache as shelf
-from sdm_ray.core.cache import Files
+from sdm_ray.core.cache import Files, fetch, offer
 from sdm_ray.core.errors import RunError
 from sdm_ray.data import tokenized
 from sdm_ray.data.tokenized import prepare
@@ -27,7 +25,7 @@ from tests.fakes import sweep as sweep_fakes
 
 
 class Memory:
-    """A shelf in this process; its entries are what a reader of the object store gets."""
+    """A shared cache in this process; its entries are what a reader of the object store gets."""
 
     def __init__(self) -> None:
         self.entries: dict[str, Files] = {}
@@ -45,11 +43,8 @@ class Memory:
 
 
 @pytest.fixture
-def memory() -> Iterator[Memory]:
-    there = Memory()
-    shelf.use(there)
-    yield there
-    shelf.use(None)
+def memory() -> Memory:
+    return Memory()
 
 
 def refuse(*arguments: Any, **options: Any) -> Any:
@@ -61,32 +56,32 @@ def test_data_are_tokenised_once(
 ) -> None:
     settings = DataSettings(source=str(data_file), max_length=24)
     tokenizer = load_tokenizer(EncoderSettings(name=str(encoder_folder)), cache_dir=tmp_path)
-    first = prepare(settings, tokenizer, "t", tmp_path / "node1")
+    first = prepare(settings, tokenizer, "t", tmp_path / "node1", memory)
     assert len(memory.entries) == 1
     monkeypatch.setattr(tokenized, "tokenize", refuse)
-    second = prepare(settings, tokenizer, "t", tmp_path / "node2")
+    second = prepare(settings, tokenizer, "t", tmp_path / "node2", memory)
     assert second.digest == first.digest
     np.testing.assert_array_equal(second.input_ids, first.input_ids)
     memory.entries.clear()
-    prepare(settings, tokenizer, "t", tmp_path / "node2")
+    prepare(settings, tokenizer, "t", tmp_path / "node2", memory)
     assert len(memory.entries) == 1, "what was there before is offered too"
 
 
 def test_a_damaged_entry_is_built_again(data_file: Path, encoder_folder: Path, tmp_path: Path, memory: Memory) -> None:
     settings = DataSettings(source=str(data_file), max_length=24)
     tokenizer = load_tokenizer(EncoderSettings(name=str(encoder_folder)), cache_dir=tmp_path)
-    first = prepare(settings, tokenizer, "t", tmp_path / "node1")
+    first = prepare(settings, tokenizer, "t", tmp_path / "node1", memory)
     ((name, files),) = memory.entries.items()
     memory.entries[name] = {path: content[:-50] for path, content in files.items()}
-    assert prepare(settings, tokenizer, "t", tmp_path / "node2").digest == first.digest
+    assert prepare(settings, tokenizer, "t", tmp_path / "node2", memory).digest == first.digest
 
 
 def test_encoders_are_pretrained_once(tmp_path: Path, memory: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
     world = SyntheticWorld(seed=5, num_examples=400)
     tiny = PretrainSettings(num_steps=2, batch_size=8)
-    first = builtin.builtin_folder(world, cache_dir=tmp_path / "node1", settings=tiny)
+    first = builtin.builtin_folder(world, cache_dir=tmp_path / "node1", settings=tiny, shared=memory)
     monkeypatch.setattr(builtin, "pretrain_builtin", refuse)
-    second = builtin.builtin_folder(world, cache_dir=tmp_path / "node2", settings=tiny)
+    second = builtin.builtin_folder(world, cache_dir=tmp_path / "node2", settings=tiny, shared=memory)
     assert second.is_relative_to(tmp_path / "node2")
     assert builtin.recorded_hash(second) == builtin.recorded_hash(first)
     for path in first.iterdir():
@@ -95,25 +90,25 @@ def test_encoders_are_pretrained_once(tmp_path: Path, memory: Memory, monkeypatc
 
 
 def test_floors_are_attacked_once(report: AttackReport, tmp_path: Path, memory: Memory) -> None:  # noqa: F811
-    store_report("key", tmp_path / "node1", report)
-    assert repr(load_report("key", tmp_path / "node2")) == repr(report)
-    assert load_report("other", tmp_path / "node2") is None
+    store_report("key", tmp_path / "node1", report, memory)
+    assert repr(load_report("key", tmp_path / "node2", memory)) == repr(report)
+    assert load_report("other", tmp_path / "node2", memory) is None
     damaged = next((tmp_path / "node2" / "floors").iterdir())
     damaged.write_text("{")
-    assert repr(load_report("key", tmp_path / "node2")) == repr(report)
+    assert repr(load_report("key", tmp_path / "node2", memory)) == repr(report)
 
 
 @pytest.mark.parametrize("path", ["../outside.json", "/tmp/outside.json", "floors/../../outside.json"])
 def test_an_entry_cannot_leave_the_folder(path: str, tmp_path: Path, memory: Memory) -> None:
     memory.entries["bad"] = {path: np.zeros(1, np.uint8)}
     with pytest.raises(RunError, match=r"'bad' names .* outside the cache folder"):
-        shelf.fetch(tmp_path / "cache", "bad")
+        fetch(tmp_path / "cache", "bad", memory)
     assert not list(tmp_path.rglob("outside.json"))
 
 
-def test_without_a_shelf_nothing_is_shared(tmp_path: Path) -> None:
-    assert not shelf.fetch(tmp_path, "any")
-    shelf.offer(tmp_path, "any", [tmp_path / "missing"])
+def test_nothing_is_shared_by_default(tmp_path: Path) -> None:
+    assert not fetch(tmp_path, "any", None)
+    offer(tmp_path, "any", [tmp_path / "missing"], None)
     assert not list(tmp_path.iterdir())
 
 
@@ -123,7 +118,7 @@ def test_nodes_share_through_the_object_store(
 ) -> None:
     """Four references and three points, each with a cache folder of its own, as on nodes that share no disk.
 
-    A local sweep needs no shelf.
+    A local sweep shares nothing.
     """
     request.getfixturevalue(where)
     settings = sweep_fakes.settings(
@@ -140,20 +135,20 @@ def test_nodes_share_through_the_object_store(
     assert len(contents) == builds
 
 
-def test_a_shelf_that_is_gone_costs_nothing_but_the_work(tmp_path: Path, ray_cluster: None) -> None:
+def test_a_shared_cache_that_is_gone_costs_nothing_but_the_work(tmp_path: Path, ray_cluster: None) -> None:
     import ray
 
-    from sdm_ray.sweep.cluster import object_store as ray_shelf
+    from sdm_ray.sweep.cluster.object_store import join, shared_caches
 
-    with ray_shelf.shared_caches("index"):
-        ray_shelf.join("index")
+    with shared_caches("index"):
+        shared = join("index")
+        assert shared is not None
+        assert shared == join("index"), "trials that share a process find the data of the one before"
         (tmp_path / "a.json").write_text("1")
-        shelf.offer(tmp_path, "a", [tmp_path / "a.json"])
-        assert shelf.fetch(tmp_path / "other", "a")
+        offer(tmp_path, "a", [tmp_path / "a.json"], shared)
+        assert fetch(tmp_path / "other", "a", shared)
         assert (tmp_path / "other" / "a.json").read_text() == "1"
         ray.kill(ray.get_actor("index"))
-        assert not shelf.fetch(tmp_path / "third", "a")
-        shelf.offer(tmp_path, "b", [tmp_path / "a.json"])
-    ray_shelf.join("index")
-    assert not shelf.fetch(tmp_path / "third", "a")
-    shelf.use(None)
+        assert not fetch(tmp_path / "third", "a", shared)
+        offer(tmp_path, "b", [tmp_path / "a.json"], shared)
+    assert join("index") is None

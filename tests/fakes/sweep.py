@@ -14,12 +14,15 @@ import threading
 import time
 from collections.abc import Generator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sdm_ray.config import SweepSettings, TrialSettings, content_hash, parse_settings
 from sdm_ray.core.metric_names import Metric
 from sdm_ray.core.progress import Progress
 from sdm_ray.core.result import Status, TrialResult
+
+if TYPE_CHECKING:
+    from sdm_ray.trial.context import TrialContext
 
 Steps = Generator[Progress, None, TrialResult]
 
@@ -251,15 +254,25 @@ def located(trial: TrialSettings, output_dir: Path, *, trial_id: str = "trial") 
     return result
 
 
-def cached(trial: TrialSettings, output_dir: Path, *, trial_id: str = "trial") -> Steps:
-    """Needs an entry of a cache folder that no other trial sees; builds it where no shelf has it."""
-    from sdm_ray.core import cache as shelf
+def cached(
+    trial: TrialSettings, output_dir: Path, *, trial_id: str = "trial", context: TrialContext | None = None
+) -> Steps:
+    """Needs an entry of a cache folder that no other trial sees; builds it where nobody shares it."""
+    from sdm_ray.core.cache import fetch, offer
 
+    shared = None if context is None else context.shared
     cache, path = output_dir / "cache", output_dir / "cache" / "floor.json"
-    if not shelf.fetch(cache, "floor"):
+    if not fetch(cache, "floor", shared):
         note(output_dir, "built")
         cache.mkdir()
         path.write_text(trial_id)
-        shelf.offer(cache, "floor", [path])
+        offer(cache, "floor", [path], shared)
+    yield Progress("train", 1, 1, {})
+    return finish(trial, output_dir, trial_id, measures(trial))
+
+
+def surrounded(trial: TrialSettings, output_dir: Path, *, trial_id: str = "trial", context: TrialContext) -> Steps:
+    """Notes which samplers of attacks it was given."""
+    (output_dir / "samplers.json").write_text(json.dumps(sorted(context.samplers)))
     yield Progress("train", 1, 1, {})
     return finish(trial, output_dir, trial_id, measures(trial))

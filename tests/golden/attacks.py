@@ -23,7 +23,7 @@ from sdm_ray.core.types import Task
 from sdm_ray.sweep.search.attack_sampler import TpeSampler
 from sdm_ray.trial.assess import Assessment, assess
 from sdm_ray.trial.release import Release
-from sdm_ray.trial.workspace import load_trunk_on, open_workspace, trunk_params
+from sdm_ray.trial.workspace import open_workspace, trunk_params
 from tests.fakes.attack_world import FakeData, TinyTrunk, drain, params_of, quick
 from tests.golden import pins, worlds
 
@@ -87,7 +87,7 @@ def encoder(families: Sequence[str], kind: str, folder: Path, **changes: Any) ->
     """Everything that is said of a released tiny encoder."""
     settings = worlds.trial(folder, kind, attack={"families": list(families), **changes})
     work = open_workspace(settings)
-    trunk = load_trunk_on(work, settings.encoder, "pretrained", settings.seed)
+    trunk = work.trunk(settings.encoder, "pretrained", settings.seed)
     head = torch.randn(3, trunk.feature_dim, generator=torch.Generator().manual_seed(0))
     release = Release(
         trunk=trunk,

@@ -14,7 +14,7 @@ from sdm_ray.data.regression import RegressionWorld
 from sdm_ray.meta.trainer import Trainer, TrainOutcome
 from sdm_ray.models.mlp import VectorMlp
 from sdm_ray.models.trunk import params_digest
-from sdm_ray.trial.workspace import general_sources, load_trunk_on, open_workspace
+from sdm_ray.trial.workspace import general_sources, open_workspace
 from tests.fakes.meta import FakeData, MlpTrunk, drive, train_settings
 from tests.golden import pins, worlds
 
@@ -99,7 +99,7 @@ def encoder(changes: dict[str, Any], kind: str, folder: Path) -> dict[str, Any]:
 def trainer(settings: TrialSettings) -> Trainer:
     """The trainer that a trial would use."""
     work = open_workspace(settings)
-    trunk = load_trunk_on(work, settings.encoder, "pretrained", settings.seed)
+    trunk = work.trunk(settings.encoder, "pretrained", settings.seed)
     general = general_sources(work, settings, trunk)
     return Trainer(settings.train, trunk=trunk, data=work.data, seed=settings.seed, general=general)
 

@@ -6,6 +6,7 @@ import errno
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -21,13 +22,13 @@ from sdm_ray.core.progress import Progress
 from sdm_ray.core.result import Status, TrialResult, read_result
 from sdm_ray.meta import checkpoint
 from sdm_ray.meta.outer.step import OuterStep
-from sdm_ray.models.encoder import params_digest
+from sdm_ray.models.encoder import load_trunk, params_digest
 from sdm_ray.models.export import load_exported
 from sdm_ray.sweep.cluster.worker import Job, TrialWorker
 from sdm_ray.trial.final import iterate_final
 from sdm_ray.trial.floors import floor_report
 from sdm_ray.trial.run import iterate_trial, run_trial
-from sdm_ray.trial.workspace import load_trunk_on, open_workspace, resolve_device
+from sdm_ray.trial.workspace import open_workspace, resolve_device
 from tests.fakes.attack_world import drain
 
 SMALL = (
@@ -163,7 +164,7 @@ def test_untrained_references_release_the_weights_that_they_are_named_after(
     work = open_workspace(settings)
     for method in ("pretrained", "random"):
         result = run_trial(with_method(settings, method), tmp_path / method)
-        trunk = load_trunk_on(work, settings.encoder, method, settings.seed)  # type: ignore[arg-type]
+        trunk = work.trunk(settings.encoder, method, settings.seed)  # type: ignore[arg-type]
         assert result.provenance["weights"] == params_digest(dict(trunk.named_parameters()))
         if method == "random":
             assert result.metrics[Metric.REGRET_ACCURACY] == 0
@@ -172,7 +173,7 @@ def test_untrained_references_release_the_weights_that_they_are_named_after(
 @pytest.mark.parametrize("method", ["tuned", "ac"])
 def test_trained_references_move_the_trunk(settings: TrialSettings, tmp_path: Path, method: str) -> None:
     result = run_trial(with_method(settings, method), tmp_path / method)
-    trunk = load_trunk_on(open_workspace(settings), settings.encoder, "pretrained", 0)
+    trunk = open_workspace(settings).trunk(settings.encoder, "pretrained", 0)
     assert result.provenance["weights"] != params_digest(dict(trunk.named_parameters()))
 
 
@@ -292,3 +293,17 @@ def test_rungs_that_cannot_be_are_refused(settings: TrialSettings) -> None:
             override(settings, {"rungs": [{"step": step} for step in steps]})
     with pytest.raises(UsageError, match="num_rerun_seed"):
         override(settings, {"rungs": [{"step": 3, "attack": {"num_rerun_seed": 2}}]})
+
+
+def test_every_encoder_is_loaded_once(settings: TrialSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The attack, its floors and the families that need the public encoder share what the training loaded."""
+    loaded: list[str] = []
+
+    def counted(encoder: Any, *, initialisation: str, **options: Any) -> Any:
+        loaded.append(initialisation)
+        return load_trunk(encoder, initialisation=initialisation, **options)
+
+    monkeypatch.setattr("sdm_ray.trial.workspace.load_trunk", counted)
+    families = ("fine_tune", "interpolate", "masked_lm")
+    run_trial(override(settings, {"attack.families": families}), tmp_path / "trial")
+    assert sorted(loaded) == ["pretrained", "random"]

@@ -17,7 +17,7 @@ from sdm_ray.core.types import Split, Task
 from sdm_ray.data.regression import RegressionWorld, SignedVectors
 from sdm_ray.trial.cost import probe
 from sdm_ray.trial.run import run_trial
-from sdm_ray.trial.workspace import check_inputs, load_trunk_on, open_workspace
+from sdm_ray.trial.workspace import check_inputs, open_workspace
 
 SETTINGS: dict[str, Any] = {
     "data": {"source": "regression", "regression": {"num_examples": 1000, "input_dim": 8}},
@@ -71,7 +71,7 @@ def test_a_trial_trains_attacks_and_releases(settings: TrialSettings, tmp_path: 
     }
     assert all(cell.valid for cell in report.family_cells)
     weights = load_file(tmp_path / "t" / "model" / "weights.safetensors")
-    trunk = load_trunk_on(open_workspace(settings), settings.encoder, "pretrained", settings.seed)
+    trunk = open_workspace(settings).trunk(settings.encoder, "pretrained", settings.seed)
     assert weights.keys() == {name for name, _ in trunk.named_parameters()} | {"desired_head"}
     assert weights["layers.0.weight"].shape == (16, 8)
     assert weights["desired_head"].shape == (2, 16)
@@ -80,7 +80,7 @@ def test_a_trial_trains_attacks_and_releases(settings: TrialSettings, tmp_path: 
 
 def test_width_and_layers_are_those_of_the_settings(settings: TrialSettings) -> None:
     wider = override(settings, {"encoder.width": 24, "encoder.num_layers": 3})
-    trunk: Any = load_trunk_on(open_workspace(wider), wider.encoder, "random", 0)
+    trunk: Any = open_workspace(wider).trunk(wider.encoder, "random", 0)
     assert [tuple(layer.weight.shape) for layer in trunk.layers] == [(24, 8), (24, 24), (24, 24)]
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
 from ray.exceptions import RayError
 
-from sdm_ray.core import cache as shelf
-from sdm_ray.core.cache import Files
+from sdm_ray.core.cache import Files, SharedCache
 
 log = logging.getLogger(__name__)
 
@@ -39,20 +39,19 @@ class Index:
         return [self._entries[name]] if name in self._entries else []
 
 
-class ObjectStoreShelf:
-    """A shelf in Ray's object store. Whatever fails there is logged: the node then builds its own.
+@dataclass(frozen=True)
+class ObjectStore:
+    """Entries in Ray's object store. Whatever fails there is logged: the node then builds its own."""
 
-    Args:
-        index: handle of the actor `Index`.
-    """
-
-    def __init__(self, index: Any) -> None:
-        self._index = index
+    name: str
+    """Of the actor `Index`; stores with the same one are equal."""
+    index: Any = field(compare=False, repr=False)
+    """Its handle."""
 
     def has(self, name: str) -> bool:
         """Whether there is an entry; an index that does not answer is offered nothing."""
         try:
-            return bool(ray.get(self._index.holds.remote(name), timeout=SECONDS))
+            return bool(ray.get(self.index.holds.remote(name), timeout=SECONDS))
         except RayError as error:
             self._failed(name, error)
             return True
@@ -60,7 +59,7 @@ class ObjectStoreShelf:
     def take(self, name: str) -> Files | None:
         """An entry, from the store of this node or another."""
         try:
-            found = ray.get(self._index.get.remote(name), timeout=SECONDS)
+            found = ray.get(self.index.get.remote(name), timeout=SECONDS)
             files: Files | None = ray.get(found[0], timeout=SECONDS) if found else None
         except RayError as error:
             self._failed(name, error)
@@ -70,7 +69,7 @@ class ObjectStoreShelf:
     def give(self, name: str, files: Files) -> None:
         """Hand an entry to the index."""
         try:
-            ray.get(self._index.put.remote(name, files), timeout=SECONDS)
+            ray.get(self.index.put.remote(name, files), timeout=SECONDS)
         except RayError as error:
             self._failed(name, error)
 
@@ -93,13 +92,12 @@ def shared_caches(name: str) -> Iterator[str]:
             ray.kill(actor)
 
 
-def join(name: str | None) -> None:
-    """Share this process's cache entries through the index of that name; without one, through none."""
+def join(name: str | None) -> SharedCache | None:
+    """The entries that the index of that name knows; None without a name, and where the index is gone."""
     if name is None:
-        shelf.use(None)
-        return
+        return None
     try:
-        shelf.use(ObjectStoreShelf(ray.get_actor(name)))
+        return ObjectStore(name, ray.get_actor(name))
     except ValueError as error:  # it died with the driver's node, and so will this process
         log.warning("caches are not shared between nodes: %s", error)
-        shelf.use(None)
+        return None

@@ -6,6 +6,7 @@ import faulthandler
 import gc
 import importlib
 import importlib.util
+import inspect
 import json
 import os
 import random
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from sdm_ray.config import TrialSettings, content_hash, override
+from sdm_ray.core.cache import SharedCache
 from sdm_ray.core.errors import RunError, UsageError
 from sdm_ray.core.lock import FolderLock
 from sdm_ray.core.metric_names import Metric
@@ -85,10 +87,15 @@ class Report:
 
 
 class TrialWorker:
-    """Runs one trial as a generator; a failure of the trial becomes a failed result."""
+    """Runs one trial as a generator; a failure of the trial becomes a failed result.
 
-    def __init__(self, job: Job) -> None:
-        self.job = job
+    Args:
+        job: the trial.
+        shared: cache entries of other machines.
+    """
+
+    def __init__(self, job: Job, shared: SharedCache | None = None) -> None:
+        self.job, self._shared = job, shared
         self._lock = FolderLock(Path(job.output_dir) / ".lock")
         self._mirror: Mirror | None = None
         self._steps: Generator[Progress, None, TrialResult] | None = None
@@ -153,13 +160,18 @@ class TrialWorker:
             os.chdir(job.working_dir)
         sys.path += [entry for entry in job.python_path if entry not in sys.path]
         settings = override(TrialSettings.model_validate(job.settings), job.params)
-        if settings.attack.sampler == "tpe":
-            importlib.import_module(
-                "sdm_ray.sweep.search.attack_sampler"
-            )  # makes it known; Optuna takes a second to import
         pristine_process(settings.seed, settings.runtime.num_threads, job.gpu_memory_share)
         function = load_function(job.trial_function)
-        return function(settings, Path(job.output_dir), trial_id=job.trial_id)
+        return function(settings, Path(job.output_dir), trial_id=job.trial_id, **self._context(function))
+
+    def _context(self, function: TrialFunction) -> dict[str, Any]:
+        """The keyword `context`, for a function that takes it."""
+        if "context" not in inspect.signature(function).parameters:
+            return {}
+        from sdm_ray.sweep.search.samplers import attack_samplers
+        from sdm_ray.trial.context import TrialContext
+
+        return {"context": TrialContext(samplers=attack_samplers(), shared=self._shared)}
 
     def _failed(self, error: BaseException) -> TrialResult:
         output_dir = Path(self.job.output_dir)

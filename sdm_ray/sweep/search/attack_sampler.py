@@ -8,7 +8,7 @@ from typing import Any
 
 import optuna
 
-from sdm_ray.attack.space import SAMPLERS, Chance, Choice, Integer, LogFloat, Point, Space
+from sdm_ray.attack.space import Chance, Choice, Integer, LogFloat, Point, Space
 
 NUM_STARTUP_TRIALS = 10
 """Points that are drawn at random before the sampler learns from scores."""
@@ -60,6 +60,3 @@ def _distribution(dimension: LogFloat | Integer | Choice | Chance) -> Any:
     if isinstance(dimension, Choice):
         return optuna.distributions.CategoricalDistribution(range(len(dimension.values)))
     return optuna.distributions.CategoricalDistribution((False, True))
-
-
-SAMPLERS["tpe"] = TpeSampler

@@ -26,7 +26,7 @@ from sdm_ray.sweep.search.models import first_points, ordered_references, refere
 from sdm_ray.sweep.search.study import SearchStudy
 from sdm_ray.sweep.state.ledger import Entry
 from sdm_ray.sweep.state.state import SweepState
-from sdm_ray.sweep.tune.trainable import JOB, SHELF, TRIAL
+from sdm_ray.sweep.tune.trainable import CACHES, JOB, TRIAL
 
 OnResult = Callable[[TrialResult], None]
 
@@ -60,7 +60,7 @@ class SweepSearcher(DriverOnly, Searcher):
         untold: list[TrialResult],
         stop: Callable[[str], None],
         announce: Callable[[str], None],
-        shelf: str | None = None,
+        caches: str | None = None,
     ) -> None:
         super().__init__()
         self._state = state
@@ -74,7 +74,7 @@ class SweepSearcher(DriverOnly, Searcher):
         self._untold = untold
         self._stop = stop
         self._announce = announce
-        self._shelf = shelf
+        self._caches = caches
         self.error: Exception | None = None
         """What made it impossible to go on."""
         self._num_deaths: Counter[str] = Counter()
@@ -92,7 +92,7 @@ class SweepSearcher(DriverOnly, Searcher):
         if entry is None:
             return None if self._by_tune_id else FINISHED
         self._by_tune_id[trial_id] = entry.trial_id
-        return {TRIAL: entry.trial_id, JOB: self._job(entry).to_json(), SHELF: self._shelf}
+        return {TRIAL: entry.trial_id, JOB: self._job(entry).to_json(), CACHES: self._caches}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Progress is the callback's business."""

@@ -11,14 +11,14 @@ from typing import Any
 
 from ray.tune import Trainable
 
-from sdm_ray.sweep.cluster import object_store as shelf
+from sdm_ray.sweep.cluster.object_store import join
 from sdm_ray.sweep.cluster.worker import Job, TrialWorker
 
 JOB = "job"
 """Key of the job in Tune's config."""
 TRIAL = "trial"
 """Key of the trial's id."""
-SHELF = "shelf"
+CACHES = "caches"
 """Key of the name of the index of shared caches; None where there is none."""
 
 
@@ -27,13 +27,13 @@ class TrialTrainable(Trainable):
 
     def setup(self, config: dict[str, Any]) -> None:
         """Take a job; the work, imports included, begins with the first step."""
-        shelf.join(config[SHELF])
-        self._worker = TrialWorker(Job.from_json(config[JOB]))
+        self._shared = join(config[CACHES])
+        self._worker = TrialWorker(Job.from_json(config[JOB]), self._shared)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Drop the trial that this process ran before and take another."""
         self._worker.close()
-        self._worker = TrialWorker(Job.from_json(new_config[JOB]))
+        self._worker = TrialWorker(Job.from_json(new_config[JOB]), self._shared)
         return True
 
     def step(self) -> dict[str, Any]:

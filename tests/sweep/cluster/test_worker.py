@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import torch
 
-from sdm_ray.attack.space import SAMPLERS
 from sdm_ray.config import TrialSettings
 from sdm_ray.core.errors import RunError, UsageError
 from sdm_ray.core.lock import FolderLock
@@ -168,10 +167,6 @@ def test_reasons_are_one_line(error: Exception, words: str) -> None:
     assert "\n" not in reason
 
 
-def test_the_attack_sampler_that_settings_name_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(SAMPLERS, "tpe", raising=False)
-    monkeypatch.delitem(sys.modules, "sdm_ray.sweep.search.attack_sampler", raising=False)
-    settings = TrialSettings().model_dump(mode="json")
-    settings["attack"]["sampler"] = "tpe"
-    assert run(TrialWorker(job(tmp_path, "smooth", settings=settings))).status is Status.COMPLETE
-    assert "tpe" in SAMPLERS
+def test_a_trial_gets_samplers_where_it_takes_a_context(tmp_path: Path) -> None:
+    assert run(TrialWorker(job(tmp_path, "surrounded"))).status is Status.COMPLETE
+    assert json.loads((tmp_path / "t0009" / "samplers.json").read_text()) == ["sobol", "tpe"]
