@@ -52,7 +52,7 @@ class TrainingDataset(Dataset, Protocol):
     """What meta-training reads."""
 
     def occurring_tokens(self, indices: Tensor) -> LongTensor:
-        """Sorted token ids in examples (host indices of any shape), int64 on the host; none without tokens."""
+        """Sorted token ids in examples (host indices of any shape), int64 on the host; none in data without tokens."""
         ...
 
 

@@ -75,15 +75,6 @@ def test_coarse_widths_are_powers_of_two_as_far_as_the_data_go(data: DeviceData)
     assert coarse.input_ids.shape == fine.input_ids.shape, "both end at 16, which is all that there is"
 
 
-def test_leading_dimensions(data: DeviceData) -> None:
-    indices = torch.arange(24).reshape(2, 3, 4)
-    batch = data.batch(indices, Task.DESIRED)
-    assert batch.input_ids.shape == batch.attention_mask.shape == (2, 3, 4, 16)
-    flat = data.batch(indices.reshape(-1), Task.DESIRED)
-    assert torch.equal(batch.input_ids.reshape(24, 16), flat.input_ids)
-    assert torch.equal(batch.labels.reshape(24), flat.labels)
-
-
 @pytest.mark.parametrize("width", [5, 8, 16, 30])
 def test_pad_to_is_exact(width: int, data: DeviceData) -> None:
     batch = data.batch(torch.tensor([0, 3]), Task.DESIRED, pad_to=width)
@@ -95,18 +86,6 @@ def test_pad_to_is_exact(width: int, data: DeviceData) -> None:
 def test_pad_to_never_cuts_a_text(data: DeviceData) -> None:
     with pytest.raises(ValueError, match="pad_to is 8, but a text of the batch has 9 tokens"):
         data.batch(torch.tensor([0, 1]), Task.DESIRED, pad_to=8)
-
-
-def test_what_is_handed_out_is_not_shared(data: DeviceData) -> None:
-    for handed in (data.indices(Split.TEST), data.labels_host(Task.HARMFUL), data.lengths_host()):
-        before = handed.clone()
-        handed.zero_()
-        assert before.any()
-    batch = data.batch(torch.tensor([0]), Task.HARMFUL)
-    batch.input_ids.zero_()
-    assert data.batch(torch.tensor([0]), Task.HARMFUL).input_ids.any()
-    assert data.indices(Split.TEST).any()
-    assert data.labels_host(Task.HARMFUL).any()
 
 
 def test_no_value_is_read_from_the_device(data: DeviceData) -> None:

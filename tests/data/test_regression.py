@@ -9,7 +9,6 @@ import torch
 
 from sdm_ray.core.types import Split, Task
 from sdm_ray.data.regression import RegressionWorld
-from tests.fakes import files as helpers
 
 
 def everything(world: RegressionWorld, task: Task) -> tuple[torch.Tensor, torch.Tensor]:
@@ -48,22 +47,6 @@ def test_splits_share_out_all_examples(num_examples: int) -> None:
     assert all(len(part) for part in parts)
     assert torch.equal(torch.cat(parts).sort().values, torch.arange(num_examples))
     assert abs(len(world.indices(Split.META_TRAIN)) - num_examples / 2) <= 1
-
-
-def test_batches_of_any_shape_are_gathered_without_reading_from_the_device() -> None:
-    world = RegressionWorld(40, 0)
-    assert world.num_classes(Task.DESIRED) == world.num_classes(Task.HARMFUL) == 1
-    indices = torch.tensor([[3, 3, 7], [39, 0, 1]])
-    with helpers.NoHostSync():
-        batch = world.batch(indices, Task.HARMFUL)
-    assert batch.inputs[0].shape == (2, 3, 25)
-    assert batch.labels.dtype == batch.inputs[0].dtype == torch.float32
-    inputs, labels = everything(world, Task.HARMFUL)
-    assert torch.equal(batch.inputs[0], inputs[indices])
-    assert torch.equal(batch.labels, labels[indices])
-    assert torch.equal(world.labels_host(Task.HARMFUL), labels)
-    world.labels_host(Task.HARMFUL).zero_()
-    assert torch.equal(world.batch(indices, Task.HARMFUL).labels, labels[indices])
 
 
 @pytest.mark.parametrize(
