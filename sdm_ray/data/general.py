@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sdm_ray.config import RetainSettings, SyntheticWorld
 from sdm_ray.core.errors import RunError, UsageError
+from sdm_ray.core.hub import is_hub_id
 from sdm_ray.core.types import Task
 from sdm_ray.data.interface import Dataset
 from sdm_ray.data.readers import Source, data_files, read_files, read_hub
@@ -139,7 +140,7 @@ def _read(settings: RetainSettings) -> list[str]:
     files = data_files(settings.source)
     if files is not None:
         return _texts(read_files(files, columns), settings)
-    if settings.source.count("/") != 1:
+    if not is_hub_id(settings.source):
         raise UsageError(
             f"data.source {settings.source!r} is neither 'pretraining', nor an existing file or folder, nor a hub id "
             "(owner/name)"

@@ -6,7 +6,6 @@ import csv
 import difflib
 import hashlib
 import json
-import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +16,7 @@ import pyarrow.json
 import pyarrow.parquet as pq
 
 from sdm_ray.core.errors import RunError, UsageError
+from sdm_ray.core.hub import brief, quiet_hub
 
 ClassNames = dict[str, list[str]]
 """Column to the names of its integer classes, where a Hugging Face dataset gives them."""
@@ -96,12 +96,11 @@ def read_hub(name: str, revision: str | None, columns: dict[str, str]) -> Source
     """
     import datasets
 
-    hub_log = logging.getLogger("huggingface_hub")
-    shown, level = datasets.is_progress_bar_enabled(), hub_log.level
+    shown = datasets.is_progress_bar_enabled()
     datasets.disable_progress_bars()
-    hub_log.setLevel(logging.CRITICAL)
     try:
-        loaded = datasets.load_dataset(name, revision=revision)
+        with quiet_hub():
+            loaded = datasets.load_dataset(name, revision=revision)
     except ValueError as error:
         if "BuilderConfig" in str(error) or "Config name" in str(error):
             raise UsageError(
@@ -111,7 +110,6 @@ def read_hub(name: str, revision: str | None, columns: dict[str, str]) -> Source
     except Exception:  # network, hub and script errors have no common base
         raise _unreachable(name, revision) from None
     finally:
-        hub_log.setLevel(level)
         if shown:
             datasets.enable_progress_bars()
     tables: list[pa.Table] = []
@@ -149,12 +147,6 @@ def files_digest(files: Sequence[Path]) -> str:
         with file.open("rb") as stream:
             result.update(hashlib.file_digest(stream, "sha256").digest() + file.suffix.encode())
     return result.hexdigest()
-
-
-def brief(error: BaseException) -> str:
-    """The first line of a message."""
-    lines = str(error).strip().splitlines()
-    return lines[0][:300].rstrip(".") if lines else type(error).__name__
 
 
 def _read_parquet(path: Path, columns: dict[str, str]) -> pa.Table:

@@ -12,10 +12,9 @@ import pyarrow.compute as pc
 
 from sdm_ray.config import DataSettings
 from sdm_ray.core.errors import UsageError
-from sdm_ray.data.readers import Source, brief, data_files, files_digest, read_files, read_hub
+from sdm_ray.core.hub import brief, is_hub_id
+from sdm_ray.data.readers import Source, data_files, files_digest, read_files, read_hub
 from sdm_ray.data.scrub import scrub_pronouns
-
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,7 @@ def _read(settings: DataSettings) -> Source:
     files = data_files(settings.source)
     if files is not None:
         return read_files(files, columns)
-    if not _HUB_ID.fullmatch(settings.source):
+    if not is_hub_id(settings.source):
         raise UsageError(
             f"data.source {settings.source!r} is neither 'synthetic', nor an existing file or folder, nor a hub id "
             "(owner/name)"

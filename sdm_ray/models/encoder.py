@@ -16,10 +16,10 @@ from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassificati
 
 from sdm_ray.config import EncoderSettings, SyntheticWorld
 from sdm_ray.core.errors import RunError, UsageError
+from sdm_ray.core.hub import brief
 from sdm_ray.core.types import Params
 from sdm_ray.models.hub import (
     NEW_WEIGHTS_SEED,
-    brief,
     check_weights_file,
     fetch,
     keep_layers,

@@ -10,8 +10,7 @@ import copy
 import math
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -20,13 +19,13 @@ from typing import Any, NamedTuple
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers.utils import logging as hf_logging
 
 from sdm_ray.config import TrialSettings, content_hash, parse_settings
 from sdm_ray.core.errors import RunError, UsageError
 from sdm_ray.core.files import atomic_path, read_json, write_json, write_text
 from sdm_ray.core.types import Params
 from sdm_ray.models.encoder import load_trunk
+from sdm_ray.models.hub import quiet
 from sdm_ray.models.model_card import model_card
 from sdm_ray.models.native import native_pooling
 from sdm_ray.models.trunk import Trunk
@@ -161,20 +160,9 @@ def _write(
         model = copy.deepcopy(trunk.hf_model).to("cpu")
         model.load_state_dict(weights, strict=False)
         save_file({"weight": head.detach().cpu().contiguous()}, folder / HEAD)
-    with _no_progress_bar():
+    with quiet():
         model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-
-
-@contextmanager
-def _no_progress_bar() -> Iterator[None]:
-    shown = hf_logging.is_progress_bar_enabled()
-    hf_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            hf_logging.enable_progress_bar()
 
 
 def _describe(

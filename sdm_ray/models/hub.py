@@ -5,8 +5,6 @@ Only safetensors are read, and no code but that of transformers is run.
 
 from __future__ import annotations
 
-import logging
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,11 +15,11 @@ from transformers.utils import logging as hf_logging
 
 from sdm_ray.config import EncoderSettings, SyntheticWorld
 from sdm_ray.core.errors import RunError, UsageError
+from sdm_ray.core.hub import brief, is_hub_id, quiet_hub
 
 NEW_WEIGHTS_SEED = 0
 """Seed of pretrained encoders' weights that a checkpoint lacks (a pooler, say), so that loading is reproducible."""
 
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 T = TypeVar("T")
 
 
@@ -47,7 +45,7 @@ def resolve(settings: EncoderSettings, cache_dir: Path, world: SyntheticWorld | 
         raise UsageError(
             f"encoder.name: {name} is a file; give the folder that holds config.json and model.safetensors"
         )
-    if name.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(name):
+    if name.startswith((".", "/", "~")) or not is_hub_id(name, bare=True):
         raise UsageError(
             f"encoder.name: folder {name} does not exist (otherwise give 'builtin' or a hub id like owner/name)"
         )
@@ -111,12 +109,6 @@ def check_weights_file(folder: Path) -> None:
     raise UsageError(f"encoder.name: folder {folder} has no model.safetensors{found}")
 
 
-def brief(error: BaseException) -> str:
-    """The first sentence of a message, on one line."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return re.split(r"(?<=[a-z)'\"])\. ", text)[0][:300]
-
-
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Weights are drawn on the CPU from torch's global generator: seed it, and put its state back."""
@@ -132,15 +124,12 @@ def seeded(seed: int) -> Iterator[None]:
 def quiet() -> Iterator[None]:
     """Without load reports, progress bars and retry messages; what matters is checked here and said in one sentence."""
     level, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
-    hub = logging.getLogger("huggingface_hub")
-    hub_level = hub.level
     hf_logging.set_verbosity(hf_logging.CRITICAL)
     hf_logging.disable_progress_bar()
-    hub.setLevel(logging.CRITICAL)
     try:
-        yield
+        with quiet_hub():
+            yield
     finally:
         hf_logging.set_verbosity(level)
         if bars:
             hf_logging.enable_progress_bar()
-        hub.setLevel(hub_level)

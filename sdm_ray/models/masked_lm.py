@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModelForMaskedLM
 
 from sdm_ray.config import EncoderSettings, SyntheticWorld
 from sdm_ray.core.errors import RunError, UsageError
+from sdm_ray.core.hub import brief
 from sdm_ray.models import hub
 from sdm_ray.models.trunk import Trunk
 
@@ -79,7 +80,7 @@ def load_masked_lm(
     try:
         config = hub.fetch(source, settings.revision, AutoConfig.from_pretrained)
     except (ValueError, KeyError) as error:
-        raise UsageError(f"encoder.name {settings.name!r}: config.json is not usable: {hub.brief(error)}") from None
+        raise UsageError(f"encoder.name {settings.name!r}: config.json is not usable: {brief(error)}") from None
     if config.model_type not in TRANSFORMS:
         raise _refusal(settings, f"model type {config.model_type!r} is not one of {', '.join(TRANSFORMS)}")
     hub.keep_layers(config, settings)
@@ -117,7 +118,7 @@ def _pretrained_model(config: Any, source: str | Path, settings: EncoderSettings
     except (UsageError, RunError):
         raise
     except Exception as error:  # safetensors, shape and architecture errors have no common base
-        raise UsageError(f"encoder.name {settings.name!r}: its weights cannot be loaded: {hub.brief(error)}") from None
+        raise UsageError(f"encoder.name {settings.name!r}: its weights cannot be loaded: {brief(error)}") from None
     missing = sorted(key for key in info["missing_keys"] if not key.startswith(f"{model.base_model_prefix}."))
     if missing:
         kind = " (an ELECTRA discriminator has none)" if config.model_type == "electra" else ""

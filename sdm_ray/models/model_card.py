@@ -13,6 +13,7 @@ import yaml
 
 from sdm_ray.config import AttackSettings, TrialSettings, content_hash
 from sdm_ray.config.attack import FAMILIES
+from sdm_ray.core.hub import is_hub_id
 from sdm_ray.core.metric_names import Metric
 
 WITHOUT_GRADIENTS = "reading the label off the features without gradients"
@@ -34,8 +35,6 @@ UNTRIED = {
 """What an attack without any of these families has not done; each is a way in which the result may not hold."""
 WITHOUT_OPTIMIZERS = {"fine_tune", "linear_probe", "logistic_regression", "knn"}
 """Families that keep to Adam or need no optimiser."""
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-"""The form of an id on the Hugging Face hub."""
 
 
 def model_card(
@@ -97,9 +96,9 @@ def _header(settings: TrialSettings, native: bool, metrics: Mapping[str, float])
     if native:
         card |= {"library_name": "transformers", "pipeline_tag": "text-classification"}
     card["tags"] = ["task-blocking", "self-destructing-models", settings.train.method]
-    if _is_hub_id(encoder):
+    if _on_hub(encoder):
         card["base_model"] = encoder
-    if _is_hub_id(source):
+    if _on_hub(source):
         card["datasets"] = [source]
     shown = [(Metric.DESIRED_ACCURACY, "desired accuracy"), (Metric.HARMFUL_WORST_ACCURACY, "worst harmful accuracy")]
     values = [(name, words, metrics.get(name, math.nan)) for name, words in shown]
@@ -111,14 +110,14 @@ def _header(settings: TrialSettings, native: bool, metrics: Mapping[str, float])
     if measured:
         task = {"type": "text-classification", "name": "desired and harmful task"}
         # The hub asks for an id even of data that it does not have.
-        dataset = {"type": source if _is_hub_id(source) else "local", "name": Path(source).name}
+        dataset = {"type": source if _on_hub(source) else "local", "name": Path(source).name}
         results = [{"task": task, "dataset": dataset, "metrics": measured}]
         card["model-index"] = [{"name": settings.name, "results": results}]
     return f"---\n{yaml.safe_dump(card, sort_keys=False, allow_unicode=True)}---"
 
 
-def _is_hub_id(name: str) -> bool:
-    return bool(HUB_ID.fullmatch(name)) and not Path(name).exists()
+def _on_hub(name: str) -> bool:
+    return is_hub_id(name) and not Path(name).exists()
 
 
 def _summary(settings: TrialSettings, model_type: str, num_layers: int | None, num_classes: int) -> str:

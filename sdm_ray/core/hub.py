@@ -1,0 +1,36 @@
+"""What data and encoders share about the Hugging Face hub: the form of an id, its log, and its long messages."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_PART = r"[\w.-]+"
+_ID = re.compile(f"{_PART}/{_PART}")
+_BARE_ID = re.compile(_PART)
+_SENTENCE_END = re.compile(r"(?<=[a-z)'\"])\. ")
+
+
+def is_hub_id(name: str, *, bare: bool = False) -> bool:
+    """Whether a name has the form owner/name of an id on the hub; `bare` also allows old ids without an owner."""
+    return bool(_ID.fullmatch(name) or (bare and _BARE_ID.fullmatch(name)))
+
+
+def brief(error: BaseException) -> str:
+    """The first sentence of an error's message, on one line and without its full stop."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return _SENTENCE_END.split(text)[0][:300].rstrip(".")
+
+
+@contextmanager
+def quiet_hub() -> Iterator[None]:
+    """Silence `huggingface_hub`, which logs every retry without network."""
+    log = logging.getLogger("huggingface_hub")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
