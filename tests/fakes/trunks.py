@@ -12,11 +12,11 @@ from sdm_ray.models.trunk import Pooling, Trunk
 from tests.fakes import files as helpers
 
 
-def make_trunk(kind: str, pooling: Pooling = "native", **changes: Any) -> Trunk:
+def make_trunk(kind: str, pooling: Pooling = "native", *, seed: int = 0, **changes: Any) -> Trunk:
     """A trunk with random weights; changes are fields of the configuration."""
     family = AutoModelForSequenceClassification if pooling == "native" else AutoModel
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         model = family.from_config(helpers.tiny_config(kind, **changes), attn_implementation="eager")
         for parameter in model.parameters():
             if parameter.dim() == 1:

@@ -1,4 +1,7 @@
-"""What meta-training asks of a trunk, and that texts, vectors and images all give it."""
+"""What training and attacks ask of a trunk, and that trunks of texts, vectors and images all give it: one suite.
+
+A new trunk gets these tests by an entry in `TRUNKS`.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,12 @@ from sdm_ray.config import EncoderSettings
 from sdm_ray.models.encoder import load_trunk
 from sdm_ray.models.interface import TrunkLike
 from sdm_ray.models.mlp import VectorMlp
+from sdm_ray.models.packing import token_places
 from sdm_ray.models.trunk import params_digest
+from tests.fakes.attack_world import TinyTrunk
+from tests.fakes.files import MODEL_TYPES
+from tests.fakes.meta import MlpTrunk
+from tests.fakes.trunks import make_trunk
 
 
 class ImageEncoder(nn.Module):
@@ -58,22 +66,81 @@ def random_inputs(kind: str, *shape: int) -> tuple[Tensor, ...]:
     return (torch.randn(*shape, *size, generator=generator, dtype=torch.float64),)
 
 
+def architecture(kind: str) -> Callable[[Path, int], Any]:
+    return lambda folder, seed: make_trunk(kind, seed=seed)
+
+
 KINDS: dict[str, Callable[[Path, int], Any]] = {
     "texts": text_trunk,
     "vectors": lambda folder, seed: VectorMlp(25, 8, 3, seed),
     "images": lambda folder, seed: ImageEncoder(seed),
 }
+TRUNKS: dict[str, Callable[[Path, int], Any]] = {
+    **KINDS,
+    **{kind: architecture(kind) for kind in MODEL_TYPES},
+    "fake of training": lambda folder, seed: MlpTrunk(seed=seed),
+    "fake of attacks": lambda folder, seed: TinyTrunk(seed=seed),
+}
+"""(folder of a tiny BERT, seed) -> a trunk with weights of its own for every seed."""
 
 
-@pytest.mark.parametrize("kind", KINDS)
+def inputs_of(kind: str, *shape: int) -> tuple[Tensor, ...]:
+    """Inputs of a trunk, texts with padding."""
+    if kind in ("vectors", "images"):
+        return random_inputs(kind, *shape)
+    ids, mask = random_inputs("texts", *shape)
+    mask[1, 6:] = 0
+    return ids, mask
+
+
+@pytest.mark.parametrize("kind", TRUNKS)
+def test_forward_is_deterministic_and_the_flags_say_what_it_knows(kind: str, bert_folder: Path) -> None:
+    trunk, inputs = TRUNKS[kind](bert_folder, 1).double(), inputs_of(kind, 3)
+    state = torch.random.get_rng_state()
+    plain = trunk(*inputs)
+    assert plain.shape == (3, trunk.feature_dim)
+    assert torch.equal(trunk(*inputs), plain)
+    options: dict[str, Any] = {
+        "shortcut": {"shortcut": True},
+        "packing": {"places": token_places(inputs[-1], 26) if trunk.has_packing else None},
+    }
+    for name, option in options.items():
+        if getattr(trunk, f"has_{name}"):
+            torch.testing.assert_close(trunk(*inputs, **option), plain, rtol=1e-9, atol=1e-9)
+    if not trunk.has_shortcut:
+        with pytest.raises((TypeError, AssertionError)):
+            trunk(*inputs, shortcut=True)
+    if trunk.has_dropout:
+        dropped = trunk(*inputs, dropout_seed=3)
+        assert not torch.allclose(dropped, plain)
+        assert torch.equal(trunk(*inputs, dropout_seed=3), dropped)
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("kind", TRUNKS)
+def test_of_the_embedding_nothing_but_the_named_rows_is_read(kind: str, bert_folder: Path) -> None:
+    trunk = TRUNKS[kind](bert_folder, 1).double()
+    if trunk.embedding_name is None:
+        assert kind in ("vectors", "images", "fake of attacks")
+        return
+    ids, mask = inputs_of(kind, 3)
+    params = {name: value.detach() for name, value in trunk.named_parameters()}
+    kept = torch.cat([torch.arange(trunk.fixed_ids), ids.unique()]).unique()
+    renumbered = torch.searchsorted(kept, ids)
+    few = params | {trunk.embedding_name: params[trunk.embedding_name][kept]}
+    assert len(kept) < len(params[trunk.embedding_name])
+    torch.testing.assert_close(functional_call(trunk, few, (renumbered, mask)), trunk(ids, mask))
+
+
+@pytest.mark.parametrize("kind", TRUNKS)
 def test_trunks_of_all_kinds_fit_the_interface(kind: str, bert_folder: Path) -> None:
-    trunk: TrunkLike = KINDS[kind](bert_folder, 1)
+    trunk: TrunkLike = TRUNKS[kind](bert_folder, 1)
     members = [name for name in vars(TrunkLike) if not name.startswith("_")]
-    assert len(members) >= 9
+    assert len(members) >= 10
     assert not [name for name in members if not hasattr(trunk, name)]
     depths = [trunk.depth_of(name) for name, _ in trunk.named_parameters()]
     assert set(depths) == set(range(trunk.num_depths)), "every depth holds a parameter"
-    assert trunk.digest() == KINDS[kind](bert_folder, 1).digest() != KINDS[kind](bert_folder, 2).digest()
+    assert trunk.digest() == TRUNKS[kind](bert_folder, 1).digest() != TRUNKS[kind](bert_folder, 2).digest()
 
 
 @pytest.mark.parametrize("kind", KINDS)
