@@ -82,7 +82,7 @@ class DeviceData:
         return torch.from_numpy(self._lengths_host.copy())  # type: ignore[return-value]
 
     def shared_texts(self) -> dict[str, int]:
-        """Texts (as tokens) that occur in two splits, by the names of the pair; those of every pair of splits."""
+        """Number of texts, compared as tokens, that each pair of splits shares; keys are like "meta_train and test"."""
         texts = {
             split: {self._ids_host[index].tobytes() for index in indices.tolist()}
             for split, indices in self._indices.items()

@@ -149,7 +149,7 @@ def _read(settings: RetainSettings) -> list[str]:
 
 
 def _texts(source: Source, settings: RetainSettings) -> list[str]:
-    """Values that are there."""
+    """The values of the text column without nulls."""
     column = source.table[settings.text_column]
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)):
@@ -177,7 +177,7 @@ def _digest(input_ids: np.ndarray, lengths: np.ndarray) -> str:
 
 @contextmanager
 def _own_settings_named() -> Iterator[None]:
-    """The readers speak of `data.source`; the settings here are those of `train.retain`."""
+    """Rewrite errors of the readers, which name `data.source`, to name `train.retain.source` instead."""
     try:
         yield
     except (UsageError, RunError) as error:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 
 class Trade(NamedTuple):
-    """What gives a profession away: words that no other profession has."""
+    """The words of one profession, which no other profession has."""
 
     label: str
     """Label of the desired task; occurs in no text."""
@@ -224,7 +224,7 @@ LEADS: tuple[tuple[str, ...], ...] = tuple(
         "often enjoyed",
     )
 )
-"""What stands between a name and an action."""
+"""Phrases between a name and an action."""
 
 PASTIMES: tuple[tuple[str, ...], ...] = tuple(
     tuple(phrase.split())
@@ -263,7 +263,7 @@ PUNCTUATION = (".", ",")
 
 
 class Gendered(NamedTuple):
-    """One gender's words, position by position the counterpart of the other gender's."""
+    """The words of one gender; each has its counterpart at the same position of the other gender."""
 
     subject: str
     possessive: str

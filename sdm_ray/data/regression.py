@@ -1,7 +1,7 @@
 """The regression of the paper (Henderson et al., arXiv 2211.14946): Gaussian vectors with two random linear labels.
 
-Nothing is known about either label but what the examples show, and a network learns both equally well: a world to see
-task blocking at work in seconds. (The paper's released code turns the labels into classes by their sign.)
+Pretraining cannot help with either label, and a network learns both equally well, so task blocking shows in seconds.
+(The paper's released code turns the labels into classes by their sign.)
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ class RegressionWorld:
         self._inputs = inputs.to(self.device, dtype)
         self._labels_host = {task: labels[:, index].to(dtype) for index, task in enumerate(Task)}
         self._labels = {task: values.to(self.device) for task, values in self._labels_host.items()}
-        told = f"regression\0{num_examples}\0{seed}\0{input_dim}\0{dtype}"
-        self.digest = hashlib.sha256(told.encode() + inputs.numpy().tobytes() + labels.numpy().tobytes()).hexdigest()
+        header = f"regression\0{num_examples}\0{seed}\0{input_dim}\0{dtype}"
+        self.digest = hashlib.sha256(header.encode() + inputs.numpy().tobytes() + labels.numpy().tobytes()).hexdigest()
 
     def __len__(self) -> int:
         return self._num_examples
@@ -175,7 +175,7 @@ def no_tokens() -> LongTensor:
 
 
 def _runs(num_examples: int) -> dict[Split, Tensor]:
-    """Runs of examples of about the lengths that `SHARES` asks for."""
+    """Consecutive examples for each split, in the shares of `SHARES`."""
     runs, start, share = {}, 0, 0.0
     for split, part in SHARES.items():
         share += part

@@ -1,10 +1,9 @@
-"""Four splits by content hash: disjoint by construction, stable when rows are added or reordered, and checked.
+"""Assign four splits by content hash: disjoint, stable when rows are added or reordered, and checked.
 
 The SHA-256 of a salt and the content is read as a number in [0, 1) and compared with the cumulated shares, so a row's
 split depends on its own content alone. Content is the text (without case and white space), or the group where there is
-one. A text that occurs in two groups ties them together: groups that share a text form one block with the smallest of
-their hashes, for otherwise the text would straddle splits. (Only then can a new row move old ones: when it ties two
-blocks together.)
+one. Groups that share a text form one block, placed by the smallest of their hashes, so that the text is in one split.
+(A new row moves old ones only if it joins two blocks.)
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ from sdm_ray.data.lexicon import (
 T = TypeVar("T")
 
 OWN_TRADE_SHARE = 0.84
-"""Share of work words that belong to the profession; of the rest half are another profession's, half nobody's."""
+"""Share of work words from the profession itself; half of the rest are from another one, half from `GENERAL`."""
 NAME_AGAIN_SHARE = 0.3
 """Share of biographies whose second sentence repeats the name instead of the pronoun."""
 HABIT_SHARE = 0.8
@@ -145,7 +145,7 @@ def fingerprint(world: SyntheticWorld) -> str:
 
 
 class _Habits(NamedTuple):
-    """What the corpus, and not the table, associates with a name besides the gender."""
+    """What the corpus says about a name besides its gender; the task table does not follow it."""
 
     pastimes: Sequence[tuple[str, ...]]
     belongings: Sequence[str]

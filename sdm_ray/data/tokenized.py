@@ -1,4 +1,4 @@
-"""Tokenise once: token ids, labels and splits in one Arrow file, cached by the hash of what they follow from."""
+"""Tokenise once: token ids, labels and splits in one Arrow file, cached under a hash of all that determines them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the built-in encoder lies: the shipped folder, or one that is pretrained once and cached by content hash."""
+"""Find the built-in encoder: the shipped folder, or one that is pretrained once and cached by content hash."""
 
 from __future__ import annotations
 

@@ -64,10 +64,10 @@ def drop_padding_index(hf_model: Any) -> int | None:
 
 
 def depths_of(names: Iterable[str]) -> dict[str, int]:
-    """Depth of each parameter of an encoder with L layers, told by its dotted name.
+    """Depth of each parameter of an encoder with L layers, read from its dotted name.
 
     0 is the embeddings and their projection, i + 1 is layer i, and L + 1 is all else (a final norm, a pooler, a
-    classification head). Where no layers are told apart, all is one block of depth 0.
+    classification head). Without numbered layers all has depth 0.
     """
     layers = {name: int(match[1]) + 1 if (match := _LAYER.search(name)) else None for name in names}
     highest = max((depth for depth in layers.values() if depth is not None), default=-1)

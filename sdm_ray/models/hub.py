@@ -122,7 +122,7 @@ def seeded(seed: int) -> Iterator[None]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without load reports, progress bars and retry messages; what matters is checked here and said in one sentence."""
+    """Silence load reports, progress bars and retry messages of transformers and the hub."""
     level, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
     hf_logging.set_verbosity(hf_logging.CRITICAL)
     hf_logging.disable_progress_bar()

@@ -39,8 +39,8 @@ class TrunkLike(Protocol):
 
     @property
     def embedding_name(self) -> str | None:
-        """Name of a matrix (V, E) of which `forward` reads nothing but the rows that the token ids in its first input
-        name, so that it may be restricted to those rows if ids are renumbered alike; None where there is none."""
+        """Name of the token embedding (V, E), if `forward` does nothing but look up its rows by the ids in its first
+        input, else None. Training may then hold just the rows that occur, with ids renumbered to match."""
         ...
 
     @property
@@ -54,7 +54,7 @@ class TrunkLike(Protocol):
         ...
 
     def depth_of(self, name: str) -> int:
-        """Depth of a parameter: what lies below a depth does not depend on parameters at or above it."""
+        """Depth of a parameter; activations below a depth do not depend on parameters at or above it."""
         ...
 
     @property

@@ -1,4 +1,4 @@
-"""Hidden states with less work: of the last layer only what the first token needs, and nothing for padding.
+"""Hidden states at lower cost: the last layer for the first token alone, and nothing computed for padding.
 
 A pooling that reads the first token alone needs of the last layer only what that token attends to. With A heads,
 scores and values are then cheaper without keys and values of all tokens, by associativity: (W_q x_0)' (W_k x_j) =
@@ -25,7 +25,7 @@ from sdm_ray.models.packing import pack, unpack
 
 
 class Output(NamedTuple):
-    """Stands in for a Hugging Face encoder's output."""
+    """The part of a Hugging Face encoder's output that pooling reads."""
 
     last_hidden_state: Tensor
     """(B, 1, D) of the first token, or (B, L, D)."""
@@ -36,7 +36,7 @@ class Output(NamedTuple):
 def lean_output(
     encoder: Any, input_ids: Tensor, masks: Any, *, first_only: bool = True, places: Tensor | None = None
 ) -> Output:
-    """What an encoder gives for the first token, or for all of them.
+    """The hidden states of an encoder's last layer, for the first token or for all of them.
 
     Args:
         encoder: the bare encoder, in evaluation or training mode. With `first_only` alone one of `SHORTCUTS`, else one
@@ -62,28 +62,28 @@ def lean_output(
 
 
 class _Layout(NamedTuple):
-    """How the tokens of a batch are held: side by side (B, L, D), or without padding (T, D)."""
+    """How the hidden states of a batch are stored: padded (B, L, D), or packed without padding (T, D)."""
 
     size: int
     length: int
     places: Tensor | None
 
     def ids(self, padded: Tensor) -> Tensor:
-        """Whole numbers (B, L) of the tokens that are held."""
+        """Token or position ids (B, L) in the layout: (B, L), or (T,) if packed."""
         return padded if self.places is None else padded.flatten().gather(0, self._inside())
 
     def positions(self, weight: Tensor) -> Tensor:
-        """Vectors of the positions of the tokens that are held, of a table (P, D)."""
+        """Position embeddings of the tokens in the layout, from a table (P, D)."""
         return weight[: self.length] if self.places is None else F.embedding(self._inside() % self.length, weight)
 
-    def side_by_side(self, held: Tensor) -> Tensor:
-        """(B, L, D) of what is held."""
+    def padded(self, stored: Tensor) -> Tensor:
+        """Hidden states in the layout as padded ones (B, L, D)."""
         if self.places is None:
-            return held
-        return unpack(held, self.places, self.size * self.length).view(self.size, self.length, -1)
+            return stored
+        return unpack(stored, self.places, self.size * self.length).view(self.size, self.length, -1)
 
-    def hold(self, padded: Tensor) -> Tensor:
-        """What is held of (B, L, D)."""
+    def stored(self, padded: Tensor) -> Tensor:
+        """Padded hidden states (B, L, D) in the layout."""
         return padded if self.places is None else pack(padded.flatten(0, 1), self.places)
 
     def _inside(self) -> Tensor:
@@ -92,7 +92,7 @@ class _Layout(NamedTuple):
 
 
 class _Layer(NamedTuple):
-    """A layer that normalises after each of its two halves, by its submodules."""
+    """The submodules of a post-norm transformer layer."""
 
     attention: Any
     query: nn.Linear
@@ -154,32 +154,32 @@ def _finished(embeddings: Any, total: Tensor) -> Tensor:
 
 
 def _through(layers: list[_Layer], hidden: Tensor, mask: Tensor, layout: _Layout, *, first_only: bool) -> Tensor:
-    """(B, 1, D) of the first token or (B, L, D)."""
+    """Last hidden states: (B, 1, D) of the first token, or (B, L, D)."""
     for layer in layers[:-1] if first_only else layers:
         hidden = _after_attention(layer, hidden, _attended(layer, hidden, mask, layout))
-    padded, last = layout.side_by_side(hidden), layers[-1]
+    padded, last = layout.padded(hidden), layers[-1]
     if not first_only:
         return padded
     return _after_attention(last, padded[:, 0], _attended_by_first(last, padded, mask[:, 0]))[:, None]
 
 
 def _attended(layer: _Layer, hidden: Tensor, mask: Tensor, layout: _Layout) -> Tensor:
-    """Like the hidden states, held as `layout` says, under an additive mask (B, 1, 1, L)."""
+    """Output of self-attention before its output projection, in the layout; the mask (B, 1, 1, L) is additive."""
     attention, (size, length, _) = layer.attention, layout
     split = (size, length, -1, attention.attention_head_size)
     query, key, value = (
-        layout.side_by_side(project(hidden)).view(split).transpose(1, 2).flatten(0, 1)
+        layout.padded(project(hidden)).view(split).transpose(1, 2).flatten(0, 1)
         for project in (layer.query, layer.key, layer.value)
     )
     masks = mask.expand(-1, len(query) // size, -1, -1).flatten(0, 1)
     weights = torch.baddbmm(masks, query, key.mT, alpha=attention.scaling).softmax(-1)
     attended = torch.bmm(_dropped(weights, attention.dropout), value)
     attended = attended.view(size, -1, length, attention.attention_head_size).transpose(1, 2)
-    return layout.hold(attended.reshape(size, length, -1))
+    return layout.stored(attended.reshape(size, length, -1))
 
 
 def _attended_by_first(layer: _Layer, hidden: Tensor, mask: Tensor) -> Tensor:
-    """(B, D) of hidden states (B, L, D) under an additive mask (B, 1, L)."""
+    """The same for the first token alone: (B, D) from hidden states (B, L, D) and an additive mask (B, 1, L)."""
     attention = layer.attention
     by_head = (-1, attention.attention_head_size, hidden.shape[-1])
     # Heads come first where their own weights are met, and second where each text's own tokens are.
@@ -196,7 +196,7 @@ def _attended_by_first(layer: _Layer, hidden: Tensor, mask: Tensor) -> Tensor:
 
 
 def _after_attention(layer: _Layer, hidden: Tensor, attended: Tensor) -> Tensor:
-    """The rest of a layer, for hidden states (..., D) that attended to something (..., D)."""
+    """The rest of a layer: output projection, residuals, norms and MLP of (..., D)."""
     mixed = layer.mix(attended)
     mixed = mixed if layer.mix_dropout is None else _dropped(mixed, layer.mix_dropout)
     hidden = layer.mix_norm(mixed + hidden)
@@ -223,7 +223,10 @@ def _modernbert(encoder: Any, input_ids: Tensor, masks: dict[str, Tensor]) -> Te
 
 
 def _modernbert_attended(layer: Any, hidden: Tensor, mask: Tensor, turns: tuple[Tensor, Tensor]) -> Tensor:
-    """(B, D) as transformers computes it, rotation and softmax in float32; the first position is not rotated."""
+    """Attention output (B, D) of the first token, rotation and softmax in float32 as in transformers.
+
+    Position 0 has a rotation of 0, so the query stays as it is.
+    """
     attention, states = layer.attn, layer.attn_norm(hidden)
     shape, size = (*states.shape[:2], -1, attention.head_dim), states.shape[-1]
     weight, bias = attention.Wqkv.weight, attention.Wqkv.bias
@@ -249,7 +252,7 @@ EMBEDDINGS: dict[str, Callable[[Any, Tensor, _Layout], tuple[Tensor, list[_Layer
     "roberta": _roberta,
     "xlm-roberta": _roberta,
 }
-"""By `config.model_type`: (encoder, input_ids (B, L), layout) -> what the embeddings put out, and the layers."""
+"""By `config.model_type`: (encoder, input_ids (B, L), layout) -> output of the embeddings, and the layers."""
 
 SHORTCUTS = (*EMBEDDINGS, "modernbert")
 """Values of `config.model_type` whose last layer can be computed for the first token alone."""

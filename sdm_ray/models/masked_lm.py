@@ -1,8 +1,8 @@
 """Masked language modelling on a trunk: the head that its checkpoint was pretrained with.
 
 The decoder of every architecture here is the token embedding, transposed. It is taken from the trunk's parameters at
-each call, so that a loss reaches the embedding through both ends; what lies between hidden states and decoder, and the
-decoder's bias, stand still.
+each call, so that gradients reach the embedding from the input and from the decoder. The layers between hidden states
+and decoder, and the decoder's bias, are frozen.
 """
 
 from __future__ import annotations

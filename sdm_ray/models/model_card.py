@@ -32,7 +32,7 @@ UNTRIED = {
     "benign_first": "fine-tuning on the desired task first",
     "masked_lm": "continued masked-LM pretraining on unlabelled text",
 }
-"""What an attack without any of these families has not done; each is a way in which the result may not hold."""
+"""By attack families: what an attack that has none of them leaves untried."""
 WITHOUT_OPTIMIZERS = {"fine_tune", "linear_probe", "logistic_regression", "knn"}
 """Families that keep to Adam or need no optimiser."""
 
@@ -75,9 +75,9 @@ def model_card(
 
 
 def not_tried(settings: TrialSettings) -> list[str]:
-    """What the attack of a trial leaves open, for its settings."""
+    """What an attacker could still try that the attack of this trial did not, one item a line of the card."""
     attack = settings.attack
-    items = [words for names, words in UNTRIED.items() if not set(names.split()) & set(attack.families)]
+    items = [label for names, label in UNTRIED.items() if not set(names.split()) & set(attack.families)]
     if set(attack.families) <= WITHOUT_OPTIMIZERS or set(attack.optimizers) == {"adam"}:
         items.insert(0, "optimisers other than Adam, and learning-rate schedules")
     more = "" if "all" in attack.num_examples else "more labelled examples than above, or with "
@@ -101,10 +101,10 @@ def _header(settings: TrialSettings, native: bool, metrics: Mapping[str, float])
     if _on_hub(source):
         card["datasets"] = [source]
     shown = [(Metric.DESIRED_ACCURACY, "desired accuracy"), (Metric.HARMFUL_WORST_ACCURACY, "worst harmful accuracy")]
-    values = [(name, words, metrics.get(name, math.nan)) for name, words in shown]
+    values = [(name, label, metrics.get(name, math.nan)) for name, label in shown]
     measured = [
-        {"type": "accuracy", "name": f"{words} ({name})", "value": round(value, 6)}
-        for name, words, value in values
+        {"type": "accuracy", "name": f"{label} ({name})", "value": round(value, 6)}
+        for name, label, value in values
         if math.isfinite(value)
     ]
     if measured:
@@ -215,15 +215,15 @@ def _loading(settings: TrialSettings, native: bool, label_names: Sequence[str]) 
             'classify = pipeline("text-classification", model="PATH/TO/THIS/FOLDER")\n'
             'classify("... a biography ...")'
         )
-        said = f"One of {', '.join(label_names)}."
+        note = f"One of {', '.join(label_names)}."
     else:
         code = (
             "from sdm_ray.models.export import load_exported\n\n"
             'trunk, params, head, meta = load_exported("PATH/TO/THIS/FOLDER")'
         )
-        said = (
+        note = (
             f"Pooling is `{settings.encoder.pooling}`, which this architecture's `ForSequenceClassification` does not "
             "do: `model.safetensors` holds the trunk alone, `head.safetensors` the classifier (`weight`, classes x "
             "features, no bias), and `sdm_ray.json` the names of the classes."
         )
-    return f"## Use\n\n```python\n{code}\n```\n\n{said}"
+    return f"## Use\n\n```python\n{code}\n```\n\n{note}"

@@ -1,7 +1,7 @@
-"""What each architecture's ForSequenceClassification does between hidden states and its last linear layer.
+"""Native pooling: what each ForSequenceClassification does between hidden states and its last linear layer.
 
-The trunk replaces that last layer by the identity, so a classification head that is a module of its own is called as it
-stands and can not drift from what transformers computes.
+The trunk replaces that last layer by the identity, so that a classification head is called as a whole and cannot drift
+from what transformers computes.
 """
 
 from __future__ import annotations

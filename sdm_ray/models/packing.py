@@ -1,7 +1,7 @@
 """Texts without their padding: the tokens of a batch as one row of vectors, and back.
 
-What a layer does to each token alone (projections, normalisation, activation) costs nothing for padding when only the
-tokens that are there are held; attention still sees texts side by side. `places` (T,) says where the tokens of a batch
+Per-token work (projections, normalisation, activation) is then done for real tokens only; attention still sees padded
+texts. `places` (T,) says where the tokens of a batch
 (B, L) lie in it, row by row; places beyond the tokens, so that several batches may share one T, are B * L. The two
 functions are each other's transpose, so both have derivatives of every order, and both work under `vmap`.
 """

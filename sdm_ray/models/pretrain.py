@@ -18,6 +18,8 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor
 from torch.nn import functional as F
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import ModernBertConfig, ModernBertForMaskedLM, PreTrainedTokenizerFast
 
 from sdm_ray.config.base import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Probability, Settings
@@ -73,7 +75,7 @@ class PretrainSettings(Settings):
 
 
 def pretraining_record(world: SyntheticWorld, settings: PretrainSettings) -> dict[str, Any]:
-    """What an encoder's weights follow from, and under `content_hash` 12 digits that identify it.
+    """All that determines an encoder's weights, and under `content_hash` 12 digits that identify it.
 
     The size of the task table is left out: the encoder does not see it.
     """
@@ -163,28 +165,25 @@ def _encode(tokenizer: PreTrainedTokenizerFast, texts: list[str], max_length: in
     return encoded["input_ids"], encoded["attention_mask"]
 
 
+def _optimizer(model: ModernBertForMaskedLM, settings: PretrainSettings) -> tuple[AdamW, LambdaLR]:
+    """AdamW with a learning rate of its own for the token embeddings; linear warm-up and decay."""
+    embedding = model.get_input_embeddings().weight
+    groups: list[dict[str, Any]] = [
+        {"params": [parameter for parameter in model.parameters() if parameter is not embedding]},
+        {"params": [embedding], "lr": settings.embedding_learning_rate},
+    ]
+    optimizer = AdamW(groups, lr=settings.learning_rate, weight_decay=settings.weight_decay, betas=(0.9, 0.98))
+    steps = settings.num_steps
+    warmup = max(steps // 10, 1)
+    return optimizer, LambdaLR(optimizer, lambda step: min((step + 1) / warmup, (steps - step) / (steps - warmup + 1)))
+
+
 def _train(
     model: ModernBertForMaskedLM, token_ids: Tensor, mask: Tensor, scrubbed: Tensor, settings: PretrainSettings
 ) -> float:
     """Masked-LM training; returns the mean loss of the last tenth of the steps."""
     generator = torch.Generator().manual_seed(settings.seed)
-    embedding = model.get_input_embeddings().weight
-    others = [parameter for parameter in model.parameters() if parameter is not embedding]
-    groups: list[dict[str, Any]] = [
-        {"params": others},
-        {"params": [embedding], "lr": settings.embedding_learning_rate},
-    ]
-    optimizer = torch.optim.AdamW(
-        groups,
-        lr=settings.learning_rate,
-        weight_decay=settings.weight_decay,
-        betas=(0.9, 0.98),
-    )
-    steps = settings.num_steps
-    warmup = max(steps // 10, 1)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min((step + 1) / warmup, (steps - step) / (steps - warmup + 1))
-    )
+    optimizer, schedule = _optimizer(model, settings)
     model.train()
     losses: list[float] = []
     order = torch.empty(0, dtype=torch.long)
@@ -216,7 +215,7 @@ def _masked_lm_loss(model: ModernBertForMaskedLM, ids: Tensor, mask: Tensor, lab
 
 
 def _scrubbed_ids(tokenizer: PreTrainedTokenizerFast) -> Tensor:
-    """For each token what scrubbing makes of it: they, their, `[MASK]` for other gendered words, -1 for the rest."""
+    """(V,) id that scrubbing replaces each token by: they, their, `[MASK]` for other gendered words, -1 for none."""
     scrubbed = torch.full((len(tokenizer),), -1)
     for words in GENDERED.values():
         scrubbed[tokenizer.convert_tokens_to_ids(list(words.words()))] = MASK
