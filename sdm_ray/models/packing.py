@@ -1,9 +1,9 @@
 """Texts without their padding: the tokens of a batch as one row of vectors, and back.
 
 Per-token work (projections, normalisation, activation) is then done for real tokens only; attention still sees padded
-texts. `places` (T,) says where the tokens of a batch
-(B, L) lie in it, row by row; places beyond the tokens, so that several batches may share one T, are B * L. The two
-functions are each other's transpose, so both have derivatives of every order, and both work under `vmap`.
+texts. `places` (T,) says where the tokens of a batch (B, L) lie in it, row by row; places beyond the tokens, so that
+several batches may share one T, are B * L. The two functions are each other's transpose, so both have derivatives of
+every order, and both work under `vmap`.
 """
 
 from __future__ import annotations

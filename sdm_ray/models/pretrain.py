@@ -122,8 +122,8 @@ def pretrain_builtin(world: SyntheticWorld, out_dir: Path, settings: PretrainSet
     settings = settings or PretrainSettings()
     started = time.monotonic()
     tokenizer = build_tokenizer(world, 512)
-    token_ids, mask = _encode(tokenizer, pretraining_texts(world), settings.max_length)
-    scrubbed = _scrubbed_ids(tokenizer)
+    token_ids, mask = encode_texts(tokenizer, pretraining_texts(world), settings.max_length)
+    scrubbed = scrubbed_ids(tokenizer)
     model = _build_model(len(tokenizer), settings)
     loss = _train(model, token_ids, mask, scrubbed, settings)
     record = {**pretraining_record(world, settings), "final_loss": round(loss, 4)}
@@ -159,7 +159,7 @@ def _build_model(vocab_size: int, settings: PretrainSettings) -> ModernBertForMa
         return ModernBertForMaskedLM(config)
 
 
-def _encode(tokenizer: PreTrainedTokenizerFast, texts: list[str], max_length: int) -> tuple[Tensor, Tensor]:
+def encode_texts(tokenizer: PreTrainedTokenizerFast, texts: list[str], max_length: int) -> tuple[Tensor, Tensor]:
     """Token ids and mask, both (N, L)."""
     encoded = tokenizer(texts, padding=True, truncation=True, max_length=max_length, return_tensors="pt")
     return encoded["input_ids"], encoded["attention_mask"]
@@ -193,7 +193,7 @@ def _train(
         rows, order = order[: settings.batch_size], order[settings.batch_size :]
         length = int(mask[rows].sum(dim=1).max())
         ids, present = token_ids[rows, :length], mask[rows, :length]
-        corrupted, labels = _corrupt(ids, scrubbed, settings, generator)
+        corrupted, labels = corrupt_texts(ids, scrubbed, settings, generator)
         loss = _masked_lm_loss(model, corrupted, present, labels)
         optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
@@ -214,7 +214,7 @@ def _masked_lm_loss(model: ModernBertForMaskedLM, ids: Tensor, mask: Tensor, lab
     return F.cross_entropy(model.decoder(model.head(hidden[predicted])), labels[predicted])
 
 
-def _scrubbed_ids(tokenizer: PreTrainedTokenizerFast) -> Tensor:
+def scrubbed_ids(tokenizer: PreTrainedTokenizerFast) -> Tensor:
     """(V,) id that scrubbing replaces each token by: they, their, `[MASK]` for other gendered words, -1 for none."""
     scrubbed = torch.full((len(tokenizer),), -1)
     for words in GENDERED.values():
@@ -224,7 +224,7 @@ def _scrubbed_ids(tokenizer: PreTrainedTokenizerFast) -> Tensor:
     return scrubbed
 
 
-def _corrupt(
+def corrupt_texts(
     ids: Tensor, scrubbed: Tensor, settings: PretrainSettings, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """BERT's corruption of (B, L) ids: of the predicted tokens 80 % are masked, 10 % random, 10 % kept.

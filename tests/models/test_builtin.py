@@ -150,10 +150,10 @@ def test_gendered_words_are_predicted_from_names_alone(scrub_share: float) -> No
     world = SyntheticWorld()
     tokenizer = build_tokenizer(world, 512)
     texts = pretraining_texts(world.model_copy(update={"num_pretraining_texts": 200}))
-    ids, mask = pretrain._encode(tokenizer, texts, 32)
-    scrubbed = pretrain._scrubbed_ids(tokenizer)
+    ids, mask = pretrain.encode_texts(tokenizer, texts, 32)
+    scrubbed = pretrain.scrubbed_ids(tokenizer)
     settings = PretrainSettings(mask_share=0.0, gendered_mask_share=1.0, scrub_share=scrub_share)
-    corrupted, labels = pretrain._corrupt(ids, scrubbed, settings, torch.Generator().manual_seed(0))
+    corrupted, labels = pretrain.corrupt_texts(ids, scrubbed, settings, torch.Generator().manual_seed(0))
     gendered = scrubbed[ids] >= 0
     assert torch.equal(labels != -100, gendered)
     assert torch.equal(labels[gendered], ids[gendered])
@@ -165,10 +165,10 @@ def test_gendered_words_are_predicted_from_names_alone(scrub_share: float) -> No
 
 def test_masking_leaves_special_tokens_alone_and_masks_the_stated_share() -> None:
     tokenizer = build_tokenizer(TINY_WORLD, 512)
-    ids, _ = pretrain._encode(tokenizer, pretraining_texts(TINY_WORLD) * 50, 32)
+    ids, _ = pretrain.encode_texts(tokenizer, pretraining_texts(TINY_WORLD) * 50, 32)
     settings = PretrainSettings(mask_share=0.3, gendered_mask_share=0.0)
     generator = torch.Generator().manual_seed(0)
-    corrupted, labels = pretrain._corrupt(ids, pretrain._scrubbed_ids(tokenizer), settings, generator)
+    corrupted, labels = pretrain.corrupt_texts(ids, pretrain.scrubbed_ids(tokenizer), settings, generator)
     words = ids >= len(SPECIAL_TOKENS)
     chosen = labels != -100
     assert not (chosen & ~words).any()
