@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch._inductor.config
 
 from sdm_ray.core.types import Batch
 from sdm_ray.meta.inner.flat_model import FlatModel
@@ -15,6 +17,13 @@ from tests.fakes.meta import MlpTrunk, bert_trunk, episode_of, start_of
 
 WEIGHTS = {"harmful_base": 0.3, "harmful_adapted_calibrated": 1.0, "adapted_grad_norm": 0.5}
 KINDS: list[dict[str, Any]] = [{}, {"adaptation": "partial", "depth": 1}, {"adaptation": "lora", "rank": 2}]
+
+
+@pytest.fixture(autouse=True)
+def _plain_code() -> Iterator[None]:
+    """The C++ compiler takes most of the time: half of it without vector instructions and without workers for it."""
+    with torch._inductor.config.patch({"cpp.simdlen": 1, "compile_threads": 1}):
+        yield
 
 
 def assert_compiled_equals_eager(model: FlatModel, mode: str, **kind: Any) -> None:
