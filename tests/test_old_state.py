@@ -21,7 +21,7 @@ from sdm_ray.models.trunk import params_digest
 from sdm_ray.sweep import SilentView, run_sweep
 from sdm_ray.sweep.records.best import load_best
 from sdm_ray.tracking import open_tracker
-from sdm_ray.tracking.outbox import Courier, Journal, Record
+from sdm_ray.tracking.outbox import Delivery, Journal, Record
 from sdm_ray.tracking.sink import SWEEP_RUN, TRIAL_TAG, new_client
 from sdm_ray.trial.floors import floor_reports
 from sdm_ray.trial.run import run_trial
@@ -102,6 +102,7 @@ def test_a_trial_goes_on_from_its_checkpoint_and_ends_as_an_undisturbed_one(home
     assert_close(result.metrics, expected["metrics"], 0.2)
 
 
+@pytest.mark.usefixtures("in_process")
 def test_a_sweep_is_resumed_and_nothing_that_ended_runs_again(sweep: Path) -> None:
     ended = {name: files_of(sweep / "trials" / name) for name in ("tuned", "t0000")}
     ledger = (sweep / "trials.jsonl").read_text(encoding="utf-8")
@@ -197,7 +198,7 @@ def test_an_old_journal_goes_on_after_what_was_delivered(tmp_path: Path) -> None
     for expected in (calls, []):
         sink, journal = Taking(), Journal(folder)
         assert journal.count_pending() == len(expected)
-        assert Courier(journal, sink).close(10, 10)
+        assert Delivery(journal, sink).close(10, 10)
         assert [(record["call"], record.get("step")) for record in sink.got] == expected
     assert int((folder / "delivered").read_text()) == (folder / "journal.jsonl").stat().st_size
 

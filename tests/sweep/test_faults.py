@@ -169,7 +169,10 @@ def check_complete(folder: Path, outcome: dict[str, Any], num_kills: int, num_tr
 
 
 def test_killed_then_resumed(tmp_path: Path) -> None:
-    """SIGKILL takes three drivers: their processes end by themselves, and a fourth one completes the sweep."""
+    """SIGKILL takes two drivers whose trials run and one that starts; a fourth one completes the sweep.
+
+    The processes of the first end by themselves.
+    """
     killed = Driver(tmp_path)
     killed.wait_for(is_under_way(tmp_path, 1))
     family = killed.family()
@@ -185,7 +188,7 @@ def test_killed_then_resumed(tmp_path: Path) -> None:
     assert f"is in use by process {killed.process.pid} on" in other.stderr
     killed.process.kill()
     killed.process.wait()
-    resume = kill_at_random_moments(tmp_path, 2, seed=1, resume=["--resume"], family=family)
+    resume = kill_at_random_moments(tmp_path, 2, seed=1, resume=["--resume"], family=family, every=2)
     check_complete(tmp_path, Driver(tmp_path, *resume).outcome(), num_kills=3)
     wait_gone(family, 120)
     assert not list(Path("/tmp").glob(f"sdm-{digest(str(tmp_path / 'fake'))}"))
@@ -250,14 +253,24 @@ def trial_processes(folder: Path) -> list[int]:
 
 
 def kill_at_random_moments(
-    folder: Path, count: int, *, seed: int, resume: list[str], family: set[int], num_trials: int = NUM_TRIALS
+    folder: Path,
+    count: int,
+    *,
+    seed: int,
+    resume: list[str],
+    family: set[int],
+    every: int = 4,
+    num_trials: int = NUM_TRIALS,
 ) -> list[str]:
-    """Start and kill drivers of one sweep; adds their processes to `family`, gives the arguments of the next one."""
+    """Start and kill drivers of one sweep: one in `every` while it starts, the others while their own trials run.
+
+    Adds their processes to `family` and gives the arguments of the next driver.
+    """
     moments = random.Random(seed)
     for kill in range(count):
-        driver, steps = Driver(folder, *resume, num_trials=num_trials), sweep_fakes.num_steps(folder / "fake")
-        start_up = kill % 4 == 3
-        while not start_up and sweep_fakes.num_steps(folder / "fake") == steps and driver.process.poll() is None:
+        driver = Driver(folder, *resume, num_trials=num_trials)
+        start_up = kill % every == every - 1
+        while not start_up and not driver.family() & {*trial_processes(folder)} and driver.process.poll() is None:
             time.sleep(0.05)
         deadline = time.monotonic() + moments.uniform(0, 10 if start_up else 3)
         while time.monotonic() < deadline and driver.process.poll() is None:

@@ -122,6 +122,7 @@ def plain(points: list[Point]) -> list[Point]:
     return [dataclasses.replace(point, metrics={}) for point in points]
 
 
+@pytest.mark.usefixtures("in_process")
 def test_the_frontier_comes_back_from_the_runs_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

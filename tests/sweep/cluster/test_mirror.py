@@ -12,12 +12,10 @@ from typing import Any
 
 import pytest
 
-from sdm_ray.config import ResourceSettings
 from sdm_ray.core.errors import RunError, UsageError
 from sdm_ray.core.result import Status
 from sdm_ray.frontier.tables import read_tables
 from sdm_ray.sweep import SilentView, run_sweep
-from sdm_ray.sweep.cluster.connection import cluster
 from sdm_ray.sweep.cluster.mirror import MANIFEST, Mirror, below
 from sdm_ray.sweep.cluster.worker import TrialWorker
 from tests.fakes import sweep as sweep_fakes
@@ -136,12 +134,6 @@ def bucket() -> Iterator[str]:
         server.stop()
 
 
-@pytest.fixture(scope="module")
-def ray_cluster(bucket: str) -> Iterator[None]:
-    with cluster(ResourceSettings()):
-        yield
-
-
 def test_names_go_before_the_query() -> None:
     assert below("s3://runs/team/?region=us-east-1", "fake") == "s3://runs/team/fake?region=us-east-1"
     assert below("file:///runs", "fake") == "file:///runs/fake"
@@ -160,7 +152,7 @@ def test_a_bucket_keeps_a_folder(tmp_path: Path, bucket: str) -> None:
         Mirror(here, uri.replace("runs", "nobucket")).push()
 
 
-def test_a_sweep_is_resumed_from_its_copy_alone(tmp_path: Path, bucket: str, ray_cluster: None) -> None:
+def test_a_sweep_is_resumed_from_its_copy_alone(tmp_path: Path, bucket: str, in_process: None) -> None:
     """The driver's machine is lost, Optuna's file with it: another one goes on, and ends with the same frontier."""
     functions = {"trial_function": "tests.fakes.sweep:smooth", "final_function": "tests.fakes.sweep:final"}
     common = {"storage_path": bucket, "references": "[tuned]", "final": "{num_points: 1}"}
