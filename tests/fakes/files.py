@@ -34,7 +34,7 @@ MODEL_TYPES = ("bert", "roberta", "xlm-roberta", "distilbert", "electra", "moder
 class NoHostSync(TorchDispatchMode):
     """Refuses operations that read a tensor's values on the host: on a GPU they wait for it."""
 
-    FORBIDDEN = ("_local_scalar_dense", "nonzero", "_unique", "unique_dim", "unique_consecutive", "masked_select")
+    FORBIDDEN = ("_local_scalar_dense", "is_nonzero", "nonzero", "_unique", "unique", "masked_select", "equal")
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__

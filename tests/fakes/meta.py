@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import LongTensor, Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from sdm_ray.config import TrainSettings
 from sdm_ray.core.progress import Progress
@@ -188,14 +187,3 @@ def train(
     outcome, _ = drive(Trainer(settings, trunk=trunk or MlpTrunk(), data=data or FakeData(), seed=seed))
     assert outcome is not None
     return outcome
-
-
-class NoHostSync(TorchDispatchMode):
-    """Refuses every operation that would make the host wait for a device."""
-
-    SYNCS = ("_local_scalar_dense", "nonzero", "unique", "masked_select", "is_nonzero", "equal")
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func.__name__.split(".")[0].strip("_")
-        assert not any(name == sync.strip("_") or name.startswith("unique") for sync in self.SYNCS), func
-        return func(*args, **(kwargs or {}))

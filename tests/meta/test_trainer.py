@@ -27,7 +27,8 @@ from sdm_ray.meta.objectives import TERMS
 from sdm_ray.meta.outer.linear import whitening
 from sdm_ray.meta.outer.step import OuterStep, Plan
 from sdm_ray.meta.trainer import GENERATORS, Trainer, TrainOutcome
-from tests.fakes.meta import FakeData, MlpTrunk, NoHostSync, drive, train, train_settings
+from tests.fakes.files import NoHostSync
+from tests.fakes.meta import FakeData, MlpTrunk, drive, train, train_settings
 
 POOL = {"num_steps": 0, "pool": {"size": 3, "lifespan_steps": 4, "subset_size": 20, "frozen_probability": 0.3}}
 BOTH = {**POOL, "num_steps": 2, "optimizers": ["sgd", "adam"], "frozen_probability": 0.3, "subset_size": 30}

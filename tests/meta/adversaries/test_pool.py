@@ -15,7 +15,8 @@ from sdm_ray.meta.adversaries.pool import AdversaryPool
 from sdm_ray.meta.inner import flat_model as functional_module
 from sdm_ray.meta.inner.flat_model import FlatModel
 from sdm_ray.meta.objectives.calibration import calibrated_cross_entropy
-from tests.fakes.meta import FakeData, MlpTrunk, NoHostSync, random_batch
+from tests.fakes.files import NoHostSync
+from tests.fakes.meta import FakeData, MlpTrunk, random_batch
 
 WEIGHTS = {"harmful_adapted_calibrated": 2.0}
 OUTER = random_batch(6, seed=3)

@@ -21,7 +21,8 @@ from sdm_ray.meta.inner.loop import look_on, meta_gradients
 from sdm_ray.meta.inner.optim import ADAM_EPS, rate_factors
 from sdm_ray.meta.inner.problems import Watch
 from sdm_ray.meta.objectives import Trajectory, step_losses
-from tests.fakes.meta import MlpTrunk, NoHostSync, bert_trunk, episode_of, random_batch, start_of
+from tests.fakes.files import NoHostSync
+from tests.fakes.meta import MlpTrunk, bert_trunk, episode_of, random_batch, start_of
 
 WEIGHTS = {"harmful_adapted_calibrated": 1.0, "harmful_base": 0.3}
 ALL_WEIGHTS = {

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sdm_ray.meta.objectives.calibration import calibrate, calibrated_cross_entropy
-from tests.fakes.meta import NoHostSync
+from tests.fakes.files import NoHostSync
 
 
 def solved(logits: Tensor, labels: Tensor) -> Tensor:
