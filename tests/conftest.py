@@ -65,9 +65,9 @@ def in_process() -> Iterator[None]:
 LONGEST = (
     "sweep/test_runner", "meta/test_trainer", "sweep/test_faults", "attack/test_planted", "test_old_state",
     "test_golden", "tracking/test_runs", "meta/inner/test_kernels", "meta/inner/test_loop", "attack/test_protocol",
-    "trial/test_run", "test_style", "core/test_cache", "reproduce/test_reproduce", "meta/test_resume", "tracking/test_mlflow",
-    "models/test_hub", "sweep/cluster/test_mirror", "sweep/cluster/test_attack_runner", "sweep/cluster/test_worker",
-    "cli/test_app", "test_benchmarks",
+    "trial/test_run", "test_style", "core/test_cache", "reproduce/test_reproduce", "meta/test_resume",
+    "tracking/test_mlflow", "models/test_hub", "sweep/cluster/test_mirror", "sweep/cluster/test_attack_runner",
+    "sweep/cluster/test_worker", "cli/test_app", "test_benchmarks",
 )  # fmt: skip
 """Files that take twenty seconds or more begin first, so that no process is left alone with one at the end; those that
 wait for Ray and those that compute take turns."""
