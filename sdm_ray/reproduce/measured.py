@@ -15,7 +15,7 @@ from sdm_ray.core.metric_names import Metric
 from sdm_ray.core.result import Status
 from sdm_ray.core.statistics import t_interval
 from sdm_ray.sweep.records.folder import SETTINGS
-from sdm_ray.sweep.state.ledger import Ledger
+from sdm_ray.sweep.state.ledger import read_record
 
 WORST = "worst"
 """The attacker that takes, at each n, the family that validation finds strongest."""
@@ -158,12 +158,10 @@ def read_measured(folder: Path) -> Measured:
         UsageError: when the sweep's settings cannot be read.
         RunError: when the ledger or an attack's file is damaged.
     """
-    ledger = Ledger(folder, read_only=True)
-    ledger.close()
     num_outer_steps = load_settings(SweepSettings, folder / SETTINGS).trial.train.num_outer_steps
     models: dict[str, dict[int, Released]] = {}
     missing: dict[str, str] = {}
-    for entry in ledger.entries.values():
+    for entry in read_record(folder).entries.values():
         if entry.role != "reference":
             continue
         seeds, result = models.setdefault(entry.point, {}), entry.result

@@ -29,9 +29,10 @@ from sdm_ray.core.result import Status, TrialResult
 from sdm_ray.sweep import SilentView, run_sweep
 from sdm_ray.sweep.frontier_writer import FrontierWriter
 from sdm_ray.sweep.search.study import SearchStudy
-from sdm_ray.sweep.state.ledger import Entry, Ledger
+from sdm_ray.sweep.state.ledger import Entry, read_record
+from sdm_ray.sweep.state.recorder import Recorder
 from sdm_ray.sweep.state.state import SweepState
-from sdm_ray.sweep.tune.searcher import tell_optuna
+from sdm_ray.sweep.tune.searcher import report_to_optuna
 from sdm_ray.tracking import open_tracker
 
 RATE, WEIGHT = "train.learning_rate", "train.blocking.harmful_adapted_calibrated"
@@ -116,14 +117,14 @@ def simulated(options: Any, folder: Path) -> None:
     settings = make_settings(folder, options)
     run = folder / settings.name
     (run / "trials").mkdir(parents=True)
-    ledger = Ledger(run)
-    state = SweepState(settings, ledger)
+    recorder = Recorder.open(settings, run)
+    state = recorder.state
     study = SearchStudy.open(settings, storage=f"sqlite:///{run}/optuna.db", name="overhead", create=True)
     tracker = open_tracker(settings.tracking, run)
     tracker.start_sweep(settings.name, {}, {}, wait=False)
     writer = FrontierWriter(run, warn=print)
-    state.start(Entry("tuned", "reference", "tuned"))
-    state.finish(response("tuned", "tuned", 1e-3, 0.0, run))
+    recorder.start(Entry("tuned", "reference", "tuned"))
+    recorder.finish(response("tuned", "tuned", 1e-3, 0.0, run))
     before, ours, sampler = memory(), [], []
     print(
         f"{options.trials} simulated trials, sampler {options.sampler}, tracking {'on' if options.tracking else 'off'}"
@@ -134,15 +135,15 @@ def simulated(options: Any, folder: Path) -> None:
         started = time.perf_counter()
         number, params = study.ask()
         asked = time.perf_counter()
-        entry = state.start(Entry(f"t{index:05d}", "search", "mlac", number, params))
+        entry = recorder.start(Entry(f"t{index:05d}", "search", "mlac", number, params))
         state.begin(entry.trial_id)
         tracker.start_trial(entry.trial_id, params, {"method": "mlac"})
-        result = state.finish(response(entry.trial_id, "mlac", params[RATE], params[WEIGHT], run))
+        result = recorder.finish(response(entry.trial_id, "mlac", params[RATE], params[WEIGHT], run))
         finished = time.perf_counter()
-        tell_optuna(state, study, [result])
+        report_to_optuna(state, study, [result])
         told = time.perf_counter()
         tracker.finish_trial(state.judged_trial(result))
-        writer.update(state.points())
+        writer.update(state.judgement.points())
         state.snapshot()
         sampler.append(asked - started + told - finished)
         ours.append(time.perf_counter() - started - sampler[-1])
@@ -154,8 +155,8 @@ def simulated(options: Any, folder: Path) -> None:
     tracker.finish_sweep("complete")
     print(f"closing {time.perf_counter() - closing:.1f} s; driver's memory {before:.0f} -> {memory():.0f} MiB")
     started = time.perf_counter()
-    again = SweepState(settings, Ledger(run))
-    print(f"read from the ledger again: {time.perf_counter() - started:.2f} s, {len(again.points())} points")
+    again = SweepState(settings, read_record(run))
+    print(f"read from the ledger again: {time.perf_counter() - started:.2f} s, {len(again.judgement.points())} points")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -21,10 +21,9 @@ from sdm_ray.frontier.select import select
 from sdm_ray.frontier.tables import read_tables, write_tables
 from sdm_ray.sweep.cluster.worker import Job
 from sdm_ray.sweep.search.study import SearchStudy
-from sdm_ray.sweep.state.ledger import Ledger
-from sdm_ray.sweep.state.state import SweepState
+from sdm_ray.sweep.state.recorder import Recorder
+from sdm_ray.sweep.tune.jobs import JOB, JobMaker
 from sdm_ray.sweep.tune.searcher import SweepSearcher
-from sdm_ray.sweep.tune.trainable import JOB
 from tests.fakes import sweep as sweep_fakes
 from tests.golden import pins
 
@@ -95,16 +94,21 @@ def driven(changes: dict[str, Any], folder: Path) -> dict[str, Any]:
     """A whole sweep with analytic trials, through the objects that Ray Tune would drive."""
     home = fresh(folder, f"sweep-{len(list(folder.glob('sweep-*')))}")
     settings = sweep(home, **changes)
-    state = SweepState(settings, Ledger(home), concurrency=2)
+    recorder = Recorder.open(settings, home, concurrency=2)
+    state = recorder.state
     study = SearchStudy.open(settings, storage=storage_in(home), name="study", create=True)
     said: list[str] = []
     searcher = SweepSearcher(
-        state,
+        recorder,
         study,
-        trial_function="tests.fakes.sweep:smooth",
-        final_function="tests.fakes.sweep:final",
+        JobMaker(
+            settings=settings,
+            folder=home,
+            trial_function="tests.fakes.sweep:smooth",
+            final_function="tests.fakes.sweep:final",
+        ),
         on_result=lambda result: None,
-        untold=[],
+        unreported=[],
         stop=said.append,
         announce=said.append,
     )
@@ -114,10 +118,10 @@ def driven(changes: dict[str, Any], folder: Path) -> dict[str, Any]:
         "jobs": jobs,
         "said": said,
         "results": [[result.trial_id, str(result.status), result.metrics] for result in state.results()],
-        "points": [in_short(point) for point in state.points()],
-        "front": [point.trial_id for point in state.front()],
-        "infeasible": state.infeasible(),
-        "floor": state.desired_floor,
+        "points": [in_short(point) for point in state.judgement.points()],
+        "front": [point.trial_id for point in state.judgement.front()],
+        "infeasible": state.judgement.infeasible(),
+        "floor": state.judgement.desired_floor,
         "states": study.states(),
     }
 

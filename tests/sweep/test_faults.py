@@ -18,7 +18,7 @@ import optuna
 import pytest
 
 from sdm_ray.config import digest
-from sdm_ray.sweep.state.ledger import Entry, Ledger
+from sdm_ray.sweep.state.ledger import Entry, read_record
 from tests import ROOT
 from tests.fakes import sweep as sweep_fakes
 
@@ -124,13 +124,7 @@ def wait_gone(pids: set[int], seconds: float = 30) -> None:
 
 def entries(folder: Path) -> dict[str, Entry]:
     """What the ledger says, read without touching it."""
-    path = folder / "fake" / "trials.jsonl"
-    copy = folder / "copy"
-    copy.mkdir(exist_ok=True)
-    (copy / "trials.jsonl").write_bytes(path.read_bytes() if path.exists() else b"")
-    ledger = Ledger(copy)
-    ledger.close()
-    return ledger.entries
+    return read_record(folder / "fake").entries
 
 
 def num_ended(folder: Path) -> int:

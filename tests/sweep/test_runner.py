@@ -27,8 +27,8 @@ from sdm_ray.sweep import runner as runner_module
 from sdm_ray.sweep.cluster.connection import num_fitting, ray_environment
 from sdm_ray.sweep.search import study as study_module
 from sdm_ray.sweep.search.study import SearchStudy
-from sdm_ray.sweep.state.ledger import Ledger
-from sdm_ray.sweep.tune.searcher import trial_values
+from sdm_ray.sweep.state.ledger import read_record
+from sdm_ray.sweep.tune.jobs import trial_values
 from tests.fakes import sweep as sweep_fakes
 from tests.fakes.sweep import RATE, WEIGHT
 
@@ -174,7 +174,7 @@ def test_a_failing_storage_ends_the_sweep_in_a_sentence(tmp_path: Path, monkeypa
     monkeypatch.setattr(SearchStudy, "ask", ask_twice)
     with pytest.raises(RunError, match=r"No space left on device: optuna.db; .* --resume"):
         run(tmp_path, references="[]", resources__max_concurrent_trials=1)
-    assert [entry.result is not None for entry in Ledger(tmp_path / "fake").entries.values()] == [True, True]
+    assert [entry.result is not None for entry in read_record(tmp_path / "fake").entries.values()] == [True, True]
 
 
 @on_ray
@@ -302,10 +302,9 @@ def test_variants_are_run_as_references_with_seeds_of_their_own(tmp_path: Path) 
     assert outcome.front == []
     by_id = {result.trial_id: result for result in outcome.results}
     assert by_id["heavy-s1"].params == variants["heavy"]
-    ledger = Ledger(outcome.folder, read_only=True)
-    ledger.close()
+    entries = read_record(outcome.folder).entries
     settings = sweep_fakes.settings(tmp_path, references="[tuned]", variants=variants)
-    told = [trial_values(settings, ledger.entries[f"{name}-s1"]) for name in ("tuned", *variants)]
+    told = [trial_values(settings, entries[f"{name}-s1"]) for name in ("tuned", *variants)]
     assert {(values["seed"], values["attack"]["seed"]) for values in told} == {(1, 10_007)}
     assert told[2]["train"]["blocking"]["harmful_adapted_calibrated"] == 3.0
     again = run(
@@ -410,7 +409,7 @@ def test_a_hopeless_trial_is_stopped_at_its_rung_and_told_as_that(tmp_path: Path
     told = stored_trials(outcome)
     assert [trial.state.name for trial in told] == ["COMPLETE", "COMPLETE", "PRUNED"]
     assert told[2].constraints == {"stopped": 1.0}
-    assert Ledger(outcome.folder).rungs[2].keys() == {"tuned", *ids(3)}
+    assert read_record(outcome.folder).rungs[2].keys() == {"tuned", *ids(3)}
     assert not outcome.interrupted
 
 
@@ -465,7 +464,7 @@ def test_a_locked_storage_is_waited_for_and_then_ends_the_sweep(
     monkeypatch.setattr(SearchStudy, "tell", tell)
     with pytest.raises(RunError, match=r"the sweep stopped: .*database is locked.*run the same command with --resume"):
         run(tmp_path, references="[]", resources__max_concurrent_trials=1)
-    ended = [entry.trial_id for entry in Ledger(tmp_path / "fake").entries.values() if entry.result is not None]
+    ended = [entry.trial_id for entry in read_record(tmp_path / "fake").entries.values() if entry.result is not None]
     assert ended == ids(2), "the first was told after a moment, the second is in the ledger"
     locks[1].close()
     outcome = run(tmp_path, resume=True, references="[]")

@@ -26,7 +26,7 @@ from sdm_ray.core.errors import RunError, UsageError
 from sdm_ray.core.lock import FolderLock
 from sdm_ray.core.metric_names import Metric
 from sdm_ray.core.progress import Progress
-from sdm_ray.core.result import Status, TrialResult
+from sdm_ray.core.result import Status, TrialResult, read_result
 from sdm_ray.sweep.cluster.mirror import Mirror, below
 
 TrialFunction = Callable[..., Generator[Progress, None, TrialResult]]
@@ -159,6 +159,8 @@ class TrialWorker:
         if job.working_dir is not None and Path(job.working_dir).is_dir():
             os.chdir(job.working_dir)
         sys.path += [entry for entry in job.python_path if entry not in sys.path]
+        if (finished := finished_result(job)) is not None:
+            return _ended(finished)
         settings = override(TrialSettings.model_validate(job.settings), job.params)
         pristine_process(settings.seed, settings.runtime.num_threads, job.gpu_memory_share)
         function = load_function(job.trial_function)
@@ -190,6 +192,26 @@ class TrialWorker:
             output_dir=output_dir,
             error=classify(error),
         )
+
+
+def finished_result(job: Job) -> TrialResult | None:
+    """The result that lies in a trial's folder; None where there is none, or it is of other settings.
+
+    Raises:
+        UsageError: when the job's params do not fit its settings.
+        RunError: when the file is damaged.
+    """
+    result = read_result(Path(job.output_dir))
+    if result is None:
+        return None
+    settings = override(TrialSettings.model_validate(job.settings), job.params)
+    return result if result.config_hash == content_hash(settings) else None
+
+
+def _ended(result: TrialResult) -> Generator[Progress, None, TrialResult]:
+    """A trial that ends at once."""
+    yield from ()
+    return result
 
 
 class Watchdog:
@@ -286,6 +308,11 @@ def classify(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
     return f"{name}: {words}{where}" if words else f"{name}{where}"
+
+
+def is_out_of_memory(result: TrialResult) -> bool:
+    """Whether a trial failed for lack of memory, of the machine or of its GPU."""
+    return result.status is Status.FAILED and str(result.error).startswith((OUT_OF_MEMORY, OUT_OF_GPU_MEMORY))
 
 
 def is_device_fault(error: BaseException) -> bool:

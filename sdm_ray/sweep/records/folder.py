@@ -23,6 +23,7 @@ from sdm_ray.sweep.cluster.mirror import Mirror, sweep_uri
 from sdm_ray.sweep.state.ledger import FILE as LEDGER
 
 SETTINGS, LOCK = "sweep.yaml", "sweep.lock"
+RESUME_HINT = "run the same command with --resume to go on"
 
 MAY_CHANGE = (
     "output_dir", "resources", "tracking", "trial.runtime",

@@ -13,7 +13,7 @@ from sdm_ray.core.errors import RunError, UsageError
 from sdm_ray.core.result import Status, TrialResult
 from sdm_ray.frontier.points import Point
 from sdm_ray.sweep.records.folder import SETTINGS
-from sdm_ray.sweep.state.ledger import Entry, Ledger
+from sdm_ray.sweep.state.ledger import Entry, Record
 from sdm_ray.sweep.state.state import ROLES, SweepState
 from sdm_ray.tracking.runs import TrackedRun, download, find_run, sibling_runs
 
@@ -48,10 +48,8 @@ def tracked_points(
                 "was tracked by an earlier sdm-ray; read its folder instead"
             )
         settings = load_settings(SweepSettings, file)
-        ledger = Ledger(Path(folder), read_only=True)
-        ledger.close()  # what it holds is in memory
-        ledger.entries = {entry.trial_id: entry for entry in _entries(runs)}
-        return parent.name, SweepState(settings, ledger).points()
+        record = Record({entry.trial_id: entry for entry in _entries(runs)})
+        return parent.name, SweepState(settings, record).judgement.points()
 
 
 def _entries(runs: Iterable[TrackedRun]) -> Iterable[Entry]:

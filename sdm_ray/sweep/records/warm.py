@@ -11,7 +11,7 @@ from sdm_ray.config import SweepSettings, load_settings
 from sdm_ray.core.errors import UsageError
 from sdm_ray.core.result import Status
 from sdm_ray.sweep.records.folder import SETTINGS, differences, find_sweep
-from sdm_ray.sweep.state.ledger import Ledger
+from sdm_ray.sweep.state.ledger import read_record
 from sdm_ray.sweep.state.state import SweepState
 
 SAME = ("trial.", "objectives", "search.num_seeds")
@@ -35,14 +35,12 @@ def earlier_results(
         raise UsageError("search.warm_start names this sweep itself; --resume goes on with it")
     earlier = load_settings(SweepSettings, folder / SETTINGS)
     _check_same(earlier, settings)
-    ledger = Ledger(folder, read_only=True)
-    ledger.close()
-    state = SweepState(earlier, ledger)
+    state = SweepState(earlier, read_record(folder))
     for entry in state.entries("search"):
-        ended = state.ended(entry.point) if entry.seed_index == 0 else None
+        ended = state.judgement.ended(entry.point) if entry.seed_index == 0 else None
         if ended is not None and ended.status is Status.COMPLETE:
             values = [ended.metrics[objective.metric] for objective in settings.objectives]
-            yield entry.params, values, state.violations(ended)
+            yield entry.params, values, state.judgement.violations(ended)
 
 
 def _check_same(earlier: SweepSettings, settings: SweepSettings) -> None:

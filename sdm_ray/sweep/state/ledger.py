@@ -18,7 +18,7 @@ from sdm_ray.core.result import TrialResult
 
 FILE = "trials.jsonl"
 Role = Literal["reference", "search", "final"]
-"""Of a trial: compared with, searched, or a searched or reference model under the final attack."""
+"""A trial is a reference, a searched one, or the final attack on the model of either."""
 
 
 @dataclass
@@ -28,44 +28,61 @@ class Entry:
     trial_id: str
     role: Role
     method: Method
-    """Method of a reference; that of the result for a searched trial."""
+    """Training method."""
     number: int | None = None
-    """Number of the Optuna trial; None where Optuna did not ask for it."""
+    """Number of the Optuna trial; None for references and final attacks."""
     params: dict[str, Any] = field(default_factory=dict)
     """Searched settings by dotted path."""
     point: str = ""
-    """The point that it is one training seed of: the id of that point's first trial."""
+    """Id of its point, which is the id of the point's first trial; the point's trials differ in their training seed."""
     seed_index: int = 0
-    """Which of the point's training seeds."""
+    """Number of its training seed within the point, from 0."""
     result: TrialResult | None = None
     seconds: float = 0.0
-    """How long it occupied a process, as far as the driver that saw its end knows."""
+    """How long it occupied a process under the driver that saw its end."""
 
     def __post_init__(self) -> None:
         self.point = self.point or self.trial_id
 
 
-class Ledger:
-    """Entries in the order of their start, in memory and in `trials.jsonl`."""
+@dataclass
+class Record:
+    """What a ledger's lines say, in memory."""
 
-    def __init__(self, folder: Path, *, read_only: bool = False) -> None:
-        """Read what is there; with `read_only`, which another driver's ledger asks for, change nothing.
+    entries: dict[str, Entry] = field(default_factory=dict)
+    """Trials by id, in the order of their start."""
+    rungs: dict[int, dict[str, tuple[float, float]]] = field(default_factory=dict)
+    """(desired, harmful) accuracy on validation, by outer step and trial."""
+    elapsed: float = 0.0
+    """Seconds that the sweep had run, earlier drivers included, when the last trial ended."""
+    study_name: str | None = None
+    """Of the Optuna study; None until there is one."""
+
+
+def read_record(folder: Path) -> Record:
+    """Read a sweep's ledger and change nothing; a line that is still being written is left out.
+
+    Raises:
+        RunError: when the file is damaged elsewhere than at its end, or cannot be read.
+    """
+    record, _ = _read(folder)
+    return record
+
+
+class Ledger:
+    """Appends to `trials.jsonl`; `record` is what stood there when it was opened."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open the file, or create it; an unfinished line at its end is cut off.
 
         Raises:
             RunError: when the file is damaged elsewhere than at its end, or cannot be read or written.
         """
         self.path = folder / FILE
-        self.trials_folder = folder / "trials"
-        self.entries: dict[str, Entry] = {}
-        self.study_name: str | None = None
-        self.rungs: dict[int, dict[str, tuple[float, float]]] = {}
-        """(desired, harmful) accuracy on validation, by outer step and trial."""
-        self.elapsed = 0.0
-        """Seconds that the sweep had run, earlier drivers included, when the last trial ended."""
+        self.record, size = _read(folder)
         try:
-            self._read(repair=not read_only)
-            written = Path(os.devnull) if read_only else self.path
-            self._file = written.open("a", encoding="utf-8")
+            self._file = self.path.open("a", encoding="utf-8")
+            self._file.truncate(size)
         except OSError as error:
             raise RunError(f"cannot use {self.path}: {error.strerror or error}") from None
 
@@ -73,9 +90,9 @@ class Ledger:
         """Record the name of the Optuna study, once."""
         self._append({"event": "study", "name": name})
 
-    def start(self, entry: Entry) -> None:
-        """Record a trial before it runs; an entry that failed before is started afresh."""
-        self._append(
+    def start(self, entry: Entry) -> Entry:
+        """Record a trial before it runs, and return it as it will be read again."""
+        event = self._append(
             {
                 "event": "trial",
                 "trial_id": entry.trial_id,
@@ -87,25 +104,32 @@ class Ledger:
                 "seed_index": entry.seed_index,
             }
         )
+        return _entry(event)
 
-    def finish(self, result: TrialResult, *, seconds: float = 0.0, elapsed: float = 0.0) -> None:
-        """Record how a trial ended, how long it ran, and how long the sweep has run."""
+    def finish(self, result: TrialResult, *, seconds: float, elapsed: float) -> TrialResult:
+        """Record a trial's result, and return it as it will be read again (a metric that is infinite is NaN then).
+
+        Args:
+            result: how the trial ended.
+            seconds: how long it occupied a process.
+            elapsed: how long the sweep has run.
+        """
         times = {"seconds": round(seconds, 3), "elapsed": round(elapsed, 3)}
-        self._append({"event": "result", **times, **_plain(result.to_dict())})
+        return _result(self._append({"event": "result", **times, **_plain(result.to_dict())}), self.path.parent)
 
-    def climb(self, trial_id: str, step: int, desired: float, harmful: float) -> None:
+    def record_rung(self, trial_id: str, step: int, desired: float, harmful: float) -> None:
         """Record what a trial measured at a rung."""
         self._append({"event": "rung", "trial_id": trial_id, "step": step, "desired": desired, "harmful": harmful})
 
     def output_dir(self, trial_id: str) -> Path:
         """The folder of a trial."""
-        return self.trials_folder / trial_id
+        return trial_folder(self.path.parent, trial_id)
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
 
-    def _append(self, event: dict[str, Any]) -> None:
+    def _append(self, event: dict[str, Any]) -> dict[str, Any]:
         line = json.dumps(event, allow_nan=False)
         try:
             self._file.write(line + "\n")
@@ -113,39 +137,56 @@ class Ledger:
             os.fsync(self._file.fileno())
         except OSError as error:
             raise RunError(f"cannot write {self.path}: {error.strerror or error}; free space and --resume") from None
-        self._apply(json.loads(line))
+        written: dict[str, Any] = json.loads(line)
+        return written
 
-    def _read(self, *, repair: bool) -> None:
-        if not self.path.exists():
-            return
-        lines = self.path.read_bytes().split(b"\n")
-        whole = 0
-        for number, line in enumerate(lines[:-1], start=1):
-            try:
-                self._apply(json.loads(line))
-            except (ValueError, KeyError, TypeError) as error:
-                if number < len(lines) - 1:
-                    raise RunError(f"{self.path}, line {number}, is damaged: {error}") from None
-                break
-            whole += len(line) + 1
-        if repair:
-            with self.path.open("r+b") as file:
-                file.truncate(whole)
 
-    def _apply(self, event: dict[str, Any]) -> None:
-        kind = event.pop("event")
-        if kind == "study":
-            self.study_name = event["name"]
-        elif kind == "rung":
-            self.rungs.setdefault(event["step"], {})[event["trial_id"]] = (event["desired"], event["harmful"])
-        elif kind == "trial":
-            self.entries[event["trial_id"]] = Entry(**event)
-        else:
-            metrics = {name: math.nan if value is None else value for name, value in event["metrics"].items()}
-            trial_id = event["trial_id"]
-            seconds, self.elapsed = event.pop("seconds", 0.0), event.pop("elapsed", self.elapsed)
-            result = TrialResult.from_dict({**event, "metrics": metrics}, self.output_dir(trial_id))
-            self.entries[trial_id].result, self.entries[trial_id].seconds = result, seconds
+def trial_folder(sweep_folder: Path, trial_id: str) -> Path:
+    """The folder of a trial in that of its sweep."""
+    return sweep_folder / "trials" / trial_id
+
+
+def _read(folder: Path) -> tuple[Record, int]:
+    """What the whole lines say, and how many bytes they are."""
+    path, record = folder / FILE, Record()
+    try:
+        lines = path.read_bytes().split(b"\n") if path.exists() else []
+    except OSError as error:
+        raise RunError(f"cannot use {path}: {error.strerror or error}") from None
+    size = 0
+    for number, line in enumerate(lines[:-1], start=1):
+        try:
+            _apply(json.loads(line), record, folder)
+        except (ValueError, KeyError, TypeError) as error:
+            if number < len(lines) - 1:
+                raise RunError(f"{path}, line {number}, is damaged: {error}") from None
+            break
+        size += len(line) + 1
+    return record, size
+
+
+def _apply(event: dict[str, Any], record: Record, folder: Path) -> None:
+    kind = event["event"]
+    if kind == "study":
+        record.study_name = event["name"]
+    elif kind == "rung":
+        record.rungs.setdefault(event["step"], {})[event["trial_id"]] = (event["desired"], event["harmful"])
+    elif kind == "trial":
+        record.entries[event["trial_id"]] = _entry(event)
+    else:
+        entry = record.entries[event["trial_id"]]
+        record.elapsed = event.get("elapsed", record.elapsed)
+        entry.result, entry.seconds = _result(event, folder), event.get("seconds", 0.0)
+
+
+def _entry(event: dict[str, Any]) -> Entry:
+    return Entry(**{name: value for name, value in event.items() if name != "event"})
+
+
+def _result(event: dict[str, Any], folder: Path) -> TrialResult:
+    metrics = {name: math.nan if value is None else value for name, value in event["metrics"].items()}
+    values = {name: value for name, value in event.items() if name not in ("event", "seconds", "elapsed")}
+    return TrialResult.from_dict({**values, "metrics": metrics}, trial_folder(folder, event["trial_id"]))
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:

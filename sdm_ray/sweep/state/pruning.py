@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from sdm_ray.config.sweep import SearchSettings
 
 
-def hopeless(
+def pruning_reason(
     search: SearchSettings,
     mine: tuple[float, float],
     tuned: tuple[float, float] | None,

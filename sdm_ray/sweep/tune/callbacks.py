@@ -11,9 +11,10 @@ from ray.tune.schedulers import FIFOScheduler
 from sdm_ray.core.metric_names import Metric
 from sdm_ray.sweep.interrupt import StopSwitch
 from sdm_ray.sweep.state.ledger import Entry
+from sdm_ray.sweep.state.recorder import Recorder
 from sdm_ray.sweep.state.state import SweepState
+from sdm_ray.sweep.tune.jobs import TRIAL
 from sdm_ray.sweep.tune.searcher import DriverOnly
-from sdm_ray.sweep.tune.trainable import TRIAL
 from sdm_ray.sweep.view.live import View
 from sdm_ray.tracking import Tracker
 
@@ -35,7 +36,7 @@ class SweepCallback(DriverOnly, Callback):
         trial_id = trial.config[TRIAL]
         if trial_id not in self._state.running:
             self._state.begin(trial_id)
-            entry = self._state.ledger.entries[trial_id]
+            entry = self._state.trials[trial_id]
             self._tracker.start_trial(trial_id, entry.params, trial_tags(entry))
 
     def on_trial_result(
@@ -86,30 +87,30 @@ class SweepStopper(DriverOnly, Stopper):
 
 
 class SweepScheduler(DriverOnly, FIFOScheduler):
-    """First in, first out; stops what is hopeless at a rung, and remembers why a process failed.
+    """First in, first out; prunes trials at their rungs, and remembers why a process failed.
 
     Tune 2.60 hangs when a process dies while it is reset for its next trial: the trial stays marked as resetting and
     is never given another process. The mark is taken off here.
     """
 
-    def __init__(self, state: SweepState) -> None:
+    def __init__(self, recorder: Recorder) -> None:
         super().__init__()
-        self._state = state
+        self._recorder = recorder
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
-        """Stop a trial that a rung has shown to be hopeless."""
+        """Stop a trial whose measures at a rung are reason to prune it."""
         rungs = [_rung(metrics) for _, metrics in result.get("rows") or ()]
-        hopeless = [rung for rung in rungs if rung and self._state.at_rung(trial.config[TRIAL], *rung) is not None]
-        decision: str = self.STOP if hopeless else self.CONTINUE
+        pruned = [rung for rung in rungs if rung and self._recorder.at_rung(trial.config[TRIAL], *rung) is not None]
+        decision: str = self.STOP if pruned else self.CONTINUE
         return decision
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
         """Before a retry and before the end of a trial that is given up."""
         getattr(tune_controller, "_resetting_trials", set()).discard(trial)
-        running = self._state.running.get(trial.config[TRIAL])
-        words = (trial.get_error() or "").strip().splitlines()
-        if running is not None and words:
-            running.last_error = words[-1][:300]
+        running = self._recorder.state.running.get(trial.config[TRIAL])
+        message = (trial.get_error() or "").strip().splitlines()
+        if running is not None and message:
+            running.last_error = message[-1][:300]
 
 
 def _rung(metrics: Mapping[str, float]) -> tuple[int, float, float] | None:

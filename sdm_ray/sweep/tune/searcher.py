@@ -1,7 +1,7 @@
 """What Ray Tune asks for trials: unfinished ones first, then the references, then what Optuna suggests.
 
 Not a subclass of `ray.tune.search.optuna.OptunaSearch`: of that class nothing would remain. It leaves trials with NaN
-RUNNING, tells stopped trials as completed ones, queues warm-start points again on every start, demands the objectives
+RUNNING, reports stopped trials as completed ones, queues warm-start points again on every start, demands the objectives
 in every report, and keeps its state in a pickle.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -17,19 +16,17 @@ from typing import Any
 
 from ray.tune.search import Searcher
 
-from sdm_ray.config import Origin, SweepSettings, override
-from sdm_ray.config.trial import REPEAT_SEED
-from sdm_ray.core.result import FINAL, Status, TrialResult
-from sdm_ray.sweep.cluster.mirror import trials_uri
-from sdm_ray.sweep.cluster.worker import HANG, OUT_OF_GPU_MEMORY, OUT_OF_MEMORY, Job
-from sdm_ray.sweep.search.models import first_points, ordered_references, reference_settings
+from sdm_ray.core.errors import RunError, UsageError
+from sdm_ray.core.result import Status, TrialResult
+from sdm_ray.sweep.cluster.worker import HANG, finished_result, is_out_of_memory
+from sdm_ray.sweep.search.models import first_points
 from sdm_ray.sweep.search.study import SearchStudy
 from sdm_ray.sweep.state.ledger import Entry
+from sdm_ray.sweep.state.recorder import Recorder
 from sdm_ray.sweep.state.state import SweepState
-from sdm_ray.sweep.tune.trainable import CACHES, JOB, TRIAL
+from sdm_ray.sweep.tune.jobs import JobMaker
 
 OnResult = Callable[[TrialResult], None]
-
 
 FINISHED: str = Searcher.FINISHED
 MAX_EARLY_DEATHS = 3
@@ -47,37 +44,44 @@ class DriverOnly:
 
 
 class SweepSearcher(DriverOnly, Searcher):
-    """Hands out trials and takes their ends; each is in the ledger before it runs, and told to Optuna when it ends."""
+    """Hands out trials and takes their ends; the ledger has each before it runs, and Optuna hears of it when it ends.
+
+    Args:
+        recorder: the sweep's state, with the ledger.
+        study: where points are asked for and reported to.
+        jobs: makes what a worker process gets.
+        on_result: called with the result of each trial that ends, after it is in the ledger.
+        unreported: points that ended under an earlier driver and that Optuna has not heard of.
+        stop: asks the sweep to end, with the reason.
+        announce: shows a sentence to people.
+    """
 
     def __init__(
         self,
-        state: SweepState,
+        recorder: Recorder,
         study: SearchStudy,
+        jobs: JobMaker,
         *,
-        trial_function: str,
-        final_function: str,
         on_result: OnResult,
-        untold: list[TrialResult],
+        unreported: list[TrialResult],
         stop: Callable[[str], None],
         announce: Callable[[str], None],
-        caches: str | None = None,
     ) -> None:
         super().__init__()
-        self._state = state
+        self._recorder = recorder
+        self._state = recorder.state
         self._study = study
-        self._trial_function = trial_function
-        self._final_function = final_function
+        self._jobs = jobs
         self._on_result = on_result
-        self._adopted = state.unfinished()
-        self._points = first_points(state.settings)
-        self._by_tune_id: dict[str, str] = {}
-        self._untold = untold
+        self._unreported = unreported
         self._stop = stop
         self._announce = announce
-        self._caches = caches
+        self._adopted = self._state.unfinished()
+        self._points = first_points(self._state.settings)
+        self._by_tune_id: dict[str, str] = {}
+        self._num_deaths: Counter[str] = Counter()
         self.error: Exception | None = None
         """What made it impossible to go on."""
-        self._num_deaths: Counter[str] = Counter()
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """The next trial as a config, None while as many run as may, `FINISHED` when all have ended."""
@@ -92,52 +96,20 @@ class SweepSearcher(DriverOnly, Searcher):
         if entry is None:
             return None if self._by_tune_id else FINISHED
         self._by_tune_id[trial_id] = entry.trial_id
-        return {TRIAL: entry.trial_id, JOB: self._job(entry).to_json(), CACHES: self._caches}
+        return self._jobs.config(entry)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Progress is the callback's business."""
+        """Nothing: the callback takes progress."""
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Record an end. A trial that neither reported its result nor failed was interrupted: it stays unfinished.
-
-        When the process dies that a trial was about to take over, Tune gives the trial up at once; it is handed out
-        again.
-        """
-        ours = self._by_tune_id.pop(trial_id, None)
-        if ours is None or self.error is not None:
+        """Record an end. A trial that neither reported its result nor failed was interrupted: it stays unfinished."""
+        ended = self._by_tune_id.pop(trial_id, None)
+        if ended is None or self.error is not None:
             return
         try:
-            self._take_end(ours, result, error)
+            self._take_end(ended, result, error)
         except Exception as problem:
             self._give_up(problem)
-
-    def _take_end(self, ours: str, result: dict[str, Any] | None, error: bool) -> None:
-        if result and result.get("result"):
-            self._state.stopping.pop(ours, None)  # its last report was its end
-            ended = TrialResult.from_dict(json.loads(result["result"]), self._state.ledger.output_dir(ours))
-            if not self._runs_again_with_more_memory(ended):
-                self._finish(ended)
-        elif ours in self._state.stopping:
-            self._finish(self._unfinished(ours, Status.STOPPED, self._state.stopping.pop(ours)))
-        elif error and ours not in self._state.running and self._num_deaths[ours] < MAX_EARLY_DEATHS:
-            self._num_deaths[ours] += 1
-            self._adopted.append(self._state.ledger.entries[ours])
-        elif error:
-            self._finish(self._lost(ours))
-
-    def _runs_again_with_more_memory(self, ended: TrialResult) -> bool:
-        """A trial that ran out of memory goes on from its checkpoint, with one fewer beside it from now on."""
-        short = ended.status is Status.FAILED and str(ended.error).startswith((OUT_OF_MEMORY, OUT_OF_GPU_MEMORY))
-        if not short or self._state.concurrency == 1:
-            return False
-        self._state.concurrency -= 1
-        self._state.running.pop(ended.trial_id, None)
-        self._adopted.append(self._state.ledger.entries[ended.trial_id])
-        self._announce(
-            f"trial {ended.trial_id}: {str(ended.error).split(':')[0]}; it goes on from its checkpoint, "
-            f"and from now on {self._state.concurrency} run at once"
-        )
-        return True
 
     def save(self, checkpoint_path: str) -> None:
         """The ledger and Optuna's storage hold everything; Tune's snapshot of the searcher stays empty."""
@@ -161,38 +133,63 @@ class SweepSearcher(DriverOnly, Searcher):
             number, params = self._study.ask(self._points[index] if index < len(self._points) else None)
             method = params.get("train.method", self._state.settings.trial.train.method)
             entry = Entry(f"t{index:04d}", "search", method, number, params)
-        return None if entry is None else self._state.start(entry)
+        return None if entry is None else self._recorder.start(entry)
 
-    def _job(self, entry: Entry) -> Job:
-        settings = self._state.settings
-        gpus = settings.resources.gpus_per_trial
-        return Job(
-            trial_id=entry.trial_id,
-            output_dir=str(self._state.ledger.output_dir(entry.trial_id)),
-            settings=trial_values(settings, entry),
-            params={} if entry.role == "final" else entry.params,
-            trial_function=self._final_function if entry.role == "final" else self._trial_function,
-            working_dir=str(Path.cwd()),
-            python_path=[str(Path(entry).resolve()) for entry in sys.path],
-            gpu_memory_share=gpus if 0 < gpus < 1 else None,
-            max_silent_seconds=settings.resources.max_silent_seconds,
-            mirror=trials_uri(settings),
-            source=entry.trial_id.removesuffix(FINAL) if entry.role == "final" else None,
+    def _take_end(self, trial_id: str, report: dict[str, Any] | None, error: bool) -> None:
+        """Record how a trial ended, or hand it out again.
+
+        When a process dies that was about to take a trial over, Tune gives the trial up at once; it is handed out
+        again. When a process dies after the trial's result is written and before it is reported, the result counts.
+        """
+        if report and report.get("result"):
+            self._state.stopping.pop(trial_id, None)  # its last report was its end
+            ended = TrialResult.from_dict(json.loads(report["result"]), self._output_dir(trial_id))
+            if not self._runs_again_with_more_memory(ended):
+                self._finish(ended)
+        elif trial_id in self._state.stopping:
+            self._finish(self._without_result(trial_id, Status.STOPPED, self._state.stopping.pop(trial_id)))
+        elif error and (written := self._written_result(trial_id)) is not None:
+            self._finish(written)
+        elif error and trial_id not in self._state.running and self._num_deaths[trial_id] < MAX_EARLY_DEATHS:
+            self._num_deaths[trial_id] += 1
+            self._adopted.append(self._state.trials[trial_id])
+        elif error:
+            self._finish(self._lost(trial_id))
+
+    def _written_result(self, trial_id: str) -> TrialResult | None:
+        """The result in the folder of a trial that did not report it; one that cannot be read is none."""
+        try:
+            return finished_result(self._jobs.job(self._state.trials[trial_id]))
+        except (UsageError, RunError):
+            return None
+
+    def _runs_again_with_more_memory(self, ended: TrialResult) -> bool:
+        """A trial that ran out of memory goes on from its checkpoint, with one fewer beside it from now on."""
+        if not is_out_of_memory(ended) or self._state.concurrency == 1:
+            return False
+        self._state.concurrency -= 1
+        self._state.running.pop(ended.trial_id, None)
+        self._adopted.append(self._state.trials[ended.trial_id])
+        self._announce(
+            f"trial {ended.trial_id}: {str(ended.error).split(':')[0]}; it goes on from its checkpoint, "
+            f"and from now on {self._state.concurrency} run at once"
         )
+        return True
 
     def _lost(self, trial_id: str) -> TrialResult:
+        """The result of a trial whose process died too often."""
         running = self._state.running.get(trial_id)
         reason = (running and running.last_error) or "its process died"
-        if (self._state.ledger.output_dir(trial_id) / HANG).exists():
+        if (self._output_dir(trial_id) / HANG).exists():
             silent = self._state.settings.resources.max_silent_seconds
             reason = f"it made no progress for {silent:g} s ({HANG} in its folder says where)"
         times = (running.retries if running else 0) + 1
         error = f"{reason} (started {times} times; resources.max_failures allows no more)"
-        return self._unfinished(trial_id, Status.FAILED, error)
+        return self._without_result(trial_id, Status.FAILED, error)
 
-    def _unfinished(self, trial_id: str, status: Status, error: str) -> TrialResult:
-        """The result of a trial that did not come to its own."""
-        entry = self._state.ledger.entries[trial_id]
+    def _without_result(self, trial_id: str, status: Status, error: str) -> TrialResult:
+        """The result of a trial that reported none."""
+        entry = self._state.trials[trial_id]
         return TrialResult(
             trial_id=trial_id,
             config_hash="",
@@ -200,54 +197,41 @@ class SweepSearcher(DriverOnly, Searcher):
             seed=self._state.settings.trial.seed + entry.seed_index,
             status=status,
             metrics={},
-            output_dir=self._state.ledger.output_dir(trial_id),
+            output_dir=self._output_dir(trial_id),
             error=error,
         )
 
+    def _output_dir(self, trial_id: str) -> Path:
+        return self._recorder.ledger.output_dir(trial_id)
+
     def _finish(self, result: TrialResult) -> None:
-        result = self._state.finish(result)
-        entry = self._state.ledger.entries[result.trial_id]
-        if entry.role == "search" and (point := self._state.ended(entry.point)) is not None:
-            self._untold.append(point)
-        tell_optuna(self._state, self._study, self._untold)
+        result = self._recorder.finish(result)
+        entry = self._state.trials[result.trial_id]
+        if entry.role == "search" and (point := self._state.judgement.ended(entry.point)) is not None:
+            self._unreported.append(point)
+        report_to_optuna(self._state, self._study, self._unreported)
         self._on_result(result)
 
 
-def tell_optuna(state: SweepState, study: SearchStudy, untold: list[TrialResult]) -> None:
-    """Tell Optuna what has ended and empty the list; successes wait until the tuned reference tells feasibility.
+def report_to_optuna(state: SweepState, study: SearchStudy, unreported: list[TrialResult]) -> None:
+    """Report ended points to Optuna and drop them from the list; only failures while feasibility is unknown.
 
     Args:
         state: the sweep.
-        study: where to tell it.
-        untold: searched points, all their seeds together.
+        study: what they are reported to.
+        unreported: results of searched points, all their seeds together.
     """
-    waiting = [result for result in untold if state.floor_is_pending and result.status is not Status.FAILED]
-    for result in itertools.filterfalse(waiting.__contains__, untold):
+    judgement = state.judgement
+    waiting = [result for result in unreported if judgement.floor_is_pending and result.status is not Status.FAILED]
+    for result in itertools.filterfalse(waiting.__contains__, unreported):
         number = state.point(result.trial_id)[0].number
         assert number is not None
         values = [result.metrics.get(objective.metric) for objective in state.settings.objectives]
-        violations = state.violations(result)
+        violations = judgement.violations(result)
         if result.status in (Status.INFEASIBLE, Status.STOPPED):
             study.stop(number, violations=violations)
         elif result.status is Status.FAILED or None in values:
             study.fail(number)
         else:
             study.tell(number, [value for value in values if value is not None], violations=violations)
-    untold[:] = waiting
-
-
-def trial_values(settings: SweepSettings, entry: Entry) -> dict[str, Any]:
-    """The settings of a trial as plain values, but for the searched ones; a reference's have its method."""
-    trial = settings.trial
-    name = entry.trial_id if entry.role == "reference" else f"{settings.name}/{entry.trial_id}"
-    changes: dict[str, Any] = {"name": name, "seed": trial.seed + entry.seed_index}
-    attack, point = trial.attack, entry.point.removesuffix(FINAL)
-    if point in ordered_references(settings):
-        trial = reference_settings(settings, point)
-    if entry.role == "final":
-        trial = override(trial, entry.params)
-        base = entry.trial_id.removesuffix(FINAL)
-        origin = Origin(sweep=settings.name, trial_id=base, rule="final attack")
-        changes["origin"], attack = origin, settings.final_attack()
-    changes["attack"] = attack.model_copy(update={"seed": attack.seed + REPEAT_SEED * entry.seed_index})
-    return trial.model_copy(update=changes).model_dump(mode="json")
+    unreported[:] = waiting

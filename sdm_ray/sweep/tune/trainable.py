@@ -13,13 +13,7 @@ from ray.tune import Trainable
 
 from sdm_ray.sweep.cluster.object_store import join
 from sdm_ray.sweep.cluster.worker import Job, TrialWorker
-
-JOB = "job"
-"""Key of the job in Tune's config."""
-TRIAL = "trial"
-"""Key of the trial's id."""
-CACHES = "caches"
-"""Key of the name of the index of shared caches; None where there is none."""
+from sdm_ray.sweep.tune.jobs import CACHES, JOB
 
 
 class TrialTrainable(Trainable):

@@ -11,7 +11,7 @@ from sdm_ray.core.lock import holder_of
 from sdm_ray.core.result import Status, TrialResult
 from sdm_ray.frontier.points import Point, hypervolume
 from sdm_ray.sweep.records.folder import LOCK, SETTINGS
-from sdm_ray.sweep.state.ledger import Ledger
+from sdm_ray.sweep.state.ledger import read_record
 from sdm_ray.sweep.state.snapshot import Snapshot
 from sdm_ray.sweep.state.state import SweepState
 from sdm_ray.sweep.view.live import clock, progress_counts, result_line
@@ -55,13 +55,11 @@ def read_status(folder: Path) -> SweepStatus:
         RunError: when its ledger is damaged.
     """
     settings = load_settings(SweepSettings, folder / SETTINGS)
-    ledger = Ledger(folder, read_only=True)
-    ledger.close()
-    state = SweepState(settings, ledger)
+    state = SweepState(settings, read_record(folder))
     return SweepStatus(
         folder=folder,
         snapshot=state.snapshot(),
-        points=state.points(),
+        points=state.judgement.points(),
         unfinished=[entry.trial_id for entry in state.unfinished()],
         num_missing=state.num_missing(),
         failures=[result for result in state.results() if result.status is Status.FAILED],

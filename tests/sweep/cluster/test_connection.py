@@ -21,7 +21,7 @@ from sdm_ray.core.result import Status
 from sdm_ray.frontier.tables import read_tables
 from sdm_ray.sweep import SilentView, run_sweep
 from sdm_ray.sweep.cluster.connection import ray_environment
-from sdm_ray.sweep.state.ledger import Ledger
+from sdm_ray.sweep.state.ledger import read_record
 from sdm_ray.sweep.view.status import read_status
 from tests import ROOT
 from tests.fakes import sweep as sweep_fakes
@@ -164,7 +164,7 @@ def test_a_submitted_sweep_stops_cleanly_and_is_submitted_again(
         finished = ended(runs / "job")
         logs = job(*submit, "--submission-id", "second", "--", *sweep, "--resume")
         assert "Pareto frontier" in logs
-    results = Ledger(runs / "job", read_only=True).entries
+    results = read_record(runs / "job").entries
     assert {name: entry.result and entry.result.status for name, entry in results.items()} == dict.fromkeys(
         ["tuned", "t0000", "t0001", "t0002", "t0003"], Status.COMPLETE
     )
@@ -176,7 +176,7 @@ def test_a_submitted_sweep_stops_cleanly_and_is_submitted_again(
 
 
 def ended(folder: Path) -> set[str]:
-    return {name for name, entry in Ledger(folder, read_only=True).entries.items() if entry.result is not None}
+    return {name for name, entry in read_record(folder).entries.items() if entry.result is not None}
 
 
 def run_states(folder: Path) -> dict[str, int]:

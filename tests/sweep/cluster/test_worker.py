@@ -80,6 +80,15 @@ def test_resumes_and_reports_a_finished_trial_again(tmp_path: Path) -> None:
     assert len(sweep_fakes.events(tmp_path / "t0009", "finished")) == 1
 
 
+def test_a_trial_with_a_result_is_never_started_again(tmp_path: Path) -> None:
+    """Whatever its function would do; with other settings the function decides."""
+    ended = run(TrialWorker(job(tmp_path, "forgetful")))
+    assert run(TrialWorker(job(tmp_path, "forgetful"))) == ended
+    assert len(sweep_fakes.events(tmp_path / "t0009", "started")) == 1
+    run(TrialWorker(job(tmp_path, "forgetful", params={sweep_fakes.WEIGHT: 2.0})))
+    assert len(sweep_fakes.events(tmp_path / "t0009", "started")) == 2
+
+
 @pytest.mark.parametrize(
     ("trial_id", "error"),
     [("t0000", "RuntimeError: the loss is not finite (sweep.py:"), ("t0003", "SystemExit: 3")],

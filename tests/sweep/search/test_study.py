@@ -12,7 +12,7 @@ import pytest
 from sdm_ray.core.errors import UsageError
 from sdm_ray.core.result import Status, TrialResult
 from sdm_ray.sweep.search.study import SearchStudy, make_sampler
-from sdm_ray.sweep.state.ledger import Entry, Ledger
+from sdm_ray.sweep.state.ledger import Entry
 from sdm_ray.sweep.state.state import SweepState
 from tests.fakes import sweep as sweep_fakes
 
@@ -67,25 +67,26 @@ def test_a_trial_without_objectives_is_told_as_infeasible(tmp_path: Path, sample
 
 
 def test_optuna_hears_of_stopped_trials_once_feasibility_is_known(tmp_path: Path) -> None:
-    from sdm_ray.sweep.tune.searcher import tell_optuna
+    from sdm_ray.sweep.tune.searcher import report_to_optuna
 
     study = open_study(tmp_path, search__max_desired_drop=0.02)
-    state = SweepState(sweep_fakes.settings(tmp_path, search__max_desired_drop=0.02), Ledger(tmp_path))
+    state = SweepState(sweep_fakes.settings(tmp_path, search__max_desired_drop=0.02))
     number, params = study.ask()
     state.start(Entry("t0000", "search", "mlac", number, params))
     stopped = TrialResult(
         trial_id="t0000", config_hash="0", method="mlac", seed=0, status=Status.INFEASIBLE, metrics={},
         output_dir=tmp_path, error="training stopped",
     )  # fmt: skip
-    untold = [state.finish(stopped)]
-    tell_optuna(state, study, untold)
+    state.finish(stopped)
+    unreported = [stopped]
+    report_to_optuna(state, study, unreported)
     assert study.states() == ["RUNNING"]
     state.start(Entry("tuned", "reference", "tuned"))
     measures = sweep_fakes.measures(state.settings.trial)
     state.finish(dataclasses.replace(stopped, trial_id="tuned", status=Status.COMPLETE, metrics=measures))
-    tell_optuna(state, study, untold)
+    report_to_optuna(state, study, unreported)
     assert study.states() == ["PRUNED"]
-    assert untold == []
+    assert unreported == []
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "nsga2", "nsga3", "gp", "qmc", "random"])

@@ -16,7 +16,8 @@ from sdm_ray.core.metric_names import Metric
 from sdm_ray.core.result import Status, TrialResult
 from sdm_ray.frontier.tables import read_tables, write_tables
 from sdm_ray.sweep.records.folder import claimed_folder
-from sdm_ray.sweep.state.ledger import Entry, Ledger
+from sdm_ray.sweep.state.ledger import Entry, Ledger, read_record
+from sdm_ray.sweep.state.recorder import Recorder
 from sdm_ray.sweep.state.state import SweepState
 from sdm_ray.sweep.view.live import progress_counts
 from tests.fakes import sweep as sweep_fakes
@@ -36,42 +37,51 @@ def result(trial_id: str, desired: float, harmful: float = 0.5, **more: Any) -> 
 
 
 def make_state(folder: Path, **changes: Any) -> SweepState:
-    return SweepState(sweep_fakes.settings(folder, **changes), Ledger(folder))
+    return SweepState(sweep_fakes.settings(folder, **changes))
 
 
-def add(state: SweepState, ended: TrialResult) -> TrialResult:
+def make_recorder(folder: Path, **changes: Any) -> Recorder:
+    return Recorder.open(sweep_fakes.settings(folder, **changes), folder)
+
+
+def add(sweep: SweepState | Recorder, ended: TrialResult) -> TrialResult:
+    """Start a trial and end it."""
     role = "reference" if ended.trial_id in sweep_fakes.REFERENCES else "search"
-    state.start(Entry(ended.trial_id, role, "mlac", 0))  # type: ignore[arg-type]
-    return state.finish(ended)
+    sweep.start(Entry(ended.trial_id, role, "mlac", 0))  # type: ignore[arg-type]
+    if isinstance(sweep, Recorder):
+        return sweep.finish(ended)
+    ended = sweep.checked(ended)
+    sweep.finish(ended)
+    return ended
 
 
 def test_ledger_survives_a_kill_in_the_middle_of_a_line(tmp_path: Path) -> None:
-    state = make_state(tmp_path)
-    add(state, result("t0000", 0.9))
-    path = state.ledger.path
+    recorder = make_recorder(tmp_path)
+    add(recorder, result("t0000", 0.9))
+    path = recorder.ledger.path
     with path.open("a") as file:
         file.write('{"event": "trial", "trial_id": "t00')
+    assert list(read_record(tmp_path).entries) == ["t0000"]
     again = Ledger(tmp_path)
-    assert list(again.entries) == ["t0000"]
     again.start(Entry("t0001", "search", "mlac", 1))
-    assert list(Ledger(tmp_path).entries) == ["t0000", "t0001"]
+    assert list(read_record(tmp_path).entries) == ["t0000", "t0001"]
 
 
 def test_ledger_refuses_damage(tmp_path: Path) -> None:
-    state = make_state(tmp_path)
-    add(state, result("t0000", 0.9))
-    lines = state.ledger.path.read_text().splitlines()
-    state.ledger.path.write_text("\n".join(["{", *lines]) + "\n")
+    recorder = make_recorder(tmp_path)
+    add(recorder, result("t0000", 0.9))
+    lines = recorder.ledger.path.read_text().splitlines()
+    recorder.ledger.path.write_text("\n".join(["{", *lines]) + "\n")
     with pytest.raises(RunError, match=r"line 1, is damaged"):
-        Ledger(tmp_path)
+        read_record(tmp_path)
 
 
 def test_ledger_is_strict_json_and_keeps_nan(tmp_path: Path) -> None:
-    state = make_state(tmp_path)
-    add(state, result("t0000", math.nan))
-    for line in state.ledger.path.read_text().splitlines():
+    recorder = make_recorder(tmp_path)
+    add(recorder, result("t0000", math.nan))
+    for line in recorder.ledger.path.read_text().splitlines():
         json.loads(line, parse_constant=lambda name: pytest.fail(name))
-    kept = Ledger(tmp_path).entries["t0000"].result
+    kept = read_record(tmp_path).entries["t0000"].result
     assert kept is not None
     assert math.isnan(kept.metrics[Metric.DESIRED_ACCURACY])
 
@@ -86,27 +96,27 @@ def test_missing_and_infinite_objectives_are_failures(tmp_path: Path, metrics: d
     ended = add(state, result("t0000", 0.9, metrics=base | metrics))
     assert ended.status is Status.FAILED
     assert error in str(ended.error)
-    assert state.points() == []
+    assert state.judgement.points() == []
 
 
 def test_feasibility_is_relative_to_tuned(tmp_path: Path) -> None:
     state = make_state(tmp_path, search__max_desired_drop=0.02)
     add(state, result("t0000", 0.939, 0.1))
-    assert state.floor_is_pending
-    assert not any(point.feasible for point in state.points()), "nothing is feasible before the bound is known"
+    assert state.judgement.floor_is_pending
+    assert not any(point.feasible for point in state.judgement.points()), "none is before the bound is known"
     add(state, result("tuned", 0.96))
     add(state, result("t0001", 0.9401, 0.6))
     statuses = {ended.trial_id: ended.status for ended in state.results()}
     assert statuses == {"tuned": Status.COMPLETE, "t0000": Status.INFEASIBLE, "t0001": Status.COMPLETE}
     assert [point.trial_id for point in state.snapshot().front] == ["t0001"]
-    assert state.violations(result("t0002", 0.95)) == {"desired": pytest.approx(-0.01), "audit": 0.0}
+    assert state.judgement.violations(result("t0002", 0.95)) == {"desired": pytest.approx(-0.01), "audit": 0.0}
 
 
 def test_stopped_trials_are_infeasible_and_no_points(tmp_path: Path) -> None:
     state = make_state(tmp_path)
     ended = add(state, result("t0000", 0.99, 0.1, status=Status.STOPPED))
-    assert state.violations(ended) == {"stopped": 1.0}
-    assert state.points() == []
+    assert state.judgement.violations(ended) == {"stopped": 1.0}
+    assert state.judgement.points() == []
 
 
 @pytest.mark.parametrize("drop", ["0.02", "null"])
@@ -117,19 +127,20 @@ def test_a_trial_that_stopped_itself_is_infeasible_and_no_point(tmp_path: Path, 
     metrics = {str(Metric.DESIRED_ACCURACY): 0.99}
     ended = add(state, result("t0000", 0.9, metrics=metrics, status=Status.INFEASIBLE, error="training stopped"))
     assert (ended.status, ended.error) == (Status.INFEASIBLE, "training stopped")
-    assert state.violations(ended) == {"desired": 1.0}
-    assert [point.trial_id for point in state.points()] == ["tuned"]
+    assert state.judgement.violations(ended) == {"desired": 1.0}
+    assert [point.trial_id for point in state.judgement.points()] == ["tuned"]
     assert state.snapshot().counts[Status.INFEASIBLE] == 1
 
 
 def test_failed_references_are_run_again(tmp_path: Path) -> None:
-    state = make_state(tmp_path, search__max_desired_drop=0.02)
-    add(state, result("tuned", 0.9, status=Status.FAILED))
-    add(state, result("t0000", 0.9, status=Status.FAILED))
-    assert state.desired_floor is None
-    assert not state.floor_is_pending
-    state.restart_failed_references()
-    assert state.floor_is_pending
+    recorder = make_recorder(tmp_path, search__max_desired_drop=0.02)
+    state = recorder.state
+    add(recorder, result("tuned", 0.9, status=Status.FAILED))
+    add(recorder, result("t0000", 0.9, status=Status.FAILED))
+    assert state.judgement.desired_floor is None
+    assert not state.judgement.floor_is_pending
+    recorder.restart_failed_references()
+    assert state.judgement.floor_is_pending
     assert [entry.trial_id for entry in state.unfinished()] == ["tuned"]
     assert state.num_missing() == 1 + 3 + 3
 
@@ -140,10 +151,10 @@ def test_time_left_counts_what_is_missing(tmp_path: Path) -> None:
     state.start(Entry("t0000", "search", "mlac", 0))
     state.begin("t0000")
     state.running["t0000"].started -= 10
-    state.finish(result("t0000", 0.9))
+    state.finish(result("t0000", 0.9), seconds=state.running_seconds("t0000"))
     state.concurrency = 2
     assert state.snapshot().seconds_left == pytest.approx((3 + 4) * 10 / 2, rel=0.01)
-    state._started -= 1800
+    state.clock.started -= 1800
     assert state.snapshot().trials_per_hour == pytest.approx(2, rel=0.01)
 
 
@@ -206,33 +217,34 @@ def test_a_point_that_fails_the_audit_is_infeasible_unless_that_is_not_asked_for
         state = make_state(tmp_path / name, search__require_audit=str(asked).lower())
         metrics = result("t0000", 0.9).metrics | {str(Metric.AUDIT_PASSED): 0.0}
         ended = add(state, result("t0000", 0.9, metrics=metrics))
-        judged = state.judged(ended)
+        judged = state.judgement.judged(ended)
         assert judged.status is (Status.INFEASIBLE if asked else Status.COMPLETE)
-        assert state.violations(ended) == ({"audit": 1.0} if asked else {})
-        assert not state.front(), "it stays off the frontier either way"
-        assert state.infeasible().keys() == ({"t0000"} if asked else set())
+        assert state.judgement.violations(ended) == ({"audit": 1.0} if asked else {})
+        assert not state.judgement.front(), "it stays off the frontier either way"
+        assert state.judgement.infeasible().keys() == ({"t0000"} if asked else set())
         if asked:
             assert judged.error == "the audit failed (audit.json says which check)"
 
 
 def test_hours_count_across_drivers_and_end_the_search(tmp_path: Path) -> None:
-    state = make_state(tmp_path, search__max_hours=1, search__max_gpu_hours=2, resources__gpus_per_trial=0.5)
-    add(state, result("t0000", 0.9))
+    recorder = make_recorder(tmp_path, search__max_hours=1, search__max_gpu_hours=2, resources__gpus_per_trial=0.5)
+    state = recorder.state
+    add(recorder, result("t0000", 0.9))
     assert state.wants_point()
-    state.start(Entry("t0001", "search", "mlac", 1))
+    recorder.start(Entry("t0001", "search", "mlac", 1))
     state.begin("t0001")
     state.running["t0001"].started -= 4000
-    assert state.gpu_hours == pytest.approx(4000 * 0.5 / 3600, abs=1e-3)
-    state._started -= 3000
-    state.finish(result("t0001", 0.9))
-    again = make_state(tmp_path, search__max_hours=1, search__max_gpu_hours=2, resources__gpus_per_trial=0.5)
-    assert again.elapsed_seconds == pytest.approx(3000, abs=5)
-    assert again.gpu_hours == pytest.approx(4000 * 0.5 / 3600, abs=1e-3)
-    again._started -= 700
+    assert state.clock.gpu_hours(state.running.values()) == pytest.approx(4000 * 0.5 / 3600, abs=1e-3)
+    state.clock.started -= 3000
+    recorder.finish(result("t0001", 0.9))
+    again = make_recorder(tmp_path, search__max_hours=1, search__max_gpu_hours=2, resources__gpus_per_trial=0.5).state
+    assert again.clock.elapsed_seconds == pytest.approx(3000, abs=5)
+    assert again.clock.gpu_hours([]) == pytest.approx(4000 * 0.5 / 3600, abs=1e-3)
+    again.clock.started -= 700
     assert again.spent() == "search.max_hours (1) have passed"
     assert not again.wants_point()
     assert again.num_missing() == 4, "the references alone"
-    richer = make_state(tmp_path, search__max_gpu_hours=0.5, resources__gpus_per_trial=0.5)
+    richer = make_recorder(tmp_path, search__max_gpu_hours=0.5, resources__gpus_per_trial=0.5).state
     assert richer.spent() == "search.max_gpu_hours (0.5) are spent"
 
 
@@ -240,14 +252,14 @@ def test_a_point_is_its_seeds_together(tmp_path: Path) -> None:
     state = make_state(tmp_path, search__num_seeds=2, search__num_trials=2, references="[]")
     state.start(Entry("t0000", "search", "mlac", 0))
     state.finish(result("t0000", 0.9, 0.4))
-    assert state.points() == [], "one seed is not the point"
+    assert state.judgement.points() == [], "one seed is not the point"
     planned = state.planned()
     assert planned is not None
     assert (planned.trial_id, planned.point, planned.seed_index, planned.number) == ("t0000-s1", "t0000", 1, 0)
     state.start(planned)
     assert state.planned() is None
     state.finish(result("t0000-s1", 0.8, 0.6, status=Status.FAILED, error="it broke"))
-    ended = state.ended("t0000")
+    ended = state.judgement.ended("t0000")
     assert ended is not None
     assert (ended.status, ended.error) == (Status.FAILED, "t0000-s1: it broke")
     assert state.snapshot().counts[Status.FAILED] == 1
@@ -267,35 +279,38 @@ def test_progress_of_references_counts_every_seed(tmp_path: Path) -> None:
 @pytest.mark.parametrize("first", [0, 1])
 def test_the_other_seeds_of_a_lost_point_do_not_begin(tmp_path: Path, first: int) -> None:
     """Whichever ends first: the point is stopped, and one that runs already ends without changing that."""
-    state = make_state(tmp_path, search__num_seeds=3, search__num_trials=2, references="[]")
-    state.start(Entry("t0000", "search", "mlac", 0))
-    state.start(Entry("t0000-s1", "search", "mlac", 0, point="t0000", seed_index=1))
+    recorder = make_recorder(tmp_path, search__num_seeds=3, search__num_trials=2, references="[]")
+    state = recorder.state
+    recorder.start(Entry("t0000", "search", "mlac", 0))
+    recorder.start(Entry("t0000-s1", "search", "mlac", 0, point="t0000", seed_index=1))
     names = ["t0000", "t0000-s1"]
-    state.finish(result(names[first], 0.9, status=Status.STOPPED, error="hopeless"))
+    recorder.finish(result(names[first], 0.9, status=Status.STOPPED, error="hopeless"))
     assert state.planned() is None
     assert state.num_missing() == 1 + 3
-    ended = state.ended("t0000")
+    ended = state.judgement.ended("t0000")
     assert ended is not None
     assert (ended.trial_id, ended.status) == ("t0000", Status.STOPPED)
-    state.finish(result(names[1 - first], 0.9, 0.4))
-    assert state.ended("t0000") == ended
+    recorder.finish(result(names[1 - first], 0.9, 0.4))
+    assert state.judgement.ended("t0000") == ended
     assert state.snapshot().counts[Status.STOPPED] == 1
-    again = make_state(tmp_path, search__num_seeds=3, search__num_trials=2, references="[]")
+    again = make_recorder(tmp_path, search__num_seeds=3, search__num_trials=2, references="[]").state
     assert (again.num_missing(), again.planned()) == (state.num_missing(), None) == (3, None)
 
 
 def test_what_is_kept_up_to_date_equals_what_is_read_anew(tmp_path: Path) -> None:
-    state = make_state(tmp_path, search__max_desired_drop=0.1, search__num_trials=40)
+    recorder = make_recorder(tmp_path, search__max_desired_drop=0.1, search__num_trials=40)
+    state = recorder.state
     for index in range(12):
         status = Status.FAILED if index % 5 == 4 else Status.COMPLETE
-        state.front()
-        add(state, result(f"t{index:04d}", 0.8 + 0.01 * index, 0.5 + 0.01 * (index * 7 % 12), status=status))
+        state.judgement.front()
+        add(recorder, result(f"t{index:04d}", 0.8 + 0.01 * index, 0.5 + 0.01 * (index * 7 % 12), status=status))
         if index == 5:
-            add(state, result("tuned", 0.95))
-    again = make_state(tmp_path, search__max_desired_drop=0.1, search__num_trials=40)
-    assert {point.trial_id: point for point in state.points()} == {point.trial_id: point for point in again.points()}
-    assert state.front() == again.front()
-    assert state.front()
+            add(recorder, result("tuned", 0.95))
+    again = make_recorder(tmp_path, search__max_desired_drop=0.1, search__num_trials=40).state
+    kept, anew = state.judgement.points(), again.judgement.points()
+    assert {point.trial_id: point for point in kept} == {point.trial_id: point for point in anew}
+    assert state.judgement.front() == again.judgement.front()
+    assert state.judgement.front()
     assert state.snapshot().counts == again.snapshot().counts
     assert {status: count for status, count in again.snapshot().counts.items() if count} == {
         Status.COMPLETE: 6, Status.INFEASIBLE: 4, Status.FAILED: 2,
@@ -362,8 +377,8 @@ def test_a_third_objective_decides_what_stands_on_the_front(tmp_path: Path) -> N
             "cost/num_fine_tunes": 3.0,
         }  # fmt: skip
         add(state, result(f"t{index:04d}", desired, metrics=metrics))
-    assert {point.trial_id for point in state.front()} == {"t0000", "t0001"}
-    point = state.points()[0]
+    assert {point.trial_id for point in state.judgement.front()} == {"t0000", "t0001"}
+    point = state.judgement.points()[0]
     assert (point.harmful, point.further) == (0.5, {"cost/train_seconds": 100.0, "cost/num_fine_tunes": -3.0})
-    write_tables(state.points(), tmp_path)
-    assert read_tables(tmp_path) == state.points()
+    write_tables(state.judgement.points(), tmp_path)
+    assert read_tables(tmp_path) == state.judgement.points()

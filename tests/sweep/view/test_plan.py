@@ -14,8 +14,8 @@ from sdm_ray.core.errors import UsageError
 from sdm_ray.core.result import Status
 from sdm_ray.sweep.records.folder import claimed_folder
 from sdm_ray.sweep.records.warm import earlier_results, forked
-from sdm_ray.sweep.state.ledger import Entry, Ledger
-from sdm_ray.sweep.state.state import SweepState
+from sdm_ray.sweep.state.ledger import Entry
+from sdm_ray.sweep.state.recorder import Recorder
 from sdm_ray.sweep.view.plan import describe, plan_sweep
 from sdm_ray.sweep.view.status import read_status
 from sdm_ray.trial.cost import Probe, num_fine_tunes
@@ -61,12 +61,12 @@ def test_a_plan_counts_trials_seconds_and_what_fits(tmp_path: Path) -> None:
 def test_status_reads_a_running_sweep_without_touching_it(tmp_path: Path) -> None:
     settings = sweep_fakes.settings(tmp_path, references="[tuned]")
     with claimed_folder(settings, resume=False) as folder:
-        state = SweepState(settings, Ledger(folder))
-        add(state, result("tuned", 0.95, 0.8))
-        add(state, result("t0000", 0.94, 0.6))
-        add(state, dataclasses.replace(result("t0001", 0.9), status=Status.FAILED, error="it broke"))
-        state.start(Entry("t0002", "search", "mlac", 2))
-        path, whole = state.ledger.path, state.ledger.path.read_bytes()
+        recorder = Recorder.open(settings, folder)
+        add(recorder, result("tuned", 0.95, 0.8))
+        add(recorder, result("t0000", 0.94, 0.6))
+        add(recorder, dataclasses.replace(result("t0001", 0.9), status=Status.FAILED, error="it broke"))
+        recorder.start(Entry("t0002", "search", "mlac", 2))
+        path, whole = recorder.ledger.path, recorder.ledger.path.read_bytes()
         path.write_bytes(whole + b'{"event": "tri')
         lines = read_status(folder).lines()
         assert lines[0].startswith("sweep fake: 2/4 trials, 1 failed, 0 s in all, hypervolume 0.3760")
@@ -76,8 +76,8 @@ def test_status_reads_a_running_sweep_without_touching_it(tmp_path: Path) -> Non
         assert path.read_bytes() == whole + b'{"event": "tri', "a line that is being written is not cut off"
         path.write_bytes(whole)
     assert read_status(folder).lines()[1] == "not running; 2 trials are missing: --resume goes on"
-    state.finish(result("t0002", 0.9, 0.7))
-    add(state, result("t0003", 0.9, 0.7))
+    recorder.finish(result("t0002", 0.9, 0.7))
+    add(recorder, result("t0003", 0.9, 0.7))
     assert read_status(folder).lines()[1] == "complete"
 
 
@@ -86,11 +86,11 @@ def test_a_changed_file_forks_and_keeps_what_still_means_the_same(tmp_path: Path
     with pytest.raises(UsageError, match="holds no sweep to fork"):
         forked(settings)
     with claimed_folder(settings, resume=False) as folder:
-        state = SweepState(settings, Ledger(folder))
-        add(state, result("tuned", 0.95, 0.8))
-        state.start(Entry("t0000", "search", "mlac", 0, {sweep_fakes.RATE: 1e-3, sweep_fakes.WEIGHT: 1.0}))
-        state.finish(result("t0000", 0.94, 0.6))
-        state.ledger.close()
+        recorder = Recorder.open(settings, folder)
+        add(recorder, result("tuned", 0.95, 0.8))
+        recorder.start(Entry("t0000", "search", "mlac", 0, {sweep_fakes.RATE: 1e-3, sweep_fakes.WEIGHT: 1.0}))
+        recorder.finish(result("t0000", 0.94, 0.6))
+        recorder.ledger.close()
     wider = {"search__sampler": "nsga2", "search__max_desired_drop": 0.02}
     fork, said = forked(sweep_fakes.settings(tmp_path, references="[tuned]", **wider))
     assert (fork.name, fork.search.warm_start) == ("fake-2", "fake")

@@ -1,0 +1,60 @@
+"""Opens the Optuna study of a sweep: a new one, that of an earlier driver, or a lost one rebuilt from the ledger."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+from sdm_ray.core.result import TrialResult
+from sdm_ray.sweep.records.warm import earlier_results
+from sdm_ray.sweep.search.study import SearchStudy
+from sdm_ray.sweep.state.recorder import Recorder
+from sdm_ray.sweep.state.state import SweepState
+
+
+def open_study(recorder: Recorder, folder: Path, announce: Callable[[str], None]) -> SearchStudy:
+    """Open the study that the ledger names, or create one and name it there.
+
+    Args:
+        recorder: the sweep.
+        folder: where `optuna.db` lies unless `storage` is set.
+        announce: shows a sentence about a warm start.
+
+    Raises:
+        UsageError: when the storage cannot be used, or does not hold the study.
+    """
+    settings, name, file = recorder.state.settings, recorder.ledger.record.study_name, folder / "optuna.db"
+    storage = settings.storage or f"sqlite:///{file}"
+    if name is None:
+        return _create(recorder, storage, announce)
+    is_lost = settings.storage is None and not file.exists()
+    study = SearchStudy.open(settings, storage=storage, name=name, create=is_lost)
+    if is_lost:
+        entries = recorder.state.entries("search")
+        study.rebuild({entry.number: entry.params for entry in entries if entry.number is not None})
+    return study
+
+
+def _create(recorder: Recorder, storage: str, announce: Callable[[str], None]) -> SearchStudy:
+    settings = recorder.state.settings
+    name = f"{settings.name}-{uuid.uuid4().hex[:8]}"
+    earlier = settings.search.warm_start
+    known = [] if earlier is None else list(earlier_results(settings))
+    study = SearchStudy.open(settings, storage=storage, name=name, create=True)
+    if earlier is not None:
+        announce(f"warm start: {study.learn(known)} of {len(known)} points of {earlier} fit this space")
+    recorder.name_study(name)
+    return study
+
+
+def catch_up(state: SweepState, study: SearchStudy) -> list[TrialResult]:
+    """Bring the study level with the ledger after a driver died: fail the points that it asked for and never began.
+
+    Returns:
+        Results of points that ended and that Optuna has not heard of.
+    """
+    points = {entry.number: entry.point for entry in state.entries("search") if entry.number is not None}
+    study.reconcile(points)
+    ended = (state.judgement.ended(points[number]) for number in sorted(study.pending() & points.keys()))
+    return [result for result in ended if result is not None]

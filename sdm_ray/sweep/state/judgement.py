@@ -1,0 +1,193 @@
+"""What counts in a sweep: points from their seeds' results, their feasibility, and the Pareto front."""
+
+from __future__ import annotations
+
+import bisect
+import dataclasses
+import math
+from collections import Counter
+from collections.abc import Sequence
+
+from sdm_ray.config import SweepSettings
+from sdm_ray.core.metric_names import Metric
+from sdm_ray.core.result import FINAL, Status, TrialResult
+from sdm_ray.frontier.points import Point, hypervolume, pareto_front, point_from_result, with_point
+from sdm_ray.sweep.search.models import axes, ordered_references
+from sdm_ray.sweep.state.ledger import Role
+from sdm_ray.sweep.state.seeds import combined
+
+DESIRED, AUDIT, STOPPED = "desired", "audit", "stopped"
+"""Names of the constraints."""
+
+
+class Judgement:
+    """Points of a sweep and what holds of them.
+
+    Feasibility is never stored: it follows from a point's and the tuned reference's desired accuracy, and from the
+    audit. A new result costs the same however many points there are: only the tuned reference and final attacks, on
+    which the feasibility and the rank of others depend, have all points judged again.
+    """
+
+    def __init__(self, settings: SweepSettings) -> None:
+        self._search = settings.search
+        self._references = ordered_references(settings)
+        self._objectives = [objective.metric for objective in settings.objectives]
+        self._intervals = {*self._objectives, str(Metric.DESIRED_ACCURACY), str(Metric.HARMFUL_WORST_ACCURACY)}
+        self._axes = axes(settings)
+        self._ended: dict[tuple[Role, str], TrialResult] = {}
+        self._final_points: set[str] = set()
+        self._front: list[Point] | None = None
+        self._clear_points()
+
+    def expect_final(self, point: str) -> None:
+        """A final attack has begun: once all of them have ended, points without one are superseded."""
+        self._final_points.add(point)
+
+    def add(self, role: Role, point: str, results: Sequence[TrialResult]) -> None:
+        """Take the results of a point's seeds, once that is settled; further ones change nothing."""
+        self._ended[role, point] = combined(results, point=point, intervals=self._intervals)
+        if role == "search" or (role == "reference" and point != "tuned"):
+            self._place(role, point)
+        else:
+            self._clear_points()
+            for other_role, other in list(self._ended):
+                if other_role != "final":
+                    self._place(other_role, other)
+
+    def ended(self, point: str, role: Role = "search") -> TrialResult | None:
+        """The result of a point, all its seeds together; None while one is missing."""
+        return self._ended.get((role, point))
+
+    def objective_problem(self, result: TrialResult) -> str | None:
+        """What is wrong with the objectives of a complete trial: one is missing or not finite. None if nothing is."""
+        needed = dict.fromkeys(self._objectives)
+        if self._search.max_desired_drop is not None:
+            needed[str(Metric.DESIRED_ACCURACY)] = None
+        for name in needed:
+            if name not in result.metrics:
+                return f"the trial reported no {name}"
+            if not math.isfinite(result.metrics[name]):
+                return f"{name} is {result.metrics[name]}"
+        return None
+
+    @property
+    def desired_floor(self) -> float | None:
+        """Least desired accuracy of a feasible point; None without a bound, or while or because tuned has no result."""
+        drop, tuned = self._search.max_desired_drop, self.ended("tuned", "reference")
+        if drop is None or tuned is None or tuned.status is not Status.COMPLETE:
+            return None
+        return tuned.metrics[Metric.DESIRED_ACCURACY] - drop
+
+    @property
+    def floor_is_pending(self) -> bool:
+        """Whether feasibility is unknown because the tuned reference has not ended."""
+        return self._search.max_desired_drop is not None and self.ended("tuned", "reference") is None
+
+    def violations(self, result: TrialResult) -> dict[str, float]:
+        """How far a point misses each constraint (at most 0: feasible).
+
+        A point that was stopped, or that stopped its own training because of the desired task, misses one by 1.
+        """
+        if result.status is not Status.COMPLETE:
+            return {DESIRED if result.status is Status.INFEASIBLE else STOPPED: 1.0}
+        found, floor = {}, self.desired_floor
+        if floor is not None:
+            found[DESIRED] = floor - result.metrics.get(Metric.DESIRED_ACCURACY, -math.inf)
+        if self._search.require_audit:
+            found[AUDIT] = 1.0 - result.metrics.get(Metric.AUDIT_PASSED, 1.0)
+        return found
+
+    def judged(self, result: TrialResult, role: Role = "search") -> TrialResult:
+        """The result of a point with status `infeasible` where it misses a constraint; references keep theirs."""
+        if result.status is not Status.COMPLETE or role == "reference" or result.trial_id in self._references:
+            return result
+        missed = [name for name, violation in self.violations(result).items() if not violation <= 0]
+        if not missed:
+            return result
+        reasons = {
+            DESIRED: f"desired accuracy {result.metrics.get(Metric.DESIRED_ACCURACY, math.nan):.3f} is below "
+            f"{self.desired_floor or 0.0:.3f}",
+            AUDIT: "the audit failed (audit.json says which check)",
+        }
+        error = "; ".join(reasons[name] for name in missed)
+        return dataclasses.replace(result, status=Status.INFEASIBLE, error=error)
+
+    def points(self) -> list[Point]:
+        """Points for the frontier, references first, then searched ones by id; failed and stopped ones are none.
+
+        No searched point is feasible while tuned runs.
+        """
+        references = [self._points[method] for method in self._references if method in self._points]
+        return references + self._listed
+
+    def infeasible(self) -> dict[str, str]:
+        """Why searched points miss a constraint, by id; under the final attack where they have faced it."""
+        reasons = {}
+        for point in self._searched:
+            final = self._ended.get(("final", f"{point}{FINAL}"))
+            judged = self.judged(self._ended["search", point] if final is None else final)
+            if judged.status is Status.INFEASIBLE:
+                reasons[point] = str(judged.error)
+        return reasons
+
+    def front(self) -> list[Point]:
+        """The Pareto front of `points`."""
+        if self._front is None:
+            self._front = pareto_front(self._points.values())
+        return self._front
+
+    def finalists(self, count: int) -> list[Point]:
+        """At most `count` points of the front before the final attack that together dominate most."""
+        return spread(pareto_front(self._searched.values()), count)
+
+    def counts(self) -> dict[Status, int]:
+        """Number of searched points that have ended, by status."""
+        return {status: self._counts[status] for status in Status}
+
+    def _clear_points(self) -> None:
+        self._searched: dict[str, Point] = {}
+        self._ids: list[str] = []
+        self._listed: list[Point] = []
+        self._points: dict[str, Point] = {}
+        self._counts: Counter[Status] = Counter()
+        self._front = None
+
+    def _place(self, role: Role, point: str) -> None:
+        """Count a point, and put it among the points and on the front."""
+        ended = self._ended[role, point]
+        if role == "search":
+            self._counts[self.judged(ended, role).status] += 1
+        if ended.status is not Status.COMPLETE:
+            return
+        made = self._point(ended, role)
+        if role == "search":
+            self._searched[point] = made
+        final = self._ended.get(("final", f"{point}{FINAL}"))
+        if final is not None and final.status is Status.COMPLETE:
+            made = self._point(dataclasses.replace(final, trial_id=point, params=ended.params), role)
+        elif role == "search" and self._finals_have_ended():
+            made = dataclasses.replace(made, superseded=True)
+        self._points[point] = made
+        if role == "search":
+            at = bisect.bisect_left(self._ids, point)
+            again = self._ids[at : at + 1] == [point]
+            self._ids[at : at + again], self._listed[at : at + again] = [point], [made]
+        if self._front is not None:
+            self._front = with_point(self._front, made)
+
+    def _point(self, result: TrialResult, role: Role) -> Point:
+        made = point_from_result(self.judged(result, role), is_reference=role == "reference", **self._axes)
+        unknown = role == "search" and self.floor_is_pending
+        return dataclasses.replace(made, feasible=False) if unknown else made
+
+    def _finals_have_ended(self) -> bool:
+        return bool(self._final_points) and all(("final", point) in self._ended for point in self._final_points)
+
+
+def spread(front: Sequence[Point], count: int) -> list[Point]:
+    """The points of a front that together dominate most, chosen greedily."""
+    chosen: list[Point] = []
+    while len(chosen) < min(count, len(front)):
+        left = [point for point in front if point not in chosen]
+        chosen.append(max(left, key=lambda point: (hypervolume([*chosen, point]), point.desired)))
+    return chosen

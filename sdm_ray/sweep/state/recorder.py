@@ -1,0 +1,62 @@
+"""A sweep's state and its ledger together: every change is on disk before it counts."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from sdm_ray.config import SweepSettings
+from sdm_ray.core.result import TrialResult
+from sdm_ray.sweep.state.ledger import Entry, Ledger
+from sdm_ray.sweep.state.state import SweepState
+
+
+class Recorder:
+    """Writes a sweep's changes to its ledger, and then applies them to its state.
+
+    Args:
+        state: made from the ledger's record.
+        ledger: where changes are written.
+    """
+
+    def __init__(self, state: SweepState, ledger: Ledger) -> None:
+        self.state = state
+        self.ledger = ledger
+
+    @classmethod
+    def open(cls, settings: SweepSettings, folder: Path, *, concurrency: int = 1) -> Recorder:
+        """Open the ledger in a sweep's folder, and make the state from it.
+
+        Raises:
+            RunError: when the ledger is damaged, or cannot be read or written.
+        """
+        ledger = Ledger(folder)
+        return cls(SweepState(settings, ledger.record, concurrency=concurrency), ledger)
+
+    def name_study(self, name: str) -> None:
+        """Record the name of the Optuna study, once."""
+        self.ledger.name_study(name)
+        self.ledger.record.study_name = name
+
+    def start(self, entry: Entry) -> Entry:
+        """Record a trial before it runs, and return the entry that the state keeps."""
+        return self.state.start(self.ledger.start(entry))
+
+    def finish(self, result: TrialResult) -> TrialResult:
+        """Record and return a trial's result: an objective that is missing or not finite is a failure."""
+        result = self.state.checked(result)
+        seconds = self.state.running_seconds(result.trial_id)
+        kept = self.ledger.finish(result, seconds=seconds, elapsed=self.state.clock.elapsed_seconds)
+        self.state.finish(kept, seconds=round(seconds, 3))
+        return result
+
+    def at_rung(self, trial_id: str, step: int, desired: float, harmful: float) -> str | None:
+        """Record what a trial measured at a rung; returns the reason where the trial shall be stopped for it."""
+        if trial_id not in self.state.rungs.get(step, {}):
+            self.ledger.record_rung(trial_id, step, desired, harmful)
+        return self.state.at_rung(trial_id, step, desired, harmful)
+
+    def restart_failed_references(self) -> None:
+        """Begin failed references and final attacks afresh."""
+        for entry in self.state.failed_references():
+            self.start(dataclasses.replace(entry, result=None))

@@ -1,0 +1,67 @@
+"""Ray Tune's part of a sweep: runs the trials that the searcher hands out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ray import tune
+from ray.exceptions import RayError
+from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner
+from ray.tune.error import TuneError
+
+from sdm_ray.core.errors import RunError, UsageError
+from sdm_ray.sweep.cluster.worker import classify
+from sdm_ray.sweep.interrupt import StopSwitch
+from sdm_ray.sweep.records.folder import RESUME_HINT
+from sdm_ray.sweep.state.recorder import Recorder
+from sdm_ray.sweep.tune.callbacks import SweepCallback, SweepScheduler, SweepStopper
+from sdm_ray.sweep.tune.jobs import TRIAL
+from sdm_ray.sweep.tune.searcher import SweepSearcher
+from sdm_ray.sweep.tune.trainable import TrialTrainable
+
+
+def run_trials(
+    recorder: Recorder, searcher: SweepSearcher, callback: SweepCallback, *, switch: StopSwitch, folder: Path
+) -> None:
+    """Run trials until the searcher has none left or the switch is set.
+
+    Raises:
+        UsageError: when the searcher met one.
+        RunError: when Ray, the ledger or Optuna's storage failed.
+    """
+    resources = recorder.state.settings.resources
+    tuner = Tuner(
+        tune.with_resources(TrialTrainable, {"cpu": resources.cpus_per_trial, "gpu": resources.gpus_per_trial}),
+        tune_config=TuneConfig(
+            search_alg=searcher,
+            scheduler=SweepScheduler(recorder),
+            num_samples=-1,  # the searcher says when it is finished
+            reuse_actors=True,
+            trial_name_creator=lambda trial: trial.config[TRIAL],
+            trial_dirname_creator=lambda trial: trial.config[TRIAL],
+        ),
+        run_config=RunConfig(
+            name="tune",
+            storage_path=str(folder),
+            verbose=0,
+            checkpoint_config=CheckpointConfig(checkpoint_at_end=False),
+            failure_config=FailureConfig(max_failures=resources.max_failures),
+            stop=SweepStopper(switch),
+            callbacks=[callback],
+        ),
+    )
+    try:
+        tuner.fit()
+    except (TuneError, RayError) as error:
+        raise stopped_by(searcher.error or error.__cause__ or error) from error
+    if searcher.error is not None:
+        raise stopped_by(searcher.error) from searcher.error
+
+
+def stopped_by(error: BaseException) -> Exception:
+    """What ended a sweep before its time, as one sentence that says how to go on."""
+    if isinstance(error, UsageError):
+        return error
+    while type(error).__name__ == "StorageInternalError" and error.__cause__ is not None:
+        error = error.__cause__.__cause__ or error.__cause__  # what the database said; Optuna guesses at the reason
+    return RunError(f"the sweep stopped: {classify(error)}; what has ended is kept, {RESUME_HINT}")

@@ -1,0 +1,89 @@
+"""The searcher as Ray Tune drives it, without Ray: what it hands out, and how it takes a trial's end."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sdm_ray.core.result import Status, TrialResult
+from sdm_ray.sweep.cluster.worker import Job, TrialWorker
+from sdm_ray.sweep.search.study import SearchStudy
+from sdm_ray.sweep.state.recorder import Recorder
+from sdm_ray.sweep.tune.jobs import JOB, JobMaker
+from sdm_ray.sweep.tune.searcher import SweepSearcher
+from tests.fakes import sweep as sweep_fakes
+
+
+class Driven:
+    """A sweep of two trials whose worker runs in this process."""
+
+    def __init__(self, folder: Path, **changes: Any) -> None:
+        settings = sweep_fakes.settings(folder, references="[]", search__num_trials=2, **changes)
+        study = SearchStudy.open(settings, storage=f"sqlite:///{folder}/optuna.db", name="study", create=True)
+        self.recorder = Recorder.open(settings, folder, concurrency=2)
+        self.ended: list[TrialResult] = []
+        self.searcher = SweepSearcher(
+            self.recorder,
+            study,
+            JobMaker(
+                settings=settings,
+                folder=folder,
+                trial_function="tests.fakes.sweep:forgetful",
+                final_function="tests.fakes.sweep:final",
+            ),
+            on_result=self.ended.append,
+            unreported=[],
+            stop=lambda reason: None,
+            announce=lambda text: None,
+        )
+
+    def suggest(self, tune_id: str) -> Job:
+        config = self.searcher.suggest(tune_id)
+        assert isinstance(config, dict)
+        return Job.from_json(config[JOB])
+
+
+def run(job: Job) -> TrialResult:
+    """A worker process, from its start to its last report."""
+    worker = TrialWorker(job)
+    while (report := worker.advance(0.0)).result is None:
+        pass
+    return report.result
+
+
+@pytest.mark.parametrize("has_begun", [True, False])
+def test_a_written_result_counts_when_its_process_dies_before_reporting_it(tmp_path: Path, has_begun: bool) -> None:
+    driven = Driven(tmp_path)
+    job = driven.suggest("a")
+    if has_begun:
+        driven.recorder.state.begin("t0000")
+    written = run(job)
+    driven.searcher.on_trial_complete("a", None, error=True)
+    assert [(result.trial_id, result.status) for result in driven.ended] == [("t0000", Status.COMPLETE)]
+    assert driven.ended[0].metrics == written.metrics
+    assert driven.suggest("b").trial_id == "t0001", "it is not handed out again"
+
+
+def test_an_end_is_counted_once(tmp_path: Path) -> None:
+    driven = Driven(tmp_path)
+    report = {"result": json.dumps(run(driven.suggest("a")).to_dict())}
+    driven.searcher.on_trial_complete("a", report)
+    driven.searcher.on_trial_complete("a", None, error=True)
+    assert [result.trial_id for result in driven.ended] == ["t0000"]
+    assert driven.recorder.ledger.path.read_text().count('"event": "result"') == 1
+
+
+def test_a_trial_without_a_result_is_handed_out_again_or_failed(tmp_path: Path) -> None:
+    """Again where its process died before it began, failed where it had begun and Tune gave it up."""
+    driven = Driven(tmp_path)
+    driven.suggest("a")
+    driven.searcher.on_trial_complete("a", None, error=True)
+    assert driven.ended == []
+    assert driven.suggest("b").trial_id == "t0000"
+    driven.recorder.state.begin("t0000")
+    driven.searcher.on_trial_complete("b", None, error=True)
+    assert [(result.trial_id, result.status) for result in driven.ended] == [("t0000", Status.FAILED)]
+    assert "started 1 times" in str(driven.ended[0].error)
