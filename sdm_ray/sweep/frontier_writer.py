@@ -13,9 +13,7 @@ from sdm_ray.frontier.tables import write_tables
 PAGE = "frontier.html"
 """The interactive page."""
 BUSY_SHARE = 0.05
-"""Most of the time that the frontier of a long sweep may be written in: the driver waits for it now and then."""
-
-
+"""Share of the time that a long sweep may spend on writing its frontier, which slows the driver down."""
 CLOSE_SECONDS = 60.0
 """How long the end of a sweep waits for the last pictures."""
 PUBLISH_SECONDS = 60.0

@@ -10,7 +10,7 @@ from types import FrameType
 
 
 class StopSwitch:
-    """Set once, with the reason."""
+    """Asks a sweep to end; holds the reason once it is set."""
 
     def __init__(self) -> None:
         self.reason: str | None = None

@@ -20,7 +20,7 @@ from sdm_ray.frontier.points import Point, compare, hypervolume, near_front, par
 from sdm_ray.frontier.select import select
 from sdm_ray.frontier.tables import read_tables, write_tables
 from sdm_ray.sweep.cluster.worker import Job
-from sdm_ray.sweep.search.study import SearchStudy
+from sdm_ray.sweep.search.study import SearchStudy, open_storage
 from sdm_ray.sweep.state.recorder import Recorder
 from sdm_ray.sweep.tune.jobs import JOB, JobMaker
 from sdm_ray.sweep.tune.searcher import SweepSearcher
@@ -75,7 +75,12 @@ def proposals(sampler: str, folder: Path, counts: tuple[int, int] = (9, 3)) -> d
             number, params = study.ask(POINTS[0] if (restart, index) == (0, 0) else None)
             points.append(params)
             answer(study, number, params)
-    return {"points": points, "states": study.states(), "importances": study.importances(["desired", "harmful"])}
+    return {"points": points, "states": states(storage), "importances": study.importances(["desired", "harmful"])}
+
+
+def states(storage: str) -> list[str]:
+    """Optuna's state of every trial, by number."""
+    return [trial.state.name for trial in optuna.load_study(study_name="study", storage=open_storage(storage)).trials]
 
 
 def answer(study: SearchStudy, number: int, params: dict[str, Any]) -> None:
@@ -122,7 +127,7 @@ def driven(changes: dict[str, Any], folder: Path) -> dict[str, Any]:
         "front": [point.trial_id for point in state.judgement.front()],
         "infeasible": state.judgement.infeasible(),
         "floor": state.judgement.desired_floor,
-        "states": study.states(),
+        "states": states(storage_in(home)),
     }
 
 

@@ -26,7 +26,7 @@ ENVIRONMENT = {
     "RAY_DEDUP_LOGS_SKIP_REGEX": ".",  # Ray prints raw accounts of dead workers; a view says it in a sentence
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths of the settings start where the sweep was started
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
-    "RAY_AIR_NEW_OUTPUT": "0",  # the new output prints even when it is told to be silent
+    "RAY_AIR_NEW_OUTPUT": "0",  # the new output prints even when it is set to be silent
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
@@ -126,10 +126,10 @@ def _connect(resources: ResourceSettings, folder: str | None) -> None:
     try:
         ray.init(**options)
     except Exception as error:
-        words = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
+        message = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
         if resources.ray_address:
-            raise RunError(f"no Ray cluster answers at {resources.ray_address!r}: {words}") from error
-        raise RunError(f"the local Ray cluster did not start: {words}") from error
+            raise RunError(f"no Ray cluster answers at {resources.ray_address!r}: {message}") from error
+        raise RunError(f"the local Ray cluster did not start: {message}") from error
 
 
 @contextmanager

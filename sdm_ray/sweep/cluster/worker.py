@@ -1,4 +1,4 @@
-"""One trial inside a worker process: advance it, report it, leave nothing of it behind. No Ray in here."""
+"""Runs one trial inside a worker process, in steps of about a second, and leaves nothing of it behind. No Ray."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Job:
     mirror: str | None = None
     """Storage that holds copies of trials' folders, by their ids; None where every node sees them."""
     source: str | None = None
-    """Another trial, whose folder is read."""
+    """Id of another trial whose folder this one reads: the final attack reads the model there."""
 
     def to_json(self) -> str:
         """The job as text."""
@@ -76,7 +76,7 @@ class Job:
 
 @dataclass
 class Report:
-    """What a trial tells the driver, gathered over about a second."""
+    """What a trial reports to the driver, gathered over about a second."""
 
     progress: Progress | None = None
     """The last one."""
@@ -295,19 +295,19 @@ def pristine_process(seed: int, num_threads: int, gpu_memory_share: float | None
 
 def classify(error: BaseException) -> str:
     """One line for people: what kind of failure, and its own words."""
-    words = " ".join(str(error).split())[:300]
+    message = " ".join(str(error).split())[:300]
     if isinstance(error, UsageError | RunError):
-        return words
+        return message
     name = type(error).__name__
     if isinstance(error, MemoryError):
         return f"{OUT_OF_MEMORY}: lower the batch sizes, or raise cpus_per_trial so that fewer trials run at once"
     if name in ("OutOfMemoryError", "CudaOutOfMemoryError"):
-        return f"{OUT_OF_GPU_MEMORY}: {words}"
+        return f"{OUT_OF_GPU_MEMORY}: {message}"
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
     frames = traceback.extract_tb(error.__traceback__)
     where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
-    return f"{name}: {words}{where}" if words else f"{name}{where}"
+    return f"{name}: {message}{where}" if message else f"{name}{where}"
 
 
 def is_out_of_memory(result: TrialResult) -> bool:

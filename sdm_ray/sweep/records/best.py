@@ -50,9 +50,9 @@ def load_best(
     weight = 0.5 if desired_weight is None else desired_weight
     point = select(read_tables(folder), rule=rule, min_desired=min_desired, desired_weight=weight, trial_id=trial_id)
     settings = load_settings(TrialSettings, folder / "trials" / point.trial_id / "config.yaml")
-    words = rule if min_desired is None else f"{rule}, desired >= {min_desired:g}"
+    label = rule if min_desired is None else f"{rule}, desired >= {min_desired:g}"
     metrics = {name: value for name, value in point.metrics.items() if math.isfinite(value)}
-    origin = Origin(sweep=folder.name, trial_id=point.trial_id, rule=words, metrics=metrics, **_where_tracked(folder))
+    origin = Origin(sweep=folder.name, trial_id=point.trial_id, rule=label, metrics=metrics, **_where_tracked(folder))
     return settings.model_copy(update={"name": f"{folder.name}-{point.trial_id}", "origin": origin})
 
 

@@ -1,4 +1,4 @@
-"""Optuna behind five verbs: ask, tell, stop, fail, reconcile. Every trial that it hands out is told about."""
+"""The Optuna study of a sweep: asked for points, and told the end of every one that it handed out."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ JOURNAL = "journal://"
 LEAST_FOR_IMPORTANCES = 10
 """Completed trials from which importances say anything."""
 BEST_SHARE, LEAST_BEST = 0.1, 8
-"""Trials that importances tell apart from all: the best tenth, and (of 16 or more) no fewer than this, or two points
+"""Trials that importances compare with all: the best tenth, and (of 16 or more) no fewer than this, or two points
 that are alike by chance would decide."""
 SQLITE_SECONDS = 60
 """How long a locked sqlite file is waited for."""
@@ -61,7 +61,7 @@ class SearchStudy:
             raise UsageError(f"Optuna storage {storage} cannot be used: {reason}") from None
         if [direction.name.lower() for direction in study.directions] != directions:
             raise UsageError(f"study {name!r} in {storage} has other objectives than this sweep")
-        study.sampler = make_sampler(settings.search, settings.seed, num_told=len(study.get_trials(deepcopy=False)))
+        study.sampler = make_sampler(settings.search, settings.seed, num_recorded=len(study.get_trials(deepcopy=False)))
         return cls(study, Space(settings.space))
 
     def rebuild(self, points: Mapping[int, Mapping[str, Any]]) -> None:
@@ -87,7 +87,7 @@ class SearchStudy:
     def tell(self, number: int, values: Sequence[float], *, violations: Mapping[str, float]) -> None:
         """Record a completed trial; a violation above 0 marks it infeasible.
 
-        An infeasible trial is told as completed with a violated constraint, because samplers learn from nothing else.
+        An infeasible trial is recorded as completed with a violated constraint: samplers learn from nothing else.
         """
         if (trial := self._open(number)) is not None:
             for name, violation in violations.items():
@@ -97,7 +97,7 @@ class SearchStudy:
     def stop(self, number: int, *, violations: Mapping[str, float]) -> None:
         """Record a trial that ended without objectives because it is infeasible.
 
-        It is told as pruned, for a completed one needs values; with its violated constraint it still tells samplers
+        It is recorded as pruned, for a completed one needs values; with its violated constraint it still tells samplers
         where not to look.
         """
         if (trial := self._open(number)) is not None:
@@ -111,7 +111,7 @@ class SearchStudy:
             self._study.tell(trial, state=TrialState.FAIL)
 
     def pending(self) -> set[int]:
-        """Numbers of trials that were handed out and not told about."""
+        """Numbers of trials that were handed out and whose end is not recorded."""
         trials = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         return {trial.number for trial in trials}
 
@@ -182,12 +182,8 @@ class SearchStudy:
                 for index, name in enumerate(names)
             }
 
-    def states(self) -> list[str]:
-        """Optuna's state of every trial, by number."""
-        return [trial.state.name for trial in self._study.get_trials(deepcopy=False)]
-
     def _open(self, number: int) -> optuna.trial.Trial | None:
-        """A trial that can be told about; None where that has been done."""
+        """A trial whose end can be recorded; None where that has been done."""
         trial = self._asked.pop(number, None)
         if trial is not None:
             return trial
@@ -199,12 +195,12 @@ class SearchStudy:
         return optuna.trial.Trial(self._study, trials[number]._trial_id)
 
 
-def make_sampler(search: SearchSettings, seed: int, *, num_told: int = 0) -> optuna.samplers.BaseSampler:
+def make_sampler(search: SearchSettings, seed: int, *, num_recorded: int = 0) -> optuna.samplers.BaseSampler:
     """Optuna's sampler of that name, seeded.
 
     A genetic search has a population of a quarter of the trials (4 to 50), so that a short one has generations at all.
     """
-    seed = int(np.random.SeedSequence([seed, num_told]).generate_state(1)[0])
+    seed = int(np.random.SeedSequence([seed, num_recorded]).generate_state(1)[0])
     population = min(50, max(4, search.num_trials // 4))
     start = search.num_startup_trials
     makers: dict[str, Callable[[], optuna.samplers.BaseSampler]] = {

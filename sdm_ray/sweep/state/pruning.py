@@ -1,4 +1,4 @@
-"""Which trials are stopped at a rung: those that are infeasible, broken, or dominated by what came there before."""
+"""Which trials are pruned at a rung: those that are infeasible, broken, or dominated by earlier ones there."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ def pruning_reason(
     tuned: tuple[float, float] | None,
     others: Sequence[tuple[float, float]],
 ) -> str | None:
-    """Why a trial shall be stopped; None where it shall go on.
+    """Why a trial shall be stopped at a rung; None where it shall go on.
 
     Args:
         search: the rules.
-        mine: desired and harmful accuracy of the trial at the rung.
-        tuned: those of the tuned reference there; None while it has not come there.
-        others: those of searched trials that came there before.
+        mine: (desired, harmful) accuracy of the trial at the rung.
+        tuned: those of the tuned reference there; None while it has not reached the rung.
+        others: those of searched trials that reached it before.
     """
     (desired, harmful), rule, drop = mine, search.stopping, search.max_desired_drop
     if tuned is not None:

@@ -1,4 +1,4 @@
-"""One point from its trials: means over training seeds, with intervals."""
+"""Combines the trials of a point, which differ in their training seed: means, with intervals."""
 
 from __future__ import annotations
 

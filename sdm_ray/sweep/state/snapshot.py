@@ -1,4 +1,4 @@
-"""A sweep at one moment, as views show it."""
+"""A sweep at one moment, for views to show."""
 
 from __future__ import annotations
 

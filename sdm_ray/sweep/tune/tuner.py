@@ -63,5 +63,5 @@ def stopped_by(error: BaseException) -> Exception:
     if isinstance(error, UsageError):
         return error
     while type(error).__name__ == "StorageInternalError" and error.__cause__ is not None:
-        error = error.__cause__.__cause__ or error.__cause__  # what the database said; Optuna guesses at the reason
+        error = error.__cause__.__cause__ or error.__cause__  # the database's own error; Optuna guesses at the reason
     return RunError(f"the sweep stopped: {classify(error)}; what has ended is kept, {RESUME_HINT}")

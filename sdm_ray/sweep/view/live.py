@@ -153,32 +153,32 @@ def render(snapshot: Snapshot) -> RenderableType:
 
 def progress_line(snapshot: Snapshot) -> str:
     """Counts, time left and the best point in one line."""
-    words = progress_counts(snapshot)
-    words.insert(1, f"{len(snapshot.running)} running")
+    parts = progress_counts(snapshot)
+    parts.insert(1, f"{len(snapshot.running)} running")
     left = snapshot.seconds_left
     if snapshot.trials_per_hour is not None:
-        words.append(f"{snapshot.trials_per_hour:.3g} trials/h")
-    words.append(
+        parts.append(f"{snapshot.trials_per_hour:.3g} trials/h")
+    parts.append(
         f"{clock(snapshot.elapsed_seconds)} elapsed" + (f", about {clock(left)} left" if left is not None else "")
     )
     if snapshot.front:
         best = min(snapshot.front, key=lambda point: point.harmful)
-        words.append(f"best {best.trial_id}: desired {best.desired:.3f}, harmful {best.harmful:.3f}")
-        words.append(f"hypervolume {hypervolume(snapshot.front):.4f}")
-    return ", ".join(words)
+        parts.append(f"best {best.trial_id}: desired {best.desired:.3f}, harmful {best.harmful:.3f}")
+        parts.append(f"hypervolume {hypervolume(snapshot.front):.4f}")
+    return ", ".join(parts)
 
 
 def progress_counts(snapshot: Snapshot) -> list[str]:
-    """How many points and references' trials have ended, and how, in words."""
+    """How many points and references' trials have ended, and how, as phrases."""
     ended = (Status.FAILED, Status.INFEASIBLE, Status.STOPPED)
     referred = f"{snapshot.num_references_done}/{snapshot.num_references}"
     if not snapshot.num_trials:
         return [f"{referred} models"]
-    words = [f"{snapshot.num_done}/{snapshot.num_trials} trials"]
-    words += [f"{snapshot.counts[status]} {status}" for status in ended if snapshot.counts.get(status)]
+    parts = [f"{snapshot.num_done}/{snapshot.num_trials} trials"]
+    parts += [f"{snapshot.counts[status]} {status}" for status in ended if snapshot.counts.get(status)]
     if snapshot.num_references_done < snapshot.num_references:
-        words.append(f"references {referred}")
-    return words
+        parts.append(f"references {referred}")
+    return parts
 
 
 def result_line(result: TrialResult) -> str:

@@ -34,10 +34,10 @@ class SweepStatus:
 
     def lines(self) -> list[str]:
         """For people."""
-        words = [*progress_counts(self.snapshot), f"{clock(self.snapshot.elapsed_seconds)} in all"]
+        parts = [*progress_counts(self.snapshot), f"{clock(self.snapshot.elapsed_seconds)} in all"]
         if self.snapshot.front:
-            words.append(f"hypervolume {hypervolume(self.points):.4f}")
-        lines = [f"sweep {self.snapshot.name}: {', '.join(words)}"]
+            parts.append(f"hypervolume {hypervolume(self.points):.4f}")
+        lines = [f"sweep {self.snapshot.name}: {', '.join(parts)}"]
         if self.holder is not None:
             lines.append(f"running: {self.holder}, trials {', '.join(self.unfinished) or 'none'}")
         elif self.num_missing:
