@@ -16,6 +16,7 @@ import traceback
 from collections.abc import Callable, Generator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from enum import StrEnum
 from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
@@ -35,10 +36,15 @@ REPORT_SECONDS = 1.0
 """A report to the driver gathers the progress of at least this long."""
 HANG = "hang.txt"
 """Where a hung process was, in the trial's folder."""
-OUT_OF_MEMORY, OUT_OF_GPU_MEMORY = "out of memory", "out of GPU memory"
-"""Begin the reasons of trials that ran out of it."""
 LOCK_SECONDS = 60.0
 """How long a trial waits for a dying process to let go of its folder."""
+
+
+class Failure(StrEnum):
+    """Kinds of failure after which a sweep runs the trial again; their values begin the trial's reason."""
+
+    OUT_OF_MEMORY = "out of memory"
+    OUT_OF_GPU_MEMORY = "out of GPU memory"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +90,8 @@ class Report:
     """Metrics with their step, in order."""
     result: TrialResult | None = None
     """Set on the final report alone."""
+    failure: Failure | None = None
+    """Of which kind the failure was, where the result is one of a known kind."""
 
 
 class TrialWorker:
@@ -124,7 +132,7 @@ class TrialWorker:
         except (Exception, SystemExit) as error:
             if is_device_fault(error):
                 raise
-            report.result = self._failed(error)
+            report.result, report.failure = self._failed(error), failure_of(error)
         if report.result is not None:
             report.result = self._kept(report.result)
             self.close()
@@ -298,11 +306,11 @@ def classify(error: BaseException) -> str:
     message = " ".join(str(error).split())[:300]
     if isinstance(error, UsageError | RunError):
         return message
-    name = type(error).__name__
-    if isinstance(error, MemoryError):
-        return f"{OUT_OF_MEMORY}: lower the batch sizes, or raise cpus_per_trial so that fewer trials run at once"
-    if name in ("OutOfMemoryError", "CudaOutOfMemoryError"):
-        return f"{OUT_OF_GPU_MEMORY}: {message}"
+    name, failure = type(error).__name__, failure_of(error)
+    if failure is Failure.OUT_OF_MEMORY:
+        return f"{failure}: lower the batch sizes, or raise cpus_per_trial so that fewer trials run at once"
+    if failure is Failure.OUT_OF_GPU_MEMORY:
+        return f"{failure}: {message}"
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
     frames = traceback.extract_tb(error.__traceback__)
@@ -310,9 +318,13 @@ def classify(error: BaseException) -> str:
     return f"{name}: {message}{where}" if message else f"{name}{where}"
 
 
-def is_out_of_memory(result: TrialResult) -> bool:
-    """Whether a trial failed for lack of memory, of the machine or of its GPU."""
-    return result.status is Status.FAILED and str(result.error).startswith((OUT_OF_MEMORY, OUT_OF_GPU_MEMORY))
+def failure_of(error: BaseException) -> Failure | None:
+    """The kind of a failure; None for one that is only reported."""
+    if isinstance(error, MemoryError):
+        return Failure.OUT_OF_MEMORY
+    if type(error).__name__ in ("OutOfMemoryError", "CudaOutOfMemoryError"):
+        return Failure.OUT_OF_GPU_MEMORY
+    return None
 
 
 def is_device_fault(error: BaseException) -> bool:

@@ -18,7 +18,7 @@ from ray.tune.search import Searcher
 
 from sdm_ray.core.errors import RunError, UsageError
 from sdm_ray.core.result import Status, TrialResult
-from sdm_ray.sweep.cluster.worker import HANG, finished_result, is_out_of_memory
+from sdm_ray.sweep.cluster.worker import HANG, Failure, finished_result
 from sdm_ray.sweep.search.models import first_points
 from sdm_ray.sweep.search.study import SearchStudy
 from sdm_ray.sweep.state.ledger import Entry
@@ -144,7 +144,8 @@ class SweepSearcher(DriverOnly, Searcher):
         if report and report.get("result"):
             self._state.stopping.pop(trial_id, None)  # its last report was its end
             ended = TrialResult.from_dict(json.loads(report["result"]), self._output_dir(trial_id))
-            if not self._runs_again_with_more_memory(ended):
+            failure = report.get("failure")
+            if failure is None or not self._runs_again_with_more_memory(ended.trial_id, Failure(failure)):
                 self._finish(ended)
         elif trial_id in self._state.stopping:
             self._finish(self._without_result(trial_id, Status.STOPPED, self._state.stopping.pop(trial_id)))
@@ -163,15 +164,15 @@ class SweepSearcher(DriverOnly, Searcher):
         except (UsageError, RunError):
             return None
 
-    def _runs_again_with_more_memory(self, ended: TrialResult) -> bool:
+    def _runs_again_with_more_memory(self, trial_id: str, failure: Failure) -> bool:
         """A trial that ran out of memory goes on from its checkpoint, with one fewer beside it from now on."""
-        if not is_out_of_memory(ended) or self._state.concurrency == 1:
+        if self._state.concurrency == 1:
             return False
         self._state.concurrency -= 1
-        self._state.running.pop(ended.trial_id, None)
-        self._adopted.append(self._state.trials[ended.trial_id])
+        self._state.running.pop(trial_id, None)
+        self._adopted.append(self._state.trials[trial_id])
         self._announce(
-            f"trial {ended.trial_id}: {str(ended.error).split(':')[0]}; it goes on from its checkpoint, "
+            f"trial {trial_id}: {failure}; it goes on from its checkpoint, "
             f"and from now on {self._state.concurrency} run at once"
         )
         return True

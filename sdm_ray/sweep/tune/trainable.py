@@ -38,6 +38,7 @@ class TrialTrainable(Trainable):
             "progress": None if report.progress is None else report.progress[:3],
             "rows": report.rows,
             "result": None if result is None else json.dumps(result.to_dict()),  # Tune flattens mappings
+            "failure": report.failure,
             "done": result is not None,
         }
 

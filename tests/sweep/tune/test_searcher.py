@@ -54,6 +54,14 @@ def run(job: Job) -> TrialResult:
     return report.result
 
 
+def failed(folder: Path) -> TrialResult:
+    """What a worker reports of a trial that failed."""
+    return TrialResult(
+        trial_id="t0000", config_hash="", method="mlac", seed=0, status=Status.FAILED, metrics={}, output_dir=folder,
+        error="out of memory: lower the batch sizes",
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize("has_begun", [True, False])
 def test_a_written_result_counts_when_its_process_dies_before_reporting_it(tmp_path: Path, has_begun: bool) -> None:
     driven = Driven(tmp_path)
@@ -87,3 +95,14 @@ def test_a_trial_without_a_result_is_handed_out_again_or_failed(tmp_path: Path) 
     driven.searcher.on_trial_complete("b", None, error=True)
     assert [(result.trial_id, result.status) for result in driven.ended] == [("t0000", Status.FAILED)]
     assert "started 1 times" in str(driven.ended[0].error)
+
+
+def test_what_runs_out_of_memory_goes_on_with_fewer_beside_it_until_it_is_alone(tmp_path: Path) -> None:
+    driven = Driven(tmp_path)
+    driven.suggest("a")
+    report = {"result": json.dumps(failed(tmp_path).to_dict()), "failure": "out of memory"}
+    driven.searcher.on_trial_complete("a", report)
+    assert (driven.ended, driven.recorder.state.concurrency) == ([], 1)
+    assert driven.suggest("b").trial_id == "t0000"
+    driven.searcher.on_trial_complete("b", report)
+    assert [(result.trial_id, result.status) for result in driven.ended] == [("t0000", Status.FAILED)]
