@@ -17,7 +17,7 @@ from sdm_ray.core.metric_names import Metric
 from sdm_ray.core.progress import Progress
 from sdm_ray.core.result import TrialResult
 from sdm_ray.tracking import Tracker, open_tracker
-from sdm_ray.tracking.sink import SWEEP_RUN
+from sdm_ray.tracking.outbox import SWEEP_RUN
 
 Steps = Generator[Progress, None, TrialResult]
 

@@ -21,6 +21,8 @@ CHUNK = 64
 """Most records that are handed over at once."""
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.5, 30.0
 """Wait after a failed delivery; it doubles with every failure."""
+SWEEP_RUN = "-"
+"""The trial id of the sweep's own run, which the runs of all trials belong to."""
 MAX_WARNINGS = 3
 """Skipped records that are worth a warning each."""
 FAULTS = (TypeError, KeyError, IndexError, AttributeError, NameError, AssertionError)
@@ -179,8 +181,8 @@ class Delivery:
     """Delivers a journal's records in order, on a thread of its own.
 
     While the server is away, it tries again; what the server refuses for good is skipped with a warning. A record on
-    which our own code fails is set aside for the next process, and so are the later ones of the same trial, because
-    they build on it.
+    which our own code fails is set aside for the next process, and so are the later ones that build on it: those of
+    the same trial, and all of them where the sweep's own run could not begin.
 
     Args:
         journal: the records.
@@ -192,6 +194,7 @@ class Delivery:
         self._journal, self._sink, self._connect = journal, sink, connect
         self._connected, self._stop, self._hurry = threading.Event(), threading.Event(), threading.Event()
         self._away, self._num_skipped, self._set_aside = False, 0, set[str]()
+        self._sweep_is_set_aside = False
         self.error: Exception | None = None
         """Why it could not connect at first."""
         self._thread = threading.Thread(target=self._run, name="sdm-ray-tracking", daemon=True)
@@ -234,7 +237,7 @@ class Delivery:
         while not self._stop.is_set() and self._journal.wait_pending():
             records, positions = self._journal.pending(1 if singles else CHUNK)
             try:
-                if self._set_aside and len(records) == 1 and records[0].get("trial") in self._set_aside:
+                if len(records) == 1 and self._builds_on_one_set_aside(records[0]):
                     self._journal.set_aside(records[0])
                 else:
                     self._sink.apply(records)
@@ -242,7 +245,9 @@ class Delivery:
                 if len(records) > 1:
                     singles = len(records)
                     continue
-                self._skip(records[0], error)
+                if not self._skip(records[0], error):
+                    self._pause(LONGEST_WAIT_SECONDS)
+                    continue
             except Exception as error:  # a server may fail in any way; the sweep goes on
                 if not self._away:
                     log.warning("tracking is interrupted, records wait in %s: %s", self._journal.path, _brief(error))
@@ -260,20 +265,33 @@ class Delivery:
                 log.warning("tracking cannot note what it delivered: %s", _brief(error))
                 self._pause(LONGEST_WAIT_SECONDS)
 
-    def _skip(self, record: Record, error: Exception) -> None:
-        """Go on without a record that was refused, or on which our own code failed; the latter is kept."""
+    def _builds_on_one_set_aside(self, record: Record) -> bool:
+        return record.get("trial") in self._set_aside or self._sweep_is_set_aside
+
+    def _skip(self, record: Record, error: Exception) -> bool:
+        """Go on without a record that was refused, or on which our own code failed; the latter is kept.
+
+        Returns:
+            Whether that is possible; False where the latter cannot be written, so that it stays where it is.
+        """
         if isinstance(error, RejectedError):
             level = logging.WARNING if self._num_skipped < MAX_WARNINGS else logging.DEBUG
             log.log(level, "tracking skips a record (%s): %s", record.get("call"), error)
             self._num_skipped += 1
-            return
+            return True
+        try:
+            self._journal.set_aside(record)
+        except OSError as full:
+            log.warning("tracking waits: a record cannot be kept in %s: %s", self._journal.aside, _brief(full))
+            return False
         if not self._set_aside:
             log.error(
                 "a fault of sdm-ray keeps a record (%s) from tracking: %s: %s; it waits in %s for the next run",
                 record.get("call"), type(error).__name__, error, self._journal.aside, exc_info=error,
             )  # fmt: skip
         self._set_aside.add(record.get("trial", ""))
-        self._journal.set_aside(record)
+        self._sweep_is_set_aside |= record.get("trial") == SWEEP_RUN and record.get("call") == "start"
+        return True
 
     def _pause(self, seconds: float) -> None:
         """Wait before the next attempt; while the sweep waits for the last records, not for long."""

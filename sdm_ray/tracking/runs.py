@@ -27,7 +27,8 @@ from sdm_ray.tracking.address import (
 )
 from sdm_ray.tracking.mlflow import MODEL, within
 from sdm_ray.tracking.naming import finite_metrics, tag_values
-from sdm_ray.tracking.sink import SWEEP_RUN, SWEEP_TAG, TRIAL_TAG, new_client
+from sdm_ray.tracking.outbox import SWEEP_RUN
+from sdm_ray.tracking.sink import SWEEP_TAG, TRIAL_TAG, new_client
 
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
 MAX_NAMES = 5000

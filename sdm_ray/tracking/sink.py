@@ -18,13 +18,11 @@ from typing import Any
 
 from sdm_ray.core.errors import UsageError
 from sdm_ray.tracking.address import sqlite_file, sqlite_uri
-from sdm_ray.tracking.outbox import Record, RejectedError
+from sdm_ray.tracking.outbox import SWEEP_RUN, Record, RejectedError
 
 log = logging.getLogger(__name__)
 
 SWEEP_TAG, TRIAL_TAG = "sdm_ray.sweep_id", "sdm_ray.trial_id"
-SWEEP_RUN = "-"
-"""The trial id of the sweep's own run."""
 MAX_DIGEST = 36
 """Characters of a dataset's digest."""
 MAX_METRICS, MAX_PARAMS, MAX_TAGS = 1000, 100, 100

@@ -29,7 +29,8 @@ from sdm_ray.core.result import Status, TrialResult
 from sdm_ray.tracking import mlflow as tracker_module
 from sdm_ray.tracking import open_tracker, sink
 from sdm_ray.tracking.address import sqlite_uri
-from sdm_ray.tracking.sink import SWEEP_RUN, TRIAL_TAG
+from sdm_ray.tracking.outbox import SWEEP_RUN
+from sdm_ray.tracking.sink import TRIAL_TAG
 
 SETTINGS = {"name": "unit", "search": {"num_trials": 4}, "storage": None}
 

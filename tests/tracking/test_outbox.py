@@ -11,7 +11,7 @@ import pytest
 
 from sdm_ray.core.errors import RunError
 from sdm_ray.tracking import outbox
-from sdm_ray.tracking.outbox import Delivery, Journal, Record, RejectedError
+from sdm_ray.tracking.outbox import SWEEP_RUN, Delivery, Journal, Record, RejectedError
 
 
 class FakeServer:
@@ -171,6 +171,38 @@ def test_a_fault_of_our_own_is_loud_once_and_loses_nothing(tmp_path: Path, caplo
     assert Delivery(later, mended).close(10, 10)
     assert mended.got == kept
     assert not later.aside.exists()
+
+
+def test_trials_wait_where_a_fault_keeps_their_sweep_from_beginning(tmp_path: Path) -> None:
+    """Their runs belong to that of the sweep: without it the server would refuse each of them for good."""
+    journal, server = Journal(tmp_path), Faulty({0})
+    for number, trial in enumerate((SWEEP_RUN, "t0", "t1", "t0")):
+        journal.append({"n": number, "call": "start", "trial": trial})
+    assert not Delivery(journal, server).close(10, 10)
+    assert server.got == []
+    mended = FakeServer()
+    assert Delivery(Journal(tmp_path), mended).close(10, 10)
+    assert mended.got == [0, 1, 2, 3]
+
+
+def test_a_record_that_cannot_be_set_aside_waits_in_the_journal(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    journal, server = Journal(tmp_path), Faulty({1})
+    journal.aside.mkdir()  # nothing can be written there
+    for number in range(3):
+        journal.append({"n": number, "call": "log", "trial": "t0"})
+    delivery = Delivery(journal, server)
+    deadline = time.monotonic() + 10
+    while "tracking waits" not in caplog.text:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert journal.count_pending() == 2
+    journal.aside.rmdir()
+    assert not delivery.close(10, 10)
+    mended = FakeServer()
+    assert Delivery(Journal(tmp_path), mended).close(10, 10)
+    assert (server.got, mended.got) == ([0], [1, 2])
 
 
 def test_nothing_is_delivered_where_no_server_was_found(tmp_path: Path) -> None:
