@@ -13,7 +13,7 @@ from sdm_ray.cli.progress import console, error_console
 from sdm_ray.cli.sweep import again, run_checked, show_plan
 from sdm_ray.core.errors import UsageError
 from sdm_ray.reproduce import SUITES, Measured, read_measured, suite_settings, write_reproduction
-from sdm_ray.reproduce.write import MARKDOWN, attacker_words, claims_table, models_table
+from sdm_ray.reproduce.write import MARKDOWN, attacker_label, claims_table, models_table
 from sdm_ray.sweep.state.ledger import FILE as LEDGER
 
 FOLDER = "reproduction"
@@ -42,9 +42,9 @@ def run(name: str, *, small: bool, overrides: Sequence[str], resume: bool, dry_r
     folder = outcome.folder / FOLDER
     findings = write_reproduction(suite, settings, measured, folder)
     for attacker in dict.fromkeys(finding.attacker for finding in findings):
-        words = attacker_words(attacker).replace("`", "")
-        console.print(_table(models_table(measured, attacker), f"harmful accuracy after the attack: {words}"))
-        console.print(_table(claims_table(findings, attacker), f"claims under {words}", left=3))
+        label = attacker_label(attacker).replace("`", "")
+        console.print(_table(models_table(measured, attacker), f"harmful accuracy after the attack: {label}"))
+        console.print(_table(claims_table(findings, attacker), f"claims under {label}", left=3))
     console.print(f"{outcome.seconds:.0f} s, {len(outcome.results)} models, {len(outcome.failures)} failed")
     console.print(
         f"report  {escape(str(folder / MARKDOWN))} (figures, table.parquet and claims.json beside it)", soft_wrap=True

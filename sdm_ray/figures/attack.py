@@ -1,13 +1,12 @@
-"""What an attack leaves for people: a summary by family and n, and figures."""
+"""Figures of an attack: accuracy against n, progress of the search, accuracy over the steps of the winner."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple, Protocol
 
-from sdm_ray.figures.curves import Curve, attack_curves_figure
+from sdm_ray.figures.curves import CellLike, Curve, attack_curves_figure
 from sdm_ray.figures.style import FRONT, REFERENCE_STYLES, draw_chance, draw_legend, new_figure, save_png
 
 FAMILY_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#8A6D00", "#56B4E9", "#000000")
@@ -15,8 +14,53 @@ FAMILY_LINES = ("-", "--", "-.", ":")
 """Families differ by colour and, from the eighth on, by line."""
 
 
-ReportLike = Any
-"""An attack report, by `num_classes`, `cells`, `family_cells` and `records`."""
+class FamilyCellLike(CellLike, Protocol):
+    """A cell of one attack family."""
+
+    @property
+    def family(self) -> str: ...
+
+    @property
+    def best_so_far(self) -> Sequence[float]:
+        """Best validation accuracy after each search point."""
+        ...
+
+
+class RecordLike(Protocol):
+    """One fine-tune of an attack, with its validation accuracy at some of its steps."""
+
+    @property
+    def phase(self) -> str: ...
+
+    @property
+    def family(self) -> str: ...
+
+    @property
+    def num_examples(self) -> int: ...
+
+    @property
+    def curve_steps(self) -> Sequence[int]: ...
+
+    @property
+    def val_accuracy_curve(self) -> Sequence[float]: ...
+
+
+class ReportLike(Protocol):
+    """What the figures read of an attack report."""
+
+    @property
+    def num_classes(self) -> int: ...
+
+    @property
+    def cells(self) -> Sequence[FamilyCellLike]:
+        """The winning family at each n."""
+        ...
+
+    @property
+    def family_cells(self) -> Sequence[FamilyCellLike]: ...
+
+    @property
+    def records(self) -> Sequence[RecordLike]: ...
 
 
 def write_figures(reports: Mapping[str, ReportLike], folder: Path) -> None:
@@ -63,13 +107,12 @@ def _recovery(reports: Mapping[str, ReportLike], path: Path) -> None:
     figure, axes = new_figure("How many steps the winning attack takes", measured)
     drawn = False
     for name, report in reports.items():
-        steps, accuracy, size = _course(report)
-        if steps:
+        curve = _recovery_curve(report)
+        if curve is not None:
             drawn = True
             marker, color = REFERENCE_STYLES.get(name, ("o", FRONT))
-            axes.plot(
-                steps, accuracy, marker=marker, color=color, mec="white", ms=8, lw=1.6, label=f"{name}, n = {size}"
-            )
+            label = f"{name}, n = {curve.num_examples}"
+            axes.plot(curve.steps, curve.accuracy, marker=marker, color=color, mec="white", ms=8, lw=1.6, label=label)
     draw_chance(axes, 1 / next(iter(reports.values())).num_classes)
     if drawn:
         axes.set_xscale("log")
@@ -79,8 +122,16 @@ def _recovery(reports: Mapping[str, ReportLike], path: Path) -> None:
     save_png(figure, path)
 
 
-def _course(report: ReportLike) -> tuple[list[int], list[float], int]:
-    """Mean validation accuracy over the re-runs of the worst attack that has steps, at the largest n."""
+class _RecoveryCurve(NamedTuple):
+    """Mean validation accuracy over the re-runs of an attack, by step."""
+
+    steps: Sequence[int]
+    accuracy: Sequence[float]
+    num_examples: int
+
+
+def _recovery_curve(report: ReportLike) -> _RecoveryCurve | None:
+    """The curve of the winning attack at the largest n where it trains by steps; None where it never does."""
     for cell in sorted(report.cells, key=lambda cell: -cell.num_examples):
         curves = [
             (record.curve_steps, record.val_accuracy_curve)
@@ -91,5 +142,5 @@ def _course(report: ReportLike) -> tuple[list[int], list[float], int]:
         same = [accuracies for steps, accuracies in curves if steps == curves[0][0]]
         if same:
             means = [sum(values) / len(values) for values in zip(*same, strict=True)]
-            return list(curves[0][0]), means, cell.num_examples
-    return [], [math.nan], 0
+            return _RecoveryCurve(curves[0][0], means, cell.num_examples)
+    return None

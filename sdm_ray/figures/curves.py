@@ -7,13 +7,13 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from sdm_ray.core.metric_names import Metric
 from sdm_ray.figures.style import (
     FRONT,
+    LABELS,
     REFERENCE_STYLES,
-    WORDS,
     bar_lengths,
     draw_chance,
     draw_legend,
@@ -22,16 +22,26 @@ from sdm_ray.figures.style import (
 )
 from sdm_ray.frontier.points import Point
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 _CELL = re.compile(r"harmful/n(\d+)/accuracy")
 
 
 class CellLike(Protocol):
     """One cell of an attack report: what `Curve.from_cells` reads of it."""
 
-    num_examples: int
-    accuracy: float
-    accuracy_low: float
-    accuracy_high: float
+    @property
+    def num_examples(self) -> int: ...
+
+    @property
+    def accuracy(self) -> float: ...
+
+    @property
+    def accuracy_low(self) -> float: ...
+
+    @property
+    def accuracy_high(self) -> float: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +100,7 @@ def attack_curves_figure(
     Args:
         curves: one for each model.
         path: the PNG.
-        title: what was measured.
+        title: of the figure; by default a general one.
         chance: balanced accuracy of guessing; drawn as a line.
         styles: marker and colour by label.
 
@@ -98,26 +108,9 @@ def attack_curves_figure(
         RunError: when the file cannot be written.
     """
     intervals = any(math.isfinite(value) for curve in curves for value in curve.low)
-    said = "balanced accuracy of the winning attack on the test split" + ("; 95 % intervals" if intervals else "")
-    figure, axes = new_figure(title or "What an attacker recovers from n labelled examples", said)
-    for index, curve in enumerate(curves):
-        marker, color = styles.get(curve.label, ("o", FRONT))
-        spread = 1 + 0.025 * (index - (len(curves) - 1) / 2)  # side by side, so that intervals do not hide each other
-        _, caps, bars = axes.errorbar(
-            [number * spread for number in curve.num_examples],
-            curve.accuracy,
-            yerr=bar_lengths(curve.accuracy, curve.low, curve.high),
-            label=WORDS.get(curve.label, curve.label),
-            marker=marker,
-            color=color,
-            mec="white",
-            ms=8,
-            lw=1.6,
-            elinewidth=1,
-            capsize=2,
-        )
-        for part in (*caps, *bars):  # means stay readable where many wide intervals meet
-            part.set_alpha(0.5)
+    measured = "balanced accuracy of the winning attack on the test split" + ("; 95 % intervals" if intervals else "")
+    figure, axes = new_figure(title or "What an attacker recovers from n labelled examples", measured)
+    _draw_curves(axes, curves, styles)
     numbers = sorted({number for curve in curves for number in curve.num_examples})
     axes.set_xscale("log")
     axes.set_xticks(numbers, [str(number) for number in numbers])
@@ -128,3 +121,24 @@ def attack_curves_figure(
     axes.set_ylabel("harmful accuracy after the attack")
     draw_legend(figure, axes)
     return save_png(figure, path)
+
+
+def _draw_curves(axes: Axes, curves: Sequence[Curve], styles: Mapping[str, tuple[str, str]]) -> None:
+    for index, curve in enumerate(curves):
+        marker, color = styles.get(curve.label, ("o", FRONT))
+        spread = 1 + 0.025 * (index - (len(curves) - 1) / 2)  # side by side, so that intervals do not hide each other
+        _, caps, bars = axes.errorbar(
+            [number * spread for number in curve.num_examples],
+            curve.accuracy,
+            yerr=bar_lengths(curve.accuracy, curve.low, curve.high),
+            label=LABELS.get(curve.label, curve.label),
+            marker=marker,
+            color=color,
+            mec="white",
+            ms=8,
+            lw=1.6,
+            elinewidth=1,
+            capsize=2,
+        )
+        for part in (*caps, *bars):  # means stay readable where many wide intervals meet
+            part.set_alpha(0.5)

@@ -1,18 +1,18 @@
-"""Figures and tables of a sweep: the frontier, the attack curves, the table of the front."""
+"""The figure of a sweep's frontier: trials, references and the front between desired and harmful accuracy."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sdm_ray.figures.curves import cell_numbers
 from sdm_ray.figures.style import (
     FAINT,
     FRONT,
+    LABELS,
     TRIAL,
-    WORDS,
     draw_chance,
     draw_legend,
     draw_markers,
@@ -35,7 +35,7 @@ def frontier_figure(
     Args:
         points: all trials and references; those without finite objectives are left out.
         path: the PNG.
-        title: what was measured; by default it is said from the metrics.
+        title: of the figure; by default a general one.
         chance: balanced harmful accuracy of guessing, 1 / number of classes; drawn as a line.
 
     Raises:
@@ -93,6 +93,15 @@ def _draw_front(axes: Axes, front: Sequence[Point]) -> None:
     draw_markers(axes, front, f"frontier ({len(front)})", "o", FRONT, size, zorder=6)
 
 
+class _Group(NamedTuple):
+    """Trials that share a marker and an entry of the legend."""
+
+    points: Sequence[Point]
+    label: str
+    face: str
+    edge: str
+
+
 def _draw_trials(axes: Axes, trials: Sequence[Point], front: Sequence[Point]) -> None:
     """Trials off the front, without their intervals, which would hide each other.
 
@@ -108,22 +117,25 @@ def _draw_trials(axes: Axes, trials: Sequence[Point], front: Sequence[Point]) ->
     infeasible = [point for point in trials if not point.feasible]
     inside = [point for point in infeasible if point.desired >= left]
     away = len(infeasible) - len(inside)
-    said = f"infeasible ({len(infeasible)}" + (f", {away} off scale)" if away else ")")
-    for group, label, face, edge in (
-        (feasible, f"dominated ({len(feasible)})", TRIAL, "white"),
-        (close, f"interval reaches the frontier ({len(close)})", TRIAL, FRONT),
-        (superseded, f"not attacked again ({len(superseded)})", "white", TRIAL),
-        (inside, said, "none", FAINT),
-    ):
-        xs, ys = [point.desired for point in group], [point.harmful for point in group]
-        if group or (face == "none" and away):
-            style: dict[str, Any] = {"mfc": face, "mec": edge, "mew": 0.6 if edge == "white" else 1.0, "ms": size}
-            axes.plot(xs, ys, "o", label=label, zorder=2, clip_on=False, **style)
+    off_scale = f", {away} off scale" if away else ""
+    groups = [
+        _Group(feasible, f"dominated ({len(feasible)})", face=TRIAL, edge="white"),
+        _Group(close, f"interval reaches the frontier ({len(close)})", face=TRIAL, edge=FRONT),
+        _Group(superseded, f"not attacked again ({len(superseded)})", face="white", edge=TRIAL),
+    ]
+    groups = [group for group in groups if group.points]
+    if infeasible:
+        groups.append(_Group(inside, f"infeasible ({len(infeasible)}{off_scale})", face="none", edge=FAINT))
+    for group in groups:
+        xs, ys = [point.desired for point in group.points], [point.harmful for point in group.points]
+        edge_width = 0.6 if group.edge == "white" else 1.0
+        style: dict[str, Any] = {"mfc": group.face, "mec": group.edge, "mew": edge_width, "ms": size}
+        axes.plot(xs, ys, "o", label=group.label, zorder=2, clip_on=False, **style)
 
 
 def _draw_reference(axes: Axes, point: Point, style: tuple[str, str]) -> None:
     marker, color = style
-    label = f"{WORDS.get(point.trial_id, point.trial_id)} ({point.desired:.2f}, {point.harmful:.2f})"
+    label = f"{LABELS.get(point.trial_id, point.trial_id)} ({point.desired:.2f}, {point.harmful:.2f})"
     if point.method == "random":
         axes.axhline(point.harmful, color=color, lw=0.8, ls="--", alpha=0.5, zorder=1)
     left, right = axes.get_xlim()

@@ -12,13 +12,13 @@ from typing import Any
 from sdm_ray.core.files import write_text
 from sdm_ray.core.metric_names import Metric
 from sdm_ray.figures.curves import cell_numbers
-from sdm_ray.figures.style import FAINT, FRONT, INK, TRIAL, WORDS, model_styles
+from sdm_ray.figures.style import FAINT, FRONT, INK, LABELS, TRIAL, model_styles
 from sdm_ray.frontier.points import Point, hypervolume, near_front, pareto_front
 
 TEMPLATE = "page.html"
 MARK = "/*DATA*/"
 MAX_GROWTH = 400
-"""Moments at which the hypervolume so far is worked out."""
+"""Most points of the curve of the hypervolume over the number of trials."""
 
 
 def write_page(
@@ -44,7 +44,7 @@ def write_page(
 
 
 def page_data(points: Sequence[Point], *, title: str) -> dict[str, Any]:
-    """What the page shows; NaN is null."""
+    """The data that the page is drawn from, ready for JSON; NaN becomes null."""
     numbers = cell_numbers(points)
     front = {id(point) for point in pareto_front(points)}
     near = {id(point) for point in near_front(points)}
@@ -58,7 +58,7 @@ def page_data(points: Sequence[Point], *, title: str) -> dict[str, Any]:
             name: list(style)
             for name, style in model_styles(point.trial_id for point in points if point.is_reference).items()
         },
-        "words": WORDS,
+        "labels": LABELS,
         "params": sorted({name for point in trials for name in point.params}),
         "growth": _growth(trials),
         "points": [_plain(point, numbers, on_front=id(point) in front, near=id(point) in near) for point in points],
@@ -87,16 +87,16 @@ def _plain(point: Point, numbers: Sequence[int], *, on_front: bool, near: bool) 
 
 
 def _growth(trials: Sequence[Point]) -> list[list[float]]:
-    """[trials, hypervolume of the first so many], at up to `MAX_GROWTH` moments."""
+    """[trials, hypervolume of the first so many], at up to `MAX_GROWTH` numbers of trials."""
     count = len(trials)
-    moments = sorted({max(1, round(count * (i + 1) / MAX_GROWTH)) for i in range(min(MAX_GROWTH, count))} | {count})
+    counts = sorted({max(1, round(count * (i + 1) / MAX_GROWTH)) for i in range(min(MAX_GROWTH, count))} | {count})
     grown: list[list[float]] = []
     front: list[Point] = []
     before = 0
-    for moment in moments if count else []:
-        front = pareto_front([*front, *trials[before:moment]])
-        before = moment
-        grown.append([moment, hypervolume(front)])
+    for number in counts if count else []:
+        front = pareto_front([*front, *trials[before:number]])
+        before = number
+        grown.append([number, hypervolume(front)])
     return grown
 
 

@@ -30,12 +30,13 @@ VARIANT_STYLES = (
     ("P", "#009E73"), ("D", "#0072B2"), ("s", "#56B4E9"), ("o", "#6A3D9A"), ("^", "#E69F00"), ("v", "#882255"),
     ("P", "#6A3D9A"), ("D", "#56B4E9"), ("s", "#009E73"), ("o", "#D55E00"),
 )  # fmt: skip
-"""The same of named variants, by their order."""
-WORDS = {"ac": "AC", "mlac": "MLAC"}
+"""Marker and colour of named variants, by their order; they repeat after the last one."""
+LABELS = {"ac": "AC", "mlac": "MLAC"}
+"""Names of methods as figures and tables write them; any other name stands for itself."""
 
 
 def model_styles(names: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """Marker and colour of references by name: a method's own, or for variants one after the other."""
+    """Marker and colour by name: fixed for the known references, in order of appearance for any other model."""
     unknown = [name for name in dict.fromkeys(names) if name not in REFERENCE_STYLES]
     return REFERENCE_STYLES | {name: VARIANT_STYLES[index % len(VARIANT_STYLES)] for index, name in enumerate(unknown)}
 
@@ -68,7 +69,7 @@ def padded_range(values: Sequence[float], least: float) -> tuple[float, float]:
 def draw_markers(
     axes: Axes, points: Sequence[Point], label: str, marker: str, color: str, size: float, *, zorder: float
 ) -> None:
-    """Points with their intervals."""
+    """Draw points with their intervals as error bars."""
     xs, ys = [point.desired for point in points], [point.harmful for point in points]
     axes.errorbar(
         xs,
@@ -92,16 +93,16 @@ def _intervals(values: Sequence[float], intervals: Sequence[tuple[float, float] 
 
 
 def bar_lengths(values: Sequence[float], low: Sequence[float], high: Sequence[float]) -> Any:
-    """Lengths below and above; none where an end is missing."""
+    """Lengths of the error bars below and above values, 0 where an end is missing; None where no bar has a length."""
     below = [value - end if math.isfinite(end) else 0.0 for value, end in zip(values, low, strict=True)]
     above = [end - value if math.isfinite(end) else 0.0 for value, end in zip(values, high, strict=True)]
     lengths = [[max(0.0, length) for length in side] for side in (below, above)]
     return lengths if any(map(any, lengths)) else None
 
 
-def draw_chance(axes: Axes, chance: float, words: str = "guessing ") -> None:
-    """What guessing scores."""
-    axes.axhline(chance, color=INK, lw=0.9, ls=(0, (1, 2)), zorder=1, label=f"{words} {chance:.2f}")
+def draw_chance(axes: Axes, chance: float, label: str = "guessing ") -> None:
+    """A dotted line at what guessing scores."""
+    axes.axhline(chance, color=INK, lw=0.9, ls=(0, (1, 2)), zorder=1, label=f"{label} {chance:.2f}")
 
 
 def draw_legend(figure: Figure, axes: Axes) -> None:

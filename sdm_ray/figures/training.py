@@ -1,4 +1,4 @@
-"""What a training leaves for people: its log, and how far simulated adversaries get before it and after it."""
+"""The figure of a training: harmful loss of simulated adversaries over their steps, before and after it."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ import bisect
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from sdm_ray.core.result import Status, TrialResult
 REFERENCE_POINT = (0.0, 1.0)
 """Desired 0 and harmful 1, the worst that either share can be: hypervolumes of any two sweeps can be compared."""
 NUM_BOOTSTRAP = 1000
-"""Draws of the bootstrap."""
+"""Resamples of the bootstrap."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +68,7 @@ def point_from_result(
 
     Args:
         result: the trial.
-        is_reference: whether it is a reference.
+        is_reference: whether it is a reference model rather than a trial.
         desired_metric: what is maximised.
         harmful_metric: what is minimised.
         further: metrics of further objectives, to 1 where they are minimised and -1 where they are maximised.
@@ -89,9 +89,9 @@ def point_from_result(
 
 
 def pareto_front(points: Iterable[Point]) -> list[Point]:
-    """The points that no other point is at least as good as, by rising desired accuracy.
+    """The non-dominated points, in order of rising desired accuracy.
 
-    Of points with equal objectives the first one given stands for all. O(N log N) for two objectives; further ones are
+    Of points with equal objectives only the first one given is kept. O(N log N) for two objectives; further ones are
     compared by moocore.
     """
     ranked = sorted((point for point in points if point.eligible), key=lambda point: (-point.desired, point.harmful))
@@ -105,7 +105,7 @@ def pareto_front(points: Iterable[Point]) -> list[Point]:
 
 
 def with_point(front: list[Point], point: Point) -> list[Point]:
-    """The front of a front's points and one more; for two objectives it is found without looking at all of them.
+    """The front after one more point is added to it; with two objectives this takes a binary search, not a full pass.
 
     Args:
         front: what `pareto_front` gave; it is not changed.
@@ -115,7 +115,7 @@ def with_point(front: list[Point], point: Point) -> list[Point]:
         return front
     if point.further or any(other.further for other in front[:1]):
         return pareto_front([*front, point])
-    # Along the front both rise: what is as desired or more begins at `at`, the least harmful first.
+    # Both objectives rise along the front: from `at` on, points are at least as desired, the least harmful first.
     at = bisect.bisect_left(front, point.desired, key=lambda other: other.desired)
     if at < len(front) and front[at].harmful <= point.harmful:
         return front
@@ -125,9 +125,9 @@ def with_point(front: list[Point], point: Point) -> list[Point]:
 
 
 def near_front(points: Sequence[Point]) -> list[Point]:
-    """Points off the front that their interval does not tell from it: at its favourable ends nothing dominates them.
+    """Points off the front whose 95 % intervals reach it: at the favourable ends no point of the front dominates them.
 
-    For two objectives; a point without an interval is told from the front by its values alone, and is none of these.
+    For two objectives only; points without intervals are left out.
     """
     front = pareto_front(points)
     fronted = {id(point) for point in front}
@@ -153,7 +153,7 @@ def _front_of_many(ranked: list[Point]) -> list[Point]:
 
 
 def hypervolume(points: Iterable[Point], reference: tuple[float, float] = REFERENCE_POINT) -> float:
-    """Area that the front dominates, bounded by `reference` = (desired, harmful); 0 without a front.
+    """The area that the front dominates, bounded by `reference` = (desired, harmful); 0 where the front is empty.
 
     Computed by moocore. With the default reference it lies in [0, 1]; points that do not dominate the reference add
     nothing. Further objectives decide which points stand on the front, and add nothing to the area.
@@ -167,11 +167,19 @@ def hypervolume(points: Iterable[Point], reference: tuple[float, float] = REFERE
     return float(moocore.hypervolume(values, ref=list(reference), maximise=[True, False]))
 
 
-def compare(first: Sequence[Point], second: Sequence[Point], *, seed: int = 0) -> tuple[float, float, float]:
-    """By how much the hypervolume of the second sweep exceeds that of the first: difference, 95 % interval.
+class Difference(NamedTuple):
+    """A difference of two hypervolumes with its 95 % interval."""
 
-    The interval is the percentile bootstrap over trials (Efron 1979), each sweep's drawn apart: it says what another
-    draw of as many points by the same search might have found, not how sure each accuracy is.
+    value: float
+    low: float
+    high: float
+
+
+def compare(first: Sequence[Point], second: Sequence[Point], *, seed: int = 0) -> Difference:
+    """Hypervolume of the second sweep minus that of the first.
+
+    The interval is the percentile bootstrap over trials (Efron 1979), drawn for each sweep independently. It covers
+    what the same search might have found with other draws of as many points, not the error of each accuracy.
 
     Args:
         first: all points of a sweep.
@@ -189,7 +197,7 @@ def compare(first: Sequence[Point], second: Sequence[Point], *, seed: int = 0) -
             volumes.append(hypervolume([trials[index] for index in chosen]))
         draws.append(volumes[1] - volumes[0])
     low, high = np.quantile(draws, [0.025, 0.975])
-    return difference, float(low), float(high)
+    return Difference(difference, float(low), float(high))
 
 
 def _interval(metrics: dict[str, float], name: str) -> tuple[float, float] | None:

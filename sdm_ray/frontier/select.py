@@ -63,7 +63,7 @@ def select(
 def rule_of(
     rule: Rule | None, *, min_desired: float | None, desired_weight: float | None, trial_id: str | None
 ) -> Rule:
-    """The rule that is meant: the one that is named, or the one to which what is given belongs.
+    """The rule to apply: the one that is named, or the one that reads the given argument.
 
     Args:
         rule: as for `select`; None leaves it to the others, and is `constrained` where there are none.
@@ -83,9 +83,9 @@ def rule_of(
     meant = rule or (asked[0] if asked else "constrained")
     for name in asked:
         if name != meant:
-            words, value = given[name]
+            argument, value = given[name]
             raise UsageError(
-                f"{words} ({value}) belongs to rule '{name}' and means nothing to rule '{meant}'; give one of them"
+                f"{argument} ({value}) belongs to rule '{name}' and means nothing to rule '{meant}'; give one of them"
             )
     return meant
 

@@ -16,7 +16,7 @@ from sdm_ray.config import SweepSettings
 from sdm_ray.config.attack import FAMILIES
 from sdm_ray.core.files import atomic_path, write_json, write_text
 from sdm_ray.figures.curves import Curve, attack_curves_figure
-from sdm_ray.figures.style import WORDS, model_styles
+from sdm_ray.figures.style import LABELS, model_styles
 from sdm_ray.reproduce.claims import Finding, judge
 from sdm_ray.reproduce.measured import FLOOR, WORST, Estimate, Measured
 from sdm_ray.reproduce.suites import PAPER_ATTACKER, Suite
@@ -79,7 +79,7 @@ def models_table(measured: Measured, attacker: str) -> list[list[str]]:
             ahead = Estimate.of(list(measured.head_start(model, attacker).values()))
         rows.append(
             [
-                WORDS.get(model, model),
+                LABELS.get(model, model),
                 _number(Estimate.of(list(measured.desired(model).values())).mean),
                 *(_number(cell.mean) for cell in cells),
                 _number(mean.mean),
@@ -97,7 +97,7 @@ def leaderboard(measured: Measured) -> list[list[str]]:
         known = [value for value in means[:-1] if not math.isnan(value)]
         top = max(known) if known else math.nan
         cells = [f"**{_number(value)}**" if value == top else _number(value) for value in means[:-1]]
-        rows.append([WORDS.get(model, model), *cells, _number(means[-1])])
+        rows.append([LABELS.get(model, model), *cells, _number(means[-1])])
     return rows
 
 
@@ -118,8 +118,8 @@ def claims_table(findings: Sequence[Finding], attacker: str) -> list[list[str]]:
     return rows
 
 
-def attacker_words(attacker: str) -> str:
-    """An attacker in words."""
+def attacker_label(attacker: str) -> str:
+    """An attacker's name for people."""
     if attacker == WORST:
         return "the strongest family at each n"
     return "the published attacker (`fine_tune`)" if attacker == PAPER_ATTACKER else f"`{attacker}`"
@@ -165,7 +165,7 @@ def _report(
     attackers = list(dict.fromkeys(finding.attacker for finding in findings))
     lines = [f"# {suite.title}", "", _conditions(settings), ""]
     for attacker in attackers:
-        lines += [f"## Under {attacker_words(attacker)}", "", markdown_table(models_table(measured, attacker)), ""]
+        lines += [f"## Under {attacker_label(attacker)}", "", markdown_table(models_table(measured, attacker)), ""]
         lines += [markdown_table(claims_table(findings, attacker), left=4), ""]
         for path in pictures:
             if path.stem.endswith("_worst") == (attacker == WORST):
@@ -206,7 +206,7 @@ def _by_family(measured: Measured, size: int) -> list[list[str]]:
     rows = [["model", *measured.families]]
     for model in measured.models:
         cells = [Estimate.of(list(measured.harmful(model, name, size).values())).mean for name in measured.families]
-        rows.append([WORDS.get(model, model), *map(_number, cells)])
+        rows.append([LABELS.get(model, model), *map(_number, cells)])
     return rows
 
 

@@ -19,7 +19,7 @@ from sdm_ray.core.metric_names import Metric
 from sdm_ray.core.progress import Progress, run_through
 from sdm_ray.core.result import Status, TrialResult, read_result, write_result
 from sdm_ray.core.types import Split, Task
-from sdm_ray.figures.style import WORDS
+from sdm_ray.figures.style import LABELS
 from sdm_ray.figures.training import FIGURE, trajectory_figure
 from sdm_ray.meta.trainer import Trainer
 from sdm_ray.models.encoder import params_digest
@@ -185,7 +185,7 @@ def _report_training(settings: TrialSettings, work: Workspace, outcome: TrainOut
     if start is not None and end is not None:
         write_trajectory(start, end, output_dir / TRAJECTORY)
         method, num_classes = settings.train.method, work.data.num_classes(Task.HARMFUL)
-        trajectory_figure(start, end, output_dir / FIGURE, num_classes=num_classes, method=WORDS.get(method, method))
+        trajectory_figure(start, end, output_dir / FIGURE, num_classes=num_classes, method=LABELS.get(method, method))
 
 
 def _export(

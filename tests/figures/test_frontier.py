@@ -16,7 +16,7 @@ from sdm_ray.core.errors import RunError
 from sdm_ray.core.metric_names import Metric
 from sdm_ray.figures.curves import Curve, attack_curves_figure
 from sdm_ray.figures.frontier import frontier_figure
-from sdm_ray.figures.tables import pareto_table, to_markdown
+from sdm_ray.figures.tables import pareto_table
 from sdm_ray.frontier.points import Point
 
 
@@ -176,10 +176,11 @@ def test_tables_hold_front_and_references_only() -> None:
     assert said.index("t1") < said.index("t0") < said.index("tuned") < said.index("random")
     assert "t2" not in said
     assert "5 trials, 2 on the front" in said
-    lines = to_markdown(POINTS).splitlines()
-    assert lines[0] == "| trial | method | desired | harmful | n=20 | n=50 | n=200 |"
-    assert lines[2] == "| t1 | MLAC | 0.960 | 0.700 | 0.600 | 0.720 | 0.780 |"
-    assert [line.split(" | ")[0].strip("| ") for line in lines[2:]] == ["t1", "t0", "tuned", "ac", "random"]
+    lines = [line.split() for line in said.splitlines() if line]
+    assert lines[1] == ["trial", "method", "desired", "harmful", "n=20", "n=50", "n=200"]
+    assert ["t1", "MLAC", "0.960", "0.700", "0.600", "0.720", "0.780"] in lines
+    rows = [line[0] for line in lines[2:-1] if len(line) == 7]
+    assert rows == ["t1", "t0", "tuned", "ac", "random"]
 
 
 def test_points_that_the_final_attack_left_out_are_told_apart(tmp_path: Path, drawn: list[Figure]) -> None:
