@@ -16,7 +16,7 @@ from sdm_ray.data.interface import TrainingDataset
 from sdm_ray.meta.inner.adversary import Adversary
 from sdm_ray.meta.inner.episode import Episode, Start
 from sdm_ray.meta.inner.flat_model import FlatModel
-from sdm_ray.meta.inner.problems import Data, Watch
+from sdm_ray.meta.inner.problems import Data, EvaluationBatch
 from sdm_ray.meta.trainer import Trainer, TrainOutcome
 from sdm_ray.models.interface import TrunkLike
 from sdm_ray.models.trunk import params_digest
@@ -99,7 +99,7 @@ ADVERSARY_FIELDS = ("optimizer", "schedule", "adaptation", "depth", "rank")
 
 
 def episode_of(
-    *, num_steps: int = 3, count: int = 1, watches: tuple[Watch, ...] | None = None, **changes: Any
+    *, num_steps: int = 3, count: int = 1, evaluation: tuple[EvaluationBatch, ...] | None = None, **changes: Any
 ) -> Episode:
     """Three inner steps of Adam on batches of five, watched on a batch of six after every step.
 
@@ -110,12 +110,12 @@ def episode_of(
     values: dict[str, Any] = {
         "data": Data(
             tuple(inner.at(step) for step in range(num_steps)),
-            watches or (Watch(random_batch(6, seed=3), None),),
+            evaluation or (EvaluationBatch(random_batch(6, seed=3), None),),
             changes.pop("seed", 5),
             changes.pop("dropout", False),
         ),
         "adversary": adversary_of(num_steps=num_steps, **habits),
-        "moments": tuple(range(num_steps + 1)),
+        "evaluated_steps": tuple(range(num_steps + 1)),
         "mode": "unrolled",
         "gradient_clip": 100.0,
     }

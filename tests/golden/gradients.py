@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdm_ray.meta.inner.episode import MetaGradients
+from sdm_ray.meta.inner.episode import Execution, MetaGradients
 from sdm_ray.meta.inner.flat_model import FlatModel
-from sdm_ray.meta.inner.loop import look_on, meta_gradients
-from sdm_ray.meta.inner.problems import Watch
+from sdm_ray.meta.inner.loop import evaluate, meta_gradients
+from sdm_ray.meta.inner.problems import EvaluationBatch
 from sdm_ray.meta.objectives import TERMS, Trajectory, step_losses, weighted_sum
 from sdm_ray.meta.objectives.calibration import calibrated_cross_entropy
 from tests.fakes.meta import MlpTrunk, bert_trunk, episode_of, random_batch, start_of
@@ -35,8 +35,8 @@ WEIGHTS = {
 DESIRED_WEIGHTS = {"desired_adapted": 0.7, "desired_adapted_harmful": 0.4}
 OTHERS: dict[str, dict[str, Any]] = {
     "without-steps": {"num_steps": 0, "weights": {"harmful_base": 0.3}},
-    "some-moments": {"moments": (0, 2)},
-    "last-moment": {"moments": (3,), "weights": {"harmful_adapted": 1.0}},
+    "some-moments": {"evaluated_steps": (0, 2)},
+    "last-moment": {"evaluated_steps": (3,), "weights": {"harmful_adapted": 1.0}},
     "clipped": {"gradient_clip": 0.2},
     "noise": {"noise": (0.1, 0.2)},
     "noise-lora": {"noise": (0.1, 0.2), "adaptation": "lora", "rank": 2},
@@ -50,14 +50,14 @@ def episode(trunk: Callable[[Path], Any], folder: Path, **changes: Any) -> dict[
     """What one episode of two adversaries asks of the outer step."""
     model = FlatModel(trunk(folder))
     weights, learned = changes.pop("weights", WEIGHTS), changes.pop("learned", True)
-    watches = None
+    evaluation = None
     if changes.pop("aside", False):
         fixed = torch.linspace(-1, 1, 2 * model.feature_dim, dtype=torch.float64).view(2, -1)
-        watches = (Watch(random_batch(6, seed=3), None), Watch(random_batch(4, seed=4), fixed))
+        evaluation = (EvaluationBatch(random_batch(6, seed=3), None), EvaluationBatch(random_batch(4, seed=4), fixed))
     options = {"rows": False, "compiled": False} | {name: changes.pop(name, False) for name in ("rows", "compiled")}
-    made = episode_of(count=2, watches=watches, **{"mode": "adjoint", "truncation_steps": 2, **changes})
+    made = episode_of(count=2, evaluation=evaluation, **{"mode": "adjoint", "truncation_steps": 2, **changes})
     if options["rows"]:
-        batches = [*made.data.inner, *(watch.batch for watch in made.data.watches)]
+        batches = [*made.data.inner, *(one.batch for one in made.data.evaluation)]
         occurring = torch.cat([batch.inputs[0].flatten() for batch in batches]).unique()
         made = made._replace(rows=model.plan_rows(occurring, torch.device("cpu")))
     found = meta_gradients(
@@ -66,7 +66,7 @@ def episode(trunk: Callable[[Path], Any], folder: Path, **changes: Any) -> dict[
         made,
         weights,
         predictors=predictors(model, len(made.data.inner)),
-        compiled=options["compiled"],
+        execution=Execution(compiled=options["compiled"]),
     )
     return of_gradients(found)
 
@@ -101,7 +101,7 @@ def compiled(folder: Path, **changes: Any) -> dict[str, Any]:
 def looked_on(folder: Path) -> dict[str, Any]:
     """What is seen of adversaries without a gradient."""
     model = FlatModel(MlpTrunk())
-    found = look_on(model, start_of(model, count=2), episode_of(count=2, optimizer="rmsprop"))
+    found = evaluate(model, start_of(model, count=2), episode_of(count=2, optimizer="rmsprop"))
     return {"losses": step_losses(found).tolist(), "logits": found.logits, "features": found.features}
 
 
@@ -185,7 +185,7 @@ def _cases() -> dict[str, Callable[[Path], Any]]:
     }
     for schedule in SCHEDULES:
         for optimizer in ("sgd", "adam"):
-            changes = {"schedule": schedule, "optimizer": optimizer, "num_steps": 5, "moments": (0, 2, 5)}
+            changes = {"schedule": schedule, "optimizer": optimizer, "num_steps": 5, "evaluated_steps": (0, 2, 5)}
             cases[f"schedule/{schedule}/{optimizer}"] = partial(episode, mlp, **changes)
     for name, kind in KINDS.items():
         cases[f"rows/{name}"] = partial(episode, mlp, rows=True, **kind)

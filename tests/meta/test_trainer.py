@@ -507,7 +507,7 @@ def _host_draws_allowed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     with monkeypatch.context() as patch:
         modules = (
             (adversary_module, ("uniform", "whole_number")), (pool_module, ("whole_number",)),
-            (simulator_module, ("whole_number",)), (Simulator, ("_moments",)),
+            (simulator_module, ("whole_number",)), (Simulator, ("_evaluated_steps",)),
         )  # fmt: skip
         for module, names in modules:
             for name in names:

@@ -15,7 +15,7 @@ from sdm_ray.config import TrainSettings
 from sdm_ray.core.errors import RunError, UsageError
 from sdm_ray.core.types import Split, Task
 from sdm_ray.meta.inner.flat_model import FlatModel
-from sdm_ray.meta.outer.trajectory import moments_of
+from sdm_ray.meta.outer.trajectory import evaluated_steps_of
 from sdm_ray.meta.trainer import Trainer, TrainOutcome
 from sdm_ray.meta.validation import Validation, split_meta_train
 from tests.fakes.meta import FakeData, MlpTrunk, drive, train_settings
@@ -212,7 +212,7 @@ def test_a_trajectory_is_measured_before_the_first_step_and_after_the_last() -> 
     ("num_steps", "moments"), [(0, (0,)), (1, (0, 1)), (16, tuple(range(17))), (50, (*range(0, 50, 4), 50))]
 )
 def test_long_trajectories_are_watched_at_evenly_spaced_steps(num_steps: int, moments: tuple[int, ...]) -> None:
-    assert moments_of(num_steps) == moments
+    assert evaluated_steps_of(num_steps) == moments
 
 
 def test_a_trajectory_is_the_same_wherever_else_it_is_watched(monkeypatch: pytest.MonkeyPatch) -> None:

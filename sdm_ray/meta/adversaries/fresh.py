@@ -1,14 +1,13 @@
-"""Fresh adversaries: drawn, grouped into those that are alike, and flown as one batch each.
+"""Fresh adversaries: sampled for one outer step, grouped into those that are alike, and rolled out group by group.
 
-On a CPU each is a batch of its own: four adversaries as one batch took 1.4 times as long there as one after the other
+On a CPU each is a group of its own: four adversaries as one batch took 1.4 times as long there as one after the other
 (`tests.benchmarks.inner_loop`), for they share embedding rows and outgrow the caches.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -20,11 +19,10 @@ from sdm_ray.data.interface import TrainingDataset
 from sdm_ray.meta.adversaries.distribution import draw_fresh, whole_number
 from sdm_ray.meta.adversaries.few_shot import FewShot, InnerBatches
 from sdm_ray.meta.inner.adversary import Adversary
-from sdm_ray.meta.inner.episode import Episode, MetaGradients, Start
+from sdm_ray.meta.inner.episode import Episode, Execution, MetaGradients, Start
 from sdm_ray.meta.inner.flat_model import FlatModel
-from sdm_ray.meta.inner.loop import look_on, meta_gradients
-from sdm_ray.meta.inner.memory import ModeChooser
-from sdm_ray.meta.inner.problems import Data, Watch
+from sdm_ray.meta.inner.loop import evaluate, meta_gradients
+from sdm_ray.meta.inner.problems import Data, EvaluationBatch
 from sdm_ray.meta.objectives import Trajectory
 from sdm_ray.models.heads import init_head
 
@@ -32,8 +30,8 @@ BATCHING = ("cuda",)
 """Kinds of devices on which several adversaries run as one batch."""
 
 
-class Heads(NamedTuple):
-    """What the adversaries of an outer step may start from."""
+class MetaParameters(NamedTuple):
+    """The trunk, head and learning rate that the adversaries of an outer step may start from."""
 
     trunk: Tensor
     """(P,)."""
@@ -43,8 +41,8 @@ class Heads(NamedTuple):
     """0-d, meta-learned or not."""
 
 
-class Pulled(NamedTuple):
-    """What a group of adversaries asks of the outer step: means over all adversaries of the outer step."""
+class GroupGradients(NamedTuple):
+    """Meta-gradients of one group of adversaries: means over all adversaries of the outer step."""
 
     found: MetaGradients
     share: float
@@ -54,11 +52,11 @@ class Pulled(NamedTuple):
     learned_rate: Tensor | None
     """0-d mean gradient of the logarithm of the meta-learned learning rate; None where none uses it."""
     draw: str
-    """The adversaries, in words."""
+    """Description of the adversaries."""
 
 
 class Simulator:
-    """Draws fresh adversaries and takes their meta-gradients.
+    """Samples fresh adversaries and takes their meta-gradients.
 
     Args:
         settings: the training.
@@ -68,8 +66,7 @@ class Simulator:
         indices: (N,) host indices of meta-training.
         few_shot: draws the subsets.
         generator: CPU generator of all draws.
-        chooser: resolves the mode `auto`.
-        autocast: context of first derivatives.
+        execution: how their episodes are computed.
     """
 
     def __init__(
@@ -82,81 +79,80 @@ class Simulator:
         indices: Tensor,
         few_shot: FewShot,
         generator: torch.Generator,
-        chooser: ModeChooser,
-        autocast: Callable[[], AbstractContextManager[object]],
+        execution: Execution,
     ) -> None:
         self._settings, self._model, self._data, self._task = settings, model, data, task
-        self._generator, self._chooser, self._autocast = generator, chooser, autocast
+        self._generator, self._execution = generator, execution
         self._inner = InnerBatches(indices, few_shot, settings.adversary, generator)
 
     def draw(self, step: int, *, takes_steps: bool = True) -> list[Adversary]:
-        """The adversaries of an outer step; where none takes a step, one that only looks."""
+        """The adversaries of an outer step; a single one where none takes a step, for the un-adapted model."""
         adversary, depths = self._settings.adversary, self._model.trunk.num_depths
         count = adversary.num_adversaries if takes_steps else 1
         return [draw_fresh(adversary, self._generator, step=step, num_depths=depths) for _ in range(count)]
 
-    def fly(
+    def roll_out(
         self,
         adversaries: Sequence[Adversary],
-        heads: Heads,
-        watches: tuple[Watch, ...],
-        watched_indices: Tensor,
+        parameters: MetaParameters,
+        evaluation: tuple[EvaluationBatch, ...],
+        evaluation_indices: Tensor,
         weights: dict[str, float],
         *,
         takes_steps: bool = True,
         predictors: Tensor | None = None,
-    ) -> list[Pulled]:
-        """Meta-gradients of all adversaries, those that are alike as one batch where that is faster.
+    ) -> list[GroupGradients]:
+        """Meta-gradients of all adversaries; those that are alike run as one batch where that is faster.
 
         Args:
             adversaries: from `draw`.
-            heads: what they may start from.
-            watches: the outer batches.
-            watched_indices: host indices of their examples.
+            parameters: that they may start from.
+            evaluation: the evaluation batches.
+            evaluation_indices: host indices of their examples.
             weights: blocking terms and their weights.
-            takes_steps: whether they adapt at all (else the un-adapted model is looked at).
+            takes_steps: whether they adapt at all (else the un-adapted model is evaluated).
             predictors: (K+1, C, D), where a term reads them.
         """
-        pulled = []
+        gradients = []
         for group in self._groups(adversaries):
-            start = self._start(group, heads)
-            episode = self._episode(group, watches, watched_indices, takes_steps)
+            start = self._start(group, parameters)
+            episode = self._episode(group, evaluation, evaluation_indices, takes_steps)
             found = meta_gradients(
                 self._model,
                 start,
                 episode,
                 weights,
                 predictors=predictors,
-                chooser=self._chooser,
-                autocast=self._autocast,
-                compiled=self._settings.compile,
+                execution=self._execution,
             )
-            pulled.append(self._pulled(group, found, len(adversaries), heads))
-        return pulled
+            gradients.append(self._group_gradients(group, found, len(adversaries), parameters))
+        return gradients
 
-    def look_on(
+    def evaluate(
         self,
         adversaries: Sequence[Adversary],
-        heads: Heads,
-        watches: tuple[Watch, ...],
-        watched_indices: Tensor,
-        moments: tuple[int, ...],
+        parameters: MetaParameters,
+        evaluation: tuple[EvaluationBatch, ...],
+        evaluation_indices: Tensor,
+        steps: tuple[int, ...],
     ) -> list[tuple[Trajectory, int]]:
-        """What is seen of the adversaries on the first watch at some moments, and of how many; no gradient is taken."""
-        seen = []
+        """Outputs of the adversaries on the first evaluation batch at some steps, without gradients.
+
+        Returns:
+            Trajectory and number of adversaries of each group.
+        """
+        found = []
         for group in self._groups(adversaries):
-            start = self._start(group, heads)
-            episode = self._episode(group, watches, watched_indices, True)._replace(moments=moments)
-            trajectory = look_on(
+            start = self._start(group, parameters)
+            episode = self._episode(group, evaluation, evaluation_indices, True)._replace(evaluated_steps=steps)
+            trajectory = evaluate(
                 self._model,
                 start,
                 episode,
-                chooser=self._chooser,
-                autocast=self._autocast,
-                compiled=self._settings.compile,
+                execution=self._execution,
             )
-            seen.append((trajectory, len(group)))
-        return seen
+            found.append((trajectory, len(group)))
+        return found
 
     def state_dict(self) -> dict[str, Tensor]:
         """Where the sampler of inner batches is."""
@@ -167,34 +163,36 @@ class Simulator:
         self._inner.load_state_dict(state)
 
     def _groups(self, adversaries: Sequence[Adversary]) -> list[list[Adversary]]:
-        """Those that are alike together, where that is faster."""
+        """Groups of adversaries that run as one batch."""
         groups: dict[tuple[object, ...], list[Adversary]] = {}
         for index, adversary in enumerate(adversaries):
             key = adversary.shape() if self._data.device.type in BATCHING else (index,)
             groups.setdefault(key, []).append(adversary)
         return list(groups.values())
 
-    def _start(self, group: Sequence[Adversary], heads: Heads) -> Start:
+    def _start(self, group: Sequence[Adversary], parameters: MetaParameters) -> Start:
         stacked = torch.stack(
-            [self._new_head(heads) if adversary.reset_head else heads.head.detach() for adversary in group]
+            [self._new_head(parameters) if adversary.reset_head else parameters.head.detach() for adversary in group]
         )
-        learned = heads.head.requires_grad and not all(adversary.reset_head for adversary in group)
+        learned = parameters.head.requires_grad and not all(adversary.reset_head for adversary in group)
         rates = torch.stack(
             [
-                heads.log_learning_rate.detach()
+                parameters.log_learning_rate.detach()
                 if adversary.learning_rate is None
-                else torch.full_like(heads.log_learning_rate, math.log(adversary.learning_rate), requires_grad=False)
+                else torch.full_like(
+                    parameters.log_learning_rate, math.log(adversary.learning_rate), requires_grad=False
+                )
                 for adversary in group
             ]
         )
-        learned_rate = heads.log_learning_rate.requires_grad and any(a.learning_rate is None for a in group)
-        return Start(heads.trunk[None], stacked.requires_grad_(learned), rates.requires_grad_(learned_rate))
+        learned_rate = parameters.log_learning_rate.requires_grad and any(a.learning_rate is None for a in group)
+        return Start(parameters.trunk[None], stacked.requires_grad_(learned), rates.requires_grad_(learned_rate))
 
     def _episode(
         self,
         group: Sequence[Adversary],
-        watches: tuple[Watch, ...],
-        watched_indices: Tensor,
+        evaluation: tuple[EvaluationBatch, ...],
+        evaluation_indices: Tensor,
         takes_steps: bool,
     ) -> Episode:
         settings, first = self._settings, group[0]
@@ -205,14 +203,14 @@ class Simulator:
         inner = tuple(self._data.batch(part, self._task, coarse=settings.compile) for part in parts)
         rows, noise = None, tuple(adversary.noise for adversary in group)
         if self._model.trunk.embedding_name is not None and not any(noise):
-            seen = torch.cat([watched_indices.flatten(), *(part.flatten() for part in parts)])
-            tokens = self._data.occurring_tokens(seen)
+            used = torch.cat([evaluation_indices.flatten(), *(part.flatten() for part in parts)])
+            tokens = self._data.occurring_tokens(used)
             rows = self._model.plan_rows(tokens, self._data.device, coarse=settings.compile)
         dropout = settings.dropout == "sampled" and self._model.trunk.has_dropout
         return Episode(
-            data=Data(inner, watches, seed, dropout),
+            data=Data(inner, evaluation, seed, dropout),
             adversary=first,
-            moments=self._moments(num_steps),
+            evaluated_steps=self._evaluated_steps(num_steps),
             mode=settings.gradient_mode,
             truncation_steps=settings.truncation_steps,
             gradient_clip=settings.adversary.gradient_clip,
@@ -220,8 +218,8 @@ class Simulator:
             noise=noise,
         )
 
-    def _moments(self, num_steps: int) -> tuple[int, ...]:
-        """Which moments terms of adapted models are read at."""
+    def _evaluated_steps(self, num_steps: int) -> tuple[int, ...]:
+        """Steps at which terms of adapted models are computed."""
         settings = self._settings
         if settings.outer_steps == "last":
             return (num_steps,)
@@ -230,7 +228,9 @@ class Simulator:
         order = torch.randperm(num_steps + 1, generator=self._generator)[: settings.num_outer_evaluations]
         return tuple(sorted(order.tolist()))
 
-    def _pulled(self, group: Sequence[Adversary], found: MetaGradients, count: int, heads: Heads) -> Pulled:
+    def _group_gradients(
+        self, group: Sequence[Adversary], found: MetaGradients, count: int, parameters: MetaParameters
+    ) -> GroupGradients:
         share = len(group) / count
         head = rate = None
         if found.head is not None:
@@ -242,13 +242,13 @@ class Simulator:
         scaled = found._replace(trunk=found.trunk / count)
         named = ", ".join(dict.fromkeys(adversary.describe() for adversary in group))
         times = f"{len(group)} times " if len(group) > 1 else ""
-        return Pulled(scaled, share, head, rate, f"fresh adversary ({times}{named})")
+        return GroupGradients(scaled, share, head, rate, f"fresh adversary ({times}{named})")
 
-    def _new_head(self, heads: Heads) -> Tensor:
+    def _new_head(self, parameters: MetaParameters) -> Tensor:
         return init_head(
             self._model.feature_dim,
             self._data.num_classes(self._task),
             self._generator,
-            device=heads.trunk.device,
-            dtype=heads.trunk.dtype,
+            device=parameters.trunk.device,
+            dtype=parameters.trunk.dtype,
         )

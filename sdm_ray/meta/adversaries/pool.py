@@ -16,27 +16,24 @@ it, or without a subset, holds them all.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from sdm_ray.config import AdversarySettings
+from sdm_ray.config import TrainSettings
 from sdm_ray.core.types import Batch, Task
 from sdm_ray.data.interface import TrainingDataset
 from sdm_ray.data.sampler import EpochSampler
 from sdm_ray.meta.adversaries.distribution import draw_persistent, whole_number
 from sdm_ray.meta.adversaries.few_shot import FewShot
 from sdm_ray.meta.inner.adversary import Adversary
-from sdm_ray.meta.inner.episode import Episode, MetaGradients, Start
+from sdm_ray.meta.inner.episode import Episode, Execution, MetaGradients, Start
 from sdm_ray.meta.inner.flat_model import FlatModel, Rows
 from sdm_ray.meta.inner.loop import meta_gradients
-from sdm_ray.meta.inner.memory import ModeChooser
 from sdm_ray.meta.inner.optim import OptimizerState, make_optimizer
-from sdm_ray.meta.inner.problems import Data, Watch
+from sdm_ray.meta.inner.problems import Data, EvaluationBatch
 from sdm_ray.meta.objectives import Trajectory
 from sdm_ray.models.heads import init_head
 
@@ -45,16 +42,16 @@ DECAYING = ("adamw",)
 
 
 class Turn(NamedTuple):
-    """What a pool's turn asks of the outer step."""
+    """Meta-gradients of one turn of the pool."""
 
     trunk: Tensor
     """(P,) gradient of the blocking loss."""
     values: dict[str, Tensor]
     """Blocking terms by name."""
     trajectory: Trajectory
-    """Detached, over the watched moments of the turn."""
+    """Detached, over the evaluated steps of the turn."""
     draw: str
-    """The adversary, in words."""
+    """Description of the adversary."""
 
 
 @dataclass
@@ -63,7 +60,7 @@ class Member:
 
     adversary: Adversary
     lifespan: int
-    """Steps of its own after which it is drawn anew."""
+    """Steps of its own after which another one takes its place."""
     age: int
     """Steps done."""
     subset: Tensor | None
@@ -84,50 +81,43 @@ class Member:
 
 
 class AdversaryPool:
-    """`settings.pool.size` persistent adversaries that take turns.
+    """`settings.adversary.pool.size` persistent adversaries that take turns.
 
     Args:
-        settings: the adversary distribution.
+        settings: the training.
         model: the trunk as a function.
         data: examples on the device.
         indices: (N,) host indices of meta-training.
         few_shot: draws the subsets.
         generator: CPU generator of all draws.
-        mode: gradient mode of turns that are differentiated.
-        truncation_steps: updates that the mode `truncated` differentiates.
-        chooser: resolves the mode `auto`.
-        autocast: context of first derivatives.
-        compiled: compile the step functions.
+        execution: how turns are computed.
     """
 
     def __init__(
         self,
-        settings: AdversarySettings,
+        settings: TrainSettings,
         *,
         model: FlatModel,
         data: TrainingDataset,
         indices: Tensor,
         few_shot: FewShot,
         generator: torch.Generator,
-        mode: str = "auto",
-        truncation_steps: int = 0,
-        chooser: ModeChooser | None = None,
-        autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
-        compiled: bool = False,
+        execution: Execution | None = None,
     ) -> None:
-        self._settings, self._model, self._data = settings, model, data
+        self._settings, self._compiled = settings.adversary, settings.compile
+        self._model, self._data, self._execution = model, data, execution
         self._indices, self._few_shot, self._generator = indices, few_shot, generator
-        self._mode, self._truncation_steps = mode if settings.pool.second_order else "first_order", truncation_steps
-        self._chooser, self._autocast, self._compiled = chooser, autocast, compiled
+        self._mode = settings.gradient_mode if settings.adversary.pool.second_order else "first_order"
+        self._truncation_steps = settings.truncation_steps
         self._cursor = 0
         self.members: list[Member] = []
 
     def start(self, trunk: Tensor) -> None:
-        """Draw every member, at rest at the trunk's parameters (P,)."""
-        self.members = [self._born(trunk) for _ in range(self._settings.pool.size)]
+        """Sample every member; each starts at the trunk's parameters (P,)."""
+        self.members = [self._sample_member(trunk) for _ in range(self._settings.pool.size)]
 
     def turn(self, trunk: Tensor, outer: Batch, outer_indices: Tensor, weights: dict[str, float]) -> Turn:
-        """Train the next member a little and take the blocking loss's gradient on the way or where it then stands.
+        """Train the next member and take the blocking loss's gradient, at the end of its turn or through its steps.
 
         Args:
             trunk: (P,) current weights.
@@ -138,7 +128,7 @@ class AdversaryPool:
         trunk = trunk.detach()
         member = self.members[self._cursor]
         if member.age >= member.lifespan:
-            member = self.members[self._cursor] = self._born(trunk)
+            member = self.members[self._cursor] = self._sample_member(trunk)
         self._cursor = (self._cursor + 1) % len(self.members)
         num_steps = min(self._settings.pool.steps_per_turn, member.lifespan - member.age)
         drawn = [member.sampler.next()[None] for _ in range(num_steps)]
@@ -146,9 +136,9 @@ class AdversaryPool:
         rows = self._episode_rows(member, outer_indices)
         second_order = self._settings.pool.second_order
         episode = Episode(
-            data=Data(inner, (Watch(outer, None),)),
+            data=Data(inner, (EvaluationBatch(outer, None),)),
             adversary=member.adversary,
-            moments=tuple(range(num_steps + 1)) if second_order else (num_steps,),
+            evaluated_steps=tuple(range(num_steps + 1)) if second_order else (num_steps,),
             mode=self._mode,
             truncation_steps=self._truncation_steps,
             gradient_clip=self._settings.gradient_clip,
@@ -159,18 +149,11 @@ class AdversaryPool:
             self._start_of(member, trunk, rows),
             episode,
             weights,
-            chooser=self._chooser,
-            autocast=self._autocast,
-            compiled=self._compiled,
+            execution=self._execution,
         )
-        self._settle(member, trunk, rows, found)
+        self._store(member, trunk, rows, found)
         member.age += num_steps
         return Turn(found.trunk[0], found.values, found.trajectory, member.describe())
-
-    def memory_bytes(self) -> int:
-        """Bytes that the members' tensors take on the device."""
-        tensors = [value for member in self.members for value in _tensors(member)]
-        return sum(value.numel() * value.element_size() for value in tensors)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next turn depends on, the generator apart."""
@@ -193,8 +176,8 @@ class AdversaryPool:
         lead = None if displacement is None else displacement[None]
         return Start(trunk[None], member.head[None], rate, lead, state)
 
-    def _settle(self, member: Member, trunk: Tensor, rows: Rows | None, found: MetaGradients) -> None:
-        """Let the member stand where its turn ended."""
+    def _store(self, member: Member, trunk: Tensor, rows: Rows | None, found: MetaGradients) -> None:
+        """Move the member to where its turn ended."""
         size = member.head.numel()
         final, state = found.final, found.final_state
         member.head = final[0, -size:].view_as(member.head).clone()
@@ -222,7 +205,7 @@ class AdversaryPool:
             return None
         return None if trunk.embedding_name is None else self._rows(self._data.occurring_tokens(subset))
 
-    def _born(self, trunk: Tensor) -> Member:
+    def _sample_member(self, trunk: Tensor) -> Member:
         pool, generator = self._settings.pool, self._generator
         adversary = draw_persistent(self._settings, generator)
         lifespan = whole_number(1, pool.lifespan_steps, generator)
@@ -277,7 +260,3 @@ def _member_state(member: Member) -> dict[str, Any]:
         "num_updates": member.state.num_updates,
         "moments": list(member.state.moments),
     }
-
-
-def _tensors(member: Member) -> list[Tensor]:
-    return [value for value in (member.delta, member.head, *member.state.moments) if value is not None]

@@ -1,1 +1,1 @@
-"""The inner loop: adversaries adapt the model step by step, and gradients flow back through it."""
+"""The inner loop: adversaries adapt the model step by step, and meta-gradients are taken through their steps."""

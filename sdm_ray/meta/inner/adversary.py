@@ -22,7 +22,7 @@ class Adversary:
     learning_rate: float | None
     """None where it is meta-learned."""
     schedule: str
-    """Course of the learning rate: `constant`, `warmup`, `linear` or `cosine`."""
+    """Schedule of the learning rate: `constant`, `warmup`, `linear` or `cosine`."""
     adaptation: Adaptation
     """What it trains."""
     depth: int

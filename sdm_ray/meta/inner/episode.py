@@ -1,7 +1,9 @@
-"""An episode: where simulated adversaries start, what they do, and what they ask of the outer step."""
+"""An episode: where simulated adversaries start, what they do, and the meta-gradients that it returns."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -9,6 +11,7 @@ from torch import Tensor
 
 from sdm_ray.meta.inner.adversary import Adversary
 from sdm_ray.meta.inner.flat_model import FlatModel, Rows
+from sdm_ray.meta.inner.memory import ModeChooser
 from sdm_ray.meta.inner.optim import OptimizerState
 from sdm_ray.meta.inner.problems import Data, HeadProblem, LoraProblem, Problem, UpperProblem
 from sdm_ray.meta.objectives import Trajectory
@@ -27,34 +30,46 @@ class Start(NamedTuple):
     log_learning_rate: Tensor
     """(A,) natural logarithms of the learning rates."""
     displacement: Tensor | None = None
-    """(A, P') how far an adversary that lives already is from the trunk, in the layout of the episode's rows."""
+    """(A, P') displacement of a persistent adversary from the trunk, in the layout of the episode's rows."""
     state: OptimizerState | None = None
     """State of the optimiser over the adversary's variables, in that layout; None is a fresh one."""
 
 
 class Episode(NamedTuple):
-    """What A simulated adversaries that are alike do, and how they are looked at."""
+    """What A simulated adversaries that are alike do, and which of their steps are evaluated."""
 
     data: Data
-    """Inner batches and outer ones, token ids as they are in the data."""
+    """Inner batches and evaluation batches, with the token ids of the data."""
     adversary: Adversary
     """Optimiser, schedule, and what is trained; batch size, head and learning rate are read from data and start."""
-    moments: tuple[int, ...]
-    """Moments (0 is before the first inner step) at which terms of adapted models are read; sorted."""
+    evaluated_steps: tuple[int, ...]
+    """Steps (0 is before the first) at which terms of adapted models are computed; sorted."""
     mode: str
-    """How meta-gradients pass the inner loop."""
+    """Gradient mode: `auto`, or a strategy of `meta.inner.loop`."""
     truncation_steps: int = 0
     """Updates that `truncated` differentiates."""
     gradient_clip: float = float("inf")
     """Norm that inner gradients are clipped to."""
     rows: Rows | None = None
-    """Rows of the token embedding that occur; None holds all of them."""
+    """Rows of the token embedding that occur; None for all of them."""
     noise: tuple[float, ...] = ()
     """(A,) standard deviations of each adversary's parameter noise, relative to each parameter's root mean square."""
 
 
+class Execution(NamedTuple):
+    """How episodes are computed."""
+
+    chooser: ModeChooser | None = None
+    """Resolves the mode `auto`, and falls back where memory runs out; None makes one for the episode."""
+    autocast: Callable[[], AbstractContextManager[object]] = nullcontext
+    """Context of first derivatives."""
+    compiled: bool = False
+    """Compile the step functions of modes that keep no graph; `auto` is then `adjoint`. Adversaries that train
+    the head alone, or have dropout, are computed eagerly all the same."""
+
+
 class MetaGradients(NamedTuple):
-    """What an episode asks of the outer step: sums over its adversaries, which share their weights equally."""
+    """Meta-gradients of an episode: sums over its adversaries, which share their weights equally."""
 
     trunk: Tensor
     """(1, P) or (A, P), as the start's: gradient of the blocking loss."""

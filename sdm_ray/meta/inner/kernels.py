@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sdm_ray.core.types import Batch
-from sdm_ray.meta.inner.problems import Base, TrunkProblem, View
+from sdm_ray.meta.inner.problems import Base, Outputs, TrunkProblem
 
 Inputs = tuple[Tensor, ...]
 MAX_SHAPES = 4096
@@ -44,41 +44,42 @@ class Kernels:
             return run
 
         self._gradient, self._products = compiled(self._eager_gradient), compiled(self._eager_products)
-        self._view, self._pull_view = compiled(self._eager_view), compiled(self._eager_pull_view)
+        self._outputs = compiled(self._eager_outputs)
+        self._backward_outputs = compiled(self._eager_backward_outputs)
 
     def gradient(self, variables: Tensor, base: Base, batch: Batch) -> Tensor:
         """(A, N) gradients of the adversaries' losses on a batch (A, B, ·)."""
         gradient: Tensor = _own(self._gradient(variables, base, batch.inputs, batch.labels))
         return gradient
 
-    def products(self, variables: Tensor, base: Base, batch: Batch, pushes: Tensor) -> tuple[Tensor, ...]:
-        """Products of pushes (M, A, N) with the derivative of the gradient: of the variables, then of the base."""
-        found: tuple[Tensor, ...] = _own(self._products(variables, base, batch.inputs, batch.labels, pushes))
+    def products(self, variables: Tensor, base: Base, batch: Batch, vectors: Tensor) -> tuple[Tensor, ...]:
+        """Products of vectors (M, A, N) with the derivative of the gradient: of the variables, then of the base."""
+        found: tuple[Tensor, ...] = _own(self._products(variables, base, batch.inputs, batch.labels, vectors))
         return found
 
-    def view(self, variables: Tensor, base: Base, inputs: Inputs, head: Tensor | None) -> View:
-        """What is seen of the models on inputs (B, ·), by their own heads or a fixed one (C, D)."""
-        return View(*_own(self._view(variables, base, inputs, head)))
+    def outputs(self, variables: Tensor, base: Base, inputs: Inputs, head: Tensor | None) -> Outputs:
+        """Outputs on inputs (B, ·) with the adversaries' own heads, or with a fixed one (C, D)."""
+        return Outputs(*_own(self._outputs(variables, base, inputs, head)))
 
-    def pull_view(
+    def backward_outputs(
         self, variables: Tensor, base: Base, inputs: Inputs, head: Tensor | None, cotangents: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, ...]:
         """Cotangents of variables and base for M cotangents of features (M, A, B, D) and logits (M, A, B, C)."""
-        found: tuple[Tensor, ...] = _own(self._pull_view(variables, base, inputs, head, cotangents))
+        found: tuple[Tensor, ...] = _own(self._backward_outputs(variables, base, inputs, head, cotangents))
         return found
 
-    def stack(self, shown: Sequence[View | None]) -> tuple[Tensor, Tensor] | None:
-        """M cotangents of a view as one pair, zero where there is none; None where there is none at all."""
-        present = [view for view in shown if view is not None]
+    def stack(self, cotangents: Sequence[Outputs | None]) -> tuple[Tensor, Tensor] | None:
+        """Stack M cotangents of outputs as one pair, with zeros where one is missing; None where all are missing."""
+        present = [value for value in cotangents if value is not None]
         if not present:
             return None
-        features = [view.features for view in present if view.features is not None]
-        logits = [view.logits for view in present if view.logits is not None]
+        features = [value.features for value in present if value.features is not None]
+        logits = [value.logits for value in present if value.logits is not None]
         lead = (features or logits)[0]
         blanks = [
             lead.new_zeros(*lead.shape[:-1], size) for size in (self._problem.feature_dim, self._problem.num_classes)
         ]
-        pairs = [(None, None) if view is None else view for view in shown]
+        pairs = [(None, None) if value is None else value for value in cotangents]
         filled = [[blank if part is None else part for blank, part in zip(blanks, pair, strict=True)] for pair in pairs]
         return torch.stack([pair[0] for pair in filled]), torch.stack([pair[1] for pair in filled])
 
@@ -88,25 +89,27 @@ class Kernels:
         return result
 
     def _eager_products(
-        self, variables: Tensor, base: Base, inputs: Inputs, labels: Tensor, pushes: Tensor
+        self, variables: Tensor, base: Base, inputs: Inputs, labels: Tensor, vectors: Tensor
     ) -> tuple[Tensor, ...]:
         def gradient(moved: Tensor, moved_base: Base) -> Tensor:
             return self._eager_gradient(moved, moved_base, inputs, labels)
 
         pull = torch.func.vjp(gradient, variables, base)[1]
-        return _stacked([pull(push) for push in pushes.unbind(0)])
+        return _stacked([pull(vector) for vector in vectors.unbind(0)])
 
-    def _eager_view(self, variables: Tensor, base: Base, inputs: Inputs, head: Tensor | None) -> tuple[Tensor, Tensor]:
-        view = self._problem.view(base, variables, inputs, head)
-        return view.features, view.logits
+    def _eager_outputs(
+        self, variables: Tensor, base: Base, inputs: Inputs, head: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        found = self._problem.outputs_on(base, variables, inputs, head)
+        return found.features, found.logits
 
-    def _eager_pull_view(
+    def _eager_backward_outputs(
         self, variables: Tensor, base: Base, inputs: Inputs, head: Tensor | None, cotangents: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, ...]:
-        def view(moved: Tensor, moved_base: Base) -> tuple[Tensor, Tensor]:
-            return self._eager_view(moved, moved_base, inputs, head)
+        def outputs(moved: Tensor, moved_base: Base) -> tuple[Tensor, Tensor]:
+            return self._eager_outputs(moved, moved_base, inputs, head)
 
-        pull = torch.func.vjp(view, variables, base)[1]
+        pull = torch.func.vjp(outputs, variables, base)[1]
         return _stacked([pull(pair) for pair in zip(*(value.unbind(0) for value in cotangents), strict=True)])
 
 

@@ -1,4 +1,4 @@
-"""Choosing how to walk back by the memory that it takes, and falling back where memory runs out."""
+"""Choosing a gradient mode by the memory that it takes, and falling back where memory runs out."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""What an adversary trains, and from where: the whole model, its upper part, low-rank factors, or the head alone.
+"""What an adversary trains: the whole model, its upper part, low-rank factors, or the head alone.
 
-Every kind is seen the same way: variables `x` that the adversary's optimiser moves, and a `base` that they act on and
-that stands still, both of them functions of the trunk and the head that the adversary starts from. Meta-gradients are
-walked back to `x_0` and `base`, and from there to the trunk.
+Every kind has the same interface: variables `x` that the adversary's optimiser moves, and a `base` that they act on and
+that does not change. Both are functions of the trunk and the head that the adversary starts from. Meta-gradients go
+back to `x_0` and `base`, and from there to the trunk.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ SEEDS_OF_A_STEP = 1009
 Base = tuple[Tensor, ...]
 
 
-class Watch(NamedTuple):
-    """An outer batch that the adapted model is watched on."""
+class EvaluationBatch(NamedTuple):
+    """An outer batch that adapted models are evaluated on."""
 
     batch: Batch
-    """(B, ·), the same at every moment."""
+    """(B, ·), the same at every evaluated step."""
     head: Tensor | None
-    """(C, D) a head that stands still; None takes the adversary's own."""
+    """(C, D) a head that does not adapt; None takes the adversary's own."""
 
 
-class View(NamedTuple):
-    """What is seen of A adapted models on one outer batch."""
+class Outputs(NamedTuple):
+    """Outputs of A adapted models on one evaluation batch."""
 
     features: Tensor
     """(A, B, D)."""
@@ -51,8 +51,8 @@ class Data(NamedTuple):
 
     inner: tuple[Batch, ...]
     """K batches (A, B, ·) that the adversaries train on, each as wide as its own texts."""
-    watches: tuple[Watch, ...]
-    """What they are watched on."""
+    evaluation: tuple[EvaluationBatch, ...]
+    """Batches that the adapted models are evaluated on."""
     seed: int = 0
     """Of whatever is drawn for the episode: low-rank factors, parameter noise, dropout masks."""
     dropout: bool = False
@@ -74,8 +74,8 @@ class Problem(Protocol):
         """(A,) losses on the inner batch of a step."""
         ...
 
-    def views(self, base: Base, variables: Tensor, data: Data) -> tuple[View, ...]:
-        """What is seen on every watch."""
+    def outputs(self, base: Base, variables: Tensor, data: Data) -> tuple[Outputs, ...]:
+        """Outputs on every evaluation batch."""
         ...
 
     def head_of(self, variables: Tensor) -> Tensor:
@@ -105,15 +105,15 @@ class TrunkProblem(ABC):
         features = self._model.stacked(params, batch.inputs, shared=False, dropout_seed=dropout_seed)
         return example_losses(logits(features, head), batch.labels).mean(-1)
 
-    def views(self, base: Base, variables: Tensor, data: Data) -> tuple[View, ...]:
-        """What is seen on every watch."""
-        return tuple(self.view(base, variables, watch.batch.inputs, watch.head) for watch in data.watches)
+    def outputs(self, base: Base, variables: Tensor, data: Data) -> tuple[Outputs, ...]:
+        """Outputs on every evaluation batch."""
+        return tuple(self.outputs_on(base, variables, one.batch.inputs, one.head) for one in data.evaluation)
 
-    def view(self, base: Base, variables: Tensor, inputs: tuple[Tensor, ...], head: Tensor | None) -> View:
-        """What is seen on inputs (B, ·) by the adversaries' heads, or by a fixed one (C, D)."""
+    def outputs_on(self, base: Base, variables: Tensor, inputs: tuple[Tensor, ...], head: Tensor | None) -> Outputs:
+        """Outputs on inputs (B, ·) with the adversaries\' own heads, or with a fixed one (C, D)."""
         params, own = self.params(base, variables)
         features = self._model.stacked(params, inputs, shared=True)
-        return View(features, logits(features, own if head is None else head))
+        return Outputs(features, logits(features, own if head is None else head))
 
     def head_of(self, variables: Tensor) -> Tensor:
         """(A, C, D) heads: the last variables."""
@@ -126,7 +126,7 @@ class UpperProblem(TrunkProblem):
     Args:
         model: the trunk as a function.
         head_shape: (C, D).
-        depth: blocks below it stand still.
+        depth: blocks below it are frozen.
     """
 
     def __init__(self, model: FlatModel, head_shape: tuple[int, int], depth: int) -> None:
@@ -190,7 +190,7 @@ class LoraProblem(TrunkProblem):
 
 
 class HeadProblem:
-    """The head alone is trained: the trunk stands still, so all texts pass it once and the loop runs on features.
+    """The head alone is trained: the trunk is frozen, so every text passes it once and the loop runs on features.
 
     Args:
         model: the trunk as a function.
@@ -201,27 +201,27 @@ class HeadProblem:
         self._model, self._head_shape = model, head_shape
 
     def begin(self, trunk: Tensor, head: Tensor, data: Data) -> tuple[Tensor, Base]:
-        """The head moves; features (A, B, D) of every inner batch and of the watches are the base."""
+        """The head moves; features (A, B, D) of every inner batch and evaluation batch are the base."""
         params, count = self._model.layout.unflatten(trunk), len(head)
         if len(trunk) == 1:
             params = {name: value[0] for name, value in params.items()}
         inner = [self._inner_features(params, batch, data.seed_at(step)) for step, batch in enumerate(data.inner)]
-        watched = [
-            self._model.stacked(params, watch.batch.inputs, shared=True).expand(count, -1, -1) for watch in data.watches
+        evaluation = [
+            self._model.stacked(params, one.batch.inputs, shared=True).expand(count, -1, -1) for one in data.evaluation
         ]
-        return head.flatten(1), (*inner, *watched)
+        return head.flatten(1), (*inner, *evaluation)
 
     def inner_loss(self, base: Base, variables: Tensor, data: Data, step: int) -> Tensor:
         """(A,) losses on the features of a step's inner batch."""
         scores = logits(base[step], self.head_of(variables))
         return example_losses(scores, data.inner[step].labels).mean(-1)
 
-    def views(self, base: Base, variables: Tensor, data: Data) -> tuple[View, ...]:
-        """What is seen on every watch."""
+    def outputs(self, base: Base, variables: Tensor, data: Data) -> tuple[Outputs, ...]:
+        """Outputs on every evaluation batch."""
         head = self.head_of(variables)
-        watched = zip(base[len(data.inner) :], data.watches, strict=True)
+        evaluation = zip(base[len(data.inner) :], data.evaluation, strict=True)
         return tuple(
-            View(features, logits(features, head if watch.head is None else watch.head)) for features, watch in watched
+            Outputs(features, logits(features, head if one.head is None else one.head)) for features, one in evaluation
         )
 
     def head_of(self, variables: Tensor) -> Tensor:

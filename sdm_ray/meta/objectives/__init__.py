@@ -1,4 +1,4 @@
-"""Blocking terms: pure functions from what is seen of a model to a scalar, one family a file, in a registry by name."""
+"""Blocking terms: pure functions from a model's outputs to a scalar, one family a file, in a registry by name."""
 
 from sdm_ray.meta.objectives.information import mutual_information, predictor_loss
 from sdm_ray.meta.objectives.losses import accuracies, example_losses, step_losses, task_loss
@@ -16,7 +16,6 @@ from sdm_ray.meta.objectives.registry import (
     Reads,
     Term,
     Trajectory,
-    blocking_loss,
     blocking_term,
     load_terms,
     weighted_sum,
@@ -34,7 +33,6 @@ __all__ = [
     "Trajectory",
     "accuracies",
     "adapted_grad_norm",
-    "blocking_loss",
     "blocking_term",
     "desired_adapted",
     "desired_adapted_harmful",

@@ -15,13 +15,13 @@ from sdm_ray.meta.objectives.registry import Trajectory, blocking_term
 
 @blocking_term("mutual_information", reads="predicted", maximised=False)
 def mutual_information(trajectory: Trajectory, predictors: Tensor) -> Tensor:
-    """Mean over moments of the bound on what the features tell about the harmful label, in nats.
+    """Mean over evaluated steps of the bound on what the features tell about the harmful label, in nats.
 
     Negative where predictors do worse than the label frequencies of the batch.
 
     Args:
-        trajectory: S moments.
-        predictors: (S, C, D) the linear predictor of each moment.
+        trajectory: of S evaluated steps.
+        predictors: (S, C, D) the linear predictor of each step.
     """
     classes = torch.arange(predictors.shape[1], device=predictors.device)
     shares = (trajectory.labels[:, None] == classes).to(predictors.dtype).mean(0)
@@ -30,11 +30,11 @@ def mutual_information(trajectory: Trajectory, predictors: Tensor) -> Tensor:
 
 
 def predictor_loss(trajectory: Trajectory, predictors: Tensor) -> Tensor:
-    """Mean over moments of the predictors' cross-entropy, which they descend.
+    """Mean over evaluated steps of the predictors' cross-entropy, which they descend.
 
     Args:
-        trajectory: S moments.
-        predictors: (S, C, D) the linear predictor of each moment.
+        trajectory: of S evaluated steps.
+        predictors: (S, C, D) the linear predictor of each step.
     """
     class_scores(trajectory, "mutual_information")
     return example_losses(full_precision(trajectory.features) @ predictors.mT, trajectory.labels).mean()

@@ -38,12 +38,12 @@ def task_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def step_losses(trajectory: Trajectory) -> Tensor:
-    """The task's own loss at every moment, (S,)."""
+    """The task's own loss at every evaluated step, (S,)."""
     return task_loss(trajectory.logits, trajectory.labels)
 
 
 def accuracies(trajectory: Trajectory) -> Tensor:
-    """Share of the outer batch that is classified right at every moment, (S,); 0 in a regression, which has no such."""
+    """Accuracy on the outer batch at every evaluated step, (S,); 0 in a regression."""
     logits, labels = trajectory.logits.detach(), trajectory.labels
     if labels.is_floating_point():
         return logits.new_zeros(len(logits), dtype=torch.float32)

@@ -14,7 +14,7 @@ from sdm_ray.meta.objectives.registry import Trajectory, blocking_term
 def harmful_base(trajectory: Trajectory) -> Tensor:
     """Harmful loss of the un-adapted model: adversarial censoring (Edwards and Storkey, arXiv 1511.05897).
 
-    Later moments are left out. Unbounded above, as published: a large weight or learning rate buys confident errors,
+    Later steps are left out. Unbounded above, as published: a large weight or learning rate buys confident errors,
     not ignorance.
     """
     first = [logits for logits, step in zip(trajectory.logits, trajectory.steps, strict=True) if step == 0]
@@ -23,13 +23,13 @@ def harmful_base(trajectory: Trajectory) -> Tensor:
 
 @blocking_term("harmful_adapted", reads="harmful_adapted", maximised=True)
 def harmful_adapted(trajectory: Trajectory) -> Tensor:
-    """Mean over moments of the adapted harmful loss; unbounded above."""
+    """Mean over evaluated steps of the adapted harmful loss; unbounded above."""
     return step_losses(trajectory).mean()
 
 
 @blocking_term("harmful_adapted_calibrated", reads="harmful_adapted", maximised=True)
 def harmful_adapted_calibrated(trajectory: Trajectory) -> Tensor:
-    """Mean over moments of the adapted harmful loss that is left after the best linear map of the scores.
+    """Mean over evaluated steps of the adapted harmful loss that is left after the best linear map of the scores.
 
     At most log C, and in a regression (where the map is one factor in [-1, 1]) at most the mean square of the targets.
     """
@@ -47,13 +47,13 @@ def adapted_grad_norm(gradient: Tensor) -> Tensor:
 
 @blocking_term("desired_adapted", reads="desired_adapted", maximised=False)
 def desired_adapted(trajectory: Trajectory) -> Tensor:
-    """Mean over moments of the desired loss of the model adapted to the desired task: it shall stay trainable."""
+    """Mean over evaluated steps of the desired loss of the model adapted to the desired task."""
     return step_losses(trajectory).mean()
 
 
 @blocking_term("desired_adapted_harmful", reads="desired_adapted_harmful", maximised=True)
 def desired_adapted_harmful(trajectory: Trajectory) -> Tensor:
-    """Mean over moments of the harmful loss of the model adapted to the desired task; unbounded above."""
+    """Mean over evaluated steps of the harmful loss of the model adapted to the desired task; unbounded above."""
     return step_losses(trajectory).mean()
 
 

@@ -28,15 +28,15 @@ Reads = Literal[
     "masked_lm",
     "hidden_states",
 ]
-"""What a term is a function of; S moments, A adversaries, B examples, C classes, D features, P parameters.
+"""What a term is a function of; S evaluated steps, A adversaries, B examples, C classes, D features, P parameters.
 
 | reads | function |
 | --- | --- |
-| harmful_base | `(Trajectory)`: the harmful task, un-adapted model (moments of step 0) |
+| harmful_base | `(Trajectory)`: the harmful task, un-adapted model (step 0) |
 | harmful_adapted | `(Trajectory)`: the harmful task, model adapted to it |
 | desired_adapted | `(Trajectory)`: the desired task, model adapted to it |
 | desired_adapted_harmful | `(Trajectory)`: the harmful task, model adapted to the desired one |
-| predicted | `(Trajectory, predictors (S, C, D))`: as harmful_adapted, with a linear predictor of each moment |
+| predicted | `(Trajectory, predictors (S, C, D))`: as harmful_adapted, with a linear predictor of each step |
 | inner_gradient | `(gradient (A, N))`: gradients of an inner step; the caller takes the mean over steps |
 | gradients | `(harmful (P,), desired (P,))`: gradients of both tasks at the un-adapted model |
 | masked_lm | `(logits (N, V), labels (N,))`: predicted tokens of general text |
@@ -49,7 +49,7 @@ TRAJECTORY_READS = ("harmful_base", "harmful_adapted", "desired_adapted", "desir
 
 
 class Trajectory(NamedTuple):
-    """Adversaries seen from outside: their scores on one and the same outer batch at S watched moments."""
+    """Outputs of adversaries on one outer batch at S evaluated steps."""
 
     logits: Tensor
     """(S, B, C): steps of one adversary, or of several one after the other."""
@@ -58,7 +58,7 @@ class Trajectory(NamedTuple):
     labels: Tensor
     """(B,) int64 class indices, or floating-point targets of a regression (then C is 1)."""
     steps: tuple[int, ...]
-    """(S,) the inner step of each moment; 0 is before the first."""
+    """(S,) the inner step of each; 0 is before the first."""
 
 
 class Term(NamedTuple):
@@ -140,20 +140,6 @@ def weighted_sum(values: Mapping[str, Tensor], weights: Mapping[str, float]) -> 
     """
     signed = [weights[name] * (-value if TERMS[name].maximised else value) for name, value in values.items()]
     return torch.stack(signed).sum()
-
-
-def blocking_loss(trajectory: Trajectory, weights: Mapping[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
-    """`weighted_sum` of terms that read one trajectory and nothing else.
-
-    Args:
-        trajectory: of the batch that the terms read.
-        weights: term to weight above 0.
-
-    Returns:
-        The sum, and every term's own value (detached, with its natural sign) by name.
-    """
-    values = {name: TERMS[name].function(trajectory) for name in weights}
-    return weighted_sum(values, weights), {name: value.detach() for name, value in values.items()}
 
 
 def _origin(function: Callable[..., Tensor]) -> tuple[str, str]:

@@ -18,7 +18,7 @@ from sdm_ray.meta.objectives.registry import Trajectory, blocking_term
 
 @blocking_term("harmful_adapted_inverse", reads="harmful_adapted", maximised=False)
 def harmful_adapted_inverse(trajectory: Trajectory) -> Tensor:
-    """Mean over moments of the inverse cross-entropy -log(1 - p(y)) of the adapted harmful prediction.
+    """Mean over evaluated steps of the inverse cross-entropy -log(1 - p(y)) of the adapted harmful prediction.
 
     Computed as the softplus of the right score's lead over all others together, whose derivative never exceeds 1. (The
     released code takes the cross-entropy of the negated scores, which for two classes is the same.)
@@ -33,6 +33,6 @@ def harmful_adapted_inverse(trajectory: Trajectory) -> Tensor:
 
 @blocking_term("harmful_adapted_uniform", reads="harmful_adapted", maximised=False)
 def harmful_adapted_uniform(trajectory: Trajectory) -> Tensor:
-    """Mean over moments of the divergence KL(uniform || p) of the adapted harmful prediction, in nats."""
+    """Mean over evaluated steps of the divergence KL(uniform || p) of the adapted harmful prediction, in nats."""
     scores = class_scores(trajectory, "harmful_adapted_uniform")
     return -scores.log_softmax(-1).mean() - math.log(scores.shape[-1])

@@ -13,7 +13,7 @@ from sdm_ray.meta.objectives.retention import squared_distances
 
 @blocking_term("harmful_adapted_entropy", reads="harmful_adapted", maximised=True)
 def harmful_adapted_entropy(trajectory: Trajectory) -> Tensor:
-    """Mean over moments of the entropy of the adapted harmful prediction, in nats; at most log C.
+    """Mean over evaluated steps of the entropy of the adapted harmful prediction, in nats; at most log C.
 
     The paper finds it flatter along a fine-tuning than the loss itself: a confident error counts for nothing.
     """
@@ -23,7 +23,7 @@ def harmful_adapted_entropy(trajectory: Trajectory) -> Tensor:
 
 @blocking_term("harmful_adapted_clamped", reads="harmful_adapted", maximised=True)
 def harmful_adapted_clamped(trajectory: Trajectory) -> Tensor:
-    """Mean over moments of the adapted harmful cross-entropy, each example's clamped at log C (MLAC-AR).
+    """Mean over evaluated steps of the adapted harmful cross-entropy, each example's clamped at log C (MLAC-AR).
 
     An example that is guessed no better than chance pulls no more.
     """

@@ -1,4 +1,4 @@
-"""The outer step of `tuned`, `ac` and `mlac`: what moves the trunk, the desired head and what the adversary learns."""
+"""The outer step of `tuned`, `ac` and `mlac`: the update of the trunk, the desired head and what adversaries learn."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from sdm_ray.core.types import Batch, Params, Split, Task
 from sdm_ray.data.interface import TrainingDataset
 from sdm_ray.data.sampler import EpochSampler
 from sdm_ray.meta.adversaries.few_shot import FewShot
-from sdm_ray.meta.adversaries.fresh import Heads, Simulator
+from sdm_ray.meta.adversaries.fresh import MetaParameters, Simulator
 from sdm_ray.meta.adversaries.pool import AdversaryPool
+from sdm_ray.meta.inner.episode import Execution
 from sdm_ray.meta.inner.flat_model import FlatModel, TrunkLike
 from sdm_ray.meta.inner.memory import ModeChooser
-from sdm_ray.meta.inner.problems import Watch
+from sdm_ray.meta.inner.problems import EvaluationBatch
 from sdm_ray.meta.objectives import TERMS, Trajectory, accuracies, load_terms, step_losses, task_loss
 from sdm_ray.meta.outer.embedding_map import EmbeddingMap
 from sdm_ray.meta.outer.optimizer import Group, OuterOptimizer
@@ -64,7 +65,7 @@ class OuterStep:
         indices = self._indices = data.indices(Split.META_TRAIN) if indices is None else indices
         self._desired = EpochSampler(indices, settings.desired_batch_size, generators["desired"])
         self._harmful = EpochSampler(indices, settings.harmful_batch_size, generators["harmful"])
-        self._chooser = ModeChooser(data.device)
+        self._execution = Execution(ModeChooser(data.device), self._autocast, settings.compile)
         self._init_learned()
         self._init_adversaries(indices)
         self._retention = None
@@ -111,17 +112,13 @@ class OuterStep:
             for task, generator in ((Task.HARMFUL, "adversary"), (Task.DESIRED, "desired_adversary"))
         }
         self.pool = AdversaryPool(
-            settings.adversary,
+            settings,
             few_shot=few_shots[Task.HARMFUL],
             generator=self._generators["pool"],
-            mode=settings.gradient_mode,
-            truncation_steps=settings.truncation_steps,
             model=self.model,
             data=self._data,
             indices=indices,
-            chooser=self._chooser,
-            autocast=self._autocast,
-            compiled=settings.compile,
+            execution=self._execution,
         )
         if self._plan.pool:
             self.pool.start(self.trunk.detach())
@@ -135,8 +132,7 @@ class OuterStep:
             indices=self._indices,
             few_shot=self._few_shots[task],
             generator=generator,
-            chooser=self._chooser,
-            autocast=self._autocast,
+            execution=self._execution,
         )
 
     def _groups(self) -> list[Group]:
@@ -164,20 +160,20 @@ class OuterStep:
         Returns:
             (M,) metrics on the device, in the order of `metric_names`.
         """
-        gathered, parts = Gathered(), self._settings.accumulation_steps
+        total, parts = GradientAccumulator(), self._settings.accumulation_steps
         self._draws = []
         for _ in range(parts):
-            self._gather(gathered)
-        scaled = {name: value / parts if parts > 1 else value for name, value in gathered.gradients.items()}
+            self._micro_step(total)
+        scaled = {name: value / parts if parts > 1 else value for name, value in total.gradients.items()}
         self._count += 1
         shared: list[Tensor | None] = [] if self._map is None else [self._map.gradient(self.trunk, scaled["trunk"])]
         learned = [scaled.get(name) for name, _ in self._learned()]
         norm = self._optimizer.step([[scaled["trunk"]], [scaled["desired_head"]], learned, shared])
         if self._map is not None:
             self._map.fold(self.trunk)
-        gathered.note("train/gradient_norm", norm, share=parts)
+        total.add_metric("train/gradient_norm", norm, share=parts)
         self._bound_learning_rate()
-        return torch.stack([gathered.metrics[name] for name in self.metric_names]) / parts
+        return torch.stack([total.metrics[name] for name in self.metric_names]) / parts
 
     def describe_draw(self) -> str:
         """The adversaries of the last step, in words; empty where there was none."""
@@ -194,8 +190,8 @@ class OuterStep:
         settings = probe_settings(self._settings, fresh=self._fresh_adapts())
         simulator = self._simulator(settings, Task.HARMFUL, torch.Generator().manual_seed(0))
         indices = self._indices[:PROBED_EXAMPLES]
-        heads = Heads(self.trunk.detach(), self.harmful_head.detach(), self.log_learning_rate.detach())
-        return mean_trajectory(simulator, heads, self._data.batch(indices, Task.HARMFUL), indices)
+        parameters = MetaParameters(self.trunk.detach(), self.harmful_head.detach(), self.log_learning_rate.detach())
+        return mean_trajectory(simulator, parameters, self._data.batch(indices, Task.HARMFUL), indices)
 
     def params(self) -> Params:
         """The trunk's parameters, copied."""
@@ -238,107 +234,109 @@ class OuterStep:
             self._retention.load_state_dict(state["retention"])
         self._generators.load_state_dict(state["generators"])
 
-    def _gather(self, gathered: Gathered) -> None:
+    def _micro_step(self, total: GradientAccumulator) -> None:
         """Gradients and metrics of one micro-step."""
         plan = self._plan
         desired_indices = self._desired.next()
         desired = self._data.batch(desired_indices, Task.DESIRED, coarse=self._settings.compile)
-        self._gather_desired(gathered, desired)
+        self._add_desired(total, desired)
         if plan.fresh or plan.pool or plan.desired or plan.gradients:
             harmful_indices = self._harmful.next()
             harmful = self._data.batch(harmful_indices, Task.HARMFUL, coarse=self._settings.compile)
             if plan.fresh:
-                self._gather_fresh(gathered, harmful, harmful_indices)
+                self._add_fresh(total, harmful, harmful_indices)
             if plan.pool:
-                self._gather_pool(gathered, harmful, harmful_indices)
+                self._add_pool(total, harmful, harmful_indices)
             if plan.desired:
                 indices = torch.cat([desired_indices, harmful_indices])
-                self._gather_desired_adapted(gathered, desired, harmful, indices)
+                self._add_desired_adapted(total, desired, harmful, indices)
             if plan.gradients:
-                self._gather_coupling(gathered, desired, harmful)
+                self._add_coupling(total, desired, harmful)
         if self._retention is not None:
             gradient, values = self._retention.gradient(self.trunk.detach(), desired)
-            gathered.pull("trunk", gradient)
+            total.add_gradient("trunk", gradient)
             for name, value in values.items():
-                gathered.note(f"train/{name}", value)
+                total.add_metric(f"train/{name}", value)
 
-    def _gather_desired(self, gathered: Gathered, batch: Batch) -> None:
+    def _add_desired(self, total: GradientAccumulator, batch: Batch) -> None:
         with self._autocast():
             scores = self.model.logits(self.trunk, self.desired_head, batch)
             loss = task_loss(scores, batch.labels)
         weighted = self._settings.blocking.desired_base * loss
         trunk, head = torch.autograd.grad(weighted, (self.trunk, self.desired_head))
-        gathered.pull("trunk", trunk)
-        gathered.pull("desired_head", head)
-        gathered.note("train/desired_loss", loss)
-        gathered.note("train/desired_accuracy", accuracies(single(scores, batch.labels))[0])
+        total.add_gradient("trunk", trunk)
+        total.add_gradient("desired_head", head)
+        total.add_metric("train/desired_loss", loss)
+        total.add_metric("train/desired_accuracy", accuracies(single(scores, batch.labels))[0])
 
-    def _gather_fresh(self, gathered: Gathered, outer: Batch, indices: Tensor) -> None:
+    def _add_fresh(self, total: GradientAccumulator, outer: Batch, indices: Tensor) -> None:
         simulator, adapts = self._simulators[Task.HARMFUL], self._fresh_adapts()
         adversaries = simulator.draw(self._count, takes_steps=adapts)
-        heads = Heads(self.trunk, self.harmful_head, self.log_learning_rate)
-        parts = simulator.fly(
+        parameters = MetaParameters(self.trunk, self.harmful_head, self.log_learning_rate)
+        parts = simulator.roll_out(
             adversaries,
-            heads,
-            (Watch(outer, None),),
+            parameters,
+            (EvaluationBatch(outer, None),),
             indices,
             self._plan.fresh,
             takes_steps=adapts,
             predictors=self.predictors,
         )
         for part in parts:
-            gathered.pull("trunk", part.found.trunk[0])
-            gathered.pull("harmful_head", part.learned_head)
-            gathered.pull("log_learning_rate", part.learned_rate)
+            total.add_gradient("trunk", part.found.trunk[0])
+            total.add_gradient("harmful_head", part.learned_head)
+            total.add_gradient("log_learning_rate", part.learned_rate)
             if part.found.predictors is not None:
-                gathered.pull("predictors", part.found.predictors * part.share)
-            self._note_terms(gathered, part.found.values, self._plan.fresh, part.share)
+                total.add_gradient("predictors", part.found.predictors * part.share)
+            self._add_terms(total, part.found.values, self._plan.fresh, part.share)
             for name, value in ends(part.found.trajectory, len(part.found.final)).items():
-                gathered.note(f"train/adversary_{name}", value, part.share)
+                total.add_metric(f"train/adversary_{name}", value, part.share)
             self._draws.append(part.draw)
-        gathered.note("train/adversary_learning_rate", self.log_learning_rate.exp())
+        total.add_metric("train/adversary_learning_rate", self.log_learning_rate.exp())
 
-    def _gather_pool(self, gathered: Gathered, outer: Batch, indices: Tensor) -> None:
+    def _add_pool(self, total: GradientAccumulator, outer: Batch, indices: Tensor) -> None:
         turn = self.pool.turn(self.trunk, outer, indices, self._plan.pool)
-        gathered.pull("trunk", turn.trunk)
-        self._note_terms(gathered, turn.values, self._plan.pool)
-        gathered.note("train/pool_loss", step_losses(turn.trajectory)[-1])
-        gathered.note("train/pool_accuracy", accuracies(turn.trajectory)[-1])
+        total.add_gradient("trunk", turn.trunk)
+        self._add_terms(total, turn.values, self._plan.pool)
+        total.add_metric("train/pool_loss", step_losses(turn.trajectory)[-1])
+        total.add_metric("train/pool_accuracy", accuracies(turn.trajectory)[-1])
         self._draws.append(turn.draw)
 
-    def _gather_desired_adapted(self, gathered: Gathered, desired: Batch, harmful: Batch, indices: Tensor) -> None:
+    def _add_desired_adapted(self, total: GradientAccumulator, desired: Batch, harmful: Batch, indices: Tensor) -> None:
         simulator = self._simulators[Task.DESIRED]
-        watches = [Watch(desired, None)]
+        evaluation = [EvaluationBatch(desired, None)]
         if any(TERMS[name].reads == "desired_adapted_harmful" for name in self._plan.desired):
-            watches.append(Watch(harmful, self.harmful_head.detach()))
-        heads = Heads(self.trunk, self.desired_head, self.log_learning_rate.detach())
-        parts = simulator.fly(simulator.draw(self._count), heads, tuple(watches), indices, self._plan.desired)
+            evaluation.append(EvaluationBatch(harmful, self.harmful_head.detach()))
+        parameters = MetaParameters(self.trunk, self.desired_head, self.log_learning_rate.detach())
+        parts = simulator.roll_out(
+            simulator.draw(self._count), parameters, tuple(evaluation), indices, self._plan.desired
+        )
         for part in parts:
-            gathered.pull("trunk", part.found.trunk[0])
-            gathered.pull("desired_head", part.learned_head)
+            total.add_gradient("trunk", part.found.trunk[0])
+            total.add_gradient("desired_head", part.learned_head)
             if part.found.fixed_head is not None:
-                gathered.pull("harmful_head", part.found.fixed_head * part.share)
-            self._note_terms(gathered, part.found.values, self._plan.desired, part.share)
+                total.add_gradient("harmful_head", part.found.fixed_head * part.share)
+            self._add_terms(total, part.found.values, self._plan.desired, part.share)
             self._draws.append(part.draw.replace("fresh adversary", "adaptation to the desired task"))
 
-    def _gather_coupling(self, gathered: Gathered, desired: Batch, harmful: Batch) -> None:
+    def _add_coupling(self, total: GradientAccumulator, desired: Batch, harmful: Batch) -> None:
         """Terms of the two tasks' gradients; the harmful head descends its own loss."""
         losses = [
             task_loss(self.model.logits(self.trunk, head, batch), batch.labels)
             for head, batch in ((self.harmful_head, harmful), (self.desired_head.detach(), desired))
         ]
-        gathered.couple(losses[0], losses[1], self.trunk, self._plan.gradients)
+        total.add_coupling(losses[0], losses[1], self.trunk, self._plan.gradients)
         if not self._plan.fresh:
             (head,) = torch.autograd.grad(losses[0], self.harmful_head)
-            gathered.pull("harmful_head", head)
+            total.add_gradient("harmful_head", head)
 
-    def _note_terms(
-        self, gathered: Gathered, values: dict[str, Tensor], weights: dict[str, float], share: float = 1.0
+    def _add_terms(
+        self, total: GradientAccumulator, values: dict[str, Tensor], weights: dict[str, float], share: float = 1.0
     ) -> None:
         """A term that fresh adversaries and the pool share is logged as the mean over both."""
         wanted = self._settings.blocking.weights()
         for name, value in values.items():
-            gathered.note(f"train/{name}", value, share * weights[name] / wanted[name])
+            total.add_metric(f"train/{name}", value, share * weights[name] / wanted[name])
 
     def _fresh_adapts(self) -> bool:
         """Whether fresh adversaries take steps against the harmful task."""
@@ -380,23 +378,23 @@ def _classes(labels: Tensor) -> Tensor:
 
 
 @dataclass
-class Gathered:
+class GradientAccumulator:
     """Gradients and metrics of one micro-step, or of several, summed."""
 
     gradients: dict[str, Tensor] = field(default_factory=dict)
     metrics: dict[str, Tensor] = field(default_factory=dict)
 
-    def pull(self, name: str, gradient: Tensor | None) -> None:
-        """Add a gradient of what is called `name`."""
+    def add_gradient(self, name: str, gradient: Tensor | None) -> None:
+        """Add a gradient to that of the parameter `name`; None adds nothing."""
         if gradient is not None:
             self.gradients[name] = self.gradients[name] + gradient if name in self.gradients else gradient
 
-    def note(self, name: str, value: Tensor, share: float = 1.0) -> None:
+    def add_metric(self, name: str, value: Tensor, share: float = 1.0) -> None:
         """Add a metric, or a share of one."""
         scaled = value.detach().to(torch.float64) * share
         self.metrics[name] = self.metrics[name] + scaled if name in self.metrics else scaled
 
-    def couple(self, harmful: Tensor, desired: Tensor, trunk: Tensor, weights: dict[str, float]) -> None:
+    def add_coupling(self, harmful: Tensor, desired: Tensor, trunk: Tensor, weights: dict[str, float]) -> None:
         """Add the terms of two losses' gradients: a derivative of derivatives. The graph of `harmful` is kept."""
         harmful_gradient, desired_gradient = (
             torch.autograd.grad(loss, trunk, create_graph=True)[0] for loss in (harmful, desired)
@@ -406,17 +404,17 @@ class Gathered:
             value = term.function(harmful_gradient, desired_gradient)
             signed = -weight * value if term.maximised else weight * value
             (gradient,) = torch.autograd.grad(signed, trunk, retain_graph=True)
-            self.pull("trunk", gradient)
-            self.note(f"train/{name}", value)
+            self.add_gradient("trunk", gradient)
+            self.add_metric(f"train/{name}", value)
 
 
 def single(scores: Tensor, labels: Tensor) -> Trajectory:
-    """Scores (B, C) of one moment as a trajectory."""
+    """Scores (B, C) of the un-adapted model as a trajectory."""
     return Trajectory(scores.detach()[None], scores.new_zeros(1, *scores.shape), labels, (0,))
 
 
 def ends(trajectory: Trajectory, num_adversaries: int) -> dict[str, Tensor]:
-    """Losses and accuracies at the first and last moment, means over adversaries."""
+    """Losses and accuracies at the first and last evaluated step, means over adversaries."""
     values = {"loss": step_losses(trajectory).detach(), "accuracy": accuracies(trajectory)}
     return {
         f"{what}_{end}": value.view(num_adversaries, -1)[:, index].mean()

@@ -1,4 +1,4 @@
-"""The trajectory plot's probe: how fast a few adversaries of the distribution learn from the present weights."""
+"""The trajectory plot's data: how fast a few adversaries of the distribution learn from the present weights."""
 
 from __future__ import annotations
 
@@ -10,17 +10,16 @@ from torch import Tensor
 
 from sdm_ray.config import TrainSettings
 from sdm_ray.core.types import Batch
-from sdm_ray.meta.adversaries.fresh import Heads, Simulator
-from sdm_ray.meta.inner.problems import Watch
+from sdm_ray.meta.adversaries.fresh import MetaParameters, Simulator
+from sdm_ray.meta.inner.problems import EvaluationBatch
 from sdm_ray.meta.objectives import step_losses
 
 PROBED_ADVERSARIES = 4
 PROBED_EXAMPLES = 64
 PROBED_POOL_STEPS = 50
-"""What is averaged over: adversaries, watched examples, and the steps of adversaries of the pool's kind."""
+"""Averaged over so many adversaries and examples; adversaries of the pool's kind take so many steps."""
 MOST_INTERVALS = 16
-"""An adversary of more steps is watched at evenly spaced ones alone: on a deep encoder watching costs more than its
-steps do."""
+"""Most intervals between evaluations, which are evenly spaced: on a deep encoder they cost more than the steps do."""
 
 
 def probe_settings(settings: TrainSettings, *, fresh: bool) -> TrainSettings:
@@ -46,22 +45,24 @@ def probe_settings(settings: TrainSettings, *, fresh: bool) -> TrainSettings:
     return settings.model_copy(update={"adversary": changed, "outer_steps": "all", "dropout": "off"})
 
 
-def moments_of(num_steps: int) -> tuple[int, ...]:
-    """Inner steps after which an adversary of K is watched: the first, the last, and evenly spaced ones between."""
+def evaluated_steps_of(num_steps: int) -> tuple[int, ...]:
+    """Inner steps after which an adversary of K is evaluated: the first, the last, and evenly spaced ones between."""
     return (*range(0, num_steps, math.ceil(num_steps / MOST_INTERVALS) or 1), num_steps)
 
 
-def mean_trajectory(simulator: Simulator, heads: Heads, outer: Batch, indices: Tensor) -> dict[int, float]:
+def mean_trajectory(
+    simulator: Simulator, parameters: MetaParameters, outer: Batch, indices: Tensor
+) -> dict[int, float]:
     """Adapted harmful losses by inner step, averaged over adversaries.
 
     Args:
         simulator: of `probe_settings`, with a generator of its own.
-        heads: what they start from, detached.
-        outer: (B, L) the batch that they are watched on.
+        parameters: what they start from, detached.
+        outer: (B, L) the batch that they are evaluated on.
         indices: (B,) its host indices.
     """
     adversaries = simulator.draw(0)
-    moments = moments_of(adversaries[0].num_steps)
-    seen = simulator.look_on(adversaries, heads, (Watch(outer, None),), indices, moments)
-    losses = [step_losses(trajectory).view(count, -1).sum(0) for trajectory, count in seen]
-    return dict(zip(moments, (torch.stack(losses).sum(0) / len(adversaries)).tolist(), strict=True))
+    steps = evaluated_steps_of(adversaries[0].num_steps)
+    found = simulator.evaluate(adversaries, parameters, (EvaluationBatch(outer, None),), indices, steps)
+    losses = [step_losses(trajectory).view(count, -1).sum(0) for trajectory, count in found]
+    return dict(zip(steps, (torch.stack(losses).sum(0) / len(adversaries)).tolist(), strict=True))

@@ -13,14 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdm_ray.config import AdversarySettings
+from sdm_ray.config import TrainSettings
 from sdm_ray.core.types import Batch, Split, Task
 from sdm_ray.meta.adversaries.few_shot import FewShot
 from sdm_ray.meta.adversaries.pool import AdversaryPool
 from sdm_ray.meta.inner.adversary import Adversary
+from sdm_ray.meta.inner.episode import Episode, Execution, MetaGradients, Start
 from sdm_ray.meta.inner.flat_model import FlatModel
-from sdm_ray.meta.inner.loop import Episode, MetaGradients, Start, meta_gradients
-from sdm_ray.meta.inner.problems import Data, Watch
+from sdm_ray.meta.inner.loop import meta_gradients
+from sdm_ray.meta.inner.problems import Data, EvaluationBatch
 from tests.benchmarks.inner_loop.theirs import CLIP, RATE
 from tests.benchmarks.inner_loop.world import World
 
@@ -66,7 +67,7 @@ def _occurring(inner: Sequence[Batch], outer: Batch) -> Tensor:
 
 
 def _episodes(model: FlatModel, inner: list[Batch], walk: str, world: World) -> Callable[..., MetaGradients]:
-    """Meta-gradients of the adversaries of inner batches (A, B, L), in a mode and at moments that may be given."""
+    """Meta-gradients of the adversaries of inner batches (A, B, L), in a mode and at given evaluated steps."""
     num_steps, num_adversaries, learned = world.num_steps, len(inner[0].labels), walk != "paper"
     adversary = Adversary(
         optimizer="adam", batch_size=world.shape.inner, num_steps=num_steps, learning_rate=None, schedule="constant",
@@ -74,11 +75,11 @@ def _episodes(model: FlatModel, inner: list[Batch], walk: str, world: World) -> 
     )  # fmt: skip
     occurring, flat = _occurring(inner, world.outer), model.initial()
 
-    def run(mode: str, moments: Sequence[int] = range(num_steps + 1)) -> MetaGradients:
+    def run(mode: str, steps: Sequence[int] = range(num_steps + 1)) -> MetaGradients:
         episode = Episode(
-            data=Data(tuple(inner), (Watch(world.outer, None),)),
+            data=Data(tuple(inner), (EvaluationBatch(world.outer, None),)),
             adversary=adversary,
-            moments=tuple(moments),
+            evaluated_steps=tuple(steps),
             mode=mode.removesuffix("_compiled"),
             truncation_steps=TRUNCATION_STEPS,
             gradient_clip=CLIP,
@@ -87,7 +88,9 @@ def _episodes(model: FlatModel, inner: list[Batch], walk: str, world: World) -> 
         head = world.head.repeat(num_adversaries, 1, 1).requires_grad_(learned)
         rate = torch.full((num_adversaries,), RATE, device=world.device).log().requires_grad_(learned)
         compiled = mode.endswith("_compiled")
-        return meta_gradients(model, Start(flat[None], head, rate), episode, _weights(walk), compiled=compiled)
+        return meta_gradients(
+            model, Start(flat[None], head, rate), episode, _weights(walk), execution=Execution(compiled=compiled)
+        )
 
     return run
 
@@ -96,7 +99,8 @@ def _pool_turn(model: FlatModel, walk: str, world: World) -> Callable[[], Any]:
     data = world.device_data()
     indices = data.indices(Split.META_TRAIN)
     pool_settings = {"size": 8, "steps_per_turn": 1, "frozen_probability": 0.0}
-    settings = AdversarySettings(num_steps=0, batch_sizes=(world.shape.inner,), pool=pool_settings)
+    adversary = {"num_steps": 0, "batch_sizes": (world.shape.inner,), "pool": pool_settings}
+    settings = TrainSettings.model_validate({"adversary": adversary})
     pool = AdversaryPool(
         settings,
         model=model,

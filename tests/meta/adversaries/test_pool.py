@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from sdm_ray.config import AdversarySettings
+from sdm_ray.config import TrainSettings
 from sdm_ray.core.types import Split, Task
 from sdm_ray.meta.adversaries.few_shot import FewShot
 from sdm_ray.meta.adversaries.pool import AdversaryPool
@@ -29,7 +29,8 @@ def make_pool(
     adversary: dict[str, Any] | None = None, *, mode: str = "unrolled", **pool: Any
 ) -> tuple[AdversaryPool, FlatModel, FakeData]:
     values = {"size": 2, "frozen_probability": 0.0, "subset_size": 20, **pool}
-    settings = AdversarySettings.model_validate({"num_steps": 0, **(adversary or {}), "pool": values})
+    adversary = {"num_steps": 0, **(adversary or {}), "pool": values}
+    settings = TrainSettings.model_validate({"adversary": adversary, "gradient_mode": mode})
     model, data = FlatModel(MlpTrunk()), FakeData()
     indices = data.indices(Split.META_TRAIN)
     made = AdversaryPool(
@@ -39,7 +40,6 @@ def make_pool(
         indices=indices,
         few_shot=FewShot(indices, data.labels_host(Task.HARMFUL)[indices]),
         generator=torch.Generator().manual_seed(0),
-        mode=mode,
     )
     made.start(model.initial())
     return made, model, data
@@ -147,14 +147,6 @@ def test_an_interrupted_pool_goes_on_bit_for_bit() -> None:
         assert mine.draw == theirs.draw
 
 
-def test_memory_is_counted() -> None:
-    pool, model, _ = make_pool(size=3)
-    per_member = 8 * (3 * model.layout.numel + 3 * 2 * 6)
-    assert pool.memory_bytes() == 3 * per_member
-    frozen, _, _ = make_pool(size=3, frozen_probability=1.0)
-    assert frozen.memory_bytes() == 3 * 8 * 3 * 2 * 6
-
-
 def test_a_life_that_goes_on_never_waits_for_the_device() -> None:
     pool, model, _ = make_pool(lifespan_steps=10**6)
     with NoHostSync():
@@ -195,7 +187,10 @@ def test_holding_the_rows_of_its_own_tokens_changes_nothing(optimizer: str, monk
         monkeypatch.undo()
         theirs = full.turn(plain.initial(), outer, OUTER_INDICES, WEIGHTS)
         torch.testing.assert_close(mine.trunk, theirs.trunk, rtol=1e-10, atol=1e-13)
-    assert few.memory_bytes() < full.memory_bytes()
+    few_held, full_held = few.members[0].delta, full.members[0].delta
+    assert few_held is not None
+    assert full_held is not None
+    assert few_held.numel() < full_held.numel()
 
 
 def test_weight_decay_holds_all_rows() -> None:

@@ -11,6 +11,7 @@ import torch
 import torch._inductor.config
 
 from sdm_ray.core.types import Batch
+from sdm_ray.meta.inner.episode import Execution
 from sdm_ray.meta.inner.flat_model import FlatModel
 from sdm_ray.meta.inner.loop import meta_gradients
 from tests.fakes.meta import MlpTrunk, bert_trunk, episode_of, start_of
@@ -29,7 +30,11 @@ def _plain_code() -> Iterator[None]:
 def assert_compiled_equals_eager(model: FlatModel, mode: str, **kind: Any) -> None:
     eager, compiled = (
         meta_gradients(
-            model, start_of(model), episode_of(mode=mode, truncation_steps=1, **kind), WEIGHTS, compiled=flag
+            model,
+            start_of(model),
+            episode_of(mode=mode, truncation_steps=1, **kind),
+            WEIGHTS,
+            execution=Execution(compiled=flag),
         )
         for flag in (False, True)
     )
@@ -68,7 +73,9 @@ def test_kernels_meet_more_shapes_than_torch_expects_of_a_function() -> None:
         )
         episode = episode_of(mode="adjoint")
         episode = episode._replace(data=episode.data._replace(inner=inner))
-        found = meta_gradients(model, start_of(model), episode, {"harmful_adapted": 1.0}, compiled=True)
+        found = meta_gradients(
+            model, start_of(model), episode, {"harmful_adapted": 1.0}, execution=Execution(compiled=True)
+        )
         assert found.trunk.isfinite().all()
 
 
@@ -95,10 +102,10 @@ def test_episodes_on_a_gpu_agree_with_the_cpu_and_never_wait(mode: str, compiled
     start, episode = start_of(here, count=2), episode_of(mode=mode, count=2)
     expected = meta_gradients(here, start, episode, WEIGHTS)
     remote = (moved(start), episode._replace(data=moved(episode.data)), WEIGHTS)
-    meta_gradients(there, *remote, compiled=compiled)
+    meta_gradients(there, *remote, execution=Execution(compiled=compiled))
     torch.cuda.set_sync_debug_mode("error")
     try:
-        found = meta_gradients(there, *remote, compiled=compiled)
+        found = meta_gradients(there, *remote, execution=Execution(compiled=compiled))
     finally:
         torch.cuda.set_sync_debug_mode("default")
     torch.testing.assert_close(found.trunk.cpu(), expected.trunk, rtol=1e-7, atol=1e-9)

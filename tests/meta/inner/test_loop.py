@@ -17,9 +17,9 @@ from sdm_ray.core.types import Batch
 from sdm_ray.meta.inner import flat_model as functional_module
 from sdm_ray.meta.inner.episode import FROZEN_RATE_FACTOR, Episode, MetaGradients, Start
 from sdm_ray.meta.inner.flat_model import FlatModel
-from sdm_ray.meta.inner.loop import look_on, meta_gradients
+from sdm_ray.meta.inner.loop import evaluate, meta_gradients
 from sdm_ray.meta.inner.optim import ADAM_EPS, rate_factors
-from sdm_ray.meta.inner.problems import Watch
+from sdm_ray.meta.inner.problems import EvaluationBatch
 from sdm_ray.meta.objectives import Trajectory, step_losses
 from tests.fakes.files import NoHostSync
 from tests.fakes.meta import MlpTrunk, bert_trunk, episode_of, random_batch, start_of
@@ -158,7 +158,7 @@ def test_adjoint_equals_unrolled_for_any_configuration(
             start_of(model, rate=rate, count=count, learned=learned),
             episode_of(
                 mode=mode, optimizer=optimizer, schedule=schedule, gradient_clip=clip, num_steps=num_steps,
-                count=count, moments=moments, noise=(0.1,) * count if noise else (), **kind,
+                count=count, evaluated_steps=moments, noise=(0.1,) * count if noise else (), **kind,
             ),
             weights,
             predictors=predictors_of(model, num_steps),
@@ -195,7 +195,7 @@ def test_exact_modes_equal_higher(trunk: Any, optimizer: str, mode: str) -> None
 
     rate, episode = 0.01, episode_of(optimizer=optimizer, mode=mode)
     model = FlatModel(trunk)
-    start, outer = start_of(model, rate=rate), episode.data.watches[0].batch
+    start, outer = start_of(model, rate=rate), episode.data.evaluation[0].batch
     ours = meta_gradients(model, start, episode, {"harmful_adapted": 1.0})
     joint = Joint(trunk, start.head[0])
     theirs = {
@@ -226,7 +226,7 @@ def test_exact_modes_equal_torchopt(trunk: Any, mode: str) -> None:
 
     rate, episode = 0.01, episode_of(mode=mode)
     model = FlatModel(trunk)
-    start, outer = start_of(model, rate=rate), episode.data.watches[0].batch
+    start, outer = start_of(model, rate=rate), episode.data.evaluation[0].batch
     ours = meta_gradients(model, start, episode, {"harmful_adapted": 1.0})
     flat, head = start.trunk[0].detach().clone().requires_grad_(), start.head[0].detach().clone().requires_grad_()
     # Its bias correction is float32, and without eps_root its derivative is NaN where the second moment is 0.
@@ -253,7 +253,7 @@ def truncated_reference(model: FlatModel, start: Start, episode: Episode, last: 
     """Autograd through the last updates; what came before is a displacement that grows with the learning rate."""
     rate = start.log_learning_rate.detach().clone().requires_grad_()
     trunk, head = (value[0].detach().clone().requires_grad_() for value in (start.trunk, start.head))
-    outer, num_steps = episode.data.watches[0].batch, len(episode.data.inner)
+    outer, num_steps = episode.data.evaluation[0].batch, len(episode.data.inner)
     params: tuple[Tensor, ...] = (trunk, head)
     outputs = [model.logits(*params, outer)]
     for index in range(num_steps):
@@ -298,7 +298,7 @@ def test_truncation_to_nothing_is_first_order_and_to_everything_is_exact() -> No
 def first_order_reference(model: FlatModel, start: Start, episode: Episode, frozen: bool) -> list[Tensor]:
     """torch.optim steps on copies; the gradients at every adapted model are added up."""
     trunk, head = (value[0].detach().clone().requires_grad_() for value in (start.trunk, start.head))
-    params, outer = [head] if frozen else [trunk, head], episode.data.watches[0].batch
+    params, outer = [head] if frozen else [trunk, head], episode.data.evaluation[0].batch
     rate = math.exp(start.log_learning_rate.item()) * (FROZEN_RATE_FACTOR if frozen else 1)
     adam = torch.optim.Adam(params, rate)
     points = [(trunk.detach().clone(), head.detach().clone())]
@@ -374,7 +374,7 @@ def test_rows_that_do_not_occur_change_nothing(
     monkeypatch.setattr(functional_module, "ROW_MULTIPLE", 4)
     model = FlatModel(trunk)
     start, episode = start_of(model), episode_of(mode="adjoint", optimizer=optimizer, **kind)
-    batches = [*episode.data.inner, *(watch.batch for watch in episode.data.watches)]
+    batches = [*episode.data.inner, *(one.batch for one in episode.data.evaluation)]
     occurring = torch.cat([batch.inputs[0].flatten() for batch in batches]).unique()
     rows = model.plan_rows(occurring, torch.device("cpu"))
     full = meta_gradients(model, start, episode, ALL_WEIGHTS, predictors=predictors_of(model, 3))
@@ -385,13 +385,15 @@ def test_rows_that_do_not_occur_change_nothing(
     assert_equal_gradients(some, full, 1e-12)
 
 
-def test_watching_some_moments_estimates_watching_all_without_bias() -> None:
-    """The mean over all subsets of moments is the value at all moments."""
+def test_evaluating_some_steps_estimates_evaluating_all_without_bias() -> None:
+    """The mean over all subsets of steps is the value at all steps."""
     model = FlatModel(MlpTrunk())
     start = start_of(model)
     everything = meta_gradients(model, start, episode_of(mode="adjoint"), {"harmful_adapted_calibrated": 1.0})
     parts = [
-        meta_gradients(model, start, episode_of(mode="adjoint", moments=pair), {"harmful_adapted_calibrated": 1.0})
+        meta_gradients(
+            model, start, episode_of(mode="adjoint", evaluated_steps=pair), {"harmful_adapted_calibrated": 1.0}
+        )
         for pair in [(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)]
     ]
     torch.testing.assert_close(torch.stack([part.trunk for part in parts]).mean(0), everything.trunk)
@@ -428,7 +430,7 @@ def test_a_frozen_adversary_moves_the_head_alone_at_ten_times_the_rate() -> None
     model, episode = FlatModel(MlpTrunk()), episode_of(adaptation="head", optimizer="sgd")
     start = start_of(model, rate=0.05)
     found = meta_gradients(model, start, episode, WEIGHTS)
-    head, outer = start.head[0].detach().clone().requires_grad_(), episode.data.watches[0].batch
+    head, outer = start.head[0].detach().clone().requires_grad_(), episode.data.evaluation[0].batch
     batch = step_of(episode, 0)
     (gradient,) = torch.autograd.grad(F.cross_entropy(model.logits(start.trunk[0], head, batch), batch.labels), head)
     expected = model.logits(start.trunk[0], head - 0.5 * gradient, outer)
@@ -481,7 +483,7 @@ def test_trunk_and_adversary_follow_different_losses() -> None:
 
 
 @pytest.mark.parametrize("num_steps", [3, 0])
-def test_one_walk_serves_both_where_the_losses_are_proportional(num_steps: int) -> None:
+def test_one_backward_pass_serves_both_where_the_losses_are_proportional(num_steps: int) -> None:
     model = FlatModel(MlpTrunk())
     start, episode = start_of(model), episode_of(num_steps=num_steps, mode="adjoint")
     once = meta_gradients(model, start, episode, {"harmful_adapted": 0.7})
@@ -504,15 +506,15 @@ def test_a_fresh_head_and_a_drawn_rate_take_no_gradient(mode: str, kind: dict[st
 
 
 @pytest.mark.parametrize("mode", [*EXACT, "first_order"])
-def test_adapting_to_the_desired_task_watches_the_harmful_one_beside_it(mode: str) -> None:
+def test_adapting_to_the_desired_task_evaluates_the_harmful_one_beside_it(mode: str) -> None:
     """The trunk descends the one and ascends the other; the harmful head descends its own loss."""
     model = FlatModel(MlpTrunk())
     generator = torch.Generator().manual_seed(7)
     harmful_head = torch.randn(2, model.feature_dim, generator=generator, dtype=torch.float64)
     harmful = random_batch(6, seed=8)
-    watches = (Watch(random_batch(6, seed=3), None), Watch(harmful, harmful_head))
+    evaluation = (EvaluationBatch(random_batch(6, seed=3), None), EvaluationBatch(harmful, harmful_head))
     weights = {"desired_adapted": 0.5, "desired_adapted_harmful": 0.2}
-    start, episode = start_of(model), episode_of(mode=mode, watches=watches, optimizer="sgd")
+    start, episode = start_of(model), episode_of(mode=mode, evaluation=evaluation, optimizer="sgd")
     found = meta_gradients(model, start, episode, weights)
     assert found.fixed_head is not None
     assert found.head is not None
@@ -538,7 +540,7 @@ def test_an_adversary_goes_on_from_where_it_stands() -> None:
     model = FlatModel(MlpTrunk())
     start, whole = start_of(model, learned=False), episode_of(mode="adjoint")
     straight = meta_gradients(model, start, whole, WEIGHTS)
-    first = whole._replace(data=whole.data._replace(inner=whole.data.inner[:2]), moments=(2,))
+    first = whole._replace(data=whole.data._replace(inner=whole.data.inner[:2]), evaluated_steps=(2,))
     half = meta_gradients(model, start, first, WEIGHTS)
     size = start.head[0].numel()
     later = start._replace(
@@ -546,16 +548,16 @@ def test_an_adversary_goes_on_from_where_it_stands() -> None:
         head=half.final[:, -size:].view_as(start.head),
         state=half.final_state,
     )
-    rest = whole._replace(data=whole.data._replace(inner=whole.data.inner[2:]), moments=(1,))
+    rest = whole._replace(data=whole.data._replace(inner=whole.data.inner[2:]), evaluated_steps=(1,))
     end = meta_gradients(model, later, rest, WEIGHTS)
     torch.testing.assert_close(end.final, straight.final, rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(end.trajectory.logits[-1], straight.trajectory.logits[-1], rtol=1e-10, atol=1e-12)
 
 
-def test_trajectories_name_their_moments() -> None:
+def test_trajectories_name_their_evaluated_steps() -> None:
     model = FlatModel(MlpTrunk())
     found = meta_gradients(
-        model, start_of(model, count=2), episode_of(count=2, moments=(1, 3), mode="adjoint"), WEIGHTS
+        model, start_of(model, count=2), episode_of(count=2, evaluated_steps=(1, 3), mode="adjoint"), WEIGHTS
     )
     assert isinstance(found.trajectory, Trajectory)
     assert found.trajectory.steps == (1, 3, 1, 3)
@@ -563,15 +565,15 @@ def test_trajectories_name_their_moments() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
-def test_looking_on_sees_what_the_gradients_are_taken_of(trunk: Any, kind: dict[str, Any]) -> None:
+def test_evaluating_without_gradients_gives_what_the_gradients_are_taken_of(trunk: Any, kind: dict[str, Any]) -> None:
     model, episode = FlatModel(trunk), episode_of(**kind)
     start = start_of(model, rate=0.02)
-    seen = look_on(model, start, episode)
+    found = evaluate(model, start, episode)
     expected = meta_gradients(model, start, episode, WEIGHTS).trajectory
-    assert torch.equal(seen.logits, expected.logits)
-    assert torch.equal(seen.features, expected.features)
-    assert seen.steps == expected.steps == tuple(episode.moments)
-    assert not seen.logits.requires_grad
+    assert torch.equal(found.logits, expected.logits)
+    assert torch.equal(found.features, expected.features)
+    assert found.steps == expected.steps == tuple(episode.evaluated_steps)
+    assert not found.logits.requires_grad
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)

@@ -9,6 +9,7 @@ import torch
 
 from sdm_ray.core.errors import RunError
 from sdm_ray.meta.inner import memory
+from sdm_ray.meta.inner.episode import Execution
 from sdm_ray.meta.inner.flat_model import FlatModel
 from sdm_ray.meta.inner.loop import meta_gradients
 from sdm_ray.meta.inner.memory import ModeChooser, free_bytes, saved_bytes
@@ -108,7 +109,7 @@ def test_an_episode_chooses_by_what_it_measures(free: int, monkeypatch: pytest.M
         return original(mode, measure, lambda chosen: (seen.append(chosen), work(chosen))[1], key=key)
 
     monkeypatch.setattr(chooser, "run", run)
-    found = meta_gradients(model, start_of(model), episode_of(mode="auto"), WEIGHTS, chooser=chooser)
+    found = meta_gradients(model, start_of(model), episode_of(mode="auto"), WEIGHTS, execution=Execution(chooser))
     assert seen == (["adjoint"] if free == 1 else ["adjoint_stored"])
     expected = meta_gradients(model, start_of(model), episode_of(mode="adjoint"), WEIGHTS)
     assert torch.equal(found.trunk, expected.trunk)
