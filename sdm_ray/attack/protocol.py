@@ -10,7 +10,8 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections import defaultdict
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from typing import Any, Protocol
 
 import torch
@@ -19,11 +20,11 @@ from sdm_ray.attack.check import check_data, resolve_sizes
 from sdm_ray.attack.engine.executor import Executor, Outcome, retry_of
 from sdm_ray.attack.engine.scoring import ScoringSet
 from sdm_ray.attack.families import the_family
-from sdm_ray.attack.families.base import Attacker
+from sdm_ray.attack.families.base import Attacker, Facts, Family
 from sdm_ray.attack.families.knowledge import Knowledge
 from sdm_ray.attack.report import AttackRecord, AttackReport, Cell
 from sdm_ray.attack.scores import evaluate, fit_calibration, permuted_accuracy, raw_accuracy
-from sdm_ray.attack.search import Scored, Search, cell_of, worst_cell
+from sdm_ray.attack.search import Scored, Search, SearchKey, cell_of, worst_cell
 from sdm_ray.attack.space import SamplerFactory, the_sampler
 from sdm_ray.config.attack import AttackSettings
 from sdm_ray.core.errors import RunError, UsageError
@@ -41,6 +42,9 @@ class Runner(Protocol):
     def run(self, attackers: Sequence[Attacker], *, with_test: bool) -> Iterator[list[Outcome]]:
         """Outcomes part by part, every attacker once."""
         ...
+
+    def close(self) -> None:
+        """Let go of processes and memory."""
 
 
 class RunnerFactory(Protocol):
@@ -78,7 +82,7 @@ def attack_model(
         task: whose labels the attacker learns.
         sampler: proposes search points; None takes the built-in one that the settings name.
         knowledge: what else the attacker has; families that need more are listed as not tried.
-        runner: makes what runs the fine-tunes in place of this process; its `close` is called, if it has one.
+        runner: makes what runs the fine-tunes in place of this process.
 
     Yields:
         Progress in fine-tunes, between two stacks of them.
@@ -91,56 +95,70 @@ def attack_model(
     check_data(data, settings, task)
     sampler = sampler or the_sampler(settings.sampler)
     executor = Executor(trunk, params, data, settings, task, knowledge)
-    families = [the_family(name) for name in settings.families]
-    lacking = {family.name: family.missing(executor.facts) for family in families}
-    not_tried = tuple(f"{name} (needs {missing})" for name, missing in lacking.items() if missing)
-    families = [family for family in families if not lacking[family.name]]
-    if not families:
-        raise UsageError(f"attack.families: none can be tried on this model: {'; '.join(not_tried)}")
-    groups = [
+    families, not_tried = _families(settings, executor.facts)
+    sizes = resolve_sizes(settings.num_examples, data)
+    cells = [
         [Search(family, n, repeat, settings, executor.facts, sampler) for repeat in range(settings.num_searches)]
-        for n in resolve_sizes(settings.num_examples, data)
+        for n in sizes
         for family in families
     ]
-    searches = [search for group in groups for search in group]
-    running: Runner = executor if runner is None else runner(trunk, params, data, settings, task, knowledge)
-    ledger = Ledger(running, executor.val, executor.test, sum(search.num_attackers for search in searches))
-    try:
-        while any(search.is_open for search in searches):
-            open_ones = [search for search in searches if search.is_open]
-            yield from ledger.run([attacker for search in open_ones for attacker in search.ask()], with_test=False)
-            for search in open_ones:
-                search.tell(ledger.scored)
-        ledger.note_best({search.key: search.best_so_far() for search in searches})
-        yield from ledger.run([rerun for search in searches for rerun in search.reruns()], with_test=True)
-    finally:
-        getattr(running, "close", lambda: None)()
-    crashed = [record.error for record in ledger.records if record.status == "crashed"]
-    if len(crashed) == len(ledger.records):
-        raise RunError(f"attack: every fine-tune crashed; the first one said: {crashed[0]}")
-    family_cells = [cell_of(group, ledger.scored, settings) for group in groups]
-    labels = data.labels_host(task)[data.indices(Split.TEST)]
-    counts = torch.bincount(labels, minlength=data.num_classes(task))
+    searches = [search for repeats in cells for search in repeats]
+    with closing(executor if runner is None else runner(trunk, params, data, settings, task, knowledge)) as running:
+        fine_tunes = FineTunes(running, executor.val, executor.test, sum(search.num_attackers for search in searches))
+        yield from _search(searches, fine_tunes)
+        yield from fine_tunes.run([rerun for search in searches for rerun in search.reruns()], with_test=True)
+    fine_tunes.check_any_finished()
+    family_cells = [cell_of(repeats, fine_tunes.scored, settings) for repeats in cells]
     return AttackReport(
         settings=settings.model_dump(mode="json"),
         data_digest=data.digest,
         num_classes=data.num_classes(task),
-        base_rate=float(counts.max() / counts.sum()),
+        base_rate=_base_rate(data, task),
         num_validation=len(executor.val),
         num_test=len(executor.test),
         seconds=time.perf_counter() - started,
-        cells=tuple(
-            worst_cell([cell for cell in family_cells if cell.num_examples == n])
-            for n in resolve_sizes(settings.num_examples, data)
-        ),
+        cells=tuple(worst_cell([cell for cell in family_cells if cell.num_examples == n]) for n in sizes),
         family_cells=tuple(family_cells),
         not_tried=not_tried,
-        records=ledger.records,
+        records=fine_tunes.records,
     )
 
 
-class Ledger:
-    """Runs attackers, retries those that fail once, and keeps a record of every fine-tune.
+def _families(settings: AttackSettings, facts: Facts) -> tuple[list[Family], tuple[str, ...]]:
+    """The families that can be tried on a model, and what the others need.
+
+    Raises:
+        UsageError: where there are none.
+    """
+    asked = [the_family(name) for name in settings.families]
+    lacking = {family.name: family.missing(facts) for family in asked}
+    not_tried = tuple(f"{name} (needs {missing})" for name, missing in lacking.items() if missing)
+    families = [family for family in asked if not lacking[family.name]]
+    if not families:
+        raise UsageError(f"attack.families: none can be tried on this model: {'; '.join(not_tried)}")
+    return families, not_tried
+
+
+def _search(searches: Sequence[Search], fine_tunes: FineTunes) -> Generator[Progress, None, None]:
+    """Run all searches to their ends, scored on validation alone."""
+    while any(search.is_open for search in searches):
+        open_ones = [search for search in searches if search.is_open]
+        attackers = [attacker for search in open_ones for attacker in search.ask()]
+        yield from fine_tunes.run(attackers, with_test=False)
+        for search in open_ones:
+            search.tell(fine_tunes.scored)
+    fine_tunes.note_best({search.key: search.best_so_far() for search in searches})
+
+
+def _base_rate(data: AttackDataset, task: Task) -> float:
+    """Share of the commonest class on test."""
+    labels = data.labels_host(task)[data.indices(Split.TEST)]
+    counts = torch.bincount(labels, minlength=data.num_classes(task))
+    return float(counts.max() / counts.sum())
+
+
+class FineTunes:
+    """Runs attackers, tries those that fail once more, and keeps a record of every fine-tune.
 
     Args:
         runner: runs them.
@@ -161,29 +179,31 @@ class Ledger:
             for outcomes in self._runner.run(attackers, with_test=with_test):
                 for outcome in outcomes:
                     self._keep(self._record(outcome))
-                failed = [
-                    o.attacker for o in outcomes if o.status != "ok" and o.attacker.attempt == 0 and not o.timed_out
-                ]
-                retries += [retry_of(attacker) for attacker in failed]
-                self._done += len(outcomes) - len(failed)
+                again = [retry_of(outcome.attacker) for outcome in outcomes if _deserves_a_retry(outcome)]
+                retries += again
+                self._done += len(outcomes) - len(again)
                 yield Progress("attack", self._done, self._total, {})
             attackers = retries
 
-    def note_best(self, curves: dict[tuple[str, int, int], list[float]]) -> None:
-        """Write the best-so-far curves of the searches, by family, n and repetition, into their records."""
+    def note_best(self, curves: Mapping[SearchKey, Sequence[float]]) -> None:
+        """Write the best-so-far curve of each search into its records."""
         self.records = [
-            dataclasses.replace(
-                record, best_so_far=curves[record.family, record.num_examples, record.repeat][record.trial]
-            )
+            dataclasses.replace(record, best_so_far=curves[_search_of(record)][record.trial])
             if record.phase == "search"
             else record
             for record in self.records
         ]
 
+    def check_any_finished(self) -> None:
+        """Raise `RunError` where every fine-tune crashed."""
+        crashed = [record.error for record in self.records if record.status == "crashed"]
+        if len(crashed) == len(self.records):
+            raise RunError(f"attack: every fine-tune crashed; the first one said: {crashed[0]}")
+
     def _keep(self, record: AttackRecord) -> None:
         self.records.append(record)
         if record.status == "ok":
-            self.scored[record.phase, record.family, record.num_examples, record.repeat].append(record)
+            self.scored[record.phase, _search_of(record)].append(record)
 
     def _record(self, outcome: Outcome) -> AttackRecord:
         attacker, labels = outcome.attacker, self._val.labels
@@ -193,7 +213,7 @@ class Ledger:
             examples_seen=attacker.num_steps * attacker.batch_size or attacker.num_examples,
             seconds=outcome.seconds,
             flops=outcome.flops,
-            curve_steps=outcome.moments,
+            curve_steps=outcome.evaluated_steps,
             train_loss_curve=outcome.train_losses,
             error=outcome.error,
         )
@@ -203,11 +223,20 @@ class Ledger:
         val = evaluate(outcome.val_logits, labels, calibration)
         scores: dict[str, Any] = {"val_accuracy": val.accuracy, "val_loss": val.loss}
         scores["val_raw_accuracy"] = raw_accuracy(outcome.val_logits, labels)
-        if outcome.val_courses:
-            course = tuple(permuted_accuracy(logits, labels) for logits in outcome.val_courses)
-            scores["val_accuracy_curve"] = (*course, val.accuracy)
+        if outcome.val_curve_logits:
+            curve = tuple(permuted_accuracy(logits, labels) for logits in outcome.val_curve_logits)
+            scores["val_accuracy_curve"] = (*curve, val.accuracy)
         if outcome.test_logits is not None:
             test = evaluate(outcome.test_logits, self._test.labels, calibration)
             scores |= {f"test_{name}": value for name, value in test._asdict().items()}
         permutation = " ".join(map(str, calibration.permutation))
         return dataclasses.replace(record, permutation=permutation, logit_scale=calibration.scale, **scores)
+
+
+def _search_of(record: AttackRecord) -> SearchKey:
+    return SearchKey(record.family, record.num_examples, record.repeat)
+
+
+def _deserves_a_retry(outcome: Outcome) -> bool:
+    """Whether a fine-tune failed at its first attempt; one that timed out would take as long again."""
+    return outcome.status != "ok" and outcome.attacker.attempt == 0 and not outcome.timed_out

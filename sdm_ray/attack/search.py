@@ -5,16 +5,27 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
-from sdm_ray.attack.families.base import Attacker, Facts, Family
+from sdm_ray.attack.families.base import Attacker, Facts, Family, Phase
 from sdm_ray.attack.report import AttackRecord, Cell, Winner, is_flat, units
 from sdm_ray.attack.space import Point, SamplerFactory
 from sdm_ray.config.attack import AttackSettings
 from sdm_ray.core.seeds import derived_seed
 from sdm_ray.core.statistics import t_interval
 
-Scored = dict[tuple[str, str, int, int], list[AttackRecord]]
-"""Finished records by phase, family, n and repetition."""
+
+class SearchKey(NamedTuple):
+    """Which search a fine-tune belongs to."""
+
+    family: str
+    num_examples: int
+    repeat: int
+    """Which repetition of the search, from 0."""
+
+
+Scored = dict[tuple[Phase, SearchKey], list[AttackRecord]]
+"""Finished records by phase and search."""
 
 
 class Search:
@@ -43,7 +54,7 @@ class Search:
         seed = derived_seed(settings.seed, "search", family.name, num_examples, *again)
         self._sampler = sampler(family.space(settings, num_examples, facts), seed)
         self._points: list[Point] = []
-        self._told = 0
+        self._num_scored = 0
         self._running: list[int] = []
         """Trials that have not been scored by all their seeds."""
         self._seeds_asked = 0
@@ -52,9 +63,9 @@ class Search:
         self._finalists: set[int] = set()
 
     @property
-    def key(self) -> tuple[str, int, int]:
-        """Family, n and repetition."""
-        return self._family.name, self.num_examples, self.repeat
+    def key(self) -> SearchKey:
+        """Which search this is."""
+        return SearchKey(self._family.name, self.num_examples, self.repeat)
 
     @property
     def is_open(self) -> bool:
@@ -82,8 +93,8 @@ class Search:
         return [self._attacker(trial, seed) for trial in self._running for seed in seeds]
 
     def tell(self, scored: Scored) -> None:
-        """Score what was asked for."""
-        records = scored.get(("search", *self.key), [])
+        """Score what was asked for, and pass the scores of finished points on to the sampler."""
+        records = scored.get(("search", self.key), [])
         self._scores += [(math.nan, math.nan)] * (len(self._points) - len(self._scores))
         for trial in self._running:
             self._scores[trial] = self._score([record for record in records if record.trial == trial])
@@ -95,9 +106,9 @@ class Search:
             self._finalists |= set(self._running)
             self._running = []
         if not self._running:
-            fresh = range(self._told, len(self._points))
+            fresh = range(self._num_scored, len(self._points))
             self._sampler.tell([self._points[i] for i in fresh], [self._scores[i][0] for i in fresh])
-            self._told = len(self._points)
+            self._num_scored = len(self._points)
 
     def reruns(self) -> list[Attacker]:
         """The winner on fresh seeds; nothing when every point failed."""
@@ -149,7 +160,7 @@ def cell_of(searches: Sequence[Search], scored: Scored, settings: AttackSettings
     """
     by_seed: dict[tuple[int, int], AttackRecord] = {}
     for search in searches:
-        for record in scored.get(("rerun", *search.key), []):
+        for record in scored.get(("rerun", search.key), []):
             by_seed[search.repeat, record.seed_index] = record
     seeds = [(search.repeat, seed) for search in searches for seed in range(settings.num_rerun_seeds)]
     missing = len(seeds) - len(by_seed)
@@ -163,10 +174,10 @@ def cell_of(searches: Sequence[Search], scored: Scored, settings: AttackSettings
     low, high = t_interval([value for value in units(accuracies, len(searches)) if not math.isnan(value)])
     curves = [search.best_so_far() for search in searches]
     best = tuple(mean(value for value in values if not math.isnan(value)) for values in zip(*curves, strict=True))
-    family, num_examples, _ = searches[0].key
+    key = searches[0].key
     return Cell(
-        num_examples=num_examples,
-        family=family,
+        num_examples=key.num_examples,
+        family=key.family,
         valid=not reason,
         reason=reason,
         winner=searches[0].winner(),

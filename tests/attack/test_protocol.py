@@ -289,11 +289,11 @@ def spoil(
     def train(model: Any, data: Any, task: Any, plan: Plan, val: Any) -> Any:
         if crashes is not None and any(map(crashes, plan.attackers)):
             raise RuntimeError("planted\n  crash")
-        trained, course = original(model, data, task, plan, val)
+        trained, curves = original(model, data, task, plan, val)
         for i, attacker in enumerate(plan.attackers):
             if diverges is not None and diverges(attacker):
                 trained._stacked[HEAD][i] = math.nan
-        return trained, course
+        return trained, curves
 
     monkeypatch.setattr(execute_module, "train_stack", train)
 

@@ -26,7 +26,7 @@ from sdm_ray.attack.engine.scoring import (
 )
 from sdm_ray.attack.engine.stack import (
     AttackTimeoutError,
-    Course,
+    Curves,
     Model,
     Plan,
     Trained,
@@ -70,11 +70,11 @@ class Outcome:
     seconds: float
     flops: float = float("nan")
     train_losses: tuple[float, ...] = ()
-    """Mean training loss from each moment to the next, the last one up to the end."""
-    moments: tuple[int, ...] = ()
+    """Mean training loss from each evaluated step to the next, the last one up to the end."""
+    evaluated_steps: tuple[int, ...] = ()
     """Steps after which it was scored; the last one is the end."""
-    val_courses: tuple[Tensor, ...] = ()
-    """(N, C) logits on attacker-validation at the moments before the end."""
+    val_curve_logits: tuple[Tensor, ...] = ()
+    """(N, C) logits on attacker-validation at the evaluated steps before the end."""
     val_logits: Tensor | None = None
     """(N, C) on the host, in the order of `Executor.val`."""
     test_logits: Tensor | None = None
@@ -155,6 +155,9 @@ class Executor:
                 stack, waiting = waiting[:size], waiting[size:]
                 yield self._run_or_split(stack, with_test, self._settings.timeout_seconds)
 
+    def close(self) -> None:
+        """Nothing to let go of."""
+
     def subset(self, attacker: Attacker) -> Tensor:
         """(n,) example indices that an attacker owns, all of attacker-train."""
         return choose_subset(
@@ -203,35 +206,38 @@ class Executor:
         pairs = zip(parts, shares, strict=True)
         return [outcome for part, share in pairs for outcome in self._run_or_split(part, with_test, share)]
 
-    def _run_stack(self, stack: Sequence[Attacker], with_test: bool, seconds: float | None) -> list[Outcome]:
+    def _run_stack(self, stack: Sequence[Attacker], with_test: bool, seconds: float | None = None) -> list[Outcome]:
         started = time.perf_counter()
         splits = [Split.ATTACKER_VAL, Split.TEST] if with_test else [Split.ATTACKER_VAL]
         plan = self.plan(stack, seconds)
         healthy = torch.ones(len(stack), dtype=torch.bool)
-        course = Course(torch.zeros(0, len(stack)), tuple(() for _ in stack))
+        curves = Curves(torch.zeros(0, len(stack)), tuple(() for _ in stack))
         if stack[0].trains == "probe":
             scored = self._probe(plan, splits)
         elif stack[0].trains == "head":
-            heads, course = self._train_heads(plan)
+            heads, curves = self._train_heads(plan)
             healthy = heads.flatten(1).isfinite().all(1).cpu()
             scored = {split: logits(self._features(split), heads).cpu() for split in splits}
         else:
-            trained, course = self.train(plan)
+            trained, curves = self.train(plan)
             healthy = trained.finite().cpu()
             scored = {split: trained.logits(self._examples(split)) for split in splits}
         for values in scored.values():
             healthy = healthy & values.flatten(1).isfinite().all(1)
         seconds = time.perf_counter() - started
         shares = [max(attacker.num_steps, 1) for attacker in stack]
+        steps = [(*plan.evaluated_steps[i], attacker.num_steps) for i, attacker in enumerate(stack)]
         return [
             Outcome(
                 attacker,
                 "ok" if healthy[i] else "diverged",
                 seconds * shares[i] / sum(shares),
                 flops=self._counter.of(attacker),
-                train_losses=_means(course.losses[: attacker.num_steps, i], (*plan.moments[i], attacker.num_steps)),
-                moments=(*plan.moments[i], attacker.num_steps),
-                val_courses=course.scored[i],
+                train_losses=_means(
+                    curves.losses[: attacker.num_steps, i], (*plan.evaluated_steps[i], attacker.num_steps)
+                ),
+                evaluated_steps=steps[i],
+                val_curve_logits=curves.scored[i],
                 val_logits=scored[Split.ATTACKER_VAL][i],
                 test_logits=scored[Split.TEST][i] if with_test else None,
                 error="" if healthy[i] else "parameters or predictions are not finite",
@@ -239,7 +245,7 @@ class Executor:
             for i, attacker in enumerate(stack)
         ]
 
-    def train(self, plan: Plan) -> tuple[Trained, Course]:
+    def train(self, plan: Plan) -> tuple[Trained, Curves]:
         """Fine-tune attackers that are alike, the trunk or part of it included."""
         return train_stack(self._model(plan.attackers), self._data, self._task, plan, self.val)
 
@@ -286,7 +292,7 @@ class Executor:
         params, _ = trained.params(slice(0, 1))
         return {name: value[0] for name, value in params.items()}
 
-    def _train_heads(self, plan: Plan) -> tuple[Tensor, Course]:
+    def _train_heads(self, plan: Plan) -> tuple[Tensor, Curves]:
         needed = torch.from_numpy(np.unique(torch.cat(plan.subsets).numpy()))
         labels = self._data.labels_host(self._task)[needed].to(self._device)
         val_features = self._features(Split.ATTACKER_VAL)
@@ -332,7 +338,7 @@ class Executor:
                 batch_order(a.num_examples, a.batch_size, a.num_steps, order_generator(seed, a)) for a in stack
             ),
             heads=torch.stack([self._head(attacker) for attacker in stack]),
-            moments=tuple(self._moments(attacker) for attacker in stack),
+            evaluated_steps=tuple(self._evaluated_steps(attacker) for attacker in stack),
             deadline=None if seconds is None else time.perf_counter() + seconds,
         )
 
@@ -342,7 +348,7 @@ class Executor:
         generator = head_generator(self._settings.seed, attacker)
         return init_head(self._feature_dim, self._num_classes, generator).to(self._dtype)
 
-    def _moments(self, attacker: Attacker) -> tuple[int, ...]:
+    def _evaluated_steps(self, attacker: Attacker) -> tuple[int, ...]:
         """Steps, evenly spaced in their logarithm, after which a re-run is scored before its end."""
         count, last = self._settings.num_curve_points, attacker.num_steps
         if attacker.phase != "rerun" or attacker.trains == "probe" or count < 2:

@@ -60,14 +60,14 @@ class Plan:
     """(num_steps, B) positions in the subset, of each attacker."""
     heads: Tensor
     """(S, C, D) initial heads."""
-    moments: tuple[tuple[int, ...], ...] = ()
+    evaluated_steps: tuple[tuple[int, ...], ...] = ()
     """Steps after which each attacker is scored on the way; empty for never."""
     deadline: float | None = None
     """Reading of `time.perf_counter` after which the stack is given up."""
 
     def segments(self, length: int) -> Iterator[tuple[int, int, int]]:
         """(start, stop, active): runs of at most `length` steps in which the same attackers are active."""
-        ends = sorted({attacker.num_steps for attacker in self.attackers}.union(*self.moments))
+        ends = sorted({attacker.num_steps for attacker in self.attackers}.union(*self.evaluated_steps))
         start = 0
         for end in ends:
             active = sum(attacker.num_steps > start for attacker in self.attackers)
@@ -110,7 +110,7 @@ class Plan:
 
     def due(self, step: int) -> list[int]:
         """Attackers that are scored after so many steps."""
-        return [index for index, moments in enumerate(self.moments) if step in moments]
+        return [index for index, steps in enumerate(self.evaluated_steps) if step in steps]
 
 
 @dataclass(frozen=True)
@@ -187,16 +187,16 @@ class Trained:
 
 
 @dataclass(frozen=True)
-class Course:
-    """What was seen of a plan's attackers on their way."""
+class Curves:
+    """Training losses of a plan's attackers, and their logits at evaluated steps."""
 
     losses: Tensor
     """(T, S) training losses of every step, on the host; 0 once an attacker has finished."""
     scored: tuple[tuple[Tensor, ...], ...]
-    """Logits (N, C) of each attacker at its moments, on the host."""
+    """Logits (N, C) of each attacker at its evaluated steps, on the host."""
 
 
-def train_stack(model: Model, data: AttackDataset, task: Task, plan: Plan, val: ScoringSet) -> tuple[Trained, Course]:
+def train_stack(model: Model, data: AttackDataset, task: Task, plan: Plan, val: ScoringSet) -> tuple[Trained, Curves]:
     """Fine-tune.
 
     Of a token embedding that is trained, only the rows that occur are held, where the optimiser leaves the others
@@ -207,7 +207,7 @@ def train_stack(model: Model, data: AttackDataset, task: Task, plan: Plan, val: 
         data: texts and labels.
         task: whose labels.
         plan: the fine-tunes.
-        val: what they are scored on at their moments.
+        val: what they are scored on at their evaluated steps.
     """
     size, device, lengths = len(plan.attackers), model.device, data.lengths_host()
     optimizer = OPTIMIZERS[plan.attackers[0].optimizer]
@@ -229,7 +229,7 @@ def train_stack(model: Model, data: AttackDataset, task: Task, plan: Plan, val: 
         return values
 
     rates = plan.learning_rates().to(stacked[HEAD].dtype).to(device)
-    seen, scored = torch.zeros_like(rates), [list[Tensor]() for _ in plan.attackers]
+    curve, scored = torch.zeros_like(rates), [list[Tensor]() for _ in plan.attackers]
     state, replaying = optimizer.init(stacked), Replaying(RECORDERS.get(device.type))
     for start, stop, active in plan.segments(by_device(STEPS_PER_TRANSFER, device)):
         held = plan.held(active, by_device(STACK_SIZES, device))
@@ -244,16 +244,16 @@ def train_stack(model: Model, data: AttackDataset, task: Task, plan: Plan, val: 
             batch = block.at(step - start)
             values, *found = replaying(held, gradients, batch.labels, *batch.inputs)
             grads = {name: value[:active] for name, value in zip(views, found, strict=True)}
-            seen[step, :active] = values[:active]
+            curve[step, :active] = values[:active]
             optimizer.update_(views, moments, grads, rates[step, :active], step + 1)
         for index in plan.due(stop):
             scored[index].append(trained.logits_of(slice(index, index + 1), val)[0])
-    return trained, Course(seen.cpu(), tuple(tuple(value.cpu() for value in values) for values in scored))
+    return trained, Curves(curve.cpu(), tuple(tuple(value.cpu() for value in values) for values in scored))
 
 
 def train_heads(
     features: Tensor, labels: Tensor, plan: Plan, positions: Sequence[Tensor], val_features: Tensor
-) -> tuple[Tensor, Course]:
+) -> tuple[Tensor, Curves]:
     """Train heads alone, on cached features of a frozen trunk.
 
     Args:
@@ -261,18 +261,18 @@ def train_heads(
         labels: (N,) on the device of `features`.
         plan: the fine-tunes; `subsets` is not read.
         positions: (n,) rows of `features` that each attacker owns.
-        val_features: (M, D) what they are scored on at their moments.
+        val_features: (M, D) what they are scored on at their evaluated steps.
 
     Returns:
-        (S, C, D) heads and what was seen on the way.
+        (S, C, D) heads and their training curves.
     """
     device = features.device
     stacked = {HEAD: plan.heads.to(device, copy=True)}
     rates = plan.learning_rates().to(features.dtype).to(device)
-    seen, scored = torch.zeros_like(rates), [list[Tensor]() for _ in plan.attackers]
+    curve, scored = torch.zeros_like(rates), [list[Tensor]() for _ in plan.attackers]
     optimizer = OPTIMIZERS[plan.attackers[0].optimizer]
     state, replaying = optimizer.init(stacked), Replaying(RECORDERS.get(device.type))
-    local = Plan(plan.attackers, tuple(positions), plan.orders, plan.heads, plan.moments, plan.deadline)
+    local = Plan(plan.attackers, tuple(positions), plan.orders, plan.heads, plan.evaluated_steps, plan.deadline)
 
     def losses(views: Params, chosen: Tensor) -> Tensor:
         return _head_losses(views, features[chosen], labels[chosen])
@@ -285,11 +285,11 @@ def train_heads(
         for step in range(start, stop):
             values, *found = replaying(held, gradients, block[step - start])
             grads = {name: value[:active] for name, value in zip(views, found, strict=True)}
-            seen[step, :active] = values[:active]
+            curve[step, :active] = values[:active]
             optimizer.update_(views, moments, grads, rates[step, :active], step + 1)
         for index in local.due(stop):
             scored[index].append(logits(val_features, stacked[HEAD][index]))
-    return stacked[HEAD], Course(seen.cpu(), tuple(tuple(value.cpu() for value in values) for values in scored))
+    return stacked[HEAD], Curves(curve.cpu(), tuple(tuple(value.cpu() for value in values) for values in scored))
 
 
 def by_device(table: dict[str, int], device: torch.device) -> int:

@@ -45,10 +45,10 @@ def test_recorded_steps_train_as_plain_ones(trains: str, monkeypatch: pytest.Mon
 
     def ends() -> tuple[Tensor, ...]:
         if trains == "head":
-            heads, course = executor._train_heads(plan)
-            return heads, course.losses
-        trained, course = executor.train(plan)
-        return (*trained.params(slice(None))[0].values(), course.losses)
+            heads, curves = executor._train_heads(plan)
+            return heads, curves.losses
+        trained, curves = executor.train(plan)
+        return (*trained.params(slice(None))[0].values(), curves.losses)
 
     wanted, log = ends(), list[tuple[Any, ...]]()
     monkeypatch.setitem(batch_module.RECORDERS, "cpu", recorder_of(log))

@@ -146,7 +146,7 @@ STACKS: list[tuple[str, dict[str, Any]]] = [
 def test_stack_equals_serial(kind: str, changes: dict[str, Any]) -> None:
     """Parameters to 1e-8 and equal predictions; ModernBERT rotates in float32 whatever its type, hence 1e-4 there."""
     trunk, data, executor, plan = prepared(kind, **changes)
-    trained, course = executor.train(plan)
+    trained, curves = executor.train(plan)
     tolerance = 1e-4 if kind == "modernbert" else 1e-8
     assert (executor._embedding is None) == (kind == "tiny")
     scores = trained.logits(executor.val)
@@ -168,7 +168,7 @@ def test_stack_equals_serial(kind: str, changes: dict[str, Any]) -> None:
             expected = model(ids.input_ids, ids.attention_mask) @ head.T
         torch.testing.assert_close(scores[i], expected, rtol=0, atol=tolerance * 10)
         assert torch.equal(scores[i].argmax(-1), expected.argmax(-1))
-    assert course.losses.shape == (plan.attackers[0].num_steps, len(plan.attackers))
+    assert curves.losses.shape == (plan.attackers[0].num_steps, len(plan.attackers))
 
 
 def test_scoring_in_groups_equals_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -341,12 +341,12 @@ def test_low_rank_factors_equal_peft_and_the_trunk_stands_still() -> None:
 
 def test_a_rerun_is_scored_on_its_way_as_if_it_had_ended_there() -> None:
     _, _, executor, plan = prepared("bert", phase="rerun")
-    assert plan.moments[0], "re-runs are looked at before their end"
-    _, course = executor.train(plan)
+    assert plan.evaluated_steps[0], "re-runs are looked at before their end"
+    _, curves = executor.train(plan)
     for i, attacker in enumerate(plan.attackers):
-        for moment, seen in zip(plan.moments[i], course.scored[i], strict=True):
-            short = executor.plan([dataclasses.replace(attacker, num_steps=moment, schedule="constant")])
-            stopped, _ = executor.train(dataclasses.replace(short, moments=((),)))
+        for step, seen in zip(plan.evaluated_steps[i], curves.scored[i], strict=True):
+            short = executor.plan([dataclasses.replace(attacker, num_steps=step, schedule="constant")])
+            stopped, _ = executor.train(dataclasses.replace(short, evaluated_steps=((),)))
             torch.testing.assert_close(seen, stopped.logits(executor.val)[0], rtol=0, atol=1e-10)
 
 
