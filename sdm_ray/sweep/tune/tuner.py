@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ray import tune
 from ray.exceptions import RayError
-from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner
+from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig
 from ray.tune.error import TuneError
 
 from sdm_ray.core.errors import RunError, UsageError
@@ -30,7 +30,7 @@ def run_trials(
         RunError: when Ray, the ledger or Optuna's storage failed.
     """
     resources = recorder.state.settings.resources
-    tuner = Tuner(
+    tuner = tune.Tuner(
         tune.with_resources(TrialTrainable, {"cpu": resources.cpus_per_trial, "gpu": resources.gpus_per_trial}),
         tune_config=TuneConfig(
             search_alg=searcher,
