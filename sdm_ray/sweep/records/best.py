@@ -1,4 +1,4 @@
-"""From a sweep on disk to a config that trains again."""
+"""Reads the settings of one point of a sweep, so that it can be trained again."""
 
 from __future__ import annotations
 

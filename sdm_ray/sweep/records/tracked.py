@@ -1,4 +1,4 @@
-"""A sweep's points from its MLflow runs alone: what another machine needs to look at a sweep and to compare it."""
+"""Reads the points of a sweep from its MLflow runs, on a machine that does not have the sweep's folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an earlier sweep has found out, for the sampler of another one."""
+"""Results of an earlier sweep as a start for the sampler of another one."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from sdm_ray.sweep.search.models import first_points, ordered_references, refere
 from sdm_ray.sweep.search.space import Space, _same
 
 INTERIOR = 1 - 2 / (1 + math.sqrt(5))
-"""Where between its bounds a range is probed, so that a real range over a whole-number setting is found out."""
+"""Share of a range at which it is probed too: an irrational one, so that a real range over an integer setting fails."""
 
 NOT_SEARCHABLE = {
     "name": "it is only a name",

@@ -1,1 +1,1 @@
-"""What the driver knows of a sweep: the ledger, who runs, who ended, what counts."""
+"""The driver's knowledge of a sweep: its ledger, its trials, which points count, and its clock."""

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class SweepCallback(DriverOnly, Callback):
-    """Keeps the state of running trials, tells the tracker, refreshes the view."""
+    """Passes what happens to trials on to the state, the tracker and the view."""
 
     def __init__(self, state: SweepState, *, view: View, tracker: Tracker, switch: StopSwitch) -> None:
         self._state = state
@@ -66,7 +66,7 @@ class SweepCallback(DriverOnly, Callback):
 
 
 def trial_tags(entry: Entry) -> dict[str, Any]:
-    """What a trial is in its sweep, as tags of its run."""
+    """Tags of a trial's run in the tracker: its method, role, params, point and seed."""
     tags: dict[str, Any] = {"method": entry.method, "role": entry.role, "params": entry.params}
     tags |= {"point": entry.point, "seed_index": entry.seed_index}
     return tags if entry.number is None else tags | {"optuna_trial": entry.number}

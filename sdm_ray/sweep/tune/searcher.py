@@ -34,7 +34,7 @@ MAX_EARLY_DEATHS = 3
 
 
 class DriverOnly:
-    """Of objects that Tune would like to pickle or copy: they live on the driver, and their truth is on disk."""
+    """Base of objects that Tune must not pickle or copy: they live on the driver, and what they know is on disk."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {}

@@ -41,7 +41,7 @@ class SweepPlan:
 
 
 def plan_sweep(settings: SweepSettings, *, probe: Probe | None) -> SweepPlan:
-    """Work out a sweep's size, and what it would take.
+    """Work out how many trials a sweep has, how many run at once and how long it would take.
 
     Args:
         settings: the sweep; its cluster is asked for its resources where it names one.
