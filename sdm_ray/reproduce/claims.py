@@ -19,7 +19,7 @@ Verdict = Literal["reproduced", "not reproduced", "inconclusive"]
 
 
 class Quantity(Protocol):
-    """What a claim is about."""
+    """A number that a claim is about, measured once for each training seed."""
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -61,7 +61,7 @@ class HeadStart:
 
 @dataclass(frozen=True)
 class LongHeadStart:
-    """The same for the best of the fine-tunes with many steps, on attacker-validation."""
+    """Head start of the best search point with many fine-tuning steps, on attacker-validation."""
 
     model: str
     least_steps: int
@@ -128,7 +128,7 @@ class DesiredDrop:
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """One expectation."""
+    """A bound on a quantity, written down before anything runs."""
 
     name: str
     says: str
@@ -144,7 +144,7 @@ class Claim:
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """What became of a claim under an attacker."""
+    """The verdict on a claim under one attacker, with the estimate that decides it."""
 
     claim: Claim
     attacker: str

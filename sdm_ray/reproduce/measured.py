@@ -79,8 +79,8 @@ class Measured:
             if name not in self.models
         }
         if lacking := sorted({seed for model in added.values() for seed in seeds - model.keys()}):
-            said = ", ".join(map(str, lacking))
-            raise UsageError(f"they lack training seed {said}; add it there with --resume --set search.num_seeds=N")
+            names = ", ".join(map(str, lacking))
+            raise UsageError(f"they lack training seed {names}; add it there with --resume --set search.num_seeds=N")
         return Measured(models={**self.models, **added}, missing=self.missing)
 
     @property
@@ -121,14 +121,14 @@ class Measured:
         }
 
     def head_start(self, model: str, attacker: str, num_examples: int | None = None) -> dict[int, float]:
-        """The same minus that of random initialisation under the same draws, by training seed."""
+        """Harmful accuracy minus that of random initialisation attacked with the same draws, by training seed."""
         return paired(self.harmful(model, attacker, num_examples), self.harmful(FLOOR, attacker, num_examples))
 
     def long_head_start(self, model: str, family: str, least_steps: int) -> dict[int, float]:
         """Head start of the best search point of at least so many steps, mean over n, on attacker-validation.
 
-        Search points are scored on validation alone, and random initialisation has the same points, so that what is
-        gained by taking the best is gained on both sides.
+        Search points are scored on validation alone. Random initialisation is given the same points, so taking the best
+        favours both sides alike.
         """
         return paired(self._longest(model, family, least_steps), self._longest(FLOOR, family, least_steps))
 

@@ -1,4 +1,4 @@
-"""What a suite leaves for people: tables, figures, verdicts and a report that holds them all."""
+"""The results of a suite as files: tables, figures, verdicts and a report that holds them all."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ from sdm_ray.core.files import atomic_path, write_json, write_text
 from sdm_ray.figures.curves import Curve, attack_curves_figure
 from sdm_ray.figures.style import LABELS, model_styles
 from sdm_ray.reproduce.claims import Finding, judge
+from sdm_ray.reproduce.expectations import PAPER_ATTACKER
 from sdm_ray.reproduce.measured import FLOOR, WORST, Estimate, Measured
-from sdm_ray.reproduce.suites import PAPER_ATTACKER, Suite
+from sdm_ray.reproduce.suites import Suite
 
 TABLE, MARKDOWN, CLAIMS = "table.parquet", "report.md", "claims.json"
 
@@ -185,7 +186,7 @@ def _report(
 
 
 def _conditions(settings: SweepSettings) -> str:
-    """Under what all this was measured, in a paragraph."""
+    """A paragraph on how all this was measured."""
     trial, attack = settings.trial, settings.trial.attack
     untried = ", ".join(name for name in FAMILIES if name not in attack.families)
     return (

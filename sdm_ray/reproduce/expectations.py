@@ -1,0 +1,240 @@
+"""What was claimed of each suite's models before it ran.
+
+The claims about biographies are those of Henderson et al., arXiv 2211.14946, those about later defences their authors';
+what is marked `ours`, all of the regression's own among it, is this project's.
+"""
+
+from __future__ import annotations
+
+from sdm_ray.reproduce.claims import Claim, DesiredDrop, HarmfulDifference, HeadStart, LongHeadStart
+
+RECOVERED = 0.05
+"""A head start over random initialisation above this is called recovered, below it blocked (accuracy, mean over n)."""
+KEPT = 0.02
+"""A loss of desired accuracy below this is called kept."""
+LONG_STEPS = 500
+"""A long attack: the published one takes 100 to 1 000 steps."""
+PAPER_ATTACKER = "fine_tune"
+"""The published attacker: Adam, the whole model or the head alone."""
+
+SHARED = (
+    Claim(
+        name="desired_is_kept",
+        says="desired accuracy is kept",
+        quantity=DesiredDrop("mlac-k16"),
+        side="below",
+        bound=KEPT,
+    ),
+    Claim(
+        name="more_steps_block_more",
+        says="16 inner steps block more than 4",
+        quantity=HarmfulDifference("mlac-k4", "mlac-k16"),
+        side="above",
+        bound=0.0,
+    ),
+    Claim(
+        name="calibration_blocks_more",
+        says="calibration blocks more than none",
+        quantity=HarmfulDifference("mlac-k16-uncalibrated", "mlac-k16"),
+        side="above",
+        bound=0.0,
+    ),
+)
+"""Claims about biographies and vectors alike."""
+PAPER = (
+    Claim(
+        name="pretrained_learns_from_few",
+        says="the public encoder learns the harmful task from 20 examples",
+        quantity=HeadStart("pretrained", 20),
+        side="above",
+        bound=RECOVERED,
+    ),
+    Claim(
+        name="tuned_is_recovered",
+        says="a model tuned on the desired task alone learns the harmful one from few examples",
+        quantity=HeadStart("tuned"),
+        side="above",
+        bound=RECOVERED,
+    ),
+    Claim(
+        name="ac_is_recovered",
+        says="adversarial censoring is recovered",
+        quantity=HeadStart("ac"),
+        side="above",
+        bound=RECOVERED,
+    ),
+    Claim(
+        name="mlac_is_not",
+        says="MLAC with 16 inner steps is not recovered",
+        quantity=HeadStart("mlac-k16"),
+        side="below",
+        bound=RECOVERED,
+    ),
+    Claim(
+        name="more_than_forgetting",
+        says="MLAC is recovered less than a model tuned for as many steps",
+        quantity=HarmfulDifference("tuned", "mlac-k16"),
+        side="above",
+        bound=0.0,
+    ),
+    Claim(
+        name="holds_against_long_attacks",
+        says="16 inner steps in training hold against attacks of up to 1 000 steps",
+        quantity=LongHeadStart("mlac-k16", LONG_STEPS, PAPER_ATTACKER),
+        side="below",
+        bound=RECOVERED,
+    ),
+    *SHARED,
+)
+PERSISTENT_BEATS_MLAC = Claim(
+    name="persistent_beats_mlac",
+    says="persistent adversaries block more than 16 second-order steps",
+    quantity=HarmfulDifference("mlac-k16", "persistent"),
+    side="above",
+    bound=0.0,
+    source="ours",
+)
+LEAD = (
+    Claim(
+        name="persistent_is_not",
+        says="persistent adversaries are not recovered",
+        quantity=HeadStart("persistent"),
+        side="below",
+        bound=RECOVERED,
+        source="ours",
+    ),
+    PERSISTENT_BEATS_MLAC,
+    Claim(
+        name="persistent_keeps_desired",
+        says="desired accuracy is kept",
+        quantity=DesiredDrop("persistent"),
+        side="below",
+        bound=KEPT,
+        source="ours",
+    ),
+)
+
+
+REGRESSION = (
+    Claim(
+        name="tuned_is_not_blocked",
+        says="a model tuned on the desired label alone learns the harmful one no worse than a network from scratch",
+        quantity=HeadStart("tuned"),
+        side="above",
+        bound=-RECOVERED,
+        source="ours",
+    ),
+    Claim(
+        name="ac_is_recovered",
+        says="nor does adversarial censoring make it harder",
+        quantity=HeadStart("ac"),
+        side="above",
+        bound=-RECOVERED,
+        source="ours",
+    ),
+    Claim(
+        name="mlac_is_not",
+        says="MLAC with 16 inner steps makes it harder than from scratch",
+        quantity=HeadStart("mlac-k16"),
+        side="below",
+        bound=-RECOVERED,
+        source="ours",
+    ),
+    Claim(
+        name="more_than_forgetting",
+        says="and harder than in a model tuned for as many steps",
+        quantity=HarmfulDifference("tuned", "mlac-k16"),
+        side="above",
+        bound=0.0,
+        source="ours",
+    ),
+    *SHARED,
+    PERSISTENT_BEATS_MLAC,
+)
+LATER = (
+    Claim(
+        name="ascent_is_recovered",
+        says="plain gradient ascent on the harmful loss is recovered",
+        quantity=HeadStart("gradient-ascent"),
+        side="above",
+        bound=RECOVERED,
+        source="later work",
+    ),
+    Claim(
+        name="entropy_is_not",
+        says="maximal entropy after adaptation, with representations retained, is not recovered",
+        quantity=HeadStart("tar"),
+        side="below",
+        bound=RECOVERED,
+        source="later work",
+    ),
+    Claim(
+        name="entropy_beats_clamping",
+        says="it blocks more than the clamped cross-entropy",
+        quantity=HarmfulDifference("mlac-ar", "tar"),
+        side="above",
+        bound=0.0,
+        source="later work",
+    ),
+    Claim(
+        name="coupling_is_not",
+        says="coupled gradient directions are not recovered",
+        quantity=HeadStart("seam"),
+        side="below",
+        bound=RECOVERED,
+        source="later work",
+    ),
+)
+"""What the authors of later defences say of them: TAR (arXiv 2408.00761) and SEAM (arXiv 2505.12186)."""
+
+
+def _beats_paper(model: str, title: str) -> tuple[Claim, ...]:
+    """Claims that a setting has to meet to count as better than the paper's."""
+    return (
+        Claim(
+            name=f"{model}_beats_paper",
+            says=f"{title} blocks more than the paper's setting",
+            quantity=HarmfulDifference("mlac-k16", model),
+            side="above",
+            bound=0.0,
+            source="ours",
+        ),
+        Claim(
+            name=f"{model}_is_not",
+            says="and is not recovered",
+            quantity=HeadStart(model),
+            side="below",
+            bound=RECOVERED,
+            source="ours",
+        ),
+        Claim(
+            name=f"{model}_holds_against_long_attacks",
+            says="nor by attacks of 500 steps or more",
+            quantity=LongHeadStart(model, LONG_STEPS, PAPER_ATTACKER),
+            side="below",
+            bound=RECOVERED,
+            source="ours",
+        ),
+        Claim(
+            name=f"{model}_keeps_desired",
+            says="its desired accuracy lies within 0.01 of the tuned model's",
+            quantity=DesiredDrop(model),
+            side="below",
+            bound=0.01,
+            source="ours",
+        ),
+    )
+
+
+BEAT = (
+    *_beats_paper("found", "what was found"),
+    Claim(
+        name="map_blocks_more",
+        says="the embedding's shared map blocks more than the same training without it",
+        quantity=HarmfulDifference("found-without-map", "found"),
+        side="above",
+        bound=0.0,
+        source="ours",
+    ),
+    *_beats_paper("searched", "the best point of a search that knew long attacks"),
+)
