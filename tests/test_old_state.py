@@ -21,8 +21,9 @@ from sdm_ray.models.trunk import params_digest
 from sdm_ray.sweep import SilentView, run_sweep
 from sdm_ray.sweep.records.best import load_best
 from sdm_ray.tracking import open_tracker
+from sdm_ray.tracking.client import new_client
 from sdm_ray.tracking.outbox import SWEEP_RUN, Delivery, Journal, Record
-from sdm_ray.tracking.sink import TRIAL_TAG, new_client
+from sdm_ray.tracking.sink import TRIAL_TAG
 from sdm_ray.trial.floors import floor_reports
 from sdm_ray.trial.run import run_trial
 from sdm_ray.trial.workspace import open_workspace

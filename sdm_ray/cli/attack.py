@@ -50,7 +50,8 @@ def run(
     The model of a tracked run (`mlflow:RUN_ID`) is attacked where it lies, or from the run's artifacts, and the run
     gets the result.
     """
-    from sdm_ray.tracking.runs import find_run, model_folder
+    from sdm_ray.tracking.artifacts import model_folder
+    from sdm_ray.tracking.runs import find_run
 
     if not is_reference(model):
         _attack(model, config, preset, overrides, out, ray_address)
@@ -83,7 +84,7 @@ def _attack(
 
     exported = load_exported(model) if (Path(model) / META).is_file() else None
     if tracked is not None:
-        from sdm_ray.tracking.runs import check_weights
+        from sdm_ray.tracking.artifacts import check_weights
 
         check_weights(tracked, None if exported is None else exported.params, model)
     released = exported.meta.settings if exported is not None and exported.meta is not None else None
@@ -134,7 +135,7 @@ def _attack(
 
 def _add_to_run(tracked: TrackedRun, label: str, found: Assessment, folder: Path, *, verdict: str) -> None:
     """Metrics, verdict and files of the attack, beside what the run has."""
-    from sdm_ray.tracking.runs import add_to_run
+    from sdm_ray.tracking.artifacts import add_to_run
 
     metrics = {Metric.again(label, name): value for name, value in found.metrics.items()}
     files = [folder / name for name in (*FILES, *FIGURES) if (folder / name).is_file()]

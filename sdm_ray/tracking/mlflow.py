@@ -18,10 +18,11 @@ from sdm_ray.config import TrackingSettings
 from sdm_ray.core.errors import RunError, UsageError
 from sdm_ray.core.result import Status, TrialResult
 from sdm_ray.tracking.address import check_address, default_uri, masked, sqlite_file, sweep_id_file, unreachable
+from sdm_ray.tracking.client import prepare_mlflow
 from sdm_ray.tracking.environment import environment_tags
 from sdm_ray.tracking.naming import finite_metrics, flat_params, tag_values
 from sdm_ray.tracking.outbox import SWEEP_RUN, Delivery, Journal, Record
-from sdm_ray.tracking.sink import SWEEP_TAG, TRIAL_TAG, MlflowSink, prepare_mlflow
+from sdm_ray.tracking.sink import SWEEP_TAG, TRIAL_TAG, MlflowSink
 
 log = logging.getLogger(__name__)
 

@@ -21,8 +21,9 @@ from sdm_ray.core.metric_names import Metric
 from sdm_ray.core.result import FINAL, Status
 from sdm_ray.models.export import META, ExportMeta, load_exported, read_meta
 from sdm_ray.tracking.address import masked
+from sdm_ray.tracking.artifacts import check_weights, model_folder
 from sdm_ray.tracking.naming import tag_values
-from sdm_ray.tracking.runs import TrackedRun, check_weights, connect, find_trial, model_folder
+from sdm_ray.tracking.runs import TrackedRun, connect, find_trial
 
 CHAMPION = "champion"
 FOLDER = "registered-model"

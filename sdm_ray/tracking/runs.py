@@ -1,20 +1,18 @@
-"""Runs that are tracked already: found by `mlflow:RUN_ID`, read, and added to."""
+"""Runs that are tracked already: found by `mlflow:RUN_ID`, by trial or by sweep, and read."""
 
 from __future__ import annotations
 
 import difflib
 import os
 import sqlite3
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from sdm_ray.core.errors import RunError, UsageError
-from sdm_ray.core.types import Params
 from sdm_ray.tracking.address import (
     PREFIX,
     check_address,
@@ -25,10 +23,10 @@ from sdm_ray.tracking.address import (
     sweep_id_file,
     unreachable,
 )
-from sdm_ray.tracking.mlflow import MODEL, within
-from sdm_ray.tracking.naming import finite_metrics, tag_values
+from sdm_ray.tracking.client import new_client
+from sdm_ray.tracking.mlflow import within
 from sdm_ray.tracking.outbox import SWEEP_RUN
-from sdm_ray.tracking.sink import SWEEP_TAG, TRIAL_TAG, new_client
+from sdm_ray.tracking.sink import SWEEP_TAG, TRIAL_TAG
 
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
 MAX_NAMES = 5000
@@ -121,8 +119,8 @@ def find_trial(uri: str, sweep_id: str, trial_id: str) -> TrackedRun | None:
     """
     client = connect(uri)
     query = f"tags.`{SWEEP_TAG}` = '{sweep_id}' and tags.`{TRIAL_TAG}` = '{trial_id}'"
-    experiments = [experiment.experiment_id for experiment in _answer(uri, client.search_experiments)]
-    found = _answer(uri, partial(client.search_runs, experiments, query))
+    experiments = [experiment.experiment_id for experiment in answer(uri, client.search_experiments)]
+    found = answer(uri, partial(client.search_runs, experiments, query))
     return _tracked(uri, found[0]) if found else None
 
 
@@ -136,108 +134,12 @@ def sibling_runs(run: TrackedRun) -> Iterator[TrackedRun]:
     query = f"tags.`{SWEEP_TAG}` = '{run.sweep_id}'"
     while True:
         ask = partial(client.search_runs, [run.experiment_id], query, order_by=["attributes.start_time ASC"])
-        page = _answer(run.uri, partial(ask, max_results=1000, page_token=token))
+        page = answer(run.uri, partial(ask, max_results=1000, page_token=token))
         for found in page:
             yield _tracked(run.uri, found)
         token = page.token
         if not token:
             return
-
-
-@contextmanager
-def model_folder(run: TrackedRun) -> Iterator[Path]:
-    """The folder of the model that a trial released: where the trial wrote it, or a download of the run's artifact.
-
-    Raises:
-        UsageError: when the run has no model, here or there.
-        RunError: when the download fails.
-    """
-    if run.is_sweep:
-        raise UsageError(
-            f"run {run.run_id} is that of the sweep {run.name!r}, which has many models; name the run of a trial"
-        )
-    local = Path(run.tags.get("output_dir", "")) / MODEL
-    if "output_dir" in run.tags and local.is_dir():
-        yield local
-        return
-    with tempfile.TemporaryDirectory(prefix="sdm-ray-") as folder:
-        found = download(run, MODEL, Path(folder))
-        if found is None or not found.is_dir() or not (found / "config.json").is_file():
-            raise UsageError(
-                f"run {run.run_id} ({run.name}) has no model: {local} is not on this machine, and none was uploaded; "
-                "run the command where the sweep ran, or sweep with tracking.log_models=true"
-            )
-        yield found
-
-
-def check_weights(run: TrackedRun, params: Params | None, folder: str | Path) -> None:
-    """Refuse to credit a run with other weights than it tracked.
-
-    Args:
-        run: the run.
-        params: of the exported model in the folder; None where it is no export.
-        folder: where they come from.
-
-    Raises:
-        RunError: when they are others.
-    """
-    from sdm_ray.models.encoder import params_digest
-
-    wanted = run.tags.get("provenance.weights")
-    if params is None or (wanted is not None and params_digest(params) != wanted):
-        raise RunError(
-            f"the weights in {folder} are not those that run {run.run_id} ({run.name}) tracked; restore the folder, or "
-            "use it without the run if that is meant"
-        )
-
-
-def download(run: TrackedRun, path: str, into: Path) -> Path | None:
-    """Download an artifact of a run; None where it has none of this path.
-
-    Raises:
-        RunError: when the server does not answer, or names a file outside the folder.
-    """
-    client = connect(run.uri)
-    parent, _, name = path.rpartition("/")
-    listed = _answer(run.uri, lambda: client.list_artifacts(run.run_id, parent or None))
-    if not any(Path(file.path).name == name for file in listed):
-        return None
-    found = Path(_answer(run.uri, lambda: client.download_artifacts(run.run_id, path, str(into))))
-    root = into.resolve()
-    for file in (found, *found.rglob("*")):
-        if not file.resolve().is_relative_to(root):
-            raise RunError(f"artifact {path!r} of run {run.run_id} leaves its folder ({file}); do not trust this run")
-    return found
-
-
-def add_to_run(
-    run: TrackedRun, *, metrics: Mapping[str, float], tags: Mapping[str, Any], files: Sequence[Path], folder: str
-) -> None:
-    """Add what was measured later to a run that has ended.
-
-    Args:
-        run: the run.
-        metrics: by name; what is no finite number is left out.
-        tags: more tags.
-        files: artifacts.
-        folder: among the artifacts, for the files.
-
-    Raises:
-        RunError: when the server does not answer.
-    """
-    from mlflow.entities import Metric, RunTag
-    from mlflow.utils.time import get_current_time_millis
-
-    client, now = connect(run.uri), get_current_time_millis()
-    values = [Metric(name, value, now, 0) for name, value in finite_metrics(metrics).items()]
-    marks = [RunTag(name, value) for name, value in tag_values(tags).items()]
-
-    def send() -> None:
-        for file in files:
-            client.log_artifact(run.run_id, str(file), folder)
-        client.log_batch(run.run_id, metrics=values, tags=marks)
-
-    _answer(run.uri, send)
 
 
 def connect(uri: str) -> Any:
@@ -317,8 +219,12 @@ def _tracked(uri: str, run: Any) -> TrackedRun:
     )
 
 
-def _answer(uri: str, ask: Any) -> Any:
-    """What the server says, or a clear error."""
+def answer(uri: str, ask: Any) -> Any:
+    """What a request to the server returns.
+
+    Raises:
+        RunError: when it is refused.
+    """
     from mlflow.exceptions import MlflowException
 
     try:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,8 +15,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from sdm_ray.core.errors import UsageError
-from sdm_ray.tracking.address import sqlite_file, sqlite_uri
+from sdm_ray.tracking.client import find_or_create_experiment, new_client
 from sdm_ray.tracking.outbox import SWEEP_RUN, Record, RejectedError
 
 log = logging.getLogger(__name__)
@@ -27,14 +25,6 @@ MAX_DIGEST = 36
 """Characters of a dataset's digest."""
 MAX_METRICS, MAX_PARAMS, MAX_TAGS = 1000, 100, 100
 """Entries that one call of MLflow takes."""
-_QUIET = {"mlflow": logging.WARNING, "alembic": logging.WARNING, "urllib3.connectionpool": logging.ERROR}
-_ENVIRONMENT = {
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-}
-"""Defaults for this process: retries are the outbox's task, and nothing is reported to anybody unasked."""
 _FINAL_CODES = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST", "INVALID_STATE"}
 
 
@@ -75,7 +65,7 @@ class MlflowSink:
         if self._client is not None:
             return
         client = new_client(self.uri)
-        self.experiment_id = _experiment_id(client, self._experiment, self._artifact_location)
+        self.experiment_id = find_or_create_experiment(client, self._experiment, self._artifact_location)
         query = f"tags.`{SWEEP_TAG}` = '{self.sweep_id}'"
         token = None
         while True:
@@ -251,22 +241,6 @@ def _rejections() -> Iterator[None]:
         raise
 
 
-def prepare_mlflow() -> None:
-    """Import MLflow, quietly.
-
-    Raises:
-        UsageError: when it is not installed.
-    """
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    try:
-        import mlflow.tracking  # noqa: F401
-    except ImportError:
-        raise UsageError("tracking needs the package mlflow; install it or set tracking.enabled=false") from None
-    for name, level in _QUIET.items():
-        logging.getLogger(name).setLevel(level)
-
-
 def _monitor(run_id: str, uri: str) -> Any:
     """Samples the machine into a run, on a thread of its own; None, with a warning, where it cannot."""
     try:
@@ -278,54 +252,6 @@ def _monitor(run_id: str, uri: str) -> Any:
         log.warning("tracking.system_metrics: nothing is sampled: %s", " ".join(str(error).split())[:200])
         return None
     return monitor
-
-
-def new_client(uri: str) -> Any:
-    """MLflow's client; the schema of a new sqlite file is created."""
-    prepare_mlflow()
-    from mlflow import MlflowClient
-
-    file = sqlite_file(uri)
-    if file is not None and not file.exists():
-        _create_database(file)
-    return MlflowClient(tracking_uri=uri, registry_uri=uri)
-
-
-def _create_database(file: Path) -> None:
-    """Create the schema beside the file and link it there: a kill half-way would leave a schema that cannot be used."""
-    from mlflow import MlflowClient
-
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    temporary.unlink(missing_ok=True)
-    uri = sqlite_uri(temporary)
-    try:
-        MlflowClient(tracking_uri=uri, registry_uri=uri).search_experiments()
-        try:
-            file.hardlink_to(temporary)
-        except FileExistsError:  # another sweep on the same file was faster
-            pass
-        except OSError:  # no hard links here
-            temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _experiment_id(client: Any, name: str, artifact_location: str | None) -> str:
-    from mlflow.exceptions import MlflowException
-
-    experiment = client.get_experiment_by_name(name)
-    if experiment is None:
-        try:
-            return str(client.create_experiment(name, artifact_location=artifact_location))
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
-            experiment = client.get_experiment_by_name(name)
-    if experiment.lifecycle_stage != "active":
-        raise UsageError(
-            f"tracking.experiment: the MLflow experiment {name!r} was deleted; restore it or choose another name"
-        )
-    return str(experiment.experiment_id)
 
 
 def _parts(items: list[Any], size: int) -> Iterator[list[Any]]:

@@ -62,7 +62,7 @@ def track(settings: SweepSettings, results: Sequence[TrialResult], run: Path) ->
     tracker._journal.wait_delivered(7200.0)  # type: ignore[attr-defined]
     tracker.finish_sweep("complete")
     from sdm_ray.tracking.address import sqlite_uri
-    from sdm_ray.tracking.sink import new_client
+    from sdm_ray.tracking.client import new_client
 
     client = new_client(sqlite_uri(run / "mlflow.db"))
     (parent,) = client.search_runs(["1"], "tags.`sdm_ray.trial_id` = '-'")

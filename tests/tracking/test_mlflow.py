@@ -27,8 +27,9 @@ from sdm_ray.config import TrackingSettings
 from sdm_ray.core.errors import RunError, UsageError
 from sdm_ray.core.result import Status, TrialResult
 from sdm_ray.tracking import mlflow as tracker_module
-from sdm_ray.tracking import open_tracker, sink
+from sdm_ray.tracking import open_tracker
 from sdm_ray.tracking.address import sqlite_uri
+from sdm_ray.tracking.client import create_database, new_client
 from sdm_ray.tracking.outbox import SWEEP_RUN
 from sdm_ray.tracking.sink import TRIAL_TAG
 
@@ -39,7 +40,7 @@ SETTINGS = {"name": "unit", "search": {"num_trials": 4}, "storage": None}
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A database with MLflow's tables, made once."""
     path = tmp_path_factory.mktemp("schema") / "mlflow.db"
-    sink.new_client(sqlite_uri(path)).search_experiments()
+    new_client(sqlite_uri(path)).search_experiments()
     return path
 
 
@@ -52,7 +53,7 @@ def sweep_dir(tmp_path: Path, empty_database: Path) -> Path:
 
 
 def client_of(sweep_dir: Path) -> Any:
-    return sink.new_client(sqlite_uri(sweep_dir / "mlflow.db"))
+    return new_client(sqlite_uri(sweep_dir / "mlflow.db"))
 
 
 def runs_of(sweep_dir: Path) -> dict[str, Any]:
@@ -334,7 +335,7 @@ def test_a_new_database_does_not_delay_the_sweep(
         time.sleep(1.0)
         shutil.copy(empty_database, file)
 
-    monkeypatch.setattr(sink, "_create_database", slow)
+    monkeypatch.setattr("sdm_ray.tracking.client.create_database", slow)
     start = time.monotonic()
     tracker = started(tmp_path)
     tracker.start_trial("t0", {}, {})
@@ -355,7 +356,7 @@ def test_a_kill_while_tables_are_made_leaves_no_database(tmp_path: Path, monkeyp
     monkeypatch.setattr(MlflowClient, "__init__", lambda self, **_: None)
     monkeypatch.setattr(MlflowClient, "search_experiments", killed)
     with pytest.raises(KeyboardInterrupt):
-        sink._create_database(tmp_path / "m.db")
+        create_database(tmp_path / "m.db")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -368,7 +369,7 @@ def test_a_database_that_another_sweep_made_meanwhile_is_kept(tmp_path: Path, mo
 
     monkeypatch.setattr(MlflowClient, "__init__", lambda self, **_: None)
     monkeypatch.setattr(MlflowClient, "search_experiments", other_was_faster)
-    sink._create_database(tmp_path / "m.db")
+    create_database(tmp_path / "m.db")
     assert [path.name for path in tmp_path.iterdir()] == ["m.db"]
     assert (tmp_path / "m.db").read_text() == "the other's"
 
@@ -469,7 +470,7 @@ def test_a_server_that_goes_away_and_comes_back_gets_everything_once(
         tracker.finish_trial(result_of("t0", sweep))
         tracker.finish_sweep("complete")
         assert tracker.ui_hint().startswith(f"{uri}/#/compare-runs?runs=")
-        client = sink.new_client(uri)
+        client = new_client(uri)
         found = client.search_runs([client.get_experiment_by_name("sdm-ray").experiment_id])
         runs = {run.data.tags[TRIAL_TAG]: run for run in found}
         assert len(found) == 2

@@ -19,7 +19,8 @@ from sdm_ray.sweep import SilentView, run_sweep
 from sdm_ray.sweep.records.tracked import tracked_points
 from sdm_ray.tracking import open_tracker
 from sdm_ray.tracking.address import is_reference, sqlite_uri
-from sdm_ray.tracking.runs import add_to_run, download, find_run, model_folder, sibling_runs
+from sdm_ray.tracking.artifacts import add_to_run, download, model_folder
+from sdm_ray.tracking.runs import find_run, sibling_runs
 from sdm_ray.trial.run import run_trial
 from tests.fakes import sweep as sweep_fakes
 from tests.trial.test_run import settings, with_method  # noqa: F401  (a fixture)

@@ -58,7 +58,8 @@ def load_best(
 
 def _of_run(reference: str, output_dir: str | Path, tracking_uri: str | None) -> TrialSettings:
     """The settings of a tracked trial, from its run alone."""
-    from sdm_ray.tracking.runs import download, find_run
+    from sdm_ray.tracking.artifacts import download
+    from sdm_ray.tracking.runs import find_run
 
     run = find_run(reference, uri=tracking_uri, output_dir=output_dir)
     with tempfile.TemporaryDirectory(prefix="sdm-ray-") as folder:

@@ -15,7 +15,8 @@ from sdm_ray.frontier.points import Point
 from sdm_ray.sweep.records.folder import SETTINGS
 from sdm_ray.sweep.state.ledger import Entry, Record
 from sdm_ray.sweep.state.state import ROLES, SweepState
-from sdm_ray.tracking.runs import TrackedRun, download, find_run, sibling_runs
+from sdm_ray.tracking.artifacts import download
+from sdm_ray.tracking.runs import TrackedRun, find_run, sibling_runs
 
 PASSING = ("train/", "rung/", "again/")
 """Metrics of a run that are not part of its trial's result."""

@@ -1,0 +1,111 @@
+"""Artifacts of a tracked run: its model and other files are downloaded, and later measurements are added."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sdm_ray.core.errors import RunError, UsageError
+from sdm_ray.core.types import Params
+from sdm_ray.tracking.mlflow import MODEL
+from sdm_ray.tracking.naming import finite_metrics, tag_values
+from sdm_ray.tracking.runs import TrackedRun, answer, connect
+
+
+@contextmanager
+def model_folder(run: TrackedRun) -> Iterator[Path]:
+    """The folder of the model that a trial released: where the trial wrote it, or a download of the run's artifact.
+
+    Raises:
+        UsageError: when the run has no model, here or there.
+        RunError: when the download fails.
+    """
+    if run.is_sweep:
+        raise UsageError(
+            f"run {run.run_id} is that of the sweep {run.name!r}, which has many models; name the run of a trial"
+        )
+    local = Path(run.tags.get("output_dir", "")) / MODEL
+    if "output_dir" in run.tags and local.is_dir():
+        yield local
+        return
+    with tempfile.TemporaryDirectory(prefix="sdm-ray-") as folder:
+        found = download(run, MODEL, Path(folder))
+        if found is None or not found.is_dir() or not (found / "config.json").is_file():
+            raise UsageError(
+                f"run {run.run_id} ({run.name}) has no model: {local} is not on this machine, and none was uploaded; "
+                "run the command where the sweep ran, or sweep with tracking.log_models=true"
+            )
+        yield found
+
+
+def check_weights(run: TrackedRun, params: Params | None, folder: str | Path) -> None:
+    """Refuse to credit a run with other weights than it tracked.
+
+    Args:
+        run: the run.
+        params: of the exported model in the folder; None where it is no export.
+        folder: where they come from.
+
+    Raises:
+        RunError: when they are others.
+    """
+    from sdm_ray.models.encoder import params_digest
+
+    wanted = run.tags.get("provenance.weights")
+    if params is None or (wanted is not None and params_digest(params) != wanted):
+        raise RunError(
+            f"the weights in {folder} are not those that run {run.run_id} ({run.name}) tracked; restore the folder, or "
+            "use it without the run if that is meant"
+        )
+
+
+def download(run: TrackedRun, path: str, into: Path) -> Path | None:
+    """Download an artifact of a run; None where it has none of this path.
+
+    Raises:
+        RunError: when the server does not answer, or names a file outside the folder.
+    """
+    client = connect(run.uri)
+    parent, _, name = path.rpartition("/")
+    listed = answer(run.uri, lambda: client.list_artifacts(run.run_id, parent or None))
+    if not any(Path(file.path).name == name for file in listed):
+        return None
+    found = Path(answer(run.uri, lambda: client.download_artifacts(run.run_id, path, str(into))))
+    root = into.resolve()
+    for file in (found, *found.rglob("*")):
+        if not file.resolve().is_relative_to(root):
+            raise RunError(f"artifact {path!r} of run {run.run_id} leaves its folder ({file}); do not trust this run")
+    return found
+
+
+def add_to_run(
+    run: TrackedRun, *, metrics: Mapping[str, float], tags: Mapping[str, Any], files: Sequence[Path], folder: str
+) -> None:
+    """Add what was measured later to a run that has ended.
+
+    Args:
+        run: the run.
+        metrics: by name; what is no finite number is left out.
+        tags: more tags.
+        files: artifacts.
+        folder: among the artifacts, for the files.
+
+    Raises:
+        RunError: when the server does not answer.
+    """
+    from mlflow.entities import Metric, RunTag
+    from mlflow.utils.time import get_current_time_millis
+
+    client, now = connect(run.uri), get_current_time_millis()
+    values = [Metric(name, value, now, 0) for name, value in finite_metrics(metrics).items()]
+    marks = [RunTag(name, value) for name, value in tag_values(tags).items()]
+
+    def send() -> None:
+        for file in files:
+            client.log_artifact(run.run_id, str(file), folder)
+        client.log_batch(run.run_id, metrics=values, tags=marks)
+
+    answer(run.uri, send)

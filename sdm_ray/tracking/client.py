@@ -1,0 +1,89 @@
+"""MLflow's client: imported quietly and late, with its sqlite schema and its experiment made where they are missing."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+from sdm_ray.core.errors import UsageError
+from sdm_ray.tracking.address import sqlite_file, sqlite_uri
+
+_QUIET = {"mlflow": logging.WARNING, "alembic": logging.WARNING, "urllib3.connectionpool": logging.ERROR}
+_ENVIRONMENT = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+}
+"""Defaults for this process: retries are the outbox's task, and nothing is reported to anybody unasked."""
+
+
+def prepare_mlflow() -> None:
+    """Import MLflow, quietly.
+
+    Raises:
+        UsageError: when it is not installed.
+    """
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    try:
+        import mlflow.tracking  # noqa: F401
+    except ImportError:
+        raise UsageError("tracking needs the package mlflow; install it or set tracking.enabled=false") from None
+    for name, level in _QUIET.items():
+        logging.getLogger(name).setLevel(level)
+
+
+def new_client(uri: str) -> Any:
+    """MLflow's client; the schema of a new sqlite file is created."""
+    prepare_mlflow()
+    from mlflow import MlflowClient
+
+    file = sqlite_file(uri)
+    if file is not None and not file.exists():
+        create_database(file)
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def create_database(file: Path) -> None:
+    """Create the schema beside the file and link it there: a kill half-way would leave a schema that cannot be used."""
+    from mlflow import MlflowClient
+
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    temporary.unlink(missing_ok=True)
+    uri = sqlite_uri(temporary)
+    try:
+        MlflowClient(tracking_uri=uri, registry_uri=uri).search_experiments()
+        try:
+            file.hardlink_to(temporary)
+        except FileExistsError:  # another sweep on the same file was faster
+            pass
+        except OSError:  # no hard links here
+            temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def find_or_create_experiment(client: Any, name: str, artifact_location: str | None) -> str:
+    """The id of the experiment of this name.
+
+    Raises:
+        UsageError: when it was deleted.
+    """
+    from mlflow.exceptions import MlflowException
+
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
+        try:
+            return str(client.create_experiment(name, artifact_location=artifact_location))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            experiment = client.get_experiment_by_name(name)
+    if experiment.lifecycle_stage != "active":
+        raise UsageError(
+            f"tracking.experiment: the MLflow experiment {name!r} was deleted; restore it or choose another name"
+        )
+    return str(experiment.experiment_id)
