@@ -140,7 +140,7 @@ def _figures(suite: Suite, measured: Measured, attacker: str, folder: Path) -> l
     for figure in suite.figures:
         if figure.needs not in measured.models:
             continue
-        curves = [_curve(measured, model, attacker) for model in figure.models if model in measured.models]
+        curves = [model_curve(measured, model, attacker) for model in figure.models if model in measured.models]
         path = folder / f"{figure.name}{'_worst' if attacker == WORST else ''}.png"
         title = f"{figure.title}: {'worst family' if attacker == WORST else 'published attacker'}"
         chance = 1 / next(iter(next(iter(measured.models.values())).values())).report.num_classes
@@ -149,7 +149,8 @@ def _figures(suite: Suite, measured: Measured, attacker: str, folder: Path) -> l
     return paths
 
 
-def _curve(measured: Measured, model: str, attacker: str) -> Curve:
+def model_curve(measured: Measured, model: str, attacker: str) -> Curve:
+    """Harmful accuracy of a model against n: means over training seeds, with intervals cut to [0, 1]."""
     cells = [Estimate.of(list(measured.harmful(model, attacker, n).values())) for n in measured.num_examples]
     return Curve(
         label=model,

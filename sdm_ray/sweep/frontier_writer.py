@@ -1,4 +1,4 @@
-"""Writes the frontier on a thread of its own, so that trials never wait."""
+"""Writes the tables and pictures of the frontier on a thread of their own, so that trials never wait."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ PUBLISH_SECONDS = 60.0
 
 
 class FrontierWriter:
-    """Writes the frontier's tables and pictures when points have changed, never more than the thread keeps up with.
+    """Writes the latest points when they have changed; points that come faster than they are written are skipped.
 
     Args:
-        folder: where.
-        warn: tells people.
-        pause_seconds: least time between two times.
-        publish: gets the files now and then (every `PUBLISH_SECONDS`) while the sweep runs.
+        folder: where the files go.
+        warn: shows a warning.
+        pause_seconds: shortest pause after the files were written.
+        publish: is given the files every `PUBLISH_SECONDS` while the sweep runs.
     """
 
     def __init__(
@@ -54,13 +54,13 @@ class FrontierWriter:
         self._thread.start()
 
     def update(self, points: list[Point]) -> None:
-        """Write these points soon."""
+        """Hand over points, which the thread writes at its next turn."""
         with self._lock:
             self._points = points
         self._wake.set()
 
     def close(self) -> None:
-        """Write what is waiting and end."""
+        """Write the points that wait, and end the thread."""
         self._closing = True
         self._wake.set()
         self._thread.join(CLOSE_SECONDS)

@@ -42,7 +42,7 @@ def model_folder(run: TrackedRun) -> Iterator[Path]:
 
 
 def check_weights(run: TrackedRun, params: Params | None, folder: str | Path) -> None:
-    """Refuse to credit a run with other weights than it tracked.
+    """Check that weights are those that a run tracked, before results are added to it.
 
     Args:
         run: the run.
@@ -84,7 +84,7 @@ def download(run: TrackedRun, path: str, into: Path) -> Path | None:
 def add_to_run(
     run: TrackedRun, *, metrics: Mapping[str, float], tags: Mapping[str, Any], files: Sequence[Path], folder: str
 ) -> None:
-    """Add what was measured later to a run that has ended.
+    """Add later measurements to a run that has ended.
 
     Args:
         run: the run.

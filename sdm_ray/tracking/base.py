@@ -1,4 +1,4 @@
-"""What a sweep asks of a tracker."""
+"""The interface that a sweep records itself through, and the tracker that records nothing."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ class Tracker(Protocol):
             name: of the sweep.
             settings: of the sweep; may nest.
             tags: further tags of its run.
-            wait: wait until the server has answered, and raise what it said; otherwise `error` tells.
+            wait: wait for the first answer of the server, and raise where it is an error. Otherwise the call returns at
+                once, and the error appears in `error`.
 
         Raises:
             UsageError: when the tracking settings cannot work.
@@ -49,32 +50,32 @@ class Tracker(Protocol):
         """The sweep has ended: `complete`, `failed` or `stopped`. Waits a bounded time for what is still to deliver."""
 
     def ui_hint(self) -> str:
-        """How to look at what was tracked: the command and the page, for people; empty without tracking."""
+        """The command and the address that show what was tracked; empty without tracking."""
 
 
 class NoTracker:
-    """Tracks nothing."""
+    """A tracker that records nothing."""
 
     error: Exception | None = None
 
     def start_sweep(self, name: str, settings: dict[str, Any], tags: dict[str, str], *, wait: bool = True) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def start_trial(self, trial_id: str, params: dict[str, Any], tags: dict[str, str]) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def log(self, trial_id: str, metrics: dict[str, float], step: int) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def finish_trial(self, result: TrialResult) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def log_sweep_artifacts(self, files: list[Path]) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def finish_sweep(self, status: str) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def ui_hint(self) -> str:
-        """Nothing to look at."""
+        """Return an empty text."""
         return ""

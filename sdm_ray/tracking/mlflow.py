@@ -273,7 +273,12 @@ def _sweep_id(path: Path) -> str:
 
 
 def within(connect: Callable[[], None], uri: str) -> None:
-    """Connect, or raise a clear error; a server that accepts and then says nothing counts as away."""
+    """Connect within a time limit; a server that takes the connection and then does not answer counts as away.
+
+    Raises:
+        UsageError: as `connect` raises it.
+        RunError: when the server fails or does not answer in time.
+    """
     seconds = ANSWER_TIMEOUT_SECONDS if uri.startswith("http") else SCHEMA_TIMEOUT_SECONDS
     failure: list[BaseException] = []
 

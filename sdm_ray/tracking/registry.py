@@ -27,7 +27,7 @@ from sdm_ray.tracking.runs import TrackedRun, connect, find_trial
 
 CHAMPION = "champion"
 FOLDER = "registered-model"
-"""Of the flavour, among the artifacts of the run."""
+"""Folder of the registered model among the artifacts of the run."""
 TOLERANCE = 0.005
 """Desired accuracies this close count as the same."""
 TAG = "sdm_ray."
@@ -55,7 +55,7 @@ class Registered:
 def register(
     run: TrackedRun, name: str, *, alias: str = CHAMPION, promote: bool = True, force: bool = False
 ) -> Registered:
-    """Make a version of a registered model from a trial's run; registered again, it is the version that it was.
+    """Make a version of a registered model from a trial's run; a run that has one already keeps it.
 
     Args:
         run: the trial.
@@ -122,14 +122,14 @@ def _refuse_unworthy(run: TrackedRun, tags: Mapping[str, str], before: Any, name
     if status != Status.COMPLETE:
         raise UsageError(f"{who} is {status}: {run.tags.get('error', 'no reason is on record')}; {hint}")
     if passed != 1.0:
-        said = "was not audited" if passed is None else "fails the audit (audit.json among its artifacts says where)"
-        raise UsageError(f"{who} {said}; {hint}")
+        reason = "was not audited" if passed is None else "fails the audit (audit.json among its artifacts says where)"
+        raise UsageError(f"{who} {reason}; {hint}")
     if before is None or before.tags.get(f"{TAG}measured_by") == run.run_id:
         return
     theirs = before.tags
-    for key, words in ((f"{TAG}data", "on other data"), (f"{TAG}attack", "by another attack")):
+    for key, difference in ((f"{TAG}data", "on other data"), (f"{TAG}attack", "by another attack")):
         if theirs.get(key) != tags.get(key):
-            raise UsageError(f"version {before.version} of {name!r}, the {alias}, was measured {words}; {hint}")
+            raise UsageError(f"version {before.version} of {name!r}, the {alias}, was measured {difference}; {hint}")
     desired, harmful = (
         tuple(_number(values, metric) for values in (tags, theirs))
         for metric in (Metric.DESIRED_ACCURACY, Metric.HARMFUL_WORST_ACCURACY)
@@ -148,7 +148,7 @@ def _number(tags: Mapping[str, str], metric: str) -> float:
 
 
 def _holder(client: Any, uri: str, name: str, alias: str) -> Any:
-    """The version that has an alias; None where there is none.
+    """The version that an alias points to; None where there is none.
 
     Raises:
         RunError: when the registry knows no aliases.
@@ -220,7 +220,7 @@ def _save(folder: Path, flavour: Path) -> None:
 
 @contextmanager
 def _registry(uri: str, name: str) -> Iterator[None]:
-    """Refusals of the registry as one sentence."""
+    """Turn refusals of the registry into a `RunError` of one sentence, and keep its libraries quiet."""
     from mlflow.exceptions import MlflowException
     from transformers.utils import logging as hf_logging
 

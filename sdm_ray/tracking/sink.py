@@ -180,7 +180,7 @@ class MlflowSink:
             self._client.log_artifacts(run_id, str(path), path.name)
 
     def _log_inputs(self, run_id: str, inputs: list[dict[str, str]]) -> None:
-        """Datasets in MLflow's sense; it knows those that it has by name and digest."""
+        """Log data and encoder as MLflow's datasets, which it recognises by name and digest."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         datasets = [

@@ -20,7 +20,7 @@ from sdm_ray.figures.style import model_styles
 from sdm_ray.reproduce import SUITES, Measured, judge, read_measured, suite_settings, write_reproduction
 from sdm_ray.reproduce.claims import Claim, DesiredDrop, HarmfulDifference, HeadStart, LongHeadStart
 from sdm_ray.reproduce.measured import WORST, Estimate, Released
-from sdm_ray.reproduce.write import _curve, leaderboard, table_rows
+from sdm_ray.reproduce.write import leaderboard, model_curve, table_rows
 from sdm_ray.sweep.search.check import check_sweep
 from sdm_ray.sweep.search.models import ordered_references, reference_settings
 from tests import ROOT
@@ -226,7 +226,7 @@ def shipped_sweeps() -> list[SweepSettings]:
 
 def test_figures_bound_intervals_and_give_every_model_a_look_of_its_own() -> None:
     wide = replace(MEASURED, models={**MEASURED.models, "wide": model(0.9, 0.4, 1.0, 1.0)})
-    curve = _curve(wide, "wide", "fine_tune")
+    curve = model_curve(wide, "wide", "fine_tune")
     assert (curve.low[0], curve.high[0]) == (0.0, 1.0)
     styles = model_styles([f"v{index}" for index in range(10)])
     assert len(set(styles.values())) == len(styles) - 1, "only mlac, which no suite has, shares a look"

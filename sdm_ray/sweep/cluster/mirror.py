@@ -242,7 +242,7 @@ class Mirror:
 
 
 class MirrorThread:
-    """Copies a sweep's own files now and then, on a thread, and once more at the end."""
+    """A thread that copies a sweep's own files every `PUSH_SECONDS`, and once more at the end."""
 
     def __init__(self, mirror: Mirror) -> None:
         self._mirror, self._closing = mirror, threading.Event()
@@ -250,7 +250,7 @@ class MirrorThread:
         self._thread.start()
 
     def close(self) -> None:
-        """Copy what is there and end.
+        """End the thread and copy a last time.
 
         Raises:
             RunError: when the storage does not take it.
@@ -263,5 +263,5 @@ class MirrorThread:
         while not self._closing.wait(PUSH_SECONDS):
             try:
                 self._mirror.push()
-            except Exception as error:  # once more in a while; the last time it counts
+            except Exception as error:  # the next push tries again, and the last one raises
                 log.warning("%s", error, exc_info=not isinstance(error, RunError))
