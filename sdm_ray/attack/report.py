@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from sdm_ray.attack.families.base import Attacker
 from sdm_ray.core.errors import RunError
-from sdm_ray.core.files import atomic_path, read_json, write_json
+from sdm_ray.core.files import atomic_path, null_for_nan, read_json, write_json
 from sdm_ray.core.metric_names import Metric
 from sdm_ray.core.statistics import t_interval
 
@@ -193,7 +193,7 @@ class AttackReport:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; NaN becomes null."""
-        plain: dict[str, Any] = _without_nan({"format_version": FORMAT_VERSION, **dataclasses.asdict(self)})
+        plain: dict[str, Any] = null_for_nan({"format_version": FORMAT_VERSION, **dataclasses.asdict(self)})
         return plain
 
     @classmethod
@@ -248,14 +248,6 @@ class AttackReport:
 
 def _mean(values: list[float]) -> float:
     return sum(values) / len(values) if values else math.nan
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _without_nan(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def units(values: Sequence[float], num_searches: int) -> tuple[float, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import re
@@ -17,6 +16,7 @@ from sdm_ray.config.base import Settings
 from sdm_ray.config.sweep import SweepSettings
 from sdm_ray.config.trial import TrialSettings
 from sdm_ray.core.errors import UsageError
+from sdm_ray.core.suggest import nearest
 
 T = TypeVar("T", bound=Settings)
 
@@ -190,7 +190,7 @@ def _model_at(kind: type[BaseModel], location: list[str]) -> type[BaseModel] | N
 
 
 def _suggestion(key: str, names: list[str], prefix: str) -> str:
-    close = difflib.get_close_matches(key, names, n=1)
+    close = nearest(key, names)
     if close:
         dotted = f"{prefix}.{close[0]}" if prefix else close[0]
         return f"; did you mean {dotted!r}?"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,23 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write JSON atomically; NaN and infinities are refused, for no other reader takes them."""
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def null_for_nan(value: Any) -> Any:
+    """Plain values as strict JSON takes them: None in place of NaN and infinities, in dictionaries and lists as well.
+
+    Tuples become lists.
+    """
+    if isinstance(value, dict):
+        return {key: null_for_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [null_for_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def nan_for_null(values: Mapping[str, float | None]) -> dict[str, float]:
+    """Numbers by name with NaN in place of None: what `null_for_nan` wrote, as it is read again."""
+    return {name: math.nan if value is None else value for name, value in values.items()}
 
 
 def read_json(path: Path) -> Any:

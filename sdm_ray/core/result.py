@@ -7,7 +7,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from sdm_ray.core.files import read_json, write_json
+from sdm_ray.core.files import nan_for_null, null_for_nan, read_json, write_json
 
 FINAL = "-final"
 """Ends the id of the final attack on a trial's model; where there was one, its measurements count."""
@@ -59,8 +59,7 @@ def read_result(output_dir: Path) -> TrialResult | None:
     if not path.exists():
         return None
     values = read_json(path)
-    metrics = {name: float("nan") if value is None else value for name, value in values["metrics"].items()}
-    return TrialResult.from_dict({**values, "metrics": metrics}, output_dir)
+    return TrialResult.from_dict({**values, "metrics": nan_for_null(values["metrics"])}, output_dir)
 
 
 def write_result(result: TrialResult) -> None:
@@ -70,6 +69,4 @@ def write_result(result: TrialResult) -> None:
         RunError: when the file cannot be written.
     """
     values = result.to_dict()
-    metrics: dict[str, float] = values["metrics"]
-    values["metrics"] = {name: value if value == value else None for name, value in metrics.items()}
-    write_json(result.output_dir / "result.json", values)
+    write_json(result.output_dir / "result.json", values | {"metrics": null_for_nan(values["metrics"])})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import difflib
 import hashlib
 import json
 from collections.abc import Callable, Sequence
@@ -17,6 +16,7 @@ import pyarrow.parquet as pq
 
 from sdm_ray.core.errors import RunError, UsageError
 from sdm_ray.core.hub import brief, quiet_hub
+from sdm_ray.core.suggest import did_you_mean
 
 ClassNames = dict[str, list[str]]
 """Column to the names of its integer classes, where a Hugging Face dataset gives them."""
@@ -134,8 +134,8 @@ def check_columns(source: object, present: Sequence[str], columns: dict[str, str
     """Refuse a column that is not there, naming those that are and the nearest one."""
     for setting, column in columns.items():
         if column not in present:
-            close = difflib.get_close_matches(column, present, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
+            question = did_you_mean(column, present)
+            hint = f"; {question}" if question else ""
             shown = ", ".join(map(repr, present[:20])) + (", ..." if len(present) > 20 else "")
             raise UsageError(f"data.{setting}: {source} has no column {column!r}, only {shown or 'none'}{hint}")
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from sdm_ray.core.files import write_text
+from sdm_ray.core.files import null_for_nan, write_text
 from sdm_ray.core.metric_names import Metric
 from sdm_ray.figures.curves import cell_numbers
 from sdm_ray.figures.style import FAINT, FRONT, INK, LABELS, TRIAL, model_styles
@@ -67,7 +66,7 @@ def page_data(points: Sequence[Point], *, title: str) -> dict[str, Any]:
 
 def _plain(point: Point, numbers: Sequence[int], *, on_front: bool, near: bool) -> dict[str, Any]:
     curve = [
-        [_finite(point.metrics.get(name)) for name in (accuracy, Metric.low(accuracy), Metric.high(accuracy))]
+        [null_for_nan(point.metrics.get(name)) for name in (accuracy, Metric.low(accuracy), Metric.high(accuracy))]
         for accuracy in map(Metric.harmful_accuracy, numbers)
     ]
     kind = "reference" if point.is_reference else "front" if on_front else "infeasible"
@@ -77,11 +76,11 @@ def _plain(point: Point, numbers: Sequence[int], *, on_front: bool, near: bool) 
         "id": point.trial_id,
         "method": point.method,
         "kind": kind,
-        "x": _finite(point.desired),
-        "y": _finite(point.harmful),
+        "x": null_for_nan(point.desired),
+        "y": null_for_nan(point.harmful),
         "xi": None if point.desired_interval is None else list(point.desired_interval),
         "yi": None if point.harmful_interval is None else list(point.harmful_interval),
-        "params": {name: _finite(value) for name, value in point.params.items()},
+        "params": {name: null_for_nan(value) for name, value in point.params.items()},
         "curve": curve,
     }
 
@@ -98,7 +97,3 @@ def _growth(trials: Sequence[Point]) -> list[list[float]]:
         before = number
         grown.append([number, hypervolume(front)])
     return grown
-
-
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value

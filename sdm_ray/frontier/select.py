@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
 
 from sdm_ray.core.errors import UsageError
+from sdm_ray.core.suggest import nearest
 from sdm_ray.frontier.points import Point, pareto_front
 
 Rule = Literal["constrained", "knee", "weighted", "trial"]
@@ -97,7 +97,7 @@ def _by_trial_id(points: Sequence[Point], trial_id: str | None) -> Point:
         if point.trial_id == trial_id:
             return point
     known = [point.trial_id for point in points]
-    close = difflib.get_close_matches(trial_id, known, n=3)
+    close = nearest(trial_id, known, count=3)
     hint = f"did you mean {' or '.join(close)}?" if close else f"there are {len(known)} trials"
     raise UsageError(f"no trial {trial_id!r} in this sweep; {hint}")
 

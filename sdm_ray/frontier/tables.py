@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sdm_ray.core.errors import RunError, UsageError
-from sdm_ray.core.files import atomic_path, write_json
+from sdm_ray.core.files import atomic_path, nan_for_null, null_for_nan, write_json
 from sdm_ray.frontier.points import REFERENCE_POINT, Point, hypervolume, near_front, pareto_front
 
 TABLE_VERSION = 3
@@ -48,7 +47,7 @@ def write_tables(
             "reference_point": {"desired": REFERENCE_POINT[0], "harmful": REFERENCE_POINT[1]},
             "hypervolume": hypervolume(points),
             "importances": {name: dict(shares) for name, shares in (importances or {}).items()},
-            "points": [_finite(row) for row in rows],
+            "points": [null_for_nan(row) for row in rows],
         },
     )
     return table_path, json_path
@@ -98,15 +97,6 @@ def _row(point: Point, *, on_front: bool, near_front: bool) -> dict[str, Any]:
     return row | {"params": point.params, "further": point.further, "metrics": point.metrics}
 
 
-def _finite(value: Any) -> Any:
-    """NaN and infinities as null, the only form that every JSON reader takes."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def _table(rows: list[dict[str, Any]]) -> pa.Table:
     kinds = {"trial_id": pa.string(), "method": pa.string(), "feasible": pa.bool_()}
     kinds |= {"is_reference": pa.bool_(), "superseded": pa.bool_()}
@@ -114,8 +104,8 @@ def _table(rows: list[dict[str, Any]]) -> pa.Table:
     for name in (*_FIELDS, *_DERIVED, *(f"{name}_{end}" for name in _INTERVALS for end in ("low", "high"))):
         kind = pa.bool_() if name in _DERIVED else kinds.get(name, pa.float64())
         columns[name] = pa.array([row[name] for row in rows], kind)
-    columns["params"] = pa.array([json.dumps(_finite(row["params"]), sort_keys=True) for row in rows], pa.string())
-    columns["further"] = pa.array([json.dumps(_finite(row["further"])) for row in rows], pa.string())
+    columns["params"] = pa.array([json.dumps(null_for_nan(row["params"]), sort_keys=True) for row in rows], pa.string())
+    columns["further"] = pa.array([json.dumps(null_for_nan(row["further"])) for row in rows], pa.string())
     for metric in sorted({name for row in rows for name in row["metrics"]}):
         columns[metric] = pa.array([row["metrics"].get(metric) for row in rows], pa.float64())
     return pa.table(columns).replace_schema_metadata({"sdm_ray_table_version": str(TABLE_VERSION)})
@@ -129,5 +119,5 @@ def _point(row: dict[str, Any]) -> Point:
         low, high = row.pop(f"{name}_low"), row.pop(f"{name}_high")
         values[name] = None if low is None else (low, high)
     params, further = json.loads(row.pop("params")), json.loads(row.pop("further"))
-    values["further"] = {name: math.nan if value is None else value for name, value in further.items()}
+    values["further"] = nan_for_null(further)
     return Point(**values, params=params, metrics={name: value for name, value in row.items() if value is not None})

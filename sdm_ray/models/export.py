@@ -7,7 +7,6 @@ folder then holds the trunk and, beside it, `head.safetensors`. Weights are writ
 from __future__ import annotations
 
 import copy
-import math
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -22,7 +21,7 @@ from torch import Tensor
 
 from sdm_ray.config import TrialSettings, content_hash, parse_settings
 from sdm_ray.core.errors import RunError, UsageError
-from sdm_ray.core.files import atomic_path, read_json, write_json, write_text
+from sdm_ray.core.files import atomic_path, nan_for_null, null_for_nan, read_json, write_json, write_text
 from sdm_ray.core.types import Params
 from sdm_ray.models.encoder import load_trunk
 from sdm_ray.models.hub import quiet
@@ -174,7 +173,7 @@ def _describe(
         "config_hash": content_hash(settings),
         "label_names": list(label_names),
         "settings": settings.model_dump(mode="json", exclude={"runtime": True, "origin": {"tracking_uri"}}),
-        "metrics": {name: value if math.isfinite(value) else None for name, value in metrics.items()},
+        "metrics": null_for_nan(metrics),
         "versions": {name: version(name) for name in ("sdm-ray", "torch", "transformers")},
     }
     write_json(folder / META, document)
@@ -229,7 +228,7 @@ def read_meta(folder: Path) -> ExportMeta:
             settings=settings,
             config_hash=str(document["config_hash"]),
             label_names=tuple(document["label_names"]),
-            metrics={name: math.nan if value is None else value for name, value in document["metrics"].items()},
+            metrics=nan_for_null(document["metrics"]),
             versions=dict(document["versions"]),
         )
     except (KeyError, TypeError, AttributeError) as error:

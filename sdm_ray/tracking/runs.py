@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import sqlite3
 from collections.abc import Iterator, Mapping
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sdm_ray.core.errors import RunError, UsageError
+from sdm_ray.core.suggest import nearest
 from sdm_ray.tracking.address import (
     PREFIX,
     check_address,
@@ -194,7 +194,7 @@ def _ids(client: Any) -> dict[str, str]:
 
 
 def _suggestion(run_id: str, known: Mapping[str, str]) -> str:
-    close = difflib.get_close_matches(run_id, known, n=1, cutoff=0.5)
+    close = nearest(run_id, known, similarity=0.5)
     named = [key for key, name in known.items() if name == run_id][:3]
     if named:
         return f"; runs of that name: {', '.join(named)}"

@@ -6,7 +6,6 @@ is not here: it is the loss that everything else is added to.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Literal, NamedTuple, TypeVar, get_args
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from sdm_ray.config import BlockingSettings
 from sdm_ray.core.errors import UsageError
+from sdm_ray.core.suggest import did_you_mean
 
 Reads = Literal[
     "harmful_base",
@@ -123,8 +123,8 @@ def load_terms(modules: tuple[str, ...], names: Iterable[str]) -> None:
             ) from error
     unknown = [name for name in names if name not in TERMS]
     if unknown:
-        close = difflib.get_close_matches(unknown[0], TERMS, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
+        question = did_you_mean(unknown[0], TERMS)
+        hint = f"; {question}" if question else ""
         raise UsageError(
             f"train.blocking.custom: no term is called {', '.join(map(repr, unknown))}, only "
             f"{', '.join(sorted(TERMS))}{hint} (train.term_modules names the modules that register others)"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import math
 import warnings
@@ -15,6 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from sdm_ray.config import TrainSettings
 from sdm_ray.core.errors import UsageError
+from sdm_ray.core.suggest import did_you_mean
 
 NEEDS_MORE = {
     "ReduceLROnPlateau": "it waits for a metric",
@@ -142,8 +142,7 @@ def classes_of(module: Any, base: type, without: Iterable[str]) -> dict[str, typ
 def unknown(setting: str, name: str, module: str, known: Iterable[str]) -> str:
     """A sentence about a class that is not there."""
     known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"it has: {', '.join(known)}"
+    hint = did_you_mean(name, known, otherwise=f"it has: {', '.join(known)}")
     return f"{setting}: {module} has no {name!r} that can be used here; {hint}"
 
 

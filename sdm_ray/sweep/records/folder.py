@@ -8,7 +8,6 @@ exactly what has no end yet, under the same ids, folders and Optuna trials.
 
 from __future__ import annotations
 
-import difflib
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from sdm_ray.config import SweepSettings, load_settings, to_yaml
 from sdm_ray.core.errors import RunError, UsageError
 from sdm_ray.core.files import write_text
 from sdm_ray.core.lock import FolderLock
+from sdm_ray.core.suggest import did_you_mean
 from sdm_ray.sweep.cluster.mirror import Mirror, sweep_uri
 from sdm_ray.sweep.state.ledger import FILE as LEDGER
 
@@ -130,9 +130,6 @@ def find_sweep(name: str | Path, *, output_dir: str | Path = "runs") -> Path:
         if (folder / "sweep.yaml").is_file():
             return folder
     known = sorted(path.parent.name for path in Path(output_dir).glob("*/sweep.yaml"))
-    close = difflib.get_close_matches(str(name), known, n=1)
-    if close:
-        hint = f"did you mean {close[0]!r}?"
-    else:
-        hint = f"{output_dir} holds: {', '.join(known)}" if known else f"{output_dir} holds no sweep"
+    listed = f"{output_dir} holds: {', '.join(known)}" if known else f"{output_dir} holds no sweep"
+    hint = did_you_mean(str(name), known, otherwise=listed)
     raise UsageError(f"no sweep {str(name)!r}: neither a sweep's folder nor a name below {output_dir}; {hint}")

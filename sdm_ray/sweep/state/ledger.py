@@ -6,7 +6,6 @@ It is what a sweep resumes from. A line that a killed driver left unfinished at 
 from __future__ import annotations
 
 import json
-import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any, Literal
 
 from sdm_ray.config import Method
 from sdm_ray.core.errors import RunError
+from sdm_ray.core.files import nan_for_null, null_for_nan
 from sdm_ray.core.result import TrialResult
 
 FILE = "trials.jsonl"
@@ -184,11 +184,11 @@ def _entry(event: dict[str, Any]) -> Entry:
 
 
 def _result(event: dict[str, Any], folder: Path) -> TrialResult:
-    metrics = {name: math.nan if value is None else value for name, value in event["metrics"].items()}
+    metrics = nan_for_null(event["metrics"])
     values = {name: value for name, value in event.items() if name not in ("event", "seconds", "elapsed")}
     return TrialResult.from_dict({**values, "metrics": metrics}, trial_folder(folder, event["trial_id"]))
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:
-    metrics = {name: value if math.isfinite(value) else None for name, value in values["metrics"].items()}
+    metrics = null_for_nan(values["metrics"])
     return {**values, "metrics": metrics}
