@@ -189,7 +189,7 @@ def _released_encoder(model: str, settings: TrialSettings, public: EncoderSettin
 
 
 def _findings(found: Assessment, settings: TrialSettings) -> list[str]:
-    """What the numbers allow to be said, and under which budget."""
+    """Lines for people: the verdict, its budget, recovery, benign tasks, the audit and its warnings."""
     lines = [_verdict(found.metrics), _budget(settings)]
     share = found.metrics.get(str(Metric.RECOVERED_SHARE))
     if share is not None and share == share:

@@ -228,12 +228,12 @@ def _folder(name: str, folder: Path, remedy: str) -> Check:
     except OSError as error:
         return Check(name, "fail", f"{folder} cannot be written ({error.strerror or error}); {remedy}")
     free = shutil.disk_usage(nearest).free
-    said = f"{folder}, {free / 2**30:.1f} GiB free"
+    message = f"{folder}, {free / 2**30:.1f} GiB free"
     if free < TOO_LITTLE_DISK_BYTES:
-        return Check(name, "fail", f"{said}, which is too little; free space or {remedy}")
+        return Check(name, "fail", f"{message}, which is too little; free space or {remedy}")
     if free < LITTLE_DISK_BYTES:
-        return Check(name, "warn", f"{said}, enough for small sweeps; {remedy} for larger ones")
-    return Check(name, "ok", said)
+        return Check(name, "warn", f"{message}, enough for small sweeps; {remedy} for larger ones")
+    return Check(name, "ok", message)
 
 
 def _installed(package: str, otherwise: str) -> Check:
@@ -252,8 +252,8 @@ def _in_process(name: str, script: str) -> Check:
     except subprocess.TimeoutExpired:
         return Check(name, "fail", f"did not end within {DEEP_TIMEOUT_SECONDS:.0f} s")
     lines = [line for line in (run.stdout if run.returncode == 0 else run.stderr).splitlines() if line.strip()]
-    said = lines[-1].strip()[:300] if lines else f"exit code {run.returncode}"
-    return Check(name, "ok" if run.returncode == 0 else "fail", said)
+    message = lines[-1].strip()[:300] if lines else f"exit code {run.returncode}"
+    return Check(name, "ok" if run.returncode == 0 else "fail", message)
 
 
 def _get(url: str) -> tuple[int, str]:

@@ -37,8 +37,8 @@ def run(settings: SweepSettings, config: Path, *, resume: bool, fork: bool = Fal
     if fork:
         from sdm_ray.sweep.records.warm import forked
 
-        settings, said = forked(settings)
-        console.print(escape(said), soft_wrap=True)
+        settings, message = forked(settings)
+        console.print(escape(message), soft_wrap=True)
     outcome = run_checked(settings, resume=resume)
     if outcome.points:
         console.print(pareto_table(outcome.points))

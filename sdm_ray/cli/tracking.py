@@ -77,7 +77,7 @@ def _origin_tags(origin: Origin | None, uri: str) -> dict[str, Any]:
 
 
 def _logged(steps: Steps, tracker: Tracker) -> Steps:
-    """The same steps, each told to the tracker, and the result at last."""
+    """Pass a trial's steps on, and report each of them and the result to the tracker."""
     while True:
         try:
             progress = next(steps)

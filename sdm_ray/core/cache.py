@@ -1,6 +1,6 @@
-"""Cache folders, and what several machines share of them: an entry is looked for there before it is built.
+"""Cache folders of machines, and the entries that machines share, so that each is built on one of them only.
 
-Where nothing is shared (the default) every machine has its own cache folder and nothing else.
+Without a shared cache (the default) every machine builds all entries of its own cache folder.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class SharedCache(Protocol):
         """Whether there is an entry of this name."""
 
     def take(self, name: str) -> Files | None:
-        """An entry; None where there is none, or it cannot be had."""
+        """The files of an entry; None where there is no such entry or reading it failed."""
 
     def give(self, name: str, files: Files) -> None:
         """Share an entry; where that fails, others build their own."""

@@ -25,6 +25,7 @@ from sdm_ray.core.metric_names import Metric
 from sdm_ray.core.progress import Progress
 from sdm_ray.core.types import Split, Task
 from sdm_ray.data.interface import AttackDataset
+from sdm_ray.models.encoder import Trunk
 from sdm_ray.trial.floors import floor_report, floor_reports
 from sdm_ray.trial.release import Release, knowledge_of, own_knowledge
 from sdm_ray.trial.workspace import Initialisation, Workspace, trunk_params
@@ -39,7 +40,7 @@ BenignTask = Literal["desired", "grouped"]
 
 @dataclass(frozen=True, kw_only=True)
 class Assessment:
-    """Everything that is said of a released model."""
+    """The attack on a released model, what it is compared with, and the metrics of both."""
 
     report: AttackReport
     floor: AttackReport
@@ -90,29 +91,14 @@ def assess(
     if release.untrained is not None:
         report = yield from floor_report(work, encoder, settings, release.untrained, seed, runner)
     else:
-        report = yield from attack_model(
-            release.trunk,
-            release.params,
-            work.data,
-            settings,
-            sampler=work.sampler(settings.sampler),
-            knowledge=knowledge_of(work, release, settings),
-            runner=runner,
-        )
+        report = yield from _attack(work, release, settings, runner)
     encoders: dict[Initialisation, EncoderSettings] = {"random": encoder}
     if public is not None:
         encoders["pretrained"] = public
     floors = yield from floor_reports(work, encoders, settings, seed, runner)
     floor, undefended = floors["random"], floors.get("pretrained")
     benign, notes = yield from _benign(work, release, settings, runner)
-    random = work.trunk(encoder, "random", seed)
-    checked = audit(
-        report,
-        signals=measure_signals(release.trunk, release.params, work.data, Task.HARMFUL, settings.seed),
-        floor_signals=measure_signals(random, trunk_params(random), work.data, Task.HARMFUL, settings.seed),
-        trained_against=release.trained_against,
-        shared_texts=work.data.shared_texts(),
-    )
+    checked = _audit(work, release, report, work.trunk(encoder, "random", seed), settings)
     recovery = theirs = None
     if undefended is not None:
         target = target_accuracy(undefended, settings.recovery_share)
@@ -129,6 +115,33 @@ def assess(
     )
     assessment.metrics.update(_metrics(work, release, assessment))
     return assessment
+
+
+def _attack(
+    work: Workspace, release: Release, settings: AttackSettings, runner: RunnerFactory | None
+) -> Generator[Progress, None, AttackReport]:
+    """The attack on the harmful task, with everything that is public about the release."""
+    report = yield from attack_model(
+        release.trunk,
+        release.params,
+        work.data,
+        settings,
+        sampler=work.sampler(settings.sampler),
+        knowledge=knowledge_of(work, release, settings),
+        runner=runner,
+    )
+    return report
+
+
+def _audit(work: Workspace, release: Release, report: AttackReport, random: Trunk, settings: AttackSettings) -> Audit:
+    """The audit of a release's attack, with the signals of random initialisation beside its own."""
+    return audit(
+        report,
+        signals=measure_signals(release.trunk, release.params, work.data, Task.HARMFUL, settings.seed),
+        floor_signals=measure_signals(random, trunk_params(random), work.data, Task.HARMFUL, settings.seed),
+        trained_against=release.trained_against,
+        shared_texts=work.data.shared_texts(),
+    )
 
 
 def _benign(
@@ -176,5 +189,5 @@ def _metrics(work: Workspace, release: Release, found: Assessment) -> dict[str, 
         beside |= recovered_shares(found.report, found.floor, found.undefended) | found.recovery.metrics()
     for name, report in found.benign.items():
         beside |= {Metric.benign(name, cell.num_examples): cell.accuracy for cell in report.cells}
-    told = {name: value for name, value in beside.items() if not math.isnan(value)}
-    return metrics | told | {str(Metric.AUDIT_PASSED): float(found.audit.passed)}
+    measured = {name: value for name, value in beside.items() if not math.isnan(value)}
+    return metrics | measured | {str(Metric.AUDIT_PASSED): float(found.audit.passed)}

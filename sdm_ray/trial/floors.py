@@ -83,7 +83,7 @@ def cached_reports(
 
 @contextmanager
 def _turn(path: Path) -> Iterator[bool]:
-    """Whether nobody else holds the lock at `path`, which is held and then removed in that case."""
+    """Hold the lock at `path` for the block, and remove it after; False where another process holds it."""
     lock = FolderLock(path)
     try:
         lock.acquire()
