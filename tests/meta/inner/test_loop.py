@@ -19,10 +19,9 @@ from sdm_ray.meta.inner.episode import FROZEN_RATE_FACTOR, Episode, MetaGradient
 from sdm_ray.meta.inner.flat_model import FlatModel
 from sdm_ray.meta.inner.loop import evaluate, meta_gradients
 from sdm_ray.meta.inner.optim import ADAM_EPS, rate_factors
-from sdm_ray.meta.inner.problems import EvaluationBatch
 from sdm_ray.meta.objectives import Trajectory, step_losses
 from tests.fakes.files import NoHostSync
-from tests.fakes.meta import MlpTrunk, bert_trunk, episode_of, random_batch, start_of
+from tests.fakes.meta import MlpTrunk, bert_trunk, episode_of, start_of
 
 WEIGHTS = {"harmful_adapted_calibrated": 1.0, "harmful_base": 0.3}
 ALL_WEIGHTS = {
@@ -491,39 +490,6 @@ def test_one_backward_pass_serves_both_where_the_losses_are_proportional(num_ste
     twice = meta_gradients(model, start, episode, {"harmful_adapted": 0.7, "harmful_adapted_clamped": 1e-300})
     torch.testing.assert_close(once.trunk, twice.trunk)
     torch.testing.assert_close(once.head, twice.head)
-
-
-@pytest.mark.parametrize("mode", ["unrolled", "adjoint", "first_order"])
-@pytest.mark.parametrize("kind", KINDS, ids=str)
-def test_a_fresh_head_and_a_drawn_rate_take_no_gradient(mode: str, kind: dict[str, Any]) -> None:
-    model = FlatModel(MlpTrunk())
-    learned, fixed = start_of(model), start_of(model, learned=False)
-    episode = episode_of(mode=mode, **kind)
-    ours = meta_gradients(model, fixed, episode, WEIGHTS)
-    assert ours.head is None
-    assert ours.log_learning_rate is None
-    torch.testing.assert_close(ours.trunk, meta_gradients(model, learned, episode, WEIGHTS).trunk)
-
-
-@pytest.mark.parametrize("mode", [*EXACT, "first_order"])
-def test_adapting_to_the_desired_task_evaluates_the_harmful_one_beside_it(mode: str) -> None:
-    """The trunk descends the one and ascends the other; the harmful head descends its own loss."""
-    model = FlatModel(MlpTrunk())
-    generator = torch.Generator().manual_seed(7)
-    harmful_head = torch.randn(2, model.feature_dim, generator=generator, dtype=torch.float64)
-    harmful = random_batch(6, seed=8)
-    evaluation = (EvaluationBatch(random_batch(6, seed=3), None), EvaluationBatch(harmful, harmful_head))
-    weights = {"desired_adapted": 0.5, "desired_adapted_harmful": 0.2}
-    start, episode = start_of(model), episode_of(mode=mode, evaluation=evaluation, optimizer="sgd")
-    found = meta_gradients(model, start, episode, weights)
-    assert found.fixed_head is not None
-    assert found.head is not None
-    if mode == "unrolled":
-        return
-    reference = meta_gradients(model, start, episode._replace(mode="unrolled"), weights)
-    torch.testing.assert_close(found.fixed_head, reference.fixed_head)
-    if mode != "first_order":
-        assert_equal_gradients(found, reference, 1e-8)
 
 
 @pytest.mark.parametrize("mode", ["adjoint", "adjoint_stored", "first_order", "truncated"])

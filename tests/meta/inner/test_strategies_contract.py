@@ -68,17 +68,22 @@ def test_shapes_are_those_of_the_start_and_nothing_has_a_graph(mode: str) -> Non
     assert not any(value.requires_grad for value in (*kept, *found.values.values(), *found.trajectory[:2]))
 
 
-def test_what_is_not_learned_has_no_gradient(mode: str) -> None:
-    found = gradients(mode, learned=False)
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_what_is_not_learned_has_no_gradient(mode: str, kind: dict[str, Any]) -> None:
+    found = gradients(mode, learned=False, **kind)
     assert found.head is None
     assert found.log_learning_rate is None
-    torch.testing.assert_close(found.trunk, gradients(mode).trunk)
+    torch.testing.assert_close(found.trunk, gradients(mode, **kind).trunk)
 
 
-def test_a_fixed_head_descends_its_own_loss(mode: str) -> None:
+def test_adapting_to_the_desired_task_evaluates_the_harmful_one_beside_it(mode: str) -> None:
+    """A fixed harmful head descends its own loss; trunk, head and rate follow the blocking loss."""
     fixed = torch.linspace(-1, 1, 12, dtype=torch.float64).view(2, 6)
     evaluation = (EvaluationBatch(random_batch(6, seed=3), None), EvaluationBatch(random_batch(4, seed=4), fixed))
     weights = {"desired_adapted": 0.5, "desired_adapted_harmful": 0.2}
     found, reference = (gradients(name, weights, evaluation=evaluation) for name in (mode, "unrolled"))
     assert found.fixed_head is not None
     torch.testing.assert_close(found.fixed_head, reference.fixed_head)
+    if mode in EXACT:
+        for name in ("trunk", "head", "log_learning_rate"):
+            torch.testing.assert_close(getattr(found, name), getattr(reference, name), rtol=1e-8, atol=1e-12)
