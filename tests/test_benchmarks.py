@@ -87,7 +87,8 @@ def test_the_command_prints_a_table_and_writes_all_figures(
     monkeypatch.setattr(inner_loop, "missing_package", lambda case: "cvxpylayers" if case == "higher_cvx" else None)
     path = tmp_path / "figures.json"
     chosen = ["--cases", "plain,higher_cvx,adjoint", "--walks", "two", "--steps", "2", "--repeats", "1"]
-    inner_loop.main(["--quick", "--threads", "1", *chosen, "--json", str(path)])
+    rows = tmp_path / "rows.jsonl"
+    inner_loop.main(["--quick", "--threads", "1", *chosen, "--json", str(path), "--rows", str(rows)])
     table = capsys.readouterr().out
     assert "| higher_cvx | not installed: pip install cvxpylayers |" in table
     (figures,) = json.loads(path.read_text(encoding="utf-8"))["tables"]
@@ -95,6 +96,35 @@ def test_the_command_prints_a_table_and_writes_all_figures(
         assert f"\n| {name} | " in table
         assert len(figures["rows"][name]["seconds"]) == 1
     assert figures["rows"]["adjoint"]["num_bytes"] > 0
+
+
+def test_a_run_that_is_stopped_leaves_what_it_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class StoppedAtTheFifthTurn:
+        asked = 0
+
+        def __init__(self, job: Job) -> None:
+            pass
+
+        def answer(self, request: str | None = None) -> object:
+            StoppedAtTheFifthTurn.asked += request == "turn"
+            if StoppedAtTheFifthTurn.asked == 5:
+                raise KeyboardInterrupt
+            return {"seconds": 0.5, "bytes": 2.0**30}
+
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setattr("tests.benchmarks.inner_loop.turns.Child", StoppedAtTheFifthTurn)
+    monkeypatch.setattr(inner_loop, "missing_package", lambda case: "higher" if case == "higher" else None)
+    path = tmp_path / "deep" / "rows.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        inner_loop.main(["--quick", "--cases", "plain,adjoint", "--walks", "two", "--steps", "2", "--rows", str(path)])
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    measured = [(row["case"], row["round"], row["seconds"]) for row in rows]
+    assert measured == [("plain", 0, 0.5), ("adjoint", 0, 0.5), ("plain", 1, 0.5), ("adjoint", 1, 0.5)]
+    assert "K = 2, walk `two`, round 1: adjoint 0.500 s, 1.00 GB" in capsys.readouterr().out
 
 
 def test_memory_grows_by_the_difference_of_peaks() -> None:

@@ -3,7 +3,7 @@
     python -m tests.benchmarks.inner_loop [--steps 4,16,64] [--lengths fixed|real] [--walks two,paper] [--device cpu]
 
 The work: K Adam steps of a BERT-Tiny from the same weights on the same batches (16 texts; the outer one has 20), the
-outer loss at each of the K+1 moments, and the gradients that the walk asks for:
+outer loss after each of the 0 to K steps, and the gradients that the walk asks for:
 
 - `one`: trunk, head and learning rate of one loss, the mean uncalibrated outer loss, in one backward pass;
 - `paper`: the trunk of minus the mean calibrated outer loss in one backward pass, as the paper's code takes it; head
@@ -24,6 +24,9 @@ computes the first token alone, so ours may be faster than that floor; `own floo
 
 Before anything is timed, `torchopt` and the exact modes must agree with `higher` on the trunk gradient of the
 smallest K. Compiling takes minutes a table; `--cases` leaves it out.
+
+Every measurement is printed and appended to the file of `--rows` at once, so a run that is stopped leaves what it
+measured; the table of a walk follows when all its loops are done.
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -62,17 +66,29 @@ def missing_package(case: str) -> str | None:
     return None if package is None or find_spec(package) is not None else package
 
 
-def measure(job: Job, cases: Sequence[str], repeats: int) -> dict[str, Row]:
+def keep_turn(path: Path, job: Job, name: str, number: int, turn: dict[str, float]) -> None:
+    """Print a measurement and append it to a file of JSON lines; round 0 warms up."""
+    where = f"K = {job.num_steps}, walk `{job.walk}`, {f'round {number}' if number else 'warm-up'}"
+    print(f"{where}: {name} {turn['seconds']:.3f} s, {turn['bytes'] / 2**30:.2f} GB", flush=True)
+    row = {**job._replace(case=name)._asdict(), "round": number, **turn}
+    del row["spare"]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def measure(job: Job, cases: Sequence[str], options: Any) -> dict[str, Row]:
     """A row for each loop; those whose package is missing say so."""
     missing = {name: package for name in cases if (package := missing_package(name)) is not None}
-    rows = take_turns({name: job._replace(case=name) for name in cases if name not in missing}, repeats)
+    jobs = {name: job._replace(case=name) for name in cases if name not in missing}
+    rows = take_turns(jobs, options.repeats, partial(keep_turn, options.rows, job))
     absent = {name: Row(problem=f"not installed: pip install {package}") for name, package in missing.items()}
     return {name: absent.get(name) or rows[name] for name in cases}
 
 
 def report(job: Job, options: Any) -> dict[str, Any]:
     """Measure the loops of a walk, print them in Markdown and return the figures."""
-    rows = measure(job, cases_of(job.walk, options), options.repeats)
+    rows = measure(job, cases_of(job.walk, options), options)
     if rows["plain"].problem is not None:
         raise SystemExit(f"plain {rows['plain'].problem}: without it there is no unit")
     num_walks, unit = 2 if job.walk == "two" else 1, rows["plain"].median
@@ -179,6 +195,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="a tiny model, to see that everything runs")
     parser.add_argument("--json", type=Path, default=None, help="write all figures there")
+    parser.add_argument("--rows", type=Path, default=Path("runs/inner_loop.jsonl"), help="append measurements there")
     parser.add_argument("--child", default=None, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.child is not None:

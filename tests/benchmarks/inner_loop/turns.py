@@ -119,8 +119,16 @@ class Child:
         self._errors.close()
 
 
-def take_turns(jobs: dict[str, Job], repeats: int) -> dict[str, Row]:
-    """Measure every loop `repeats` times, one after the other in each round; the first round warms up."""
+def take_turns(
+    jobs: dict[str, Job], repeats: int, on_turn: Callable[[str, int, dict[str, float]], None] = lambda *turn: None
+) -> dict[str, Row]:
+    """Measure every loop `repeats` times, one after the other in each round; round 0 warms up.
+
+    Args:
+        jobs: the loops by name.
+        repeats: rounds that count.
+        on_turn: called with name, round, seconds and bytes as soon as they are measured.
+    """
     spare = SHARE * (free_bytes(torch.device(next(iter(jobs.values())).device)) or float("inf")) / len(jobs)
     children = {name: Child(job._replace(spare=spare)) for name, job in jobs.items()}
     turns: dict[str, list[dict[str, float]]] = {name: [] for name in jobs}
@@ -138,10 +146,11 @@ def take_turns(jobs: dict[str, Job], repeats: int) -> dict[str, Row]:
     try:
         for name in jobs:
             ask(name, None)
-        for _ in range(repeats + 1):
+        for number in range(repeats + 1):
             for name in jobs:
                 if (turn := ask(name, "turn")) is not None:
                     turns[name].append(turn)
+                    on_turn(name, number, turn)
         on_gpu = any(torch.device(job.device).type == "cuda" for job in jobs.values())
         busy = {name: ask(name, "busy") if on_gpu else None for name in jobs}
     finally:
