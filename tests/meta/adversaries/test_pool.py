@@ -128,25 +128,6 @@ def test_a_member_sees_its_own_subset_or_everything(subset_size: int | None, exp
     assert len({index for indices, _ in data.batches for index in indices.flatten().tolist()}) == expected
 
 
-def test_an_interrupted_pool_goes_on_bit_for_bit() -> None:
-    straight, model, _ = make_pool(
-        {"optimizers": ["sgd", "momentum", "adam"]}, size=4, lifespan_steps=3, frozen_probability=0.5
-    )
-    take_turns(straight, model, 9)
-    state, drawn = straight.state_dict(), straight._generator.get_state()
-    state = {**state, "members": [dict(member) for member in state["members"]]}
-    expected = take_turns(straight, model, 9)
-
-    resumed, model, _ = make_pool(
-        {"optimizers": ["sgd", "momentum", "adam"]}, size=4, lifespan_steps=3, frozen_probability=0.5
-    )
-    resumed.load_state_dict(state)
-    resumed._generator.set_state(drawn)
-    for mine, theirs in zip(take_turns(resumed, model, 9), expected, strict=True):
-        assert torch.equal(mine.trunk, theirs.trunk)
-        assert mine.draw == theirs.draw
-
-
 def test_a_life_that_goes_on_never_waits_for_the_device() -> None:
     pool, model, _ = make_pool(lifespan_steps=10**6)
     with NoHostSync():
