@@ -1,4 +1,4 @@
-"""The training log: metrics gather on the device and are read once an interval."""
+"""The training log: metrics are collected on the device and read once an interval."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sdm_ray.core.metric_names import Metric
 
 
 class MetricLog:
-    """Rows of means over an interval, and a watch for the first value that is not finite.
+    """Rows of means over an interval; it raises at the first value that is not finite.
 
     Args:
         names: of the metrics.
@@ -28,7 +28,7 @@ class MetricLog:
         self._steps: list[int] = []
         self._draws: list[str] = []
         self.last_draw = ""
-        """The adversaries of the last step, in words."""
+        """Description of the last step's adversaries."""
 
     def add(self, step: int, values: Tensor, draw: str) -> None:
         """Take one step's metrics (M,), without reading them; `draw` names the adversaries of that step."""

@@ -1,4 +1,4 @@
-"""Watching the desired task while training, on examples that meta-training never sees."""
+"""Validation: the desired task's accuracy while training, on examples that meta-training never sees."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ UNTRAINED = ("pretrained", "random")
 
 
 def split_meta_train(data: Dataset, settings: TrainSettings) -> tuple[Tensor, Tensor]:
-    """What is trained on and what is held out: sorted host indices, the same for every seed and method.
+    """Sorted host indices of the training and the held-out examples, the same for every seed and method.
 
     Raises:
-        UsageError: where one of the two would be empty, or a bound is set that nothing is held to.
+        UsageError: where one of the two would be empty, or a bound is set without validations.
     """
     indices, validation = data.indices(Split.META_TRAIN), settings.validation
     if not validation.every_steps:
@@ -45,7 +45,7 @@ def split_meta_train(data: Dataset, settings: TrainSettings) -> tuple[Tensor, Te
 
 
 class Validation:
-    """Measures the desired task now and then, and says when to stop.
+    """Measures the desired task every few outer steps and says when to stop training.
 
     Args:
         data: examples on the device.
@@ -99,7 +99,7 @@ class Validation:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Misses in a row."""
+        """The number of consecutive validations below the bound."""
         return {"num_misses": self._num_misses}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

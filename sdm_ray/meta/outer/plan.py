@@ -1,4 +1,4 @@
-"""Which adversaries an outer step simulates, and which blocking terms are read off each."""
+"""Which adversaries an outer step simulates, and which blocking terms are computed on each."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Plan(NamedTuple):
     def of(settings: TrainSettings) -> Plan:
         """Fresh adversaries and a pool share the terms of adapted models: each such term is the mean over both.
 
-        `ac` watches the un-adapted model alone, so it takes no inner step whatever the adversary's settings say.
+        `ac` evaluates the un-adapted model alone, so it takes no inner step whatever the adversary's settings say.
 
         Raises:
             UsageError: where a term needs what the adversary's settings do not give.

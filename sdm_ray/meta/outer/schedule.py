@@ -1,4 +1,4 @@
-"""The course of the outer learning rates: a linear warm-up, then constant or a schedule of torch."""
+"""The schedule of the outer learning rates: a linear warm-up, then constant or a schedule of torch."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NEEDS_MORE = {
 }
 """Schedules that are refused, and why."""
 CYCLED = ("betas", "momentum")
-"""What a schedule may move besides the learning rate."""
+"""Options of the optimiser that a schedule may change besides the learning rate."""
 
 
 class Schedule:
@@ -52,7 +52,7 @@ class Schedule:
 
     @property
     def factor(self) -> float:
-        """What the learning rates of the step that comes are multiplied by."""
+        """Factor on the learning rates of the next step."""
         warmup = self._settings.warmup_steps
         warmth = min(1.0, (self.count + 1) / warmup) if warmup else 1.0
         if self._scheduler is None:
@@ -65,7 +65,7 @@ class Schedule:
         return {} if self._scheduler is None else {key: self._group()[key] for key in CYCLED if key in self._group()}
 
     def advance(self) -> None:
-        """A step has been taken."""
+        """Count a step and move the schedule on."""
         self.count += 1
         if self._scheduler is not None and self._first_step() <= self.count < self._settings.num_outer_steps:
             self._scheduler.step()
@@ -140,7 +140,7 @@ def classes_of(module: Any, base: type, without: Iterable[str]) -> dict[str, typ
 
 
 def unknown(setting: str, name: str, module: str, known: Iterable[str]) -> str:
-    """A sentence about a class that is not there."""
+    """The error message for a class that does not exist."""
     known = sorted(known)
     hint = did_you_mean(name, known, otherwise=f"it has: {', '.join(known)}")
     return f"{setting}: {module} has no {name!r} that can be used here; {hint}"
