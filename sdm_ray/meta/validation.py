@@ -18,7 +18,7 @@ from sdm_ray.meta.objectives import task_loss
 
 BATCH_SIZE = 256
 UNTRAINED = ("pretrained", "random")
-"""Methods whose encoder stands still: they are references, which no bound stops."""
+"""Methods that do not train the encoder: references, which no bound stops."""
 
 
 def split_meta_train(data: Dataset, settings: TrainSettings) -> tuple[Tensor, Tensor]:

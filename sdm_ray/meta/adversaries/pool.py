@@ -4,7 +4,7 @@ A short unroll soon finds nothing left to block, while an attacker of many more 
 pool of adversaries lives on across outer steps. Each keeps its displacement `delta` from the current weights, its
 head, its optimiser's state and its own few-shot subset. In each outer step the one whose turn it is trains for a step
 or more at `theta + delta`; then the blocking loss is evaluated there on the outer batch, and its gradient moves
-`theta`: first-order where the turn ends, or through the steps of the turn. At the end of its life it is drawn anew.
+`theta`: first-order where the turn ends, or through the steps of the turn. At the end of its life another is sampled.
 Compare persistent chains in contrastive divergence (Tieleman, ICML 2008) and replay in free adversarial training
 (Shafahi et al., arXiv 1904.12843).
 
