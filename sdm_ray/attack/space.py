@@ -1,4 +1,4 @@
-"""The attacker's search: a declared space and samplers that are asked for points and told their scores."""
+"""The attacker's search: a declared space and samplers that propose points and learn their scores."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ Space = dict[str, LogFloat | Integer | Choice | Chance]
 
 
 class Sampler(Protocol):
-    """Proposes points. Larger scores are better; a point that failed is told NaN."""
+    """Proposes points. Larger scores are better; a point that failed scores NaN."""
 
     def ask(self, num: int) -> list[Point]:
         """At least one and at most `num` further points; an adaptive sampler may return fewer to learn from them."""

@@ -33,7 +33,7 @@ class PoolSettings(Settings):
     steps_per_turn: PositiveInt = 1
     """Steps the adversary whose turn it is takes in an outer step."""
     second_order: bool = False
-    """Differentiate through the steps of a turn (by `train.gradient_mode`) and watch every one of them, instead of
+    """Differentiate through the steps of a turn (by `train.gradient_mode`) and evaluate every one of them, instead of
     taking the first-order gradient where the turn ends."""
     learning_rate: LogRange = LogRange(low=3e-4, high=5e-3)
     """Range of learning rates, log-uniform."""
@@ -63,7 +63,7 @@ class AdversarySettings(Settings):
     learning_rate: LogRange = LogRange(low=1e-6, high=1e-2)
     """Bounds of the learning rate; it is drawn from here when the mode is `log_uniform`."""
     learning_rate_schedules: Annotated[tuple[RateSchedule, ...], Field(min_length=1)] = ("constant",)
-    """Courses of the learning rate over the inner steps, drawn uniformly: `warmup` rises over the first tenth and
+    """Schedules of the learning rate over the inner steps, drawn uniformly: `warmup` rises over the first tenth and
     stays, `linear` and `cosine` rise likewise and fall to zero."""
     batch_sizes: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (8, 16, 24)
     """Inner batch sizes, drawn uniformly."""

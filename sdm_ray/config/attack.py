@@ -110,7 +110,7 @@ class AttackSettings(Settings):
     """Seconds that a stack of fine-tunes may take; None waits. After that its fine-tunes share the same time once more,
     one by one, and those that take longer count as crashed."""
     num_curve_points: NonNegativeInt = 6
-    """Moments of a re-run at which it is scored on attacker-validation; their course gives the steps to recover."""
+    """Steps of a re-run after which it is scored on attacker-validation; this curve gives the steps to recover."""
     recovery_share: Probability = 0.9
     """What counts as recovered: this share of the accuracy above chance that the undefended encoder gives way to."""
     benign_num_examples: tuple[NumExamples, ...] = ()

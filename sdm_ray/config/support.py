@@ -20,7 +20,7 @@ class Support:
     optimizers: frozenset[str] | None = None
     """Optimisers."""
     schedules: frozenset[str] | None = None
-    """Courses of the learning rate."""
+    """Schedules of the learning rate."""
     adaptations: frozenset[str] | None = None
     """What is trained: `full`, `head`, `partial`, `lora`, and whatever else an attacker does."""
     heads: frozenset[str] | None = None

@@ -71,7 +71,7 @@ class SearchSettings(Settings):
     known_points: tuple[KnownPoint, ...] = ()
     """Published settings that are tried after `points`; of each what the space searches."""
     warm_start: str | None = None
-    """An earlier sweep, by its folder or its name below `output_dir`. Its results are told to the sampler where all
+    """An earlier sweep, by its folder or its name below `output_dir`. The sampler is given its results where all
     but the search was the same, so that nothing is trained twice; they are no points of this sweep's frontier."""
     max_desired_drop: Probability | None = None
     """A trial is feasible only if its desired accuracy is at most this far below the tuned reference's."""

@@ -82,7 +82,7 @@ class TrainSettings(Settings):
     optimizer_options: dict[str, Any] = {}
     """Its further arguments, such as betas or weight_decay."""
     schedule: str = "constant"
-    """Course of the outer learning rates after the warm-up: `constant`, or a class of `torch.optim.lr_scheduler`."""
+    """Schedule of the outer learning rates after the warm-up: `constant`, or a class of `torch.optim.lr_scheduler`."""
     schedule_options: dict[str, Any] = {}
     """Its arguments, such as T_max."""
     warmup_steps: NonNegativeInt = 0
@@ -99,7 +99,7 @@ class TrainSettings(Settings):
     truncation_steps: PositiveInt = 4
     """Updates that `truncated` differentiates."""
     outer_steps: Literal["all", "last", "sampled"] = "all"
-    """Inner steps after which the adapted model is watched: all, the last, or as many as `num_outer_evaluations` drawn
+    """Inner steps after which the adapted model is evaluated: all, the last, or `num_outer_evaluations` drawn
     uniformly (an unbiased estimate of all)."""
     num_outer_evaluations: PositiveInt = 4
     """Inner steps that `sampled` draws."""

@@ -13,7 +13,7 @@ from sdm_ray.core.metric_names import Metric
 from sdm_ray.core.statistics import NUM_RESAMPLES
 
 LEAST_HEAD_START = 0.02
-"""Head start of the undefended encoder (accuracy) below which no share of it is told."""
+"""Head start of the undefended encoder (accuracy) below which its recovered share is not reported."""
 
 
 @dataclass(frozen=True, kw_only=True)
