@@ -29,8 +29,12 @@ from sdm_ray.tracking.address import is_reference
 
 if TYPE_CHECKING:
     from sdm_ray.attack.findings.audit import Check
+    from sdm_ray.attack.report import AttackReport
+    from sdm_ray.models.export import Exported
     from sdm_ray.tracking.runs import TrackedRun
     from sdm_ray.trial.assess import Assessment
+    from sdm_ray.trial.release import Release
+    from sdm_ray.trial.workspace import Workspace
 
 FILES = ("attack.parquet", "attack.json", "audit.json", "metrics.json", "summary.parquet")
 FIGURES = ("attack.png", "best_so_far.png", "recovery.png")
@@ -70,17 +74,8 @@ def _attack(
     ray_address: str | None,
     tracked: TrackedRun | None = None,
 ) -> None:
-    import torch
-
-    from sdm_ray.attack.report import write_summary
-    from sdm_ray.core.files import write_json
-    from sdm_ray.figures.attack import write_figures
     from sdm_ray.models.export import META, load_exported
-    from sdm_ray.sweep.search.samplers import attack_samplers
     from sdm_ray.trial.assess import assess
-    from sdm_ray.trial.context import TrialContext
-    from sdm_ray.trial.release import Release
-    from sdm_ray.trial.workspace import open_workspace, trunk_params
 
     exported = load_exported(model) if (Path(model) / META).is_file() else None
     if tracked is not None:
@@ -89,22 +84,7 @@ def _attack(
         check_weights(tracked, None if exported is None else exported.params, model)
     released = exported.meta.settings if exported is not None and exported.meta is not None else None
     settings = attack_settings(config, preset, overrides, released)
-    public = None if released is None else released.encoder
-    encoder = _released_encoder(model, settings, public)
-    torch.set_num_threads(settings.runtime.num_threads)
-    context = TrialContext(samplers=attack_samplers())
-    work = open_workspace(settings.model_copy(update={"encoder": encoder}), context)
-    trunk = work.trunk(encoder, "pretrained", settings.seed)
-    head = None if exported is None or exported.head is None else exported.head.to(work.device)
-    blocked = released is not None and released.train.method == "mlac"
-    release = Release(
-        trunk=trunk,
-        params=trunk_params(trunk),
-        encoder=public,
-        architecture=encoder,
-        desired_head=head,
-        trained_against=released.train.adversary.supports() if released is not None and blocked else (),
-    )
+    work, release = _opened(model, settings, exported, released)
     try:
         with _runner(ray_address, work.device.type) as runner:
             found = follow(assess(work, release, settings.attack, seed=settings.seed, runner=runner), "attack")
@@ -112,15 +92,63 @@ def _attack(
         error_console.print("stopped; nothing was written")
         raise typer.Exit(130) from None
     folder = out or Path("runs") / f"attack-{content_hash(settings)}"
-    found.write(folder)
-    metrics = found.metrics
-    write_json(folder / "metrics.json", {name: value if value == value else None for name, value in metrics.items()})
+    _write(found, folder)
+    findings = _print(found, settings, folder)
+    if tracked is not None:
+        label = f"{preset or 'trial'}-{digest(settings.attack.model_dump(mode='json'))}"
+        _add_to_run(tracked, label, found, folder, verdict=Text.from_markup(findings[0]).plain)
+
+
+def _opened(
+    model: str, settings: TrialSettings, exported: Exported | None, released: TrialSettings | None
+) -> tuple[Workspace, Release]:
+    """The data, and the model as an attacker gets it; an export says what it was made from and trained against."""
+    import torch
+
+    from sdm_ray.sweep.search.samplers import attack_samplers
+    from sdm_ray.trial.context import TrialContext
+    from sdm_ray.trial.release import Release
+    from sdm_ray.trial.workspace import open_workspace, trunk_params
+
+    public = None if released is None else released.encoder
+    encoder = _released_encoder(model, settings, public)
+    torch.set_num_threads(settings.runtime.num_threads)
+    context = TrialContext(samplers=attack_samplers())
+    work = open_workspace(settings.model_copy(update={"encoder": encoder}), context)
+    trunk = work.trunk(encoder, "pretrained", settings.seed)
+    defended = released is not None and released.train.method == "mlac"
+    release = Release(
+        trunk=trunk,
+        params=trunk_params(trunk),
+        encoder=public,
+        architecture=encoder,
+        desired_head=None if exported is None or exported.head is None else exported.head.to(work.device),
+        trained_against=released.train.adversary.supports() if released is not None and defended else (),
+    )
+    return work, release
+
+
+def _reports(found: Assessment) -> dict[str, AttackReport]:
+    """The attack on the model and on what it is compared with, by name."""
     reports = {"released": found.report, "random": found.floor}
-    if found.undefended is not None:
-        reports["pretrained"] = found.undefended
-    write_summary(reports, folder / "summary.parquet")
-    write_figures(reports, folder)
-    console.print(attack_table(reports))
+    return reports if found.undefended is None else reports | {"pretrained": found.undefended}
+
+
+def _write(found: Assessment, folder: Path) -> None:
+    """Write `FILES` and draw `FIGURES`."""
+    from sdm_ray.attack.report import write_summary
+    from sdm_ray.core.files import null_for_nan, write_json
+    from sdm_ray.figures.attack import write_figures
+
+    found.write(folder)
+    write_json(folder / "metrics.json", null_for_nan(found.metrics))
+    write_summary(_reports(found), folder / "summary.parquet")
+    write_figures(_reports(found), folder)
+
+
+def _print(found: Assessment, settings: TrialSettings, folder: Path) -> list[str]:
+    """Print tables, findings and where the files lie; gives the findings, the verdict first."""
+    console.print(attack_table(_reports(found)))
     if len(settings.attack.families) > 1:
         console.print(family_table(found.report))
     findings = _findings(found, settings)
@@ -128,9 +156,7 @@ def _attack(
         console.print(line, soft_wrap=True)
     console.print(f"every fine-tune: {escape(str(folder / 'attack.parquet'))}", soft_wrap=True)
     console.print(f"figures: {', '.join(escape(str(folder / name)) for name in FIGURES)}", soft_wrap=True)
-    if tracked is not None:
-        label = f"{preset or 'trial'}-{digest(settings.attack.model_dump(mode='json'))}"
-        _add_to_run(tracked, label, found, folder, verdict=Text.from_markup(findings[0]).plain)
+    return findings
 
 
 def _add_to_run(tracked: TrackedRun, label: str, found: Assessment, folder: Path, *, verdict: str) -> None:
@@ -228,7 +254,7 @@ def _verdict(metrics: dict[str, float]) -> str:
     elif not metrics[str(Metric.AUDIT_PASSED)]:
         verdict = "not established: the audit failed"
     elif high <= 0:
-        verdict = "blocked under this budget: no head start over random initialisation was found"
+        verdict = "blocked under this budget for attackers that pool over tokens; single tokens were not read"
     else:
         verdict = "undecided: the interval of the head start holds 0"
     return f"[bold]{verdict}[/] (head start {regret:+.3f} accuracy, 95 % interval \\[{low:+.3f}, {high:+.3f}])."

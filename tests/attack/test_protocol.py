@@ -13,6 +13,7 @@ import torch
 import sdm_ray.attack.engine.executor as execute_module
 import sdm_ray.attack.engine.stack as batch_module
 from sdm_ray.attack.engine.executor import Executor
+from sdm_ray.attack.engine.sizes import LARGEST_STACK
 from sdm_ray.attack.engine.stack import HEAD, Plan, Trained
 from sdm_ray.attack.families import FAMILIES, Attacker
 from sdm_ray.attack.findings.regret import regret
@@ -255,7 +256,7 @@ def test_a_sampler_may_learn_from_scores() -> None:
 
 def test_small_stacks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = attack(FakeData())
-    monkeypatch.setitem(execute_module.LARGEST_STACK, "cpu", 1)
+    monkeypatch.setitem(LARGEST_STACK, "cpu", 1)
     single = attack(FakeData())
     for cell, other in zip(whole.cells, single.cells, strict=True):
         assert cell.winner == other.winner

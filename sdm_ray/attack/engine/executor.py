@@ -15,7 +15,6 @@ from torch import Tensor
 
 from sdm_ray.attack.engine.draws import batch_order, choose_subset, head_generator, order_generator, subset_generator
 from sdm_ray.attack.engine.flops import Counter
-from sdm_ray.attack.engine.optim import OPTIMIZERS
 from sdm_ray.attack.engine.scoring import (
     FeatureStore,
     ScoringSet,
@@ -24,13 +23,13 @@ from sdm_ray.attack.engine.scoring import (
     trunk_features,
     validation_sample,
 )
+from sdm_ray.attack.engine.sizes import StackSizes
 from sdm_ray.attack.engine.stack import (
     AttackTimeoutError,
     Curves,
     Model,
     Plan,
     Trained,
-    by_device,
     plan_device,
     train_heads,
     train_stack,
@@ -50,15 +49,6 @@ from sdm_ray.models.trunk import Trunk
 
 if TYPE_CHECKING:
     from sdm_ray.data.interface import AttackDataset
-
-LARGEST_STACK = {"cpu": 32, "cuda": 128}
-"""Attackers in a stack at most."""
-CPU_STACK_TOKENS = 6144
-"""Tokens of a step over all attackers of a stack on a CPU: more fall out of the caches and are no faster."""
-CPU_STACK_BYTES = 2 * 1024**3
-"""Memory that a stack may take on a CPU."""
-CUDA_FREE_SHARE = 0.5
-"""Share of the free GPU memory that a stack may take."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +118,7 @@ class Executor:
         self._owned = FeatureStore(trunk, self._params, data, self._pool, task)
         self._longest = int(self.val.batches[-1].input_ids.shape[-1])
         self._lora: dict[int, LoraTrunk] = {}
-        self._largest_stack = by_device(LARGEST_STACK, self._device)
+        self._sizes = StackSizes(trunk, self._params, self._embedding, longest=self._longest, width=self._feature_dim)
         self._counter = Counter(
             self._params, self._embedding, trunk, float(data.lengths_host()[self._pool].double().mean())
         )
@@ -151,7 +141,7 @@ class Executor:
         for _, group in sorted(groups.items(), key=lambda item: [str(part) for part in item[0]]):
             waiting = sorted(group, key=lambda attacker: -attacker.num_steps)
             while waiting:
-                size = self._stack_size(waiting[0])
+                size = self._sizes.of(waiting[0])
                 stack, waiting = waiting[:size], waiting[size:]
                 yield self._run_or_split(stack, with_test, self._settings.timeout_seconds)
 
@@ -168,14 +158,6 @@ class Executor:
             balanced=self._settings.class_balanced,
             generator=subset_generator(self._settings.seed, attacker),
         )
-
-    def _stack_size(self, attacker: Attacker) -> int:
-        if attacker.frozen:
-            return LARGEST_STACK["cuda"]
-        fitting = min(self._largest_stack, self._fitting(attacker))
-        if self._device.type != "cpu":
-            return fitting
-        return max(1, min(fitting, CPU_STACK_TOKENS // (attacker.batch_size * self._longest)))
 
     def _run_or_split(self, stack: Sequence[Attacker], with_test: bool, seconds: float | None) -> list[Outcome]:
         """Run a stack, and smaller ones where it fails.
@@ -200,7 +182,7 @@ class Executor:
             return [Outcome(stack[0], "crashed", spent, error=message, timed_out=timed_out)]
         half = len(stack) // 2
         if out_of_memory:
-            self._largest_stack = min(self._largest_stack, half)
+            self._sizes.shrink_to(half)
         parts = [[a] for a in stack] if timed_out else [stack[:half], stack[half:]]
         shares = [None if seconds is None else seconds * len(part) / len(stack) for part in parts]
         pairs = zip(parts, shares, strict=True)
@@ -355,31 +337,6 @@ class Executor:
             return ()
         spaced = np.geomspace(1, max(last, 1), count).round().astype(int)
         return tuple(sorted({int(step) for step in spaced if step < last}))
-
-    def _fitting(self, attacker: Attacker) -> int:
-        """Attackers that fit into memory, by a rough count of weights and activations."""
-        batch, length = attacker.batch_size, self._longest
-        trained = sum(value.numel() for name, value in self._params.items() if name != self._embedding)
-        if self._embedding is not None:
-            rows = len(self._params[self._embedding])
-            if OPTIMIZERS[attacker.optimizer].leaves_zero_gradients:
-                rows = min(rows, attacker.num_examples * length)
-            trained += rows * self._feature_dim
-        element = torch.finfo(self._dtype).bits // 8
-        # Weight, gradient, two moments; activations after Korthikanti et al. (arXiv 2205.05198), eager attention.
-        needed = element * (4 * trained + batch * length * self._activations_per_token(length))
-        if self._device.type == "cuda":
-            budget = CUDA_FREE_SHARE * torch.cuda.mem_get_info(self._device)[0]
-        else:
-            budget = CPU_STACK_BYTES
-        return max(1, int(budget // needed))
-
-    def _activations_per_token(self, length: int) -> int:
-        if not isinstance(self._trunk, Trunk):
-            return 0
-        config = self._trunk.hf_model.config
-        width, heads = int(config.hidden_size), int(config.num_attention_heads)
-        return int(config.num_hidden_layers) * (20 * width + 3 * heads * length)
 
 
 def retry_of(attacker: Attacker) -> Attacker:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -22,7 +21,8 @@ from sdm_ray.meta.inner.episode import Execution
 from sdm_ray.meta.inner.flat_model import FlatModel, TrunkLike
 from sdm_ray.meta.inner.memory import ModeChooser
 from sdm_ray.meta.inner.problems import EvaluationBatch
-from sdm_ray.meta.objectives import TERMS, Trajectory, accuracies, load_terms, step_losses, task_loss
+from sdm_ray.meta.objectives import TERMS, accuracies, load_terms, step_losses, task_loss
+from sdm_ray.meta.outer.accumulator import GradientAccumulator, ends, single
 from sdm_ray.meta.outer.embedding_map import EmbeddingMap
 from sdm_ray.meta.outer.optimizer import Group, OuterOptimizer
 from sdm_ray.meta.outer.plan import Plan
@@ -375,49 +375,3 @@ class OuterStep:
 def _classes(labels: Tensor) -> Tensor:
     """Class indices; a regression has one class."""
     return torch.zeros(len(labels), dtype=torch.int64) if labels.is_floating_point() else labels
-
-
-@dataclass
-class GradientAccumulator:
-    """Gradients and metrics of one micro-step, or of several, summed."""
-
-    gradients: dict[str, Tensor] = field(default_factory=dict)
-    metrics: dict[str, Tensor] = field(default_factory=dict)
-
-    def add_gradient(self, name: str, gradient: Tensor | None) -> None:
-        """Add a gradient to that of the parameter `name`; None adds nothing."""
-        if gradient is not None:
-            self.gradients[name] = self.gradients[name] + gradient if name in self.gradients else gradient
-
-    def add_metric(self, name: str, value: Tensor, share: float = 1.0) -> None:
-        """Add a metric, or a share of one."""
-        scaled = value.detach().to(torch.float64) * share
-        self.metrics[name] = self.metrics[name] + scaled if name in self.metrics else scaled
-
-    def add_coupling(self, harmful: Tensor, desired: Tensor, trunk: Tensor, weights: dict[str, float]) -> None:
-        """Add the terms of two losses' gradients: a derivative of derivatives. The graph of `harmful` is kept."""
-        harmful_gradient, desired_gradient = (
-            torch.autograd.grad(loss, trunk, create_graph=True)[0] for loss in (harmful, desired)
-        )
-        for name, weight in weights.items():
-            term = TERMS[name]
-            value = term.function(harmful_gradient, desired_gradient)
-            signed = -weight * value if term.maximised else weight * value
-            (gradient,) = torch.autograd.grad(signed, trunk, retain_graph=True)
-            self.add_gradient("trunk", gradient)
-            self.add_metric(f"train/{name}", value)
-
-
-def single(scores: Tensor, labels: Tensor) -> Trajectory:
-    """Scores (B, C) of the un-adapted model as a trajectory."""
-    return Trajectory(scores.detach()[None], scores.new_zeros(1, *scores.shape), labels, (0,))
-
-
-def ends(trajectory: Trajectory, num_adversaries: int) -> dict[str, Tensor]:
-    """Losses and accuracies at the first and last evaluated step, means over adversaries."""
-    values = {"loss": step_losses(trajectory).detach(), "accuracy": accuracies(trajectory)}
-    return {
-        f"{what}_{end}": value.view(num_adversaries, -1)[:, index].mean()
-        for what, value in values.items()
-        for end, index in (("first", 0), ("last", -1))
-    }
