@@ -16,7 +16,7 @@ from sdm_ray.attack.families.base import Attacker
 from sdm_ray.core.errors import RunError
 from sdm_ray.core.files import atomic_path, null_for_nan, read_json, write_json
 from sdm_ray.core.metric_names import Metric
-from sdm_ray.core.statistics import t_interval
+from sdm_ray.core.statistics import mean, t_interval
 
 FORMAT_VERSION = 2
 """Version of the JSON layout, and of the protocol behind the numbers."""
@@ -167,20 +167,20 @@ class AttackReport:
     @property
     def worst_accuracy(self) -> float:
         """Mean over n of the accuracies, each the worst case over the attacker's search; NaN if a cell is invalid."""
-        return _mean([cell.accuracy for cell in self.cells])
+        return mean([cell.accuracy for cell in self.cells])
 
     def metrics(self) -> dict[str, float]:
         """Metrics by the names of `Metric`."""
         result = {
             str(Metric.HARMFUL_WORST_ACCURACY): self.worst_accuracy,
-            str(Metric.HARMFUL_MEAN_ACCURACY): _mean([cell.mean_search_accuracy for cell in self.cells]),
+            str(Metric.HARMFUL_MEAN_ACCURACY): mean([cell.mean_search_accuracy for cell in self.cells]),
             str(Metric.HARMFUL_BASE_RATE): self.base_rate,
             str(Metric.COST_ATTACK_SECONDS): self.seconds,
             str(Metric.COST_NUM_FINE_TUNES): float(len(self.records)),
         }
         # Seeds of different n are independent draws, so pairing them by index gives as many draws of the mean over n.
         by_seed = zip(*(units(cell.seed_accuracies, self.num_searches) for cell in self.cells), strict=True)
-        low, high = t_interval([_mean(list(values)) for values in by_seed if not any(map(math.isnan, values))])
+        low, high = t_interval([mean(list(values)) for values in by_seed if not any(map(math.isnan, values))])
         worst = str(Metric.HARMFUL_WORST_ACCURACY)
         result |= {Metric.low(worst): max(low, 0.0), Metric.high(worst): min(high, 1.0)}
         for cell in self.cells:
@@ -244,10 +244,6 @@ class AttackReport:
         rows = [dataclasses.asdict(record) for record in self.records]
         with atomic_path(path) as temporary:
             pq.write_table(pa.Table.from_pylist(rows, schema=schema), temporary)
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values) if values else math.nan
 
 
 def units(values: Sequence[float], num_searches: int) -> tuple[float, ...]:

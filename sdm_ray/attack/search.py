@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from sdm_ray.attack.families.base import Attacker, Facts, Family, Phase
@@ -12,7 +12,7 @@ from sdm_ray.attack.report import AttackRecord, Cell, Winner, is_flat, units
 from sdm_ray.attack.space import Point, SamplerFactory
 from sdm_ray.config.attack import AttackSettings
 from sdm_ray.core.seeds import derived_seed
-from sdm_ray.core.statistics import t_interval
+from sdm_ray.core.statistics import mean, t_interval
 
 
 class SearchKey(NamedTuple):
@@ -206,9 +206,3 @@ def worst_cell(cells: Sequence[Cell]) -> Cell:
     """
     valid = [cell for cell in cells if cell.valid]
     return max(valid, key=lambda cell: (cell.val_accuracy, -cell.loss), default=cells[0])
-
-
-def mean(values: Iterable[float]) -> float:
-    """Mean; NaN of nothing."""
-    items = list(values)
-    return sum(items) / len(items) if items else math.nan

@@ -11,6 +11,8 @@ from sdm_ray.config.base import NonNegativeFloat, NonNegativeInt, PositiveFloat,
 from sdm_ray.config.blocking import BlockingSettings
 
 Method = Literal["pretrained", "random", "tuned", "ac", "mlac"]
+UNTRAINED = ("pretrained", "random")
+"""Methods that leave the trunk as it is."""
 ADAPTED_TERMS = (
     "harmful_adapted", "harmful_adapted_calibrated", "harmful_adapted_clamped", "harmful_adapted_entropy",
     "harmful_adapted_inverse", "harmful_adapted_uniform",

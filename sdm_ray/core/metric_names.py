@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from enum import StrEnum
+
+_HARMFUL_ACCURACY = re.compile(r"harmful/n(\d+)/accuracy")
 
 
 class Metric(StrEnum):
@@ -42,6 +46,11 @@ class Metric(StrEnum):
     COST_NUM_FINE_TUNES = "cost/num_fine_tunes"
     COST_MEMORY_BYTES = "cost/memory_bytes"
     """Most memory that training has taken so far: of the GPU, or of the process where there is none."""
+
+    @staticmethod
+    def attacked_sizes(names: Iterable[str]) -> list[int]:
+        """The numbers of labelled examples whose `harmful_accuracy` is among some names, rising."""
+        return sorted({int(match[1]) for match in map(_HARMFUL_ACCURACY.fullmatch, names) if match})
 
     @staticmethod
     def harmful_accuracy(num_examples: int) -> str:

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from scipy.special import stdtrit
 
 NUM_RESAMPLES = 10_000
 """Bootstrap resamples of an interval."""
+
+
+def mean(values: Iterable[float]) -> float:
+    """Mean; NaN of nothing."""
+    items = list(values)
+    return sum(items) / len(items) if items else math.nan
 
 
 def t_interval(values: Sequence[float]) -> tuple[float, float]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +23,6 @@ from sdm_ray.frontier.points import Point
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-_CELL = re.compile(r"harmful/n(\d+)/accuracy")
 
 
 class CellLike(Protocol):
@@ -83,8 +80,7 @@ class Curve:
 
 def cell_numbers(points: Iterable[Point]) -> tuple[int, ...]:
     """The numbers of labelled examples that points were attacked with, rising."""
-    matches = (_CELL.fullmatch(name) for point in points for name in point.metrics)
-    return tuple(sorted({int(match[1]) for match in matches if match}))
+    return tuple(Metric.attacked_sizes(name for point in points for name in point.metrics))
 
 
 def attack_curves_figure(

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sdm_ray.config import TrainSettings
+from sdm_ray.config.train import UNTRAINED
 from sdm_ray.core.metric_names import Metric
 from sdm_ray.core.progress import Progress
 from sdm_ray.core.seeds import Generators
@@ -24,7 +25,7 @@ from sdm_ray.meta.inner.flat_model import FlatModel, TrunkLike
 from sdm_ray.meta.log import MetricLog, diverged
 from sdm_ray.meta.outer.linear import LinearStep
 from sdm_ray.meta.outer.step import OuterStep
-from sdm_ray.meta.validation import UNTRAINED, Validation, split_meta_train
+from sdm_ray.meta.validation import Validation, split_meta_train
 
 if TYPE_CHECKING:
     from sdm_ray.meta.outer.retention import GeneralSources

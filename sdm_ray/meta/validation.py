@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sdm_ray.config import TrainSettings
+from sdm_ray.config.train import UNTRAINED
 from sdm_ray.core.errors import UsageError
 from sdm_ray.core.metric_names import Metric
 from sdm_ray.core.seeds import generator_seed
@@ -17,8 +18,6 @@ from sdm_ray.meta.inner.flat_model import FlatModel
 from sdm_ray.meta.objectives import task_loss
 
 BATCH_SIZE = 256
-UNTRAINED = ("pretrained", "random")
-"""Methods that do not train the encoder: references, which no bound stops."""
 
 
 def split_meta_train(data: Dataset, settings: TrainSettings) -> tuple[Tensor, Tensor]:

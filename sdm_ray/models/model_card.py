@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
@@ -159,7 +158,7 @@ def _measured(settings: TrialSettings, metrics: Mapping[str, float]) -> str:
         ("harmful accuracy after the worst attack, mean over n", Metric.HARMFUL_WORST_ACCURACY),
         *(
             (f"harmful accuracy after the worst attack, n = {number}", Metric.harmful_accuracy(number))
-            for number in attacked_sizes(metrics)
+            for number in Metric.attacked_sizes(metrics)
         ),
         ("share of the largest harmful class", Metric.HARMFUL_BASE_RATE),
         ("head start over random initialisation, in accuracy", Metric.REGRET_ACCURACY),
@@ -175,12 +174,6 @@ def _measured(settings: TrialSettings, metrics: Mapping[str, float]) -> str:
         "head start of 0 or less means that the weights gave this attacker nothing."
     )
     return "\n".join(["## What was measured", "", "| metric | value |", "| --- | --- |", *lines, "", note])
-
-
-def attacked_sizes(metrics: Mapping[str, float]) -> list[int]:
-    """The numbers of labelled examples that metrics are of, rising."""
-    found = (re.fullmatch(r"harmful/n(\d+)/accuracy", name) for name in metrics)
-    return sorted({int(match[1]) for match in found if match})
 
 
 def _number(metrics: Mapping[str, float], name: str) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from sdm_ray.attack.findings.desired import desired_scores
 from sdm_ray.attack.protocol import attack_model
 from sdm_ray.config import TrialSettings
+from sdm_ray.config.train import UNTRAINED
 from sdm_ray.core.files import read_json, write_json
 from sdm_ray.core.metric_names import Metric
 from sdm_ray.core.progress import Progress
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from sdm_ray.trial.workspace import Workspace
 
 FILE = "rungs.json"
-UNTRAINED = ("pretrained", "random")
-"""Methods that leave the trunk as it is."""
 
 
 class Rungs:

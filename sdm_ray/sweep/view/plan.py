@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sdm_ray.config import SweepSettings
+from sdm_ray.config.train import UNTRAINED
 from sdm_ray.sweep.cluster.connection import cluster, num_fitting
 from sdm_ray.sweep.search.check import check_sweep
 from sdm_ray.sweep.search.models import first_points, ordered_references
@@ -15,8 +16,6 @@ from sdm_ray.sweep.view.live import clock
 
 if TYPE_CHECKING:
     from sdm_ray.trial.cost import Probe
-
-UNTRAINED = ("pretrained", "random")
 
 
 @dataclass(frozen=True, kw_only=True)
