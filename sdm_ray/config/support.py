@@ -37,11 +37,6 @@ class Support:
     """Fewest and most labelled examples."""
 
 
-def disjoint(first: Iterable[Support], second: Iterable[Support]) -> bool:
-    """Whether no adversary can come from both."""
-    return not overlaps(first, second)
-
-
 def overlaps(first: Iterable[Support], second: Iterable[Support]) -> list[str]:
     """Where the same adversary can come from both, in words; empty where nowhere.
 

@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from sdm_ray.config import AdversarySettings
-from sdm_ray.config.support import Support, disjoint, overlaps
+from sdm_ray.config.support import Support, overlaps
 
 TRAINED = Support(
     name="fresh adversaries",
@@ -44,8 +44,8 @@ def adaptations(**values: Any) -> set[str]:
     ids=["optimisers", "LoRA against none", "a decade above", "a decade below", "more steps", "one of two"],
 )
 def test_one_dimension_without_a_common_value_keeps_apart(values: dict[str, Any]) -> None:
-    assert disjoint([TRAINED], [attacker(**values)])
-    assert disjoint([attacker(**values)], [TRAINED])
+    assert not overlaps([TRAINED], [attacker(**values)])
+    assert not overlaps([attacker(**values)], [TRAINED])
     assert overlaps([TRAINED], [attacker(**values)]) == []
 
 
@@ -63,18 +63,18 @@ def test_one_dimension_without_a_common_value_keeps_apart(values: dict[str, Any]
 def test_what_both_can_give_is_said_in_words(values: dict[str, Any], phrase: str) -> None:
     expected = f"fresh adversaries and attackers can both give {phrase}"
     assert overlaps([TRAINED], [attacker(**values)]) == [expected]
-    assert not disjoint([TRAINED], [attacker(**values)])
+    assert overlaps([TRAINED], [attacker(**values)])
 
 
 def test_a_dimension_that_only_one_restricts_keeps_nothing_apart() -> None:
     other = attacker(ranks=frozenset({4}), heads=frozenset({"reset"}), num_examples=(1, 2))
     assert overlaps([TRAINED], [other]) == ["fresh adversaries and attackers can both give any adversary"]
-    assert not disjoint([Support(name="all")], [TRAINED])
+    assert overlaps([Support(name="all")], [TRAINED])
 
 
 def test_no_adversaries_overlap_with_nothing() -> None:
-    assert disjoint([], [TRAINED])
-    assert disjoint([TRAINED], [])
+    assert not overlaps([], [TRAINED])
+    assert not overlaps([TRAINED], [])
 
 
 def test_each_overlapping_pair_is_named() -> None:
@@ -126,8 +126,8 @@ def test_ranks_restrict_low_rank_adversaries_alone() -> None:
     ranks = {next(iter(s.adaptations or ())): s.ranks for s in supports(lora_probability=0.5, lora_ranks=[2, 8])}
     assert ranks == {"lora": frozenset({2, 8}), "full": None}
     lora = attacker(adaptations=frozenset({"lora"}), ranks=frozenset({32}))
-    assert disjoint(supports(lora_probability=0.5, lora_ranks=[2, 8]), [lora])
-    assert not disjoint(supports(lora_probability=0.5, lora_ranks=[2, 32]), [lora])
+    assert not overlaps(supports(lora_probability=0.5, lora_ranks=[2, 8]), [lora])
+    assert overlaps(supports(lora_probability=0.5, lora_ranks=[2, 32]), [lora])
 
 
 @pytest.mark.parametrize(
@@ -166,8 +166,8 @@ def test_members_of_the_pool_are_listed() -> None:
     assert [s.name for s in supports(pool=pool, num_steps=0)] == ["persistent adversaries"]
     assert supports(num_steps=0) == ()
     long_attack = attacker(schedules=frozenset({"constant"}), num_steps=(50, 50))
-    assert disjoint(supports(num_steps=3), [long_attack])
-    assert not disjoint(supports(num_steps=3, pool=pool), [long_attack])
+    assert not overlaps(supports(num_steps=3), [long_attack])
+    assert overlaps(supports(num_steps=3, pool=pool), [long_attack])
 
 
 @pytest.mark.parametrize(("probability", "expected"), [(0.0, {"full"}), (1.0, {"head"}), (0.2, {"full", "head"})])
