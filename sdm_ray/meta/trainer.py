@@ -132,7 +132,7 @@ class Trainer:
 
     @property
     def log(self) -> list[dict[str, float]]:
-        """The rows so far."""
+        """Rows of the training log so far."""
         return self._log.rows
 
     @property
@@ -200,7 +200,7 @@ class Trainer:
         return self._done == self._settings.num_outer_steps or self._stopped is not None
 
     def _costs(self, speed: float) -> dict[str, float]:
-        """What depends on the machine, and so is no part of the log."""
+        """Speed, time left and memory: they depend on the machine, so the reproducible log leaves them out."""
         return {
             str(Metric.TRAIN_SPEED): speed,
             str(Metric.TRAIN_SECONDS_LEFT): (self._settings.num_outer_steps - self._done) / speed,

@@ -15,12 +15,12 @@ def subset_generator(base_seed: int, attacker: Attacker) -> torch.Generator:
 
 
 def order_generator(base_seed: int, attacker: Attacker) -> torch.Generator:
-    """The subset's generator arguments and the attempt."""
+    """Generator of a fine-tune's batch order: another one for a second attempt, else as the subset's."""
     return seeded(base_seed, "order", *_seeds(attacker), attacker.attempt)
 
 
 def head_generator(base_seed: int, attacker: Attacker) -> torch.Generator:
-    """The subset's generator arguments and the attempt."""
+    """Generator of a fine-tune's first head: another one for a second attempt, else as the subset's."""
     return seeded(base_seed, "head", *_seeds(attacker), attacker.attempt)
 
 

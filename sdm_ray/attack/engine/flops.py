@@ -12,7 +12,7 @@ from sdm_ray.models.interface import TrunkLike
 
 
 class Counter:
-    """Counts for one model.
+    """FLOPs of fine-tunes of one model.
 
     Args:
         params: its weights.

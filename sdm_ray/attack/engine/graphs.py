@@ -56,7 +56,7 @@ RECORDERS: dict[str, Recorder] = {"cuda": record_cuda}
 
 
 class Replaying:
-    """Steps that are recorded once their shapes recur.
+    """Runs a training step, and replays it as a CUDA graph once its shapes recur.
 
     Args:
         recorder: how; None never records.

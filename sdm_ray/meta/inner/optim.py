@@ -32,7 +32,7 @@ Rate = Tensor | float
 
 
 class OptimizerState(NamedTuple):
-    """What an optimiser remembers."""
+    """State of an inner optimiser: the number of updates, and its moments."""
 
     num_updates: int
     """Updates done."""
@@ -41,7 +41,7 @@ class OptimizerState(NamedTuple):
 
 
 class StepAdjoint(NamedTuple):
-    """Cotangents of what goes into an update."""
+    """Cotangents of an update's inputs."""
 
     params: Tensor
     """(M, A, N)."""
