@@ -57,7 +57,7 @@ class TrainingDataset(Dataset, Protocol):
 
 
 class AttackDataset(Dataset, Protocol):
-    """What an attack reads: class labels, and and two inputs, token ids and mask, or what stands for them."""
+    """What an attack reads: class labels, and two inputs, token ids and mask, or what stands for them."""
 
     def label_names(self, task: Task) -> tuple[str, ...]:
         """Class names of a task, by index."""
