@@ -95,7 +95,7 @@ def _attack(
     _write(found, folder)
     findings = _print(found, settings, folder)
     if tracked is not None:
-        label = f"{preset or 'trial'}-{digest(settings.attack.model_dump(mode='json'))}"
+        label = f"{preset or 'trial'}-{digest(settings.attack.identity())}"
         _add_to_run(tracked, label, found, folder, verdict=Text.from_markup(findings[0]).plain)
 
 

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializationInfo,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 PositiveInt = Annotated[int, Field(ge=1)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
@@ -17,6 +25,26 @@ class Settings(BaseModel):
     """Immutable settings; unknown keys are refused; the docstring below a field becomes its description."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True)
+
+    LATER: ClassVar[frozenset[str]] = frozenset()
+    """Settings that came after results were published; at their defaults they compute what was computed without them,
+    and are left out of `identity`, so that hashes of earlier results stay."""
+
+    def identity(self, *, exclude: set[str] | None = None) -> dict[str, Any]:
+        """Plain values that identify what these settings compute: what digests are made of."""
+        return self.model_dump(mode="json", exclude=exclude, context={"identity": True})
+
+    @model_serializer(mode="wrap")
+    def _serialise(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
+        values: dict[str, Any] = handler(self)
+        if not (info.context and info.context.get("identity")):
+            return values
+        fields = type(self).model_fields
+        return {
+            name: value
+            for name, value in values.items()
+            if name not in self.LATER or getattr(self, name) != fields[name].default
+        }
 
 
 class LogRange(Settings):

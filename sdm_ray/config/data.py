@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -60,6 +60,8 @@ class SplitFractions(Settings):
 class DataSettings(Settings):
     """Which biographies, which labels, which splits."""
 
+    LATER: ClassVar[frozenset[str]] = frozenset({"desired_labels", "benign_classes", "benign_columns"})
+
     source: str = "synthetic"
     """`synthetic`, a local file or folder (.parquet, .csv, .jsonl, .arrow), a Hugging Face dataset id, or `regression`:
     vectors in place of texts."""
@@ -84,6 +86,15 @@ class DataSettings(Settings):
     """Shares of the four splits."""
     split_seed: NonNegativeInt = 0
     """Salt of the content hash that assigns splits."""
+    desired_labels: Annotated[int, Field(ge=2)] | Literal["all"] = "all"
+    """Meta-training texts that have a desired label, chosen by content hash, at least one a class; the others have a
+    harmful label only. `all` labels all."""
+    benign_classes: NonNegativeInt | tuple[str, ...] = 0
+    """Classes of the desired column (their names, or how many) that no training sees: meta-training is without their
+    texts, and few-shot learning of them is a benign task (`held_out`)."""
+    benign_columns: tuple[str, ...] = ()
+    """Columns of further labels that no training reads; each is a benign task. The synthetic world, from version 2 on,
+    has some of its own."""
     synthetic: SyntheticWorld = SyntheticWorld()
     """The synthetic world; used only when `source` is `synthetic`."""
     regression: VectorWorld = VectorWorld()

@@ -101,7 +101,7 @@ def check_path(kind: type[BaseModel], dotted: str) -> None:
 
 def content_hash(settings: Settings) -> str:
     """12 hexadecimal digits that identify what a config computes; names and places do not count."""
-    values = settings.model_dump(mode="json")
+    values = settings.identity()
     if isinstance(settings, TrialSettings):
         values = {key: value for key, value in values.items() if key not in NOT_HASHED}
     return digest(values)

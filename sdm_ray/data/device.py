@@ -10,6 +10,7 @@ import torch
 from torch import LongTensor, Tensor
 
 from sdm_ray.core.types import Batch, Split, Task
+from sdm_ray.data.interface import BenignTask
 from sdm_ray.data.splits import SPLITS
 from sdm_ray.data.tokenized import TokenizedData, power_of_two, round_up
 
@@ -38,6 +39,10 @@ class DeviceData:
         self._lengths = torch.from_numpy(self._lengths_host).to(self.device)
         self._labels = {task: labels.to(self.device) for task, labels in self._labels_host.items()}
         self._positions = torch.arange(self.width, device=self.device)
+        self.benign_tasks = {
+            name: BenignTask(torch.tensor(labels.codes, dtype=torch.int64), labels.names)
+            for name, labels in tokenized.benign.items()
+        }
 
     def __len__(self) -> int:
         return len(self._lengths_host)

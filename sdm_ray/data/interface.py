@@ -1,17 +1,36 @@
 """What training and attacks ask of their data: N labelled examples that are split, and batched on a device.
 
-Texts (`data/device.py`), vectors (`data/regression.py`) and texts under grouped labels (`attack/findings/benign.py`)
+Texts (`data/device.py`), vectors (`data/regression.py`) and texts under other labels (`attack/findings/benign.py`)
 satisfy these protocols. Data of another kind need the same members and no base class.
 """
 
 from __future__ import annotations
 
-from typing import Protocol, Self
+from collections.abc import Mapping
+from typing import NamedTuple, Protocol, Self
 
 import torch
 from torch import LongTensor, Tensor
 
 from sdm_ray.core.types import Batch, Split, Task
+
+UNLABELLED = -1
+"""Stands for a class index where an example has no label of a task."""
+
+
+def labelled(data: Dataset, indices: Tensor, task: Task) -> Tensor:
+    """Those of some host indices whose examples have a label of a task, in the same order."""
+    labels = data.labels_host(task)[indices]
+    return indices if labels.is_floating_point() else indices[labels != UNLABELLED]
+
+
+class BenignTask(NamedTuple):
+    """Labels that no training reads."""
+
+    labels: Tensor
+    """(N,) int64 class indices on the host, `UNLABELLED` where there is none."""
+    names: tuple[str, ...]
+    """Class names by index."""
 
 
 class Dataset(Protocol):
@@ -36,7 +55,8 @@ class Dataset(Protocol):
         ...
 
     def labels_host(self, task: Task) -> Tensor:
-        """(N,) labels of a task on the host: int64 class indices, or floating-point targets; a copy."""
+        """(N,) labels of a task on the host: int64 class indices, `UNLABELLED` where there is none, or floating-point
+        targets; a copy."""
         ...
 
     def batch(self, indices: Tensor, task: Task, *, pad_to: int | None = None, coarse: bool = False) -> Batch:
@@ -58,6 +78,11 @@ class TrainingDataset(Dataset, Protocol):
 
 class AttackDataset(Dataset, Protocol):
     """What an attack reads: class labels, and two inputs, token ids and mask, or what stands for them."""
+
+    @property
+    def benign_tasks(self) -> Mapping[str, BenignTask]:
+        """Benign tasks by name; empty where the data have none."""
+        ...
 
     def label_names(self, task: Task) -> tuple[str, ...]:
         """Class names of a task, by index."""

@@ -13,6 +13,7 @@ import torch
 from torch import LongTensor, Tensor
 
 from sdm_ray.core.types import Batch, Split, Task
+from sdm_ray.data.interface import BenignTask
 
 SHARES = {Split.META_TRAIN: 0.5, Split.ATTACKER_TRAIN: 0.2, Split.ATTACKER_VAL: 0.1, Split.TEST: 0.2}
 """Share of each split. Examples are independent draws, so a split is a run of them."""
@@ -130,6 +131,11 @@ class SignedVectors:
     def num_classes(self, task: Task) -> int:
         """2."""
         return 2
+
+    @property
+    def benign_tasks(self) -> dict[str, BenignTask]:
+        """None."""
+        return {}
 
     def label_names(self, task: Task) -> tuple[str, ...]:
         """Class names, by index."""

@@ -4,17 +4,30 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sdm_ray.config import DataSettings
+from sdm_ray.config import DataSettings, SyntheticWorld
 from sdm_ray.core.errors import UsageError
 from sdm_ray.core.hub import brief, is_hub_id
-from sdm_ray.data.readers import Source, data_files, files_digest, read_files, read_hub
+from sdm_ray.data.readers import Source, check_columns, data_files, files_digest, read_files, read_hub
 from sdm_ray.data.scrub import scrub_pronouns
+
+_BENIGN = "benign_columns."
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Labels of one task over N examples."""
+
+    codes: np.ndarray
+    """(N,) int64 class indices, or `interface.UNLABELLED`."""
+    names: tuple[str, ...]
+    """Class names by index."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +44,20 @@ class Examples:
     desired_labels: tuple[str, ...]
     harmful_labels: tuple[str, ...]
     digest: str
-    """SHA-256 (hex) of all of the above."""
+    """SHA-256 (hex) of all that was read."""
+    benign: dict[str, Labels] = field(default_factory=dict)
+    """Labels of benign tasks, which no training reads, by the name of the task."""
+
+    def rows(self, kept: np.ndarray) -> Examples:
+        """The examples at `kept` (M,), in that order; the digest stays that of all."""
+        return replace(
+            self,
+            texts=[self.texts[row] for row in kept],
+            desired=self.desired[kept],
+            harmful=self.harmful[kept],
+            groups=None if self.groups is None else [self.groups[row] for row in kept],
+            benign={name: Labels(labels.codes[kept], labels.names) for name, labels in self.benign.items()},
+        )
 
 
 def load_examples(settings: DataSettings) -> Examples:
@@ -58,13 +84,15 @@ def load_examples(settings: DataSettings) -> Examples:
         groups = _strings(
             source.table[columns["group_column"]], f"data.group_column: column {columns['group_column']!r}"
         )
+    benign = {
+        columns[setting]: Labels(*_labels(source, setting, columns))
+        for setting in columns
+        if setting in _benign(columns)
+    }
+    examples = Examples(texts, desired, harmful, groups, desired_labels, harmful_labels, "", benign)
     if settings.max_examples is not None and settings.max_examples < len(texts):
-        kept = _smallest_hashes(texts, settings.max_examples)
-        texts = [texts[row] for row in kept]
-        groups = None if groups is None else [groups[row] for row in kept]
-        desired, harmful = desired[kept], harmful[kept]
-    digest = _digest(texts, groups, desired, harmful, desired_labels, harmful_labels)
-    return Examples(texts, desired, harmful, groups, desired_labels, harmful_labels, digest)
+        examples = examples.rows(_smallest_hashes(texts, settings.max_examples))
+    return replace(examples, digest=_digest(examples))
 
 
 def source_digest(settings: DataSettings) -> str | None:
@@ -81,11 +109,13 @@ def normalise(text: str) -> str:
 
 
 def _read(settings: DataSettings) -> Source:
+    columns = _columns(settings)
     if settings.source == "synthetic":
         from sdm_ray.data.synthetic import task_table
 
-        return Source(task_table(settings.synthetic), {})
-    columns = _columns(settings)
+        table = task_table(settings.synthetic)
+        check_columns(f"version {settings.synthetic.version} of the synthetic world", table.column_names, columns)
+        return Source(table, {})
     files = data_files(settings.source)
     if files is not None:
         return read_files(files, columns)
@@ -100,9 +130,10 @@ def _read(settings: DataSettings) -> Source:
 def _columns(settings: DataSettings) -> dict[str, str]:
     """Setting to column name."""
     if settings.source == "synthetic":
-        return {
+        columns = {
             "text_column": "text", "desired_column": "profession", "harmful_column": "gender", "group_column": "name"
         }  # fmt: skip
+        return columns | _numbered(settings.benign_columns or _world_benign(settings.synthetic))
     columns = {
         "text_column": settings.text_column,
         "desired_column": settings.desired_column,
@@ -110,9 +141,28 @@ def _columns(settings: DataSettings) -> dict[str, str]:
     }
     if len(set(columns.values())) < len(columns):
         raise UsageError(f"data: text, desired and harmful column must differ, got {', '.join(columns.values())}")
+    columns |= _numbered(settings.benign_columns)
+    if len(set(columns.values())) < len(columns):
+        raise UsageError(
+            f"data.benign_columns: a column must have one use, got {', '.join(columns.values())}; name further ones"
+        )
     if settings.group_column is not None:
         columns["group_column"] = settings.group_column
     return columns
+
+
+def _numbered(names: Sequence[str]) -> dict[str, str]:
+    """Benign columns under settings of their own."""
+    return {f"{_BENIGN}{index}": name for index, name in enumerate(names)}
+
+
+def _world_benign(world: SyntheticWorld) -> tuple[str, ...]:
+    """Columns of benign labels that a synthetic world has."""
+    return () if world.version == 1 else ("origin", "region", "pastime")
+
+
+def _benign(columns: Iterable[str]) -> list[str]:
+    return [setting for setting in columns if setting.startswith(_BENIGN)]
 
 
 def _texts(column: pa.ChunkedArray, settings: DataSettings) -> list[str]:
@@ -189,19 +239,15 @@ def _smallest_hashes(texts: list[str], count: int) -> np.ndarray:
     return np.array(sorted(sorted(range(len(texts)), key=keys.__getitem__)[:count]))
 
 
-def _digest(
-    texts: list[str],
-    groups: list[str] | None,
-    desired: np.ndarray,
-    harmful: np.ndarray,
-    desired_labels: tuple[str, ...],
-    harmful_labels: tuple[str, ...],
-) -> str:
-    result = hashlib.sha256(repr((desired_labels, harmful_labels, len(texts), groups is None)).encode())
-    result.update(desired.tobytes())
-    result.update(harmful.tobytes())
-    for values in (texts, groups or []):
+def _digest(examples: Examples) -> str:
+    names = (examples.desired_labels, examples.harmful_labels, len(examples.texts), examples.groups is None)
+    result = hashlib.sha256(repr(names).encode())
+    result.update(examples.desired.tobytes())
+    result.update(examples.harmful.tobytes())
+    for values in (examples.texts, examples.groups or []):
         for value in values:
             encoded = value.encode("utf-8", "surrogatepass")
             result.update(len(encoded).to_bytes(8, "little") + encoded)
+    for name, labels in examples.benign.items():
+        result.update(repr((name, labels.names)).encode() + labels.codes.tobytes())
     return result.hexdigest()

@@ -15,6 +15,7 @@ import numpy as np
 from sdm_ray.config import DataSettings
 from sdm_ray.core.errors import RunError, UsageError
 from sdm_ray.core.types import Split, Task
+from sdm_ray.data.interface import UNLABELLED
 from sdm_ray.data.sources import Examples, normalise
 
 SPLITS = tuple(Split)
@@ -72,7 +73,8 @@ def check_classes(examples: Examples, split: np.ndarray, settings: DataSettings)
         for task, (labels, label_names, needing) in tasks.items():
             if name not in needing:
                 continue
-            counts = np.bincount(labels[split == code], minlength=len(label_names))
+            here = labels[split == code]
+            counts = np.bincount(here[here != UNLABELLED], minlength=len(label_names))
             if not counts.all():
                 missing = label_names[int(np.argmin(counts))]
                 raise UsageError(

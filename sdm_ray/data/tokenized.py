@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,9 @@ from sdm_ray.core.cache import SharedCache, look_up, offer
 from sdm_ray.core.errors import UsageError
 from sdm_ray.core.files import atomic_path, write_json
 from sdm_ray.core.types import Task
-from sdm_ray.data.sources import Examples, load_examples, source_digest
+from sdm_ray.data.sources import Examples, Labels, load_examples, source_digest
 from sdm_ray.data.splits import assign_splits, check_classes, check_disjoint
+from sdm_ray.data.withheld import withhold
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ class TokenizedData:
     lengths: np.ndarray
     """(N,) int64 tokens of each text, special ones included."""
     desired: np.ndarray
-    """(N,) int64 class indices."""
+    """(N,) int64 class indices; `interface.UNLABELLED` where a text has no label."""
     harmful: np.ndarray
     """(N,) int64 class indices."""
     split: np.ndarray
@@ -49,7 +50,9 @@ class TokenizedData:
     harmful_labels: tuple[str, ...]
     pad_id: int
     digest: str
-    """SHA-256 (hex) of all of the above."""
+    """SHA-256 (hex) of all the rest."""
+    benign: dict[str, Labels] = field(default_factory=dict)
+    """Labels of benign tasks by name."""
 
     def labels(self, task: Task) -> np.ndarray:
         """(N,) int64 class indices of a task."""
@@ -101,6 +104,7 @@ def tokenize(examples: Examples, settings: DataSettings, tokenizer: Any) -> Toke
     """Split and tokenise examples; see `prepare`."""
     split = assign_splits(examples, settings)
     check_disjoint(examples, split)
+    examples, split = withhold(examples, split, settings)
     check_classes(examples, split, settings)
     pad_id = int(tokenizer.pad_token_id)
     input_ids, lengths = encode(examples.texts, tokenizer, settings.max_length, pad_id)
@@ -115,6 +119,7 @@ def tokenize(examples: Examples, settings: DataSettings, tokenizer: Any) -> Toke
         examples.desired_labels,
         examples.harmful_labels,
         pad_id,
+        examples.benign,
     )
 
 
@@ -125,7 +130,7 @@ def _check_max_length(settings: DataSettings, tokenizer: Any) -> None:
 
 
 def _cache_key(settings: DataSettings, content: str, tokenizer_digest: str) -> str:
-    acting = settings.model_dump(mode="json", exclude={"source", "revision", "synthetic"})
+    acting = settings.identity(exclude={"source", "revision", "synthetic"})
     return digest([FORMAT_VERSION, settings.source == "synthetic", acting, content, tokenizer_digest])
 
 
@@ -167,12 +172,19 @@ def power_of_two(length: int) -> int:
 
 
 def _assemble(
-    arrays: dict[str, np.ndarray], desired_labels: tuple[str, ...], harmful_labels: tuple[str, ...], pad_id: int
+    arrays: dict[str, np.ndarray],
+    desired_labels: tuple[str, ...],
+    harmful_labels: tuple[str, ...],
+    pad_id: int,
+    benign: dict[str, Labels],
 ) -> TokenizedData:
     header = json.dumps([desired_labels, harmful_labels, pad_id, arrays["input_ids"].shape])
     result = hashlib.sha256(header.encode())
     for name in _COLUMNS:
         result.update(np.ascontiguousarray(arrays[name], dtype=_COLUMNS[name]).data)
+    for name, labels in benign.items():
+        result.update(json.dumps([name, labels.names]).encode())
+        result.update(np.ascontiguousarray(labels.codes, dtype=_LABELS).data)
     return TokenizedData(
         input_ids=arrays["input_ids"],
         lengths=arrays["length"].astype(np.int64),
@@ -183,11 +195,18 @@ def _assemble(
         harmful_labels=harmful_labels,
         pad_id=pad_id,
         digest=result.hexdigest(),
+        benign=benign,
     )
 
 
 _COLUMNS = {"input_ids": "<i4", "length": "<i4", "desired": "<i4", "harmful": "<i4", "split": "<i1"}
 """Columns of the Arrow file and their types."""
+_LABELS = "<i4"
+"""Type of the columns of benign labels, one a task, which follow them."""
+
+
+def _benign_column(name: str) -> str:
+    return f"benign: {name}"
 
 
 def _write(path: Path, data: TokenizedData, settings: DataSettings) -> None:
@@ -195,6 +214,7 @@ def _write(path: Path, data: TokenizedData, settings: DataSettings) -> None:
     arrays = {"length": data.lengths, "desired": data.desired, "harmful": data.harmful, "split": data.split}
     ids = pa.FixedSizeListArray.from_arrays(pa.array(data.input_ids.reshape(-1)), data.input_ids.shape[1])
     columns = {"input_ids": ids} | {name: pa.array(array.astype(_COLUMNS[name])) for name, array in arrays.items()}
+    columns |= {_benign_column(name): pa.array(labels.codes.astype(_LABELS)) for name, labels in data.benign.items()}
     table = pa.table(columns)
     with atomic_path(path) as temporary, pa.ipc.new_file(str(temporary), table.schema) as writer:
         writer.write_table(table)
@@ -205,6 +225,7 @@ def _write(path: Path, data: TokenizedData, settings: DataSettings) -> None:
         "desired_labels": data.desired_labels,
         "harmful_labels": data.harmful_labels,
         "pad_id": data.pad_id,
+        "benign": {name: labels.names for name, labels in data.benign.items()},
         "settings": settings.model_dump(mode="json"),
     }
     write_json(path.with_suffix(".json"), sidecar)
@@ -222,9 +243,12 @@ def _read(path: Path) -> TokenizedData | None:
         ids = table["input_ids"].chunk(0)
         arrays = {name: table[name].chunk(0).to_numpy() for name in _COLUMNS if name != "input_ids"}
         arrays["input_ids"] = ids.flatten().to_numpy().reshape(len(ids), ids.type.list_size)
-        data = _assemble(
-            arrays, tuple(sidecar["desired_labels"]), tuple(sidecar["harmful_labels"]), int(sidecar["pad_id"])
-        )
+        benign = {
+            name: Labels(table[_benign_column(name)].chunk(0).to_numpy().astype(np.int64), tuple(names))
+            for name, names in sidecar.get("benign", {}).items()
+        }
+        desired_labels, harmful_labels = (tuple(sidecar[name]) for name in ("desired_labels", "harmful_labels"))
+        data = _assemble(arrays, desired_labels, harmful_labels, int(sidecar["pad_id"]), benign)
         if data.digest == sidecar["digest"]:
             return data
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, pa.ArrowException):

@@ -119,7 +119,7 @@ class Trainer:
         self._validation = Validation(data, held_out, settings)
         self._log = MetricLog(self._step.metric_names, settings.log_every_steps, data.device)
         self._identity = {
-            "train": settings.model_dump(mode="json"),
+            "train": settings.identity(),
             "data": data.digest,
             "encoder": trunk.digest(),
             "seed": seed,

@@ -13,7 +13,7 @@ from sdm_ray.core.errors import UsageError
 from sdm_ray.core.metric_names import Metric
 from sdm_ray.core.seeds import generator_seed
 from sdm_ray.core.types import Split, Task
-from sdm_ray.data.interface import Dataset
+from sdm_ray.data.interface import Dataset, labelled
 from sdm_ray.meta.inner.flat_model import FlatModel
 from sdm_ray.meta.objectives import task_loss
 
@@ -40,7 +40,13 @@ def split_meta_train(data: Dataset, settings: TrainSettings) -> tuple[Tensor, Te
             "meta-training examples; leave at least one on each side"
         )
     order = torch.randperm(len(indices), generator=torch.Generator().manual_seed(generator_seed(0, "validation")))
-    return indices[order[num_held:].sort().values], indices[order[:num_held].sort().values]
+    trained, held = indices[order[num_held:].sort().values], indices[order[:num_held].sort().values]
+    if not min(len(labelled(data, part, Task.DESIRED)) for part in (trained, held)):
+        raise UsageError(
+            f"train.validation.fraction is {validation.fraction:g}: of the {num_held} held-out examples and of the "
+            "others, one has no desired label; raise data.desired_labels or hold out more"
+        )
+    return trained, held
 
 
 class Validation:
@@ -53,7 +59,7 @@ class Validation:
     """
 
     def __init__(self, data: Dataset, indices: Tensor, settings: TrainSettings) -> None:
-        self._data, self._chunks = data, torch.split(indices, BATCH_SIZE)
+        self._data, self._chunks = data, torch.split(labelled(data, indices, Task.DESIRED), BATCH_SIZE)
         self._settings = settings.validation
         self._bound = None if settings.method in UNTRAINED else settings.validation.min_desired_accuracy
         self._num_misses = 0

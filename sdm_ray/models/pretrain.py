@@ -80,8 +80,8 @@ def pretraining_record(world: SyntheticWorld, settings: PretrainSettings) -> dic
     The size of the task table is left out: the encoder does not see it.
     """
     record = {
-        "world": world.model_dump(mode="json", exclude={"num_examples"}),
-        "pretraining": settings.model_dump(mode="json"),
+        "world": world.identity(exclude={"num_examples"}),
+        "pretraining": settings.identity(),
         "generator_fingerprint": fingerprint(world),
     }
     return {"content_hash": digest(record), **record}

@@ -149,7 +149,7 @@ def floor_reports(
         if initialisation == "pretrained":
             as_public = Release(trunk=trunk, params=trunk_params(trunk), encoder=encoder)
             knowledge = knowledge_of(work, as_public, settings)
-        key = digest([trunk.digest(), work.data.digest, settings.model_dump(mode="json"), initialisation])
+        key = digest([trunk.digest(), work.data.digest, settings.identity(), initialisation])
         keys[initialisation] = key
         builds[key] = partial(
             attack_model,

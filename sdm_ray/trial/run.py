@@ -128,7 +128,7 @@ def claim_folder(settings: TrialSettings, output_dir: Path) -> TrialResult | Non
 
 def attack_digest(attack: AttackSettings) -> str:
     """What makes two attacks comparable: all their settings but the seed."""
-    return digest(attack.model_dump(mode="json", exclude={"seed"}))
+    return digest(attack.identity(exclude={"seed"}))
 
 
 def _provenance(settings: TrialSettings, work: Workspace, trunk: Trunk) -> dict[str, str]:

@@ -1,19 +1,21 @@
 """Whether a released model can still be trained on what nobody forbids.
 
-A defence that makes weights untrainable blocks nothing in particular. The same search is run on the desired task, and
-on one that no training saw: a grouping of the desired task's classes.
+A defence that makes weights untrainable blocks nothing in particular. The same search is run on the desired task and on
+tasks that no training saw: those of the data, and a grouping of the desired task's classes.
 """
 
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor
 
 from sdm_ray.core.seeds import seeded
 from sdm_ray.core.types import Batch, Split, Task
+from sdm_ray.data.interface import UNLABELLED, BenignTask
 
 if TYPE_CHECKING:
     from sdm_ray.data.interface import AttackDataset
@@ -22,7 +24,62 @@ GROUPING_SEED = 20_231
 """Of the grouping: the same classes fall together for every model and seed."""
 
 
-class GroupedData:
+class RelabelledData:
+    """Data under the labels of a benign task, whichever task is asked for; examples without one are left out.
+
+    Args:
+        data: the examples.
+        benign: labels and class names.
+        name: of the task; part of the digest.
+    """
+
+    def __init__(self, data: AttackDataset, benign: BenignTask, name: str) -> None:
+        self._data: AttackDataset = data
+        self._labels, self._names = benign.labels, benign.names
+        self._on_device = self._labels.to(data.device)
+        self.digest = f"{data.digest}-{name}"
+        self.benign_tasks: Mapping[str, BenignTask] = {}
+
+    @property
+    def device(self) -> torch.device:
+        """Where batches are."""
+        return self._data.device
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same data on another device."""
+        moved = copy.copy(self)
+        moved._data, moved._on_device = self._data.to(device), self._labels.to(device)
+        return moved
+
+    def num_classes(self, task: Task) -> int:
+        """C of the benign task."""
+        return len(self._names)
+
+    def label_names(self, task: Task) -> tuple[str, ...]:
+        """Class names of the benign task."""
+        return self._names
+
+    def labels_host(self, task: Task) -> Tensor:
+        """(N,) int64 labels of the benign task on the host."""
+        return self._labels.clone()
+
+    def indices(self, split: Split) -> Tensor:
+        """Sorted indices of a split's labelled examples, int64 on the host."""
+        indices = self._data.indices(split)
+        return indices[self._labels[indices] != UNLABELLED]
+
+    def lengths_host(self) -> Tensor:
+        """(N,) int64 tokens of each example on the host."""
+        return self._data.lengths_host()
+
+    def batch(self, indices: Tensor, task: Task, *, pad_to: int | None = None, coarse: bool = False) -> Batch:
+        """Examples by index under the benign labels; arguments as of `Dataset.batch`."""
+        batch = self._data.batch(indices, Task.DESIRED, pad_to=pad_to, coarse=coarse)
+        rows = indices.to(self._on_device.device, non_blocking=True)
+        return batch._replace(labels=self._on_device[rows])
+
+
+class GroupedData(RelabelledData):
     """Data whose desired classes are drawn together into groups of about the same size.
 
     Args:
@@ -31,51 +88,24 @@ class GroupedData:
     """
 
     def __init__(self, data: AttackDataset, num_groups: int) -> None:
-        self._data = data
         names = data.label_names(Task.DESIRED)
         order = torch.randperm(len(names), generator=seeded(GROUPING_SEED, names)).tolist()
-        self._group_of = torch.empty(len(names), dtype=torch.int64)
+        group_of = torch.empty(len(names) + 1, dtype=torch.int64)
         for rank, label in enumerate(order):
-            self._group_of[label] = rank % num_groups
-        groups = [[names[i] for i in range(len(names)) if self._group_of[i] == group] for group in range(num_groups)]
-        self._names = tuple(" / ".join(group) for group in groups)
-        self._labels = self._group_of[data.labels_host(Task.DESIRED)]
-        self._on_device = self._labels.to(data.device)
-        self.digest = f"{data.digest}-grouped-{num_groups}"
+            group_of[label] = rank % num_groups
+        group_of[UNLABELLED] = UNLABELLED  # the last place, which no class has
+        groups = [[names[i] for i in range(len(names)) if group_of[i] == group] for group in range(num_groups)]
+        benign = BenignTask(group_of[data.labels_host(Task.DESIRED)], tuple(" / ".join(group) for group in groups))
+        super().__init__(data, benign, f"grouped-{num_groups}")
 
-    @property
-    def device(self) -> torch.device:
-        """Where batches are."""
-        return self._data.device
 
-    def to(self, device: torch.device | str) -> GroupedData:
-        """The same data on another device."""
-        moved = copy.copy(self)
-        moved._data, moved._on_device = self._data.to(device), self._labels.to(device)
-        return moved
-
-    def num_classes(self, task: Task) -> int:
-        """G."""
-        return len(self._names)
-
-    def label_names(self, task: Task) -> tuple[str, ...]:
-        """The classes of each group."""
-        return self._names
-
-    def labels_host(self, task: Task) -> Tensor:
-        """(N,) int64 groups on the host."""
-        return self._labels.clone()
-
-    def indices(self, split: Split) -> Tensor:
-        """Sorted indices of a split's examples, int64 on the host."""
-        return self._data.indices(split)
-
-    def lengths_host(self) -> Tensor:
-        """(N,) int64 tokens of each example on the host."""
-        return self._data.lengths_host()
-
-    def batch(self, indices: Tensor, task: Task, *, pad_to: int | None = None, coarse: bool = False) -> Batch:
-        """Examples by index, labelled by group; arguments as of `Dataset.batch`."""
-        batch = self._data.batch(indices, Task.DESIRED, pad_to=pad_to, coarse=coarse)
-        rows = indices.to(self._on_device.device, non_blocking=True)
-        return batch._replace(labels=self._on_device[rows])
+def benign_data(data: AttackDataset, num_groups: int) -> dict[str, AttackDataset]:
+    """Data under the labels of every benign task by name: `desired`, `grouped` where there are more than `num_groups`
+    desired classes, and those that the data have."""
+    desired = BenignTask(data.labels_host(Task.DESIRED), data.label_names(Task.DESIRED))
+    tasks: dict[str, AttackDataset] = {"desired": data}
+    if bool((desired.labels == UNLABELLED).any()):
+        tasks["desired"] = RelabelledData(data, desired, "desired")
+    if data.num_classes(Task.DESIRED) > num_groups:
+        tasks["grouped"] = GroupedData(data, num_groups)
+    return tasks | {name: RelabelledData(data, benign, name) for name, benign in data.benign_tasks.items()}

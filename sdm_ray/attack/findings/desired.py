@@ -10,6 +10,7 @@ from torch import Tensor
 from sdm_ray.attack.engine.scoring import ScoringSet, trunk_features
 from sdm_ray.attack.scores import Calibration, evaluate
 from sdm_ray.core.types import Params, Split, Task
+from sdm_ray.data.interface import labelled
 from sdm_ray.models.heads import logits
 from sdm_ray.models.interface import TrunkLike
 
@@ -30,7 +31,7 @@ def desired_scores(
         data: texts and labels.
         split: which examples.
     """
-    examples = ScoringSet.of(data, data.indices(split), Task.DESIRED)
+    examples = ScoringSet.of(data, labelled(data, data.indices(split), Task.DESIRED), Task.DESIRED)
     scores = logits(trunk_features(trunk, params, examples), head).cpu()
     result = evaluate(scores, examples.labels, Calibration(tuple(range(scores.shape[1])), scale=1.0))
     return result.plain_accuracy, result.loss

@@ -14,7 +14,7 @@ from torch import Tensor
 from sdm_ray.config import TrainSettings
 from sdm_ray.core.seeds import Generators
 from sdm_ray.core.types import Params, Split, Task
-from sdm_ray.data.interface import Dataset
+from sdm_ray.data.interface import Dataset, labelled
 from sdm_ray.data.sampler import EpochSampler
 from sdm_ray.meta.inner.flat_model import FlatModel, TrunkLike
 from sdm_ray.meta.objectives import task_loss
@@ -50,7 +50,8 @@ class LinearStep:
         self.model = FlatModel(trunk)
         self.trunk = self.model.initial()
         self._generators = generators
-        features, self._labels = self._encode(data, data.indices(Split.META_TRAIN) if indices is None else indices)
+        indices = data.indices(Split.META_TRAIN) if indices is None else indices
+        features, self._labels = self._encode(data, labelled(data, indices, Task.DESIRED))
         self._whitening = whitening(features)
         self._features = features @ self._whitening
         self._head = init_head(

@@ -12,7 +12,7 @@ from torch import Tensor
 from sdm_ray.config import TrainSettings
 from sdm_ray.core.seeds import Generators
 from sdm_ray.core.types import Batch, Params, Split, Task
-from sdm_ray.data.interface import TrainingDataset
+from sdm_ray.data.interface import TrainingDataset, labelled
 from sdm_ray.data.sampler import EpochSampler
 from sdm_ray.meta.adversaries.few_shot import FewShot
 from sdm_ray.meta.adversaries.fresh import MetaParameters, Simulator
@@ -63,7 +63,8 @@ class OuterStep:
         self.trunk = self.model.initial().requires_grad_()
         self.desired_head = self._new_head(Task.DESIRED).requires_grad_()
         indices = self._indices = data.indices(Split.META_TRAIN) if indices is None else indices
-        self._desired = EpochSampler(indices, settings.desired_batch_size, generators["desired"])
+        self._of_task = {task: labelled(data, indices, task) for task in Task}
+        self._desired = EpochSampler(self._of_task[Task.DESIRED], settings.desired_batch_size, generators["desired"])
         self._harmful = EpochSampler(indices, settings.harmful_batch_size, generators["harmful"])
         self._execution = Execution(ModeChooser(data.device), self._autocast, settings.compile)
         self._init_learned()
@@ -102,7 +103,9 @@ class OuterStep:
 
     def _init_adversaries(self, indices: Tensor) -> None:
         settings = self._settings
-        few_shots = {task: FewShot(indices, _classes(self._data.labels_host(task)[indices])) for task in Task}
+        few_shots = {
+            task: FewShot(owned, _classes(self._data.labels_host(task)[owned])) for task, owned in self._of_task.items()
+        }
         pool, fresh = settings.adversary.pool.subset_size, settings.adversary.subset_size
         few_shots[Task.HARMFUL].check(fresh if self._plan.num_steps else None, "adversary.subset_size")
         few_shots[Task.HARMFUL].check(pool if self._plan.pool else None, "adversary.pool.subset_size")
@@ -129,7 +132,7 @@ class OuterStep:
             model=self.model,
             data=self._data,
             task=task,
-            indices=self._indices,
+            indices=self._of_task[task],
             few_shot=self._few_shots[task],
             generator=generator,
             execution=self._execution,
