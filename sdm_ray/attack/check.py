@@ -29,7 +29,7 @@ def check_data(data: AttackDataset, settings: AttackSettings, task: Task) -> Non
         UsageError: for an unknown family; where n is below the number of classes, attacker-train has too
             few examples for n, or attacker-validation or test lacks a class.
     """
-    for family in settings.families:
+    for family in (*settings.families, *settings.benign_families):
         the_family(family)
     names, labels = data.label_names(task), data.labels_host(task)
     counts = {

@@ -87,7 +87,10 @@ def _attack(
     work, release = _opened(model, settings, exported, released)
     try:
         with _runner(ray_address, work.device.type) as runner:
-            found = follow(assess(work, release, settings.attack, seed=settings.seed, runner=runner), "attack")
+            generator = assess(
+                work, release, settings.attack, seed=settings.seed, runner=runner, scratch=settings.own_scratch()
+            )
+            found = follow(generator, "attack")
     except KeyboardInterrupt:
         error_console.print("stopped; nothing was written")
         raise typer.Exit(130) from None
@@ -131,7 +134,8 @@ def _opened(
 def _reports(found: Assessment) -> dict[str, AttackReport]:
     """The attack on the model and on what it is compared with, by name."""
     reports = {"released": found.report, "random": found.floor}
-    return reports if found.undefended is None else reports | {"pretrained": found.undefended}
+    further = {"scratch": found.scratch, "pretrained": found.undefended}
+    return reports | {name: report for name, report in further.items() if report is not None}
 
 
 def _write(found: Assessment, folder: Path) -> None:

@@ -26,7 +26,7 @@ from sdm_ray.config.sweep import (
     TrackingSettings,
 )
 from sdm_ray.config.train import Method, RetainSettings, TrainSettings, ValidationSettings
-from sdm_ray.config.trial import Origin, RungSettings, RuntimeSettings, TrialSettings
+from sdm_ray.config.trial import Origin, RungSettings, RuntimeSettings, ScratchSettings, TrialSettings
 
 __all__ = [
     "AdversarySettings",
@@ -44,6 +44,7 @@ __all__ = [
     "RetainSettings",
     "RungSettings",
     "RuntimeSettings",
+    "ScratchSettings",
     "SearchSettings",
     "Settings",
     "SplitFractions",

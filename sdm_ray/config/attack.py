@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -57,6 +57,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 class AttackSettings(Settings):
     """An attacker that searches on attacker-validation and is scored once on test."""
+
+    LATER: ClassVar[frozenset[str]] = frozenset({"benign_families"})
 
     preset: Preset | None = None
     """Gives the settings that are not given other defaults: `quick` (those of this class, for a trial), `standard`,
@@ -114,10 +116,24 @@ class AttackSettings(Settings):
     recovery_share: Probability = 0.9
     """What counts as recovered: this share of the accuracy above chance that the undefended encoder gives way to."""
     benign_num_examples: tuple[NumExamples, ...] = ()
-    """Labelled examples at which benign trainability is measured: the desired task, and a grouping of its classes that
-    was never trained on, by the same search. Empty measures nothing."""
+    """Labelled examples at which benign trainability is measured, by the same search: on the desired task, on a
+    grouping of its classes that was never trained on, and on the data's benign tasks. Empty measures nothing."""
+    benign_families: tuple[str, ...] = ()
+    """Families that benign tasks are searched with; empty takes `families`."""
     benign_groups: Annotated[int, Field(ge=2)] = 3
     """Classes of that grouping."""
+
+    def for_benign_tasks(self) -> AttackSettings:
+        """The search on benign tasks: their sizes and families, and classes as they occur."""
+        changes = {
+            "num_examples": self.benign_num_examples,
+            "families": self.benign_families or self.families,
+            "class_balanced": False,
+            "benign_num_examples": (),
+            "benign_families": (),
+            "preset": None,
+        }
+        return AttackSettings.model_validate(self.model_dump() | changes)
 
     @model_validator(mode="before")
     @classmethod
@@ -132,7 +148,7 @@ class AttackSettings(Settings):
             raise ValueError(
                 f"num_steps_min ({self.num_steps_min}) must not exceed num_steps_max ({self.num_steps_max})"
             )
-        for name in ("num_examples", "families", "benign_num_examples"):
+        for name in ("num_examples", "families", "benign_num_examples", "benign_families"):
             values = getattr(self, name)
             if len(set(values)) != len(values):
                 raise ValueError(f"{name} must not repeat a value, got {list(values)}")

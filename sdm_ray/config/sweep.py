@@ -142,7 +142,7 @@ class SweepSettings(Settings):
         Objective(metric=str(Metric.HARMFUL_WORST_ACCURACY), direction="minimize"),
     )
     """What is optimised. The first of each direction is drawn; all decide what stands on the frontier."""
-    references: tuple[Method, ...] = ("pretrained", "random", "tuned", "ac")
+    references: tuple[Method, ...] = ("pretrained", "random", "scratch", "tuned", "ac")
     """Methods that are trained and attacked under the same budget and drawn beside the frontier."""
     variants: dict[str, dict[str, Any]] = {}
     """Further references by a name of their own: changes to `trial` by dotted path. `{mlac-k4:

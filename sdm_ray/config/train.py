@@ -10,7 +10,7 @@ from sdm_ray.config.adversary import AdversarySettings
 from sdm_ray.config.base import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Probability, Settings
 from sdm_ray.config.blocking import BlockingSettings
 
-Method = Literal["pretrained", "random", "tuned", "ac", "mlac"]
+Method = Literal["pretrained", "random", "scratch", "tuned", "ac", "mlac"]
 UNTRAINED = ("pretrained", "random")
 """Methods that leave the trunk as it is."""
 ADAPTED_TERMS = (
@@ -61,7 +61,8 @@ class TrainSettings(Settings):
     """Meta-training of one model."""
 
     method: Method = "mlac"
-    """`pretrained` and `random` fit the desired head on a frozen trunk; `tuned` minimises the desired loss alone; `ac`
+    """`pretrained` and `random` fit the desired head on a frozen trunk; `scratch` trains random initialisation on the
+    desired task as the trial's `scratch` says; `tuned` minimises the desired loss alone; `ac`
     adds a harmful head without adaptation; `mlac` blocks simulated adversaries."""
     num_outer_steps: PositiveInt = 1000
     """Outer steps."""
@@ -142,7 +143,7 @@ class TrainSettings(Settings):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         weights, adversary = self.blocking.weights(), self.adversary
-        if self.method in ("pretrained", "random", "tuned") and weights:
+        if self.method in ("pretrained", "random", "scratch", "tuned") and weights:
             raise ValueError(
                 f"method '{self.method}' does not block: set every weight of blocking but desired_base to 0"
             )

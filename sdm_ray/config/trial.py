@@ -6,12 +6,12 @@ import os
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from sdm_ray.config.attack import AttackSettings
-from sdm_ray.config.base import NonNegativeInt, PositiveInt, Settings
+from sdm_ray.config.base import NonNegativeInt, PositiveFloat, PositiveInt, Settings
 from sdm_ray.config.data import DataSettings, EncoderSettings
 from sdm_ray.config.train import TrainSettings
 
@@ -53,6 +53,32 @@ class Origin(Settings):
     """MLflow experiment of the sweep."""
 
 
+class ScratchSettings(Settings):
+    """The reference `scratch`: random initialisation, trained on the desired task until that flattens."""
+
+    learning_rates: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (3e-4, 1e-3, 3e-3)
+    """Learning rates of Adam that are tried; the best on attacker-validation is taken."""
+    batch_size: PositiveInt = 32
+    """Examples of a step."""
+    screen_steps: PositiveInt = 300
+    """Steps that every learning rate gets before one of them goes on."""
+    max_steps: PositiveInt = 3000
+    """Most steps."""
+    every_steps: PositiveInt = 100
+    """Steps between two scorings of the desired accuracy on attacker-validation."""
+    patience: PositiveInt = 5
+    """Scorings without a better accuracy after which it has flattened."""
+
+    @model_validator(mode="after")
+    def _steps_fit(self) -> Self:
+        if not self.every_steps <= self.screen_steps <= self.max_steps:
+            raise ValueError(
+                f"every_steps ({self.every_steps}), screen_steps ({self.screen_steps}) and max_steps "
+                f"({self.max_steps}) must not fall in this order"
+            )
+        return self
+
+
 class RungSettings(Settings):
     """A moment of training at which the model is attacked on its way, on validation examples alone."""
 
@@ -65,6 +91,7 @@ class RungSettings(Settings):
 class TrialSettings(Settings):
     """Everything that one trial needs: train, release, attack."""
 
+    LATER: ClassVar[frozenset[str]] = frozenset({"scratch"})
     name: str = "trial"
     """A name for people; no part of the content hash."""
     seed: NonNegativeInt = 0
@@ -77,6 +104,8 @@ class TrialSettings(Settings):
     """Meta-training."""
     attack: AttackSettings = AttackSettings()
     """The attack evaluation."""
+    scratch: ScratchSettings | None = ScratchSettings()
+    """The reference that a head start is measured against; None trains none, and no head start kept is known."""
     rungs: tuple[RungSettings, ...] = ()
     """Attacks on the way, by rising step. A sweep stops trials by them (`search.stopping`)."""
     runtime: RuntimeSettings = RuntimeSettings()
@@ -88,6 +117,19 @@ class TrialSettings(Settings):
         """The attack of a rung: its own seeds, no benign tasks."""
         own = {"seed": self.attack.seed + RUNG_SEED * (index + 1), "benign_num_examples": ()}
         return _changed(self.attack, own | self.rungs[index].attack)
+
+    def own_scratch(self) -> ScratchSettings | None:
+        """How the reference `scratch` is trained; None for vectors, whose encoder knows nothing beforehand anyway."""
+        return None if self.data.source == "regression" else self.scratch
+
+    @model_validator(mode="after")
+    def _scratch_is_described(self) -> Self:
+        if self.train.method == "scratch" and self.own_scratch() is None:
+            raise ValueError(
+                "train.method 'scratch' needs the trial's `scratch` settings, and a pretrained encoder to differ from: "
+                "leave `scratch` at its default, or the method out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _rungs_are_valid(self) -> Self:

@@ -41,6 +41,8 @@ class Metric(StrEnum):
     """Of the reference `scratch`: random initialisation trained on the desired task."""
     SCRATCH_HARMFUL = "scratch/harmful_accuracy"
     """Its worst-case post-attack accuracy, mean over n."""
+    SCRATCH_REGRET = "regret/scratch_accuracy"
+    """Worst-case post-attack accuracy minus that of `scratch`, mean over n."""
     SCRATCH_DOMINATES = "scratch/dominates"
     """1 where the model is better than `scratch` neither on what is kept nor on what is blocked, else 0: such a point
     stays off the frontier."""
@@ -112,7 +114,8 @@ class Metric(StrEnum):
 
     @staticmethod
     def benign(task: str, num_examples: int) -> str:
-        """Accuracy of the best fine-tune on a benign task: `desired`, or `grouped` for an unseen grouping."""
+        """Accuracy of the best fine-tune on a benign task: `desired`, `grouped` (an unseen grouping of its classes),
+        `held_out` (classes that no training saw) or a column of the data."""
         return f"benign/{task}/n{num_examples}/accuracy"
 
     @staticmethod

@@ -51,7 +51,7 @@ def iterate_final(
     trunk = exported.trunk.to(work.device)
     head = None if exported.head is None else exported.head.to(work.device)
     release = Release.of(settings, trunk=trunk, params=trunk_params(trunk), desired_head=head)
-    found = yield from assess(work, release, settings.attack, seed=settings.seed)
+    found = yield from assess(work, release, settings.attack, seed=settings.seed, scratch=settings.own_scratch())
     found.write(output_dir)
     kept = (Metric.COST_TRAIN_SECONDS,)
     metrics = found.metrics | {str(name): before.metrics[name] for name in kept if name in before.metrics}

@@ -1,27 +1,66 @@
-"""Reports that many trials share (random initialisation, the pretrained encoder), kept on disk by content key."""
+"""Reports that many trials share (random initialisation, from scratch, the public encoder), kept by content key."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Mapping
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
+from sdm_ray.attack.families.knowledge import Knowledge
 from sdm_ray.attack.protocol import RunnerFactory, attack_model
 from sdm_ray.attack.report import FORMAT_VERSION, AttackReport
 from sdm_ray.config import AttackSettings, EncoderSettings, digest
 from sdm_ray.core.cache import SharedCache, look_up, offer
 from sdm_ray.core.errors import RunError
-from sdm_ray.core.lock import FolderLock, InUse
 from sdm_ray.core.progress import Progress
+from sdm_ray.core.types import Params, Task
+from sdm_ray.data.interface import AttackDataset
+from sdm_ray.models.encoder import Trunk
+from sdm_ray.models.trunk import params_digest
+from sdm_ray.trial.cached import built_once
 from sdm_ray.trial.release import Release, knowledge_of, own_knowledge
+from sdm_ray.trial.scratch import Scratch
 from sdm_ray.trial.workspace import Initialisation, Workspace, trunk_params
 
 Build = Callable[[], Generator[Progress, None, AttackReport]]
 
-PATIENCE_SECONDS = 3600
-"""How long a report is waited for that another process builds."""
+
+class Reference(NamedTuple):
+    """A model that many trials are compared with."""
+
+    name: str
+    """`random`, `scratch` or `pretrained`."""
+    trunk: Trunk
+    params: Params
+    digest: str
+    """Identifies architecture and weights."""
+    knowledge: Knowledge
+    """What its attacker has."""
+
+    @classmethod
+    def untrained(
+        cls,
+        work: Workspace,
+        encoder: EncoderSettings,
+        initialisation: Initialisation,
+        settings: AttackSettings,
+        seed: int,
+    ) -> Reference:
+        """An encoder as it is. Nobody who starts from random initialisation has the public encoder, or there would be
+        no floor."""
+        trunk = work.trunk(encoder, initialisation, seed)
+        knowledge = own_knowledge(trunk)
+        if initialisation == "pretrained":
+            as_public = Release(trunk=trunk, params=trunk_params(trunk), encoder=encoder)
+            knowledge = knowledge_of(work, as_public, settings)
+        return cls(initialisation, trunk, trunk_params(trunk), trunk.digest(), knowledge)
+
+    @classmethod
+    def from_scratch(cls, scratch: Scratch) -> Reference:
+        """Random initialisation trained on the desired task."""
+        identity = digest([scratch.trunk.digest(), params_digest(scratch.params)])
+        return cls("scratch", scratch.trunk, scratch.params, identity, own_knowledge(scratch.trunk))
 
 
 def load_report(key: str, cache_dir: Path, shared: SharedCache | None = None) -> AttackReport | None:
@@ -43,10 +82,7 @@ def store_report(key: str, cache_dir: Path, report: AttackReport, shared: Shared
 def cached_reports(
     builds: Mapping[str, Build], cache_dir: Path, shared: SharedCache | None = None
 ) -> Generator[Progress, None, dict[str, AttackReport]]:
-    """Reports by their keys: those that are kept, and the others built and kept.
-
-    One process builds a report at a time. One that finds it being built goes on with the next, and waits where others
-    build all that it lacks; after `PATIENCE_SECONDS` it builds as well, and either file is whole.
+    """Reports by their keys: those that are kept, and the others built by one process each and kept.
 
     Args:
         builds: what makes each report, by the content hash of everything that the report depends on; a file name.
@@ -56,64 +92,51 @@ def cached_reports(
     Yields:
         The progress of what is built; stage `wait`, in seconds, while others build.
     """
-    kept: dict[str, AttackReport] = {}
-    waited = 0
-    while True:
-        for key in builds.keys() - kept.keys():
-            if (report := load_report(key, cache_dir, shared)) is not None:
-                kept[key] = report
-        missing = [key for key in builds if key not in kept]
-        if not missing:
-            return {key: kept[key] for key in builds}
-        for key in missing:
-            with _turn(_path(key, cache_dir).with_suffix(".lock")) as is_ours:
-                if not is_ours and waited < PATIENCE_SECONDS:
-                    continue
-                report = load_report(key, cache_dir, shared)  # whoever built it may just have ended
-                if report is None:
-                    report = yield from builds[key]()
-                    store_report(key, cache_dir, report, shared)
-                kept[key] = report
-                break
-        else:
-            yield Progress("wait", waited, PATIENCE_SECONDS, {})
-            time.sleep(1.0)
-            waited += 1
+    reports = yield from built_once(
+        builds,
+        load=lambda key: load_report(key, cache_dir, shared),
+        save=lambda key, report: store_report(key, cache_dir, report, shared),
+        path=lambda key: _path(key, cache_dir),
+    )
+    return reports
 
 
-@contextmanager
-def _turn(path: Path) -> Iterator[bool]:
-    """Hold the lock at `path` for the block, and remove it after; False where another process holds it."""
-    lock = FolderLock(path)
-    try:
-        lock.acquire()
-    except InUse:
-        yield False
-        return
-    try:
-        yield True
-    finally:
-        path.unlink(missing_ok=True)
-        lock.release()
+def reference_reports(
+    work: Workspace,
+    references: Mapping[str, Reference],
+    settings: AttackSettings,
+    runner: RunnerFactory | None = None,
+    benign: tuple[str, AttackDataset] | None = None,
+) -> Generator[Progress, None, dict[str, AttackReport]]:
+    """The same attack on models that many trials share, from the cache when all of it is the same as before.
 
-
-def _read(path: Path) -> AttackReport | None:
-    """A report; None where there is none, or it is damaged."""
-    if not path.exists():
-        return None
-    try:
-        return AttackReport.read_json(path)
-    except RunError:
-        return None
-
-
-def _entry(path: Path) -> str:
-    """Name of a report among shared entries."""
-    return f"floors/{path.stem}"
-
-
-def _path(key: str, cache_dir: Path) -> Path:
-    return cache_dir / "floors" / f"{key}-v{FORMAT_VERSION}.json"
+    Args:
+        work: data, samplers and caches.
+        references: the models by name.
+        settings: the attack.
+        runner: makes what runs the fine-tunes in place of this process.
+        benign: name and data of the benign task that is learnt; None attacks the harmful one.
+    """
+    keys: dict[str, str] = {}
+    builds: dict[str, Build] = {}
+    data, task = (work.data, Task.HARMFUL) if benign is None else (benign[1], Task.DESIRED)
+    for name, reference in references.items():
+        parts = [reference.digest, data.digest, settings.identity(), reference.name]
+        key = digest(parts if benign is None else [*parts, benign[0]])
+        keys[name] = key
+        builds[key] = partial(
+            attack_model,
+            reference.trunk,
+            reference.params,
+            data,
+            settings,
+            task=task,
+            sampler=work.sampler(settings.sampler),
+            knowledge=reference.knowledge if benign is None else own_knowledge(reference.trunk),
+            runner=runner,
+        )
+    reports = yield from cached_reports(builds, work.cache_dir, work.context.shared)
+    return {name: reports[key] for name, key in keys.items()}
 
 
 def floor_report(
@@ -136,30 +159,28 @@ def floor_reports(
     seed: int,
     runner: RunnerFactory | None = None,
 ) -> Generator[Progress, None, dict[Initialisation, AttackReport]]:
-    """The same attack on encoders as they are, by initialisation: `random` is the floor, `pretrained` the ceiling.
+    """The same attack on encoders as they are, by initialisation: `random` is the floor, `pretrained` the ceiling."""
+    references: dict[str, Reference] = {
+        name: Reference.untrained(work, encoder, name, settings, seed) for name, encoder in encoders.items()
+    }
+    reports = yield from reference_reports(work, references, settings, runner)
+    return {name: reports[name] for name in encoders}
 
-    From the cache when weights, data and attack are the same as before. Nobody who starts from random initialisation
-    has the public encoder, or there would be no floor.
-    """
-    keys: dict[Initialisation, str] = {}
-    builds: dict[str, Build] = {}
-    for initialisation, encoder in encoders.items():
-        trunk = work.trunk(encoder, initialisation, seed)
-        knowledge = own_knowledge(trunk)
-        if initialisation == "pretrained":
-            as_public = Release(trunk=trunk, params=trunk_params(trunk), encoder=encoder)
-            knowledge = knowledge_of(work, as_public, settings)
-        key = digest([trunk.digest(), work.data.digest, settings.identity(), initialisation])
-        keys[initialisation] = key
-        builds[key] = partial(
-            attack_model,
-            trunk,
-            trunk_params(trunk),
-            work.data,
-            settings,
-            sampler=work.sampler(settings.sampler),
-            knowledge=knowledge,
-            runner=runner,
-        )
-    reports = yield from cached_reports(builds, work.cache_dir, work.context.shared)
-    return {initialisation: reports[key] for initialisation, key in keys.items()}
+
+def _read(path: Path) -> AttackReport | None:
+    """A report; None where there is none, or it is damaged."""
+    if not path.exists():
+        return None
+    try:
+        return AttackReport.read_json(path)
+    except RunError:
+        return None
+
+
+def _entry(path: Path) -> str:
+    """Name of a report among shared entries."""
+    return f"floors/{path.stem}"
+
+
+def _path(key: str, cache_dir: Path) -> Path:
+    return cache_dir / "floors" / f"{key}-v{FORMAT_VERSION}.json"

@@ -5,19 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from sdm_ray.attack.families.knowledge import Knowledge
 from sdm_ray.config import AttackSettings, EncoderSettings, TrialSettings
 from sdm_ray.config.support import Support
 from sdm_ray.core.types import Params
 from sdm_ray.models.encoder import Trunk, fresh_params
-from sdm_ray.trial.workspace import Initialisation, Workspace, trunk_params
+from sdm_ray.trial.workspace import Workspace, trunk_params
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from sdm_ray.models.encoder import Trunk
+
+
+ReferenceName = Literal["pretrained", "random", "scratch"]
+"""Models that every trial may be compared with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +40,8 @@ class Release:
     """(C, D) head of the desired task; None where there is none to score."""
     trained_against: Sequence[Support] = ()
     """What the adversaries of its training could be."""
-    untrained: Initialisation | None = None
-    """How the encoder was initialised, where it was left as it is: its attack is then kept for others."""
+    shared: ReferenceName | None = None
+    """Which reference it is, where it is one that all trials are compared with: its attack is then kept for others."""
 
     @classmethod
     def of(cls, settings: TrialSettings, *, trunk: Trunk, params: Params, desired_head: Tensor | None) -> Release:
@@ -49,7 +53,7 @@ class Release:
             encoder=settings.encoder,
             desired_head=desired_head,
             trained_against=settings.train.adversary.supports() if method == "mlac" else (),
-            untrained=method if method in ("pretrained", "random") else None,
+            shared=method if method in ("pretrained", "random", "scratch") else None,
         )
 
 

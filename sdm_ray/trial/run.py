@@ -28,6 +28,7 @@ from sdm_ray.trial.assess import assess
 from sdm_ray.trial.context import ALONE, TrialContext
 from sdm_ray.trial.release import Release
 from sdm_ray.trial.rungs import Rungs
+from sdm_ray.trial.scratch import train_scratch
 from sdm_ray.trial.training_log import LOG, TRAJECTORY, write_log, write_trajectory
 from sdm_ray.trial.workspace import (
     Initialisation,
@@ -68,13 +69,16 @@ def iterate_trial(
     torch.set_num_threads(settings.runtime.num_threads)
     work = open_workspace(settings, context)
     check_attack(work, settings.attack)  # before hours of training, not after
-    initialisation: Initialisation = "random" if settings.train.method == "random" else "pretrained"
+    initialisation: Initialisation = "random" if settings.train.method in ("random", "scratch") else "pretrained"
     trunk = work.trunk(settings.encoder, initialisation, settings.seed)
-    outcome = yield from _train(settings, work, trunk, output_dir)
+    if settings.train.method == "scratch":
+        outcome = yield from _train_scratch(settings, work)
+    else:
+        outcome = yield from _train(settings, work, trunk, output_dir)
     _report_training(settings, work, outcome, output_dir)
     if outcome.stopped is None:
         release = Release.of(settings, trunk=trunk, params=outcome.params, desired_head=outcome.desired_head)
-        found = yield from assess(work, release, settings.attack, seed=settings.seed)
+        found = yield from assess(work, release, settings.attack, seed=settings.seed, scratch=settings.own_scratch())
         found.write(output_dir)
         metrics = found.metrics | {str(Metric.COST_TRAIN_SECONDS): outcome.seconds}
         _export(settings, work, release, metrics, output_dir / "model")
@@ -177,6 +181,15 @@ def _train(
             if trainer.log:
                 write_log(trainer.log, output_dir / LOG)
         raise
+
+
+def _train_scratch(settings: TrialSettings, work: Workspace) -> Generator[Progress, None, TrainOutcome]:
+    from sdm_ray.meta.trainer import TrainOutcome
+
+    assert settings.scratch is not None
+    found = yield from train_scratch(work, settings.encoder, settings.scratch, settings.seed)
+    row = {"train/step": float(found.num_steps), "train/learning_rate": found.learning_rate}
+    return TrainOutcome(params=found.params, desired_head=found.head, log=[row], seconds=found.seconds)
 
 
 def _report_training(settings: TrialSettings, work: Workspace, outcome: TrainOutcome, output_dir: Path) -> None:

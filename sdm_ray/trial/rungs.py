@@ -41,7 +41,7 @@ class Rungs:
     @property
     def steps(self) -> tuple[int, ...]:
         """The outer steps of the rungs; there are none for what is not trained."""
-        if self._settings.train.method in UNTRAINED:
+        if self._settings.train.method in (*UNTRAINED, "scratch"):
             return ()
         return tuple(rung.step for rung in self._settings.rungs)
 

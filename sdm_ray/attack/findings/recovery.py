@@ -6,14 +6,9 @@ import math
 import statistics
 from dataclasses import dataclass
 
-import numpy as np
-
-from sdm_ray.attack.report import AttackReport, Cell, units
+from sdm_ray.attack.findings.kept import paired_cells, share_of
+from sdm_ray.attack.report import AttackReport, Cell
 from sdm_ray.core.metric_names import Metric
-from sdm_ray.core.statistics import NUM_RESAMPLES
-
-LEAST_HEAD_START = 0.02
-"""Head start of the undefended encoder (accuracy) below which its recovered share is not reported."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,36 +121,8 @@ def recovered_shares(report: AttackReport, floor: AttackReport, undefended: Atta
     1 is all of it, 0 none. Seeds are paired; the intervals are 95 % bootstraps of the ratio of means over them. NaN
     where the undefended encoder itself has no head start to speak of.
     """
+    cells = paired_cells(report, floor, undefended)
     result: dict[str, float] = {}
-    gains, starts = [], []
-    for cell, base, top in zip(report.cells, floor.cells, undefended.cells, strict=True):
-        values = [units(c.seed_accuracies, report.num_searches) for c in (cell, base, top)]
-        present = [row for row in zip(*values, strict=True) if not any(map(math.isnan, row))]
-        gain, start = [a - b for a, b, _ in present], [c - b for _, b, c in present]
-        gains.append(gain)
-        starts.append(start)
-        result |= _share(Metric.recovered_share(cell.num_examples), [gain], [start])
-    return result | _share(str(Metric.RECOVERED_SHARE), gains, starts)
-
-
-def _share(name: str, gains: list[list[float]], starts: list[list[float]]) -> dict[str, float]:
-    names = (name, Metric.low(name), Metric.high(name))
-    if not all(gains):
-        return dict.fromkeys(names, math.nan)
-    gain = sum(sum(values) / len(values) for values in gains) / len(gains)
-    start = sum(sum(values) / len(values) for values in starts) / len(starts)
-    if not start >= LEAST_HEAD_START:
-        return dict.fromkeys(names, math.nan)
-    generator = np.random.default_rng(0)
-    tops, bottoms = np.zeros(NUM_RESAMPLES), np.zeros(NUM_RESAMPLES)
-    for mine, theirs in zip(gains, starts, strict=True):
-        chosen = generator.integers(len(mine), size=(NUM_RESAMPLES, len(mine)))
-        tops += np.asarray(mine)[chosen].mean(axis=1)
-        bottoms += np.asarray(theirs)[chosen].mean(axis=1)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratios = np.where(bottoms > 0, tops / bottoms, np.nan)
-    low, high = np.nanquantile(ratios, (0.025, 0.975))
-    single = min(len(values) for values in gains) < 2
-    return dict(
-        zip(names, (gain / start, *((math.nan, math.nan) if single else (float(low), float(high)))), strict=True)
-    )
+    for cell, paired in zip(report.cells, cells, strict=True):
+        result |= share_of(Metric.recovered_share(cell.num_examples), [paired])
+    return result | share_of(str(Metric.RECOVERED_SHARE), cells)

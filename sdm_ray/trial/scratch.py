@@ -1,0 +1,173 @@
+"""The reference `scratch`: random initialisation trained on the desired task, with the best of a few learning rates.
+
+It has no head start on anything but what the desired labels give away, so a defence that keeps no more than it does,
+and blocks no more, has not used the encoder. It is trained once for all trials that share data, architecture and seed,
+and kept by content key.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Generator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sdm_ray.attack.findings.desired import desired_scores
+from sdm_ray.config import EncoderSettings, ScratchSettings, TrainSettings, digest
+from sdm_ray.core.cache import look_up, offer
+from sdm_ray.core.files import atomic_path
+from sdm_ray.core.progress import Progress
+from sdm_ray.core.types import Params, Split
+from sdm_ray.meta.trainer import Trainer
+from sdm_ray.models.encoder import Trunk
+from sdm_ray.trial.cached import built_once
+from sdm_ray.trial.workspace import Workspace
+
+FORMAT_VERSION = 1
+"""Raise it when the same settings would give other weights."""
+HEAD_RATE_FACTOR = 3.0
+"""The desired head trains at this multiple of the trunk's learning rate."""
+_HEAD = "sdm_ray.desired_head"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scratch:
+    """A trained encoder."""
+
+    trunk: Trunk
+    """The architecture; its own weights are those of the initialisation."""
+    params: Params
+    """Trained weights."""
+    head: Tensor
+    """(C, D) head of the desired task."""
+    learning_rate: float
+    """The best of the settings'."""
+    num_steps: int
+    """Steps after which attacker-validation showed the best desired accuracy."""
+    seconds: float
+    """That training took, all learning rates together."""
+
+
+@dataclass
+class _Run:
+    """Training at one learning rate."""
+
+    trainer: Trainer
+    steps: Generator[Progress, None, object]
+    learning_rate: float
+    best: tuple[float, float] = (-1.0, 0.0)
+    """(accuracy, negative loss) on attacker-validation."""
+    weights: tuple[Params, Tensor] | None = None
+    num_steps: int = 0
+    stale: int = 0
+    """Scorings since the best one."""
+
+
+def train_scratch(
+    work: Workspace, encoder: EncoderSettings, settings: ScratchSettings, seed: int
+) -> Generator[Progress, None, Scratch]:
+    """Train the reference, or read it from the cache.
+
+    Every learning rate is tried for `settings.screen_steps` steps; the best goes on until the desired accuracy on
+    attacker-validation has not risen for `settings.patience` scorings. The best weights on the way are kept.
+
+    Args:
+        work: data and device.
+        encoder: the architecture.
+        settings: learning rates and steps.
+        seed: of initialisation and batches.
+    """
+    trunk = work.trunk(encoder, "random", seed)
+    key = digest([FORMAT_VERSION, trunk.digest(), work.data.digest, settings.identity(), seed])
+    folder = work.cache_dir / "scratch"
+
+    def path(key: str) -> Path:
+        return folder / f"{key}.safetensors"
+
+    def load(key: str) -> Scratch | None:
+        return look_up(work.cache_dir, f"scratch/{key}", partial(_read, path(key), trunk, work), work.context.shared)
+
+    def save(key: str, found: Scratch) -> None:
+        _write(path(key), found)
+        offer(work.cache_dir, f"scratch/{key}", [path(key)], work.context.shared)
+
+    found = yield from built_once({key: partial(_train, work, trunk, settings, seed)}, load=load, save=save, path=path)
+    return found[key]
+
+
+def _train(work: Workspace, trunk: Trunk, settings: ScratchSettings, seed: int) -> Generator[Progress, None, Scratch]:
+    started = time.perf_counter()
+    runs = [_run(work, trunk, settings, rate, seed) for rate in settings.learning_rates]
+    screened = 0
+    for run in runs:
+        for _ in range(settings.screen_steps // settings.every_steps):
+            _advance(run, work, trunk)
+            screened += settings.every_steps
+            yield Progress("scratch", screened, settings.screen_steps * len(runs), {})
+    best = max(runs, key=lambda run: run.best)
+    while best.stale < settings.patience and best.trainer.done < settings.max_steps:
+        _advance(best, work, trunk)
+        yield Progress("scratch", best.trainer.done, settings.max_steps, {})
+    for run in runs:
+        run.steps.close()
+    assert best.weights is not None
+    return Scratch(
+        trunk=trunk,
+        params=best.weights[0],
+        head=best.weights[1],
+        learning_rate=best.learning_rate,
+        num_steps=best.num_steps,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _run(work: Workspace, trunk: Trunk, settings: ScratchSettings, rate: float, seed: int) -> _Run:
+    train = TrainSettings(
+        method="tuned",
+        num_outer_steps=settings.max_steps,
+        learning_rate=rate,
+        head_learning_rate=HEAD_RATE_FACTOR * rate,
+        desired_batch_size=settings.batch_size,
+        log_every_steps=settings.every_steps,
+        checkpoint_every_steps=settings.max_steps,
+    )
+    trainer = Trainer(train, trunk=trunk, data=work.data, seed=seed)
+    return _Run(trainer, trainer.iterate(), rate)
+
+
+def _advance(run: _Run, work: Workspace, trunk: Trunk) -> None:
+    """Train up to the next row of the log, and score."""
+    next(run.steps)
+    params, head = run.trainer.weights()
+    accuracy, loss = desired_scores(trunk, params, head, work.data, Split.ATTACKER_VAL)
+    run.stale += 1
+    if accuracy > run.best[0]:
+        run.stale = 0
+    if (accuracy, -loss) > run.best:
+        run.best, run.num_steps = (accuracy, -loss), run.trainer.done
+        run.weights = {name: value.detach().clone() for name, value in params.items()}, head
+
+
+def _write(path: Path, found: Scratch) -> None:
+    facts = {"learning_rate": found.learning_rate, "num_steps": found.num_steps, "seconds": found.seconds}
+    tensors = {name: value.detach().cpu().contiguous() for name, value in {**found.params, _HEAD: found.head}.items()}
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata={"sdm_ray": json.dumps(facts)})
+
+
+def _read(path: Path, trunk: Trunk, work: Workspace) -> Scratch | None:
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, framework="pt", device=str(work.device)) as file:
+            facts = json.loads((file.metadata() or {})["sdm_ray"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, KeyError, ValueError):
+        return None
+    return Scratch(trunk=trunk, head=tensors.pop(_HEAD), params=tensors, **facts)
