@@ -110,7 +110,7 @@ def attack_model(
     fine_tunes.check_any_finished()
     family_cells = [cell_of(repeats, fine_tunes.scored, settings) for repeats in cells]
     return AttackReport(
-        settings=settings.model_dump(mode="json"),
+        settings=settings.identity(),
         data_digest=data.digest,
         num_classes=data.num_classes(task),
         base_rate=_base_rate(data, task),

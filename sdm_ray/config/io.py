@@ -20,8 +20,8 @@ from sdm_ray.core.suggest import nearest
 
 T = TypeVar("T", bound=Settings)
 
-NOT_HASHED = {"name", "runtime", "origin"}
-"""Parts of a trial's settings that do not change its result."""
+NOT_HASHED = {"name", "runtime", "origin", "scratch"}
+"""Parts of a trial's settings that change neither its model nor its attack."""
 
 
 def load_settings(kind: type[T], path: str | Path, overrides: Iterable[str] = ()) -> T:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
@@ -56,6 +56,8 @@ class Origin(Settings):
 class ScratchSettings(Settings):
     """The reference `scratch`: random initialisation, trained on the desired task until that flattens."""
 
+    enabled: bool = True
+    """Train it and measure head starts against it; without, no head start kept is known."""
     learning_rates: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (3e-4, 1e-3, 3e-3)
     """Learning rates of Adam that are tried; the best on attacker-validation is taken."""
     batch_size: PositiveInt = 32
@@ -91,7 +93,6 @@ class RungSettings(Settings):
 class TrialSettings(Settings):
     """Everything that one trial needs: train, release, attack."""
 
-    LATER: ClassVar[frozenset[str]] = frozenset({"scratch"})
     name: str = "trial"
     """A name for people; no part of the content hash."""
     seed: NonNegativeInt = 0
@@ -104,8 +105,9 @@ class TrialSettings(Settings):
     """Meta-training."""
     attack: AttackSettings = AttackSettings()
     """The attack evaluation."""
-    scratch: ScratchSettings | None = ScratchSettings()
-    """The reference that a head start is measured against; None trains none, and no head start kept is known."""
+    scratch: ScratchSettings = ScratchSettings()
+    """The reference that head starts are measured against; no part of the content hash, for it changes neither model
+    nor attack."""
     rungs: tuple[RungSettings, ...] = ()
     """Attacks on the way, by rising step. A sweep stops trials by them (`search.stopping`)."""
     runtime: RuntimeSettings = RuntimeSettings()
@@ -119,15 +121,15 @@ class TrialSettings(Settings):
         return _changed(self.attack, own | self.rungs[index].attack)
 
     def own_scratch(self) -> ScratchSettings | None:
-        """How the reference `scratch` is trained; None for vectors, whose encoder knows nothing beforehand anyway."""
-        return None if self.data.source == "regression" else self.scratch
+        """How the reference `scratch` is trained; None where it is not, as for vectors, whose encoder knows nothing."""
+        return self.scratch if self.scratch.enabled and self.data.source != "regression" else None
 
     @model_validator(mode="after")
     def _scratch_is_described(self) -> Self:
         if self.train.method == "scratch" and self.own_scratch() is None:
             raise ValueError(
-                "train.method 'scratch' needs the trial's `scratch` settings, and a pretrained encoder to differ from: "
-                "leave `scratch` at its default, or the method out"
+                "train.method 'scratch' needs scratch.enabled, and a pretrained encoder to differ from, which "
+                "data.source 'regression' has not: enable it, or leave the method out"
             )
         return self
 

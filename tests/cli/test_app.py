@@ -33,6 +33,7 @@ def trial_file(data_file: Path, encoder_folder: Path, tmp_path: Path) -> Path:
         "encoder": {"name": str(encoder_folder)},
         "train": {"num_outer_steps": 4, "adversary": {"num_steps": 1}},
         "attack": SMALL_ATTACK,
+        "scratch": {"enabled": False},
         "runtime": {"cache_dir": str(tmp_path / "cache")},
     }
     path = tmp_path / "trial.yaml"

@@ -39,6 +39,7 @@ def trial(
         "encoder": {"name": encoder},
         "train": {**TRAIN, **train},
         "attack": {**ATTACK, **(attack or {})},
+        "scratch": {"enabled": False},
         "runtime": {"cache_dir": "cache", "device": "cpu"},
     }
     return parse_settings(TrialSettings, document)

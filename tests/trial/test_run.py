@@ -45,6 +45,7 @@ SMALL = (
     "attack.num_steps_min=2",
     "attack.num_steps_max=4",
     "attack.batch_sizes=[4]",
+    "scratch.enabled=false",
 )
 
 
