@@ -16,10 +16,13 @@ from sdm_ray.config import SweepSettings, to_yaml
 from sdm_ray.core.errors import UsageError
 from sdm_ray.core.files import write_text
 from sdm_ray.figures.frontier import frontier_figure
+from sdm_ray.figures.kept import FIGURE as KEPT
+from sdm_ray.figures.kept import kept_figure
 from sdm_ray.figures.page import write_page
 from sdm_ray.figures.tables import pareto_table
+from sdm_ray.frontier.kept import UNMEASURED, is_unmeasured, kept_note
 from sdm_ray.frontier.points import Point, compare, hypervolume
-from sdm_ray.frontier.select import Rule, select
+from sdm_ray.frontier.select import Rule, select, why_empty
 from sdm_ray.frontier.tables import read_importances, read_tables, write_tables
 from sdm_ray.sweep.records.best import load_best
 from sdm_ray.sweep.records.folder import find_sweep
@@ -41,7 +44,7 @@ def run(settings: SweepSettings, config: Path, *, resume: bool, fork: bool = Fal
         console.print(escape(message), soft_wrap=True)
     outcome = run_checked(settings, resume=resume)
     if outcome.points:
-        console.print(pareto_table(outcome.points))
+        print_table(outcome.points)
     if outcome.interrupted:
         hint = again(settings, resume=resume, fork=fork)
         error_console.print(f"interrupted; what has finished is kept. Go on with: {hint}", markup=False, soft_wrap=True)
@@ -53,12 +56,21 @@ def run(settings: SweepSettings, config: Path, *, resume: bool, fork: bool = Fal
     if not outcome.front:
         for point, reason in outcome.infeasible.items():
             error_console.print(f"infeasible: {point}: {reason}", markup=False, soft_wrap=True)
-        error_console.print("the frontier is empty: no point is feasible and complete (reasons above)")
+        why = f"the frontier is empty: {why_empty(outcome.points)}"
+        error_console.print(why, markup=False, soft_wrap=True)
         raise typer.Exit(1)
     best = load_best(outcome.folder)
     write_text(outcome.folder / BEST, to_yaml(best))
     assert best.origin is not None
     _say_next(outcome.folder, best.origin.trial_id, outcome.tracking_hint, _study_hint(settings, outcome.folder))
+
+
+def print_table(points: Sequence[Point]) -> None:
+    """Print the Pareto table, and what it cannot know."""
+    console.print(pareto_table(points))
+    note = kept_note(points)
+    if note is not None:
+        console.print(note, soft_wrap=True)
 
 
 def run_checked(settings: SweepSettings, *, resume: bool) -> SweepOutcome:
@@ -107,7 +119,7 @@ def show_status(sweep: str) -> None:
     for line in status.lines():
         console.print(escape(line), soft_wrap=True)
     if status.points:
-        console.print(pareto_table(status.points))
+        print_table(status.points)
 
 
 class _Sweep(NamedTuple):
@@ -139,10 +151,13 @@ def show_frontier(sweep: str, others: Sequence[str] = (), tracking_uri: str | No
     if is_reference(sweep):
         write_tables(points, folder)
     frontier_figure(points, folder / FIGURE)
+    shares = kept_figure(points, folder / KEPT)
     write_page(points, folder / PAGE, title=name, importances=read_importances(folder))
-    console.print(pareto_table(points))
+    print_table(points)
     select(points)
     console.print(f"picture {escape(str(folder / FIGURE))}", soft_wrap=True)
+    if shares is not None:
+        console.print(f"kept    {escape(str(shares))}", soft_wrap=True)
     console.print(f"page    {escape(str(folder / PAGE))}", soft_wrap=True)
     if compared:
         console.print(f"{name}: hypervolume {hypervolume(points):.4f}, {_num_trials(points)} trials")
@@ -183,6 +198,8 @@ def write_best(
     )
     write_text(out, to_yaml(settings))
     assert settings.origin is not None
+    if is_unmeasured(settings.origin.metrics):
+        console.print(UNMEASURED, soft_wrap=True)
     console.print(f"{settings.origin.trial_id} ({settings.origin.rule}) -> {escape(str(out))}", soft_wrap=True)
     console.print(f"next    sdm-ray train {escape(shlex.quote(str(out)))}", soft_wrap=True)
 
@@ -199,6 +216,7 @@ def _say_next(folder: Path, trial_id: str, tracking_hint: str, study_hint: str) 
         ("page", str(folder / PAGE)),
         ("picture", str(folder / FIGURE)),
         ("attacks", str(folder / "attack_curves.png")),
+        *([("kept", str(folder / KEPT))] if (folder / KEPT).is_file() else []),
         ("table", f"{folder / 'frontier.parquet'} and .json"),
         ("best config", str(folder / BEST)),
         ("best model", str(model)),

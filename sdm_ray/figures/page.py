@@ -11,8 +11,10 @@ from typing import Any
 from sdm_ray.core.files import null_for_nan, write_text
 from sdm_ray.core.metric_names import Metric
 from sdm_ray.figures.curves import cell_numbers
+from sdm_ray.figures.kinds import Kind, kinds
 from sdm_ray.figures.style import FAINT, FRONT, INK, LABELS, TRIAL, model_styles
-from sdm_ray.frontier.points import Point, hypervolume, near_front, pareto_front
+from sdm_ray.frontier.kept import WORDS, Kept, good_metric, kept
+from sdm_ray.frontier.points import Point, hypervolume, pareto_front
 
 TEMPLATE = "page.html"
 MARK = "/*DATA*/"
@@ -45,8 +47,8 @@ def write_page(
 def page_data(points: Sequence[Point], *, title: str) -> dict[str, Any]:
     """The data that the page is drawn from, ready for JSON; NaN becomes null."""
     numbers = cell_numbers(points)
-    front = {id(point) for point in pareto_front(points)}
-    near = {id(point) for point in near_front(points)}
+    good = good_metric(points)
+    shares = [kept(point, good) for point in points]
     trials = [point for point in points if not point.is_reference]
     return {
         "title": title,
@@ -60,18 +62,29 @@ def page_data(points: Sequence[Point], *, title: str) -> dict[str, Any]:
         "labels": LABELS,
         "params": sorted({name for point in trials for name in point.params}),
         "growth": _growth(trials),
-        "points": [_plain(point, numbers, on_front=id(point) in front, near=id(point) in near) for point in points],
+        "kept": WORDS[good] if any(share.known for share in shares) else None,
+        "points": [
+            _plain(point, numbers, kind) | _plain_kept(share)
+            for point, kind, share in zip(points, kinds(points), shares, strict=True)
+        ],
     }
 
 
-def _plain(point: Point, numbers: Sequence[int], *, on_front: bool, near: bool) -> dict[str, Any]:
+def _plain_kept(share: Kept) -> dict[str, Any]:
+    """What is kept of the good head start and of the harmful one, with intervals; null where it is unknown."""
+    return {
+        "kx": null_for_nan(share.good),
+        "ky": null_for_nan(share.harmful),
+        "kxi": None if share.good_interval is None else list(share.good_interval),
+        "kyi": None if share.harmful_interval is None else list(share.harmful_interval),
+    }
+
+
+def _plain(point: Point, numbers: Sequence[int], kind: Kind) -> dict[str, Any]:
     curve = [
         [null_for_nan(point.metrics.get(name)) for name in (accuracy, Metric.low(accuracy), Metric.high(accuracy))]
         for accuracy in map(Metric.harmful_accuracy, numbers)
     ]
-    kind = "reference" if point.is_reference else "front" if on_front else "infeasible"
-    if kind == "infeasible" and point.feasible:
-        kind = "superseded" if point.superseded else "near" if near else "dominated"
     return {
         "id": point.trial_id,
         "method": point.method,

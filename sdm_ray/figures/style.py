@@ -6,15 +6,13 @@ import logging
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sdm_ray.core.files import atomic_path
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-    from sdm_ray.frontier.points import Point
 
 FRONT, TRIAL, FAINT, INK = "#0072B2", "#56B4E9", "#9A9A9A", "#333333"
 REFERENCE_STYLES = {
@@ -23,6 +21,7 @@ REFERENCE_STYLES = {
     "ac": ("^", "#8A6D00"),
     "random": ("v", "#000000"),
     "mlac": ("P", "#009E73"),
+    "scratch": ("<", "#E69F00"),
 }
 """Marker and colour of each reference: Okabe and Ito's palette (yellow darkened for white paper), a shape for each, so
 that nothing depends on colour."""
@@ -31,7 +30,7 @@ VARIANT_STYLES = (
     ("P", "#6A3D9A"), ("D", "#56B4E9"), ("s", "#009E73"), ("o", "#D55E00"),
 )  # fmt: skip
 """Marker and colour of named variants, by their order; they repeat after the last one."""
-LABELS = {"ac": "AC", "mlac": "MLAC"}
+LABELS = {"ac": "AC", "mlac": "MLAC", "scratch": "from scratch"}
 """Names of methods as figures and tables write them; any other name stands for itself."""
 
 
@@ -66,16 +65,25 @@ def padded_range(values: Sequence[float], least: float) -> tuple[float, float]:
     return low - margin, high + margin
 
 
+class Spot(NamedTuple):
+    """Where a picture draws a point, with its 95 % intervals along both axes."""
+
+    x: float
+    y: float
+    x_interval: tuple[float, float] | None = None
+    y_interval: tuple[float, float] | None = None
+
+
 def draw_markers(
-    axes: Axes, points: Sequence[Point], label: str, marker: str, color: str, size: float, *, zorder: float
+    axes: Axes, spots: Sequence[Spot], label: str, marker: str, color: str, size: float, *, zorder: float
 ) -> None:
     """Draw points with their intervals as error bars."""
-    xs, ys = [point.desired for point in points], [point.harmful for point in points]
+    xs, ys = [spot.x for spot in spots], [spot.y for spot in spots]
     axes.errorbar(
         xs,
         ys,
-        xerr=_intervals(xs, [point.desired_interval for point in points]),
-        yerr=_intervals(ys, [point.harmful_interval for point in points]),
+        xerr=_intervals(xs, [spot.x_interval for spot in spots]),
+        yerr=_intervals(ys, [spot.y_interval for spot in spots]),
         label=label,
         marker=marker,
         color=color,

@@ -10,7 +10,10 @@ from rich.table import Table
 from sdm_ray.core.metric_names import Metric
 from sdm_ray.figures.curves import cell_numbers
 from sdm_ray.figures.style import LABELS
-from sdm_ray.frontier.points import Point, pareto_front
+from sdm_ray.frontier.kept import good_metric
+from sdm_ray.frontier.points import Point, interval_of, pareto_front
+
+KEPT_NAMES = {Metric.KEPT_BENIGN: "kept benign", Metric.KEPT_DESIRED: "kept desired"}
 
 
 def pareto_table(points: Sequence[Point]) -> Table:
@@ -18,27 +21,48 @@ def pareto_table(points: Sequence[Point]) -> Table:
     front = pareto_front(points)[::-1]
     references = sorted((point for point in points if point.is_reference), key=lambda point: -point.desired)
     numbers = cell_numbers([*front, *references])
+    shown = _kept_columns([*front, *references])
     num_trials = sum(not point.is_reference for point in points)
     caption = f"{num_trials} trials, {len(front)} on the front; harmful: worst case over the attack, lower is better"
     table = Table(
         title="Pareto frontier", caption=caption, box=None, pad_edge=False, title_justify="left", caption_justify="left"
     )
-    for index, name in enumerate(["trial", "method", "desired", "harmful", *(f"n={number}" for number in numbers)]):
+    names = ["trial", "method", "desired", "harmful", *shown.values(), *(f"n={number}" for number in numbers)]
+    for index, name in enumerate(names):
         table.add_column(
-            name, justify="left" if index < 2 else "right", overflow="fold", style="bold" if index == 0 else ""
+            name,
+            justify="left" if index < 2 else "right",
+            overflow="fold",
+            style="bold" if index == 0 else "",
+            min_width=7 if name == "kept harmful" else None,
         )
     for point in front:
-        table.add_row(*_row(point, numbers))
+        table.add_row(*_row(point, numbers, list(shown)))
     table.add_section()
     for point in references:
-        table.add_row(*_row(point, numbers), style="dim")
+        table.add_row(*_row(point, numbers, list(shown)), style="dim")
     return table
 
 
-def _row(point: Point, numbers: Sequence[int]) -> list[str]:
+def _kept_columns(points: Sequence[Point]) -> dict[str, str]:
+    """Names of columns by metric: head starts kept, where any point has them."""
+    good = good_metric(points)
+    columns = {str(good): KEPT_NAMES[good], str(Metric.KEPT_HARMFUL): "kept harmful"}
+    return {name: column for name, column in columns.items() if any(name in point.metrics for point in points)}
+
+
+def _row(point: Point, numbers: Sequence[int], shares: Sequence[str]) -> list[str]:
     by_number = [point.metrics.get(Metric.harmful_accuracy(number), math.nan) for number in numbers]
-    values = [point.desired, point.harmful, *by_number]
-    return [point.trial_id, LABELS.get(point.method, point.method), *map(_number, values)]
+    values = [_number(point.desired), _number(point.harmful), *(_share(point, name) for name in shares)]
+    return [point.trial_id, LABELS.get(point.method, point.method), *values, *map(_number, by_number)]
+
+
+def _share(point: Point, name: str) -> str:
+    """A share with half the width of its 95 % interval."""
+    value, interval = point.metrics.get(name, math.nan), interval_of(point.metrics, name)
+    if not math.isfinite(value):
+        return "-"
+    return f"{value:.2f}" if interval is None else f"{value:.2f} ±{(interval[1] - interval[0]) / 2:.2f}"
 
 
 def _number(value: float) -> str:

@@ -1,7 +1,8 @@
 """The trade-off between desired and harmful accuracy: dominance, hypervolume, selection rules, tables on disk.
 
 Everywhere here *desired* is maximised and *harmful* is minimised. References (pretrained, random, tuned, AC) are drawn
-beside the frontier and never belong to it; nor do infeasible trials and trials with a missing or non-finite objective.
+beside the frontier and never belong to it; nor do infeasible trials, trials that are no better than training from
+scratch and trials with a missing or non-finite objective.
 """
 
 from __future__ import annotations
@@ -50,10 +51,23 @@ class Point:
     """95 % interval of `harmful`."""
 
     @property
+    def dominated_by_scratch(self) -> bool:
+        """Whether it is better than the reference `scratch` neither in what it keeps nor in what it blocks; where that
+        was not measured it is not."""
+        return not self.is_reference and is_dominated_by_scratch(self.metrics)
+
+    @property
     def eligible(self) -> bool:
         """Whether it may stand on the front."""
         measured = all(map(math.isfinite, (self.desired, self.harmful, *self.further.values())))
-        return self.feasible and measured and not self.is_reference and not self.superseded
+        kept_off = self.is_reference or self.superseded or self.dominated_by_scratch
+        return self.feasible and measured and not kept_off
+
+
+def is_dominated_by_scratch(metrics: Mapping[str, float]) -> bool:
+    """Whether the metrics of a trial (of all its seeds, where there are several) say that it is no better than
+    `scratch`."""
+    return metrics.get(Metric.SCRATCH_DOMINATES) == 1.0
 
 
 def point_from_result(
@@ -83,8 +97,8 @@ def point_from_result(
         metrics=dict(result.metrics),
         is_reference=is_reference,
         further={name: sign * result.metrics.get(name, math.nan) for name, sign in (further or {}).items()},
-        desired_interval=_interval(result.metrics, desired_metric),
-        harmful_interval=_interval(result.metrics, harmful_metric),
+        desired_interval=interval_of(result.metrics, desired_metric),
+        harmful_interval=interval_of(result.metrics, harmful_metric),
     )
 
 
@@ -200,6 +214,7 @@ def compare(first: Sequence[Point], second: Sequence[Point], *, seed: int = 0) -
     return Difference(difference, float(low), float(high))
 
 
-def _interval(metrics: dict[str, float], name: str) -> tuple[float, float] | None:
+def interval_of(metrics: Mapping[str, float], name: str) -> tuple[float, float] | None:
+    """The 95 % interval of a metric; None where an end is missing or not finite."""
     low, high = metrics.get(Metric.low(name), math.nan), metrics.get(Metric.high(name), math.nan)
     return (low, high) if math.isfinite(low) and math.isfinite(high) else None

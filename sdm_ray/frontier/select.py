@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
 
 from sdm_ray.core.errors import UsageError
+from sdm_ray.core.metric_names import Metric
 from sdm_ray.core.suggest import nearest
-from sdm_ray.frontier.points import Point, pareto_front
+from sdm_ray.frontier.points import Point, is_dominated_by_scratch, pareto_front
 
 Rule = Literal["constrained", "knee", "weighted", "trial"]
+SCRATCH_HINT = "choose a trial of the frontier, which `sdm-ray frontier` lists"
 
 
 def select(
@@ -30,7 +33,7 @@ def select(
             front that lies furthest from the line between its two ends, both objectives scaled to the front's range
             (Das 1999); of a front of two points the one with the larger desired - harmful. `weighted`: the largest
             `desired_weight * desired - (1 - desired_weight) * harmful`. `trial`: the trial named `trial_id`, which
-            may be a reference.
+            may be a reference but no trial that is no better than `scratch`.
         min_desired: for `constrained`; None sets no bound.
         desired_weight: for `weighted`, in [0, 1].
         trial_id: for `trial`.
@@ -42,7 +45,7 @@ def select(
         return _by_trial_id(points, trial_id)
     front = pareto_front(points)
     if not front:
-        raise UsageError(f"the frontier is empty: {_why_empty(points)}")
+        raise UsageError(f"the frontier is empty: {why_empty(points)}")
     if rule == "knee":
         return _knee(front)
     if rule == "weighted":
@@ -95,6 +98,8 @@ def _by_trial_id(points: Sequence[Point], trial_id: str | None) -> Point:
         raise UsageError("rule 'trial' needs the id of a trial")
     for point in points:
         if point.trial_id == trial_id:
+            if not point.is_reference:
+                refuse_scratch(f"trial {trial_id!r}", point.metrics)
             return point
     known = [point.trial_id for point in points]
     close = nearest(trial_id, known, count=3)
@@ -102,14 +107,41 @@ def _by_trial_id(points: Sequence[Point], trial_id: str | None) -> Point:
     raise UsageError(f"no trial {trial_id!r} in this sweep; {hint}")
 
 
-def _why_empty(points: Sequence[Point]) -> str:
+def refuse_scratch(who: str, metrics: Mapping[str, float], hint: str = SCRATCH_HINT) -> None:
+    """Refuse a trial that is no better than training from scratch.
+
+    Args:
+        who: the trial, for the message.
+        metrics: of the trial.
+        hint: what to do instead.
+
+    Raises:
+        UsageError: when it is no better.
+    """
+    if is_dominated_by_scratch(metrics):
+        numbers = (Metric.DESIRED_ACCURACY, Metric.HARMFUL_WORST_ACCURACY)
+        theirs = (Metric.SCRATCH_DESIRED, Metric.SCRATCH_HARMFUL)
+        desired, harmful = (
+            f"{metrics.get(mine, math.nan):.3f} against {metrics.get(other, math.nan):.3f}"
+            for mine, other in zip(numbers, theirs, strict=True)
+        )
+        raise UsageError(
+            f"{who} is no better than training from scratch, neither in what it keeps nor in what it blocks (desired "
+            f"{desired}, harmful {harmful}); {hint}"
+        )
+
+
+def why_empty(points: Sequence[Point]) -> str:
+    """Why no point stands on the front, in a clause."""
     trials = [point for point in points if not point.is_reference]
     if not trials:
         return "no trial but the references has finished"
     infeasible = sum(not point.feasible for point in trials)
+    scratch = sum(point.feasible and point.dominated_by_scratch for point in trials)
+    also = f", {scratch} are no better than training from scratch" if scratch else ""
     return (
-        f"of {len(trials)} trials {infeasible} failed, were stopped or are infeasible, and {len(trials) - infeasible} "
-        "lack a finite objective"
+        f"of {len(trials)} trials {infeasible} failed, were stopped or are infeasible{also}, and "
+        f"{len(trials) - infeasible - scratch} lack a finite objective"
     )
 
 

@@ -86,6 +86,7 @@ class FrontierWriter:
         try:
             from sdm_ray.figures.curves import Curve, attack_curves_figure
             from sdm_ray.figures.frontier import frontier_figure
+            from sdm_ray.figures.kept import FIGURE, kept_figure
             from sdm_ray.figures.page import write_page
             from sdm_ray.figures.style import model_styles
 
@@ -100,6 +101,8 @@ class FrontierWriter:
             if curves:
                 styles = model_styles(point.trial_id for point in points if point.is_reference)
                 files.append(attack_curves_figure(curves, self._folder / "attack_curves.png", styles=styles))
+            shares = kept_figure(points, self._folder / FIGURE)
+            files += [] if shares is None else [shares]
             self.files = files
             if not self._closing and time.monotonic() - self._published >= PUBLISH_SECONDS:
                 self._published = time.monotonic()

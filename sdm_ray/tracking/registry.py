@@ -19,6 +19,7 @@ from typing import Any
 from sdm_ray.core.errors import RunError, UsageError
 from sdm_ray.core.metric_names import Metric
 from sdm_ray.core.result import FINAL, Status
+from sdm_ray.frontier.select import refuse_scratch
 from sdm_ray.models.export import META, ExportMeta, load_exported, read_meta
 from sdm_ray.tracking.address import masked
 from sdm_ray.tracking.artifacts import check_weights, model_folder
@@ -61,9 +62,10 @@ def register(
         run: the trial.
         name: of the registered model, created if needed.
         alias: what the version gets.
-        promote: give it the alias. That is refused, and nothing is registered, where the trial is infeasible or fails
-            the audit, where the version that has the alias was measured on other data or by another attack, or where
-            that one is as good at the desired task (within `TOLERANCE`) and leaves an attacker less.
+        promote: give it the alias. That is refused, and nothing is registered, where the trial is infeasible, fails
+            the audit or is no better than training from scratch, where the version that has the alias was measured on
+            other data or by another attack, or where that one is as good at the desired task (within `TOLERANCE`) and
+            leaves an attacker less.
         force: promote all the same.
 
     Raises:
@@ -124,6 +126,7 @@ def _refuse_unworthy(run: TrackedRun, tags: Mapping[str, str], before: Any, name
     if passed != 1.0:
         reason = "was not audited" if passed is None else "fails the audit (audit.json among its artifacts says where)"
         raise UsageError(f"{who} {reason}; {hint}")
+    refuse_scratch(who, run.metrics, hint)
     if before is None or before.tags.get(f"{TAG}measured_by") == run.run_id:
         return
     theirs = before.tags

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sdm_ray.config import Origin, SweepSettings, TrialSettings, load_settings
 from sdm_ray.core.errors import UsageError
-from sdm_ray.frontier.select import Rule, rule_of, select
+from sdm_ray.frontier.select import Rule, refuse_scratch, rule_of, select
 from sdm_ray.frontier.tables import read_tables
 from sdm_ray.sweep.records.folder import find_sweep
 from sdm_ray.tracking.address import default_uri, is_reference, sweep_id_file
@@ -62,6 +62,7 @@ def _of_run(reference: str, output_dir: str | Path, tracking_uri: str | None) ->
     from sdm_ray.tracking.runs import find_run
 
     run = find_run(reference, uri=tracking_uri, output_dir=output_dir)
+    refuse_scratch(f"run {run.run_id} ({run.name})", run.metrics)
     with tempfile.TemporaryDirectory(prefix="sdm-ray-") as folder:
         file = None if run.is_sweep else download(run, "config.yaml", Path(folder))
         if file is None:

@@ -18,6 +18,11 @@ from sdm_ray.sweep.state.seeds import combined
 
 DESIRED, AUDIT, STOPPED = "desired", "audit", "stopped"
 """Names of the constraints."""
+MEANT = (
+    Metric.DESIRED_ACCURACY, Metric.HARMFUL_WORST_ACCURACY,
+    Metric.KEPT_HARMFUL, Metric.KEPT_DESIRED, Metric.KEPT_BENIGN,
+)  # fmt: skip
+"""Metrics that are drawn with an interval over a point's seeds, beside the objectives."""
 
 
 class Judgement:
@@ -32,7 +37,7 @@ class Judgement:
         self._search = settings.search
         self._references = ordered_references(settings)
         self._objectives = [objective.metric for objective in settings.objectives]
-        self._intervals = {*self._objectives, str(Metric.DESIRED_ACCURACY), str(Metric.HARMFUL_WORST_ACCURACY)}
+        self._intervals = {*self._objectives, *map(str, MEANT)}
         self._axes = axes(settings)
         self._ended: dict[tuple[Role, str], TrialResult] = {}
         self._final_points: set[str] = set()
