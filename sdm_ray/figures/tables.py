@@ -25,8 +25,9 @@ def pareto_table(points: Sequence[Point]) -> Table:
     num_trials = sum(not point.is_reference for point in points)
     caption = f"{num_trials} trials, {len(front)} on the front; harmful: worst case over the attack, lower is better"
     table = Table(
-        title="Pareto frontier", caption=caption, box=None, pad_edge=False, title_justify="left", caption_justify="left"
-    )
+        title="Pareto frontier", caption=caption, box=None, pad_edge=False, title_justify="left",
+        caption_justify="left", collapse_padding=bool(shown),
+    )  # fmt: skip
     names = ["trial", "method", "desired", "harmful", *shown.values(), *(f"n={number}" for number in numbers)]
     for index, name in enumerate(names):
         table.add_column(
@@ -62,7 +63,7 @@ def _share(point: Point, name: str) -> str:
     value, interval = point.metrics.get(name, math.nan), interval_of(point.metrics, name)
     if not math.isfinite(value):
         return "-"
-    return f"{value:.2f}" if interval is None else f"{value:.2f} ±{(interval[1] - interval[0]) / 2:.2f}"
+    return f"{value:.2f}" if interval is None else f"{value:.2f}±{(interval[1] - interval[0]) / 2:.2f}"
 
 
 def _number(value: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from sdm_ray.cli import main
 from sdm_ray.cli.attack import attack_settings
 from sdm_ray.config import AttackSettings, TrialSettings, load_settings
 from sdm_ray.frontier.points import Point
-from sdm_ray.frontier.tables import write_tables
+from sdm_ray.frontier.tables import read_tables, write_tables
 
 SMALL_ATTACK = {
     "num_examples": [4, 8],
@@ -153,6 +154,31 @@ def test_best_writes_a_config_that_train_takes(
     origin = load_settings(TrialSettings, out).origin
     assert origin is not None
     assert (origin.sweep, origin.trial_id) == ("demo", chosen)
+
+
+def test_results_of_before_scratch_are_said_to_be_so_once(
+    capsys: pytest.CaptureFixture[str], sweep_folder: Path, tmp_path: Path
+) -> None:
+    """In tables and by `best`; a trial that is no better than scratch is refused, and what is kept is drawn."""
+    note, out = "measured without scratch: no head start kept is known; attack again to get it", tmp_path / "best.yaml"
+    for arguments in (["frontier", sweep_folder], ["best", sweep_folder, "--out", out]):
+        code, said, _ = run(capsys, *arguments)
+        assert (code, said.count(note)) == (0, 1)
+    assert not (sweep_folder / "kept.png").exists()
+    measured = {"kept/harmful": 0.3, "kept/benign": 0.8, "scratch/desired_accuracy": 0.95}
+    points = [
+        dataclasses.replace(point, metrics=measured | {"scratch/dominates": float(point.trial_id == "t0")})
+        for point in read_tables(sweep_folder)
+    ]
+    write_tables(points, sweep_folder)
+    code, said, _ = run(capsys, "frontier", sweep_folder)
+    assert (code, note in said) == (0, False)
+    assert "kept benign" in said
+    assert (sweep_folder / "kept.png").read_bytes().startswith(b"\x89PNG")
+    code, said, err = run(capsys, "best", sweep_folder, "--trial", "t0", "--out", out)
+    assert code == 2
+    assert "trial 't0' is no better than training from scratch" in err
+    assert note not in run(capsys, "best", sweep_folder, "--out", out)[1]
 
 
 @pytest.mark.parametrize(

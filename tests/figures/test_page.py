@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import re
@@ -70,6 +71,37 @@ def test_nothing_is_loaded_and_no_name_becomes_code(tmp_path: Path) -> None:
 
 def test_no_trial_is_a_page_too(tmp_path: Path) -> None:
     assert write_page([], tmp_path / "page.html", title="s").exists()
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="no Chromium on this machine")
+@pytest.mark.parametrize("measured", [True, False])
+def test_a_browser_picks_from_what_is_kept_and_hides_it_where_it_is_unknown(tmp_path: Path, measured: bool) -> None:
+    shares = {"kept/benign": 0.8, "kept/harmful": 0.3, "kept/harmful/low": 0.25, "kept/harmful/high": 0.4}
+    points = [
+        dataclasses.replace(
+            one, metrics=shares | {"scratch/dominates": 1.0} if measured and one.trial_id == "t2" else {}
+        )
+        for one in POINTS
+    ]
+    path = write_page(points, tmp_path / "page.html", title="s")
+    script = """
+      const a = keptAt.find(a => a.p.id === "t2"), box = $("kept").getBoundingClientRect();
+      if (a) $("kept").dispatchEvent(new MouseEvent("mousemove", {clientX: box.left + a.x, clientY: box.top + a.y}));
+      const kept = $("facts").textContent.match(/kept.*?]/g);
+      document.body.append(element("pre", `name ${$("name").textContent}; facts ${kept}; hidden ${$("kept-section").hidden}; ${box.height}`));
+    """  # noqa: E501
+    path.write_text(path.read_text().replace("</body>", f"<script>{script}</script></body>"))
+    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--window-size=1280,1000", "--dump-dom"]
+    command += [f"--user-data-dir={tmp_path}/profile", path.as_uri()]
+    page = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
+    found = re.search(r"name (.*?); facts (.*?); hidden (.*?); (\d+)</pre>", page)
+    assert found, page[-2000:]
+    if measured:
+        assert found[1] == "t2 (no better than scratch)"
+        assert found[2] == "kept on benign tasks0.800kept on the harmful task0.300 [0.250, 0.400]"
+        assert (found[3], found[4]) == ("false", "430")
+    else:
+        assert (found[2], found[3], found[4]) == ("null", "true", "0")
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="no Chromium on this machine")

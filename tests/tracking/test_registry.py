@@ -31,6 +31,7 @@ POINTS: dict[str, dict[str, Any]] = {
     "worse": {"metrics": {"desired/accuracy": 0.952, "harmful/worst_accuracy": 0.6}},
     "wanted": {"metrics": {"desired/accuracy": 0.97, "harmful/worst_accuracy": 0.6}},
     "audited": {"metrics": {"audit/passed": 0.0}},
+    "scratched": {"metrics": {"scratch/dominates": 1.0, "scratch/desired_accuracy": 0.96}},
     "infeasible": {"status": Status.INFEASIBLE, "error": "desired accuracy 0.200 is below 0.914"},
     "elsewhere": {"data": "other"},
     "shone": {},
@@ -104,6 +105,7 @@ def test_the_champion_loads_back_to_the_bit(sweep: Path) -> None:
     [
         ("worse", r"\(desired 0\.952, harmful 0\.600\) is worse than version 1 of 'rules', the champion"),
         ("audited", "fails the audit"),
+        ("scratched", r"is no better than training from scratch.*0\.950 against 0\.960"),
         ("infeasible", r"is infeasible: desired accuracy 0\.200 is below 0\.914"),
         ("elsewhere", "was measured on other data"),
         ("stronger", "was measured by another attack"),
