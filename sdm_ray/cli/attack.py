@@ -29,6 +29,7 @@ from sdm_ray.tracking.address import is_reference
 
 if TYPE_CHECKING:
     from sdm_ray.attack.findings.audit import Check
+    from sdm_ray.attack.findings.strength import Strength
     from sdm_ray.attack.report import AttackReport
     from sdm_ray.models.export import Exported
     from sdm_ray.tracking.runs import TrackedRun
@@ -37,9 +38,9 @@ if TYPE_CHECKING:
     from sdm_ray.trial.workspace import Workspace
 
 FILES = ("attack.parquet", "attack.json", "audit.json", "metrics.json", "summary.parquet")
+FIGURES = ("attack.png", "best_so_far.png", "recovery.png", "strength.png")
 BLOCKED_SHARE = 0.1
 """Share of the public encoder's head start that a blocked model keeps at most, by the upper end of its interval."""
-FIGURES = ("attack.png", "best_so_far.png", "recovery.png")
 
 
 def run(
@@ -76,6 +77,7 @@ def _attack(
     ray_address: str | None,
     tracked: TrackedRun | None = None,
 ) -> None:
+    from sdm_ray.attack.findings.strength import attack_strength
     from sdm_ray.models.export import META, load_exported
     from sdm_ray.trial.assess import assess
 
@@ -97,8 +99,10 @@ def _attack(
         error_console.print("stopped; nothing was written")
         raise typer.Exit(130) from None
     folder = out or Path("runs") / f"attack-{content_hash(settings)}"
-    _write(found, folder)
-    findings = _print(found, settings, folder)
+    strength = attack_strength(found.report)
+    found.metrics.update(strength.metrics())
+    _write(found, strength, folder)
+    findings = _print(found, strength, settings, folder)
     if tracked is not None:
         label = f"{preset or 'trial'}-{digest(settings.attack.identity())}"
         _add_to_run(tracked, label, found, folder, verdict=Text.from_markup(findings[0]).plain)
@@ -140,24 +144,27 @@ def _reports(found: Assessment) -> dict[str, AttackReport]:
     return reports | {name: report for name, report in further.items() if report is not None}
 
 
-def _write(found: Assessment, folder: Path) -> None:
+def _write(found: Assessment, strength: Strength, folder: Path) -> None:
     """Write `FILES` and draw `FIGURES`."""
     from sdm_ray.attack.report import write_summary
     from sdm_ray.core.files import null_for_nan, write_json
     from sdm_ray.figures.attack import write_figures
+    from sdm_ray.figures.strength import FIGURE as STRENGTH
+    from sdm_ray.figures.strength import strength_figure
 
     found.write(folder)
     write_json(folder / "metrics.json", null_for_nan(found.metrics))
     write_summary(_reports(found), folder / "summary.parquet")
     write_figures(_reports(found), folder)
+    strength_figure(strength, folder / STRENGTH, num_classes=found.report.num_classes)
 
 
-def _print(found: Assessment, settings: TrialSettings, folder: Path) -> list[str]:
+def _print(found: Assessment, strength: Strength, settings: TrialSettings, folder: Path) -> list[str]:
     """Print tables, findings and where the files lie; gives the findings, the verdict first."""
     console.print(attack_table(_reports(found)))
     if len(settings.attack.families) > 1:
         console.print(family_table(found.report))
-    findings = _findings(found, settings)
+    findings = _findings(found, strength, settings)
     for line in findings:
         console.print(line, soft_wrap=True)
     console.print(f"every fine-tune: {escape(str(folder / 'attack.parquet'))}", soft_wrap=True)
@@ -220,9 +227,9 @@ def _released_encoder(model: str, settings: TrialSettings, public: EncoderSettin
     return EncoderSettings(name=model, pooling=pooling)
 
 
-def _findings(found: Assessment, settings: TrialSettings) -> list[str]:
-    """Lines for people: the verdict, its budget, recovery, benign tasks, the audit and its warnings."""
-    lines = [_verdict(found.metrics), _budget(settings)]
+def _findings(found: Assessment, strength: Strength, settings: TrialSettings) -> list[str]:
+    """Lines for people: the verdict, its budget and what more would find, recovery, benign tasks, audit, warnings."""
+    lines = [_verdict(found.metrics), _budget(settings), f"by extrapolation, {strength.describe()}"]
     share = found.metrics.get(str(Metric.RECOVERED_SHARE))
     if share is not None and share == share:
         lines.append(f"recovered: {share:.0%} of the public encoder's head start, mean over n")
