@@ -24,7 +24,7 @@ from sdm_ray.attack.families.base import Attacker, Facts, Family
 from sdm_ray.attack.families.knowledge import Knowledge
 from sdm_ray.attack.report import AttackRecord, AttackReport, Cell
 from sdm_ray.attack.scores import evaluate, fit_calibration, permuted_accuracy, raw_accuracy
-from sdm_ray.attack.search import Scored, Search, SearchKey, cell_of, worst_cell
+from sdm_ray.attack.search import Scored, Search, SearchKey, cell_of, drop_reruns, worst_cell
 from sdm_ray.attack.space import SamplerFactory, the_sampler
 from sdm_ray.config.attack import AttackSettings
 from sdm_ray.core.errors import RunError, UsageError
@@ -103,9 +103,13 @@ def attack_model(
         for family in families
     ]
     searches = [search for repeats in cells for search in repeats]
+    total = sum(search.num_attackers for search in searches)
+    if settings.shares_search:
+        total -= len(sizes) * settings.num_searches * settings.num_rerun_seeds
     with closing(executor if runner is None else runner(trunk, params, data, settings, task, knowledge)) as running:
-        fine_tunes = FineTunes(running, executor.val, executor.test, sum(search.num_attackers for search in searches))
+        fine_tunes = FineTunes(running, executor.val, executor.test, total)
         yield from _search(searches, fine_tunes)
+        drop_reruns(cells, settings)
         yield from fine_tunes.run([rerun for search in searches for rerun in search.reruns()], with_test=True)
     fine_tunes.check_any_finished()
     family_cells = [cell_of(repeats, fine_tunes.scored, settings) for repeats in cells]

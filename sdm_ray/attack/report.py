@@ -23,6 +23,9 @@ FORMAT_VERSION = 2
 
 RecordStatus = Literal["ok", "diverged", "crashed"]
 
+NOT_RERUN = "another family that shares its budget did better in the search"
+"""Why a cell has no result though nothing failed: see `attack.shared_search`."""
+
 FLAT = 0.01
 """Accuracy by which a best-so-far curve may still rise over its last third and count as flat."""
 
@@ -99,7 +102,7 @@ class Cell:
     valid: bool
     """Whether enough fine-tunes finished. An invalid cell has NaN for a result, never a low accuracy."""
     reason: str
-    """Why it is invalid; empty otherwise."""
+    """Why it is invalid; empty otherwise. `NOT_RERUN` is no failure."""
     winner: Winner | None
     """Of the first search, where there are several."""
     accuracy: float
@@ -129,6 +132,11 @@ class Cell:
     """Best validation accuracy after each point of the search; the mean where there are several searches."""
     flattened: bool
     """Whether the last third of the search's points brought less than `FLAT`."""
+
+    @property
+    def failed(self) -> bool:
+        """Whether there is no result though one was wanted."""
+        return not self.valid and self.reason != NOT_RERUN
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from sdm_ray.attack.families.base import Attacker, Facts, Family, Phase
-from sdm_ray.attack.report import AttackRecord, Cell, Winner, is_flat, units
+from sdm_ray.attack.report import NOT_RERUN, AttackRecord, Cell, Winner, is_flat, units
 from sdm_ray.attack.space import Point, SamplerFactory
-from sdm_ray.config.attack import AttackSettings
+from sdm_ray.config.attack import SHARING, AttackSettings
 from sdm_ray.core.seeds import derived_seed
 from sdm_ray.core.statistics import mean, t_interval
 
@@ -52,6 +52,9 @@ class Search:
         self._family, self.num_examples, self.repeat, self._settings = family, num_examples, repeat, settings
         again = (repeat,) if repeat else ()
         seed = derived_seed(settings.seed, "search", family.name, num_examples, *again)
+        self._num_trials = settings.search_trials(family.name)
+        self.reruns_wanted = True
+        """Whether the winner is run again; not where a family that shares the budget did better."""
         self._sampler = sampler(family.space(settings, num_examples, facts), seed)
         self._points: list[Point] = []
         self._num_scored = 0
@@ -70,12 +73,12 @@ class Search:
     @property
     def is_open(self) -> bool:
         """Whether there is more to ask for."""
-        return bool(self._running) or len(self._points) < self._settings.num_search_trials
+        return bool(self._running) or len(self._points) < self._num_trials
 
     @property
     def num_attackers(self) -> int:
         """Fine-tunes of the whole search, re-runs included."""
-        settings, count, total = self._settings, self._settings.num_search_trials, 0
+        settings, count, total = self._settings, self._num_trials, 0
         for _ in range(settings.num_search_seeds):
             total += count
             count = max(1, count // 2) if settings.halving else count
@@ -85,7 +88,7 @@ class Search:
         """Fine-tunes of the sampler's next points, or of the next seed of those that halving has left."""
         if not self._running:
             first = len(self._points)
-            self._points += self._sampler.ask(self._settings.num_search_trials - first)
+            self._points += self._sampler.ask(self._num_trials - first)
             self._running, self._seeds_asked = list(range(first, len(self._points))), 0
         wanted = 1 if self._settings.halving else self._settings.num_search_seeds
         seeds = range(self._seeds_asked, self._seeds_asked + wanted)
@@ -111,9 +114,9 @@ class Search:
             self._num_scored = len(self._points)
 
     def reruns(self) -> list[Attacker]:
-        """The winner on fresh seeds; nothing when every point failed."""
+        """The winner on fresh seeds; nothing when every point failed, or where no re-runs are wanted."""
         trial = self._best_trial()
-        if trial is None:
+        if trial is None or not self.reruns_wanted:
             return []
         seeds = range(self._settings.num_rerun_seeds)
         return [dataclasses.replace(self._attacker(trial, seed), phase="rerun") for seed in seeds]
@@ -131,6 +134,11 @@ class Search:
         if trial is None:
             return None
         return Winner(**dataclasses.asdict(self._attacker(trial, 0)), val_accuracy=self._scores[trial][0])
+
+    def best_score(self) -> tuple[float, float]:
+        """(accuracy, negative loss) of the best point on validation; minus infinity when every point failed."""
+        trial = self._best_trial()
+        return (-math.inf, -math.inf) if trial is None else self._scores[trial]
 
     def accuracies(self) -> list[float]:
         """Validation accuracies of the points that finished."""
@@ -150,6 +158,28 @@ class Search:
         return max(trials, key=lambda trial: self._scores[trial], default=None)
 
 
+def drop_reruns(cells: Sequence[Sequence[Search]], settings: AttackSettings) -> None:
+    """Of the families that share a budget, run the winner of the better one again at each n, and of no other.
+
+    Args:
+        cells: the repetitions of each family at each n, searched to the end.
+        settings: say whether a budget is shared.
+    """
+    if not settings.shares_search:
+        return
+    sharing = [searches for searches in cells if searches[0].key.family in SHARING]
+    for n in {searches[0].num_examples for searches in sharing}:
+        here = [searches for searches in sharing if searches[0].num_examples == n]
+        best = max(here, key=lambda searches: _mean_scores([search.best_score() for search in searches]))
+        for searches in here:
+            for search in searches:
+                search.reruns_wanted = searches is best
+
+
+def _mean_scores(scores: Sequence[tuple[float, float]]) -> tuple[float, ...]:
+    return tuple(sum(values) / len(values) for values in zip(*scores, strict=True))
+
+
 def cell_of(searches: Sequence[Search], scored: Scored, settings: AttackSettings) -> Cell:
     """The result of a family at one n.
 
@@ -167,6 +197,8 @@ def cell_of(searches: Sequence[Search], scored: Scored, settings: AttackSettings
     reason = ""
     if not any(search.accuracies() for search in searches):
         reason = "every search point crashed or diverged"
+    elif not searches[0].reruns_wanted:
+        reason = NOT_RERUN
     elif missing > settings.max_failed_share * len(seeds) or not by_seed:
         reason = f"{missing} of {len(seeds)} re-runs crashed or diverged twice"
     used = [] if reason else list(by_seed.values())
@@ -192,7 +224,7 @@ def cell_of(searches: Sequence[Search], scored: Scored, settings: AttackSettings
         val_accuracy=mean(r.val_accuracy for r in used),
         seed_accuracies=accuracies,
         seed_losses=tuple(by_seed[seed].test_loss if seed in by_seed else math.nan for seed in seeds),
-        num_missing=missing,
+        num_missing=missing if reason != NOT_RERUN else 0,
         mean_search_accuracy=mean(value for search in searches for value in search.accuracies()),
         best_so_far=best,
         flattened=is_flat(best),

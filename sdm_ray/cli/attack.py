@@ -23,6 +23,7 @@ from sdm_ray.config import (
     parse_settings,
     read_document,
 )
+from sdm_ray.config.attack import SHARING
 from sdm_ray.core.errors import RunError
 from sdm_ray.core.metric_names import Metric
 from sdm_ray.tracking.address import is_reference
@@ -283,11 +284,12 @@ def _verdict(metrics: dict[str, float]) -> str:
 def _budget(settings: TrialSettings) -> str:
     attack = settings.attack
     times = f", the whole {attack.num_searches} times" if attack.num_searches > 1 else ""
+    shared = f" ({' and '.join(SHARING)} share them)" if attack.shares_search else ""
     halving = ", halved after each seed" if attack.halving else ""
     return (
         f"attacker: {', '.join(attack.families)}; {attack.num_search_trials} search points by {attack.sampler} "
         f"({attack.num_search_seeds} seed(s) each{halving}) and {attack.num_rerun_seeds} re-runs of each family at "
-        f"each n{times}, {attack.num_steps_min} to {attack.num_steps_max} steps"
+        f"each n{shared}{times}, {attack.num_steps_min} to {attack.num_steps_max} steps"
     )
 
 

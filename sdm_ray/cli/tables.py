@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from sdm_ray.attack.protocol import AttackReport
+    from sdm_ray.attack.protocol import AttackReport, Cell
 
 
 def attack_table(reports: Mapping[str, AttackReport]) -> Table:
@@ -40,8 +40,13 @@ def family_table(report: AttackReport) -> Table:
     table.add_column("winner at the largest n", overflow="fold")
     for family in dict.fromkeys(cell.family for cell in report.family_cells):
         cells = [report.cell(family, size) for size in sizes]
-        values = ["" if cell is None else f"{cell.accuracy:.3f}" if cell.valid else "invalid" for cell in cells]
+        values = ["" if cell is None else _accuracy(cell) for cell in cells]
         last = cells[-1]
         winner = "" if last is None or last.winner is None else last.winner.describe().removeprefix(f"{family}, ")
         table.add_row(family, *values, winner)
     return table
+
+
+def _accuracy(cell: Cell) -> str:
+    """What a cell says; `-` where its family was not run again, because another one did better in the search."""
+    return f"{cell.accuracy:.3f}" if cell.valid else "invalid" if cell.failed else "-"

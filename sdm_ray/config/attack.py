@@ -15,15 +15,18 @@ AttackSchedule = Literal["constant", "warmup", "linear", "cosine"]
 
 GRADIENT_FREE_FAMILIES = ("linear_probe", "logistic_regression", "knn")
 FAMILIES = (
-    "fine_tune", "full", "head", "partial", "lora", *GRADIENT_FREE_FAMILIES,
+    "fine_tune", "rescale", "full", "head", "partial", "lora", *GRADIENT_FREE_FAMILIES,
     "noise", "reinit", "prune", "interpolate", "benign_first", "masked_lm",
 )  # fmt: skip
 """Attack families by name, as `sdm_ray.attack.families` registers them."""
 
+SHARING = ("fine_tune", "rescale")
+"""Families that share a budget where `shared_search` is set: the same attacker on plain and on rescaled weights."""
+
 PRESETS: dict[str, dict[str, Any]] = {
     "quick": {},
     "standard": {
-        "families": ("full", "head", "linear_probe"),
+        "families": ("full", "head", "linear_probe", "rescale"),
         "num_examples": (20, 50, 100, 200, "all"),
         "num_rerun_seeds": 10,
         "num_search_seeds": 2,
@@ -31,6 +34,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "benign_num_examples": (100,),
     },
     "paper": {
+        "shared_search": False,
         "num_rerun_seeds": 15,
         "num_searches": 6,
         "num_search_trials": 50,
@@ -43,6 +47,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "worst-case": {
         "families": FAMILIES,
+        "shared_search": False,
         "num_examples": (20, 50, 100, 200, "all"),
         "num_rerun_seeds": 15,
         "num_search_trials": 24,
@@ -64,7 +69,7 @@ class AttackSettings(Settings):
     """Gives the settings that are not given other defaults: `quick` (those of this class, for a trial), `standard`,
     `paper` (the published protocol: Adam, whole model or head, 50 trials and 15 re-runs at each n, six times) or
     `worst-case` (every family)."""
-    families: Annotated[tuple[str, ...], Field(min_length=1)] = ("fine_tune",)
+    families: Annotated[tuple[str, ...], Field(min_length=1)] = ("fine_tune", "rescale")
     """Attack families; each is searched by itself at each n, and the worst of them is the result. A family that a model
     does not allow (interpolation where no public encoder is known, say) is listed as not tried."""
     num_examples: Annotated[tuple[NumExamples, ...], Field(min_length=1)] = (20, 50, 100, 200)
@@ -73,6 +78,9 @@ class AttackSettings(Settings):
     """Repetitions of the whole search at each n, on other seeds; intervals are then over repetitions."""
     num_search_trials: PositiveInt = 16
     """Points of the attacker's search of a family at each n."""
+    shared_search: bool = True
+    """Whether `fine_tune` and `rescale`, where both are tried, share `num_search_trials` and the re-runs: each searches
+    half of the points, and at each n only the one that did better in the search is run again."""
     num_search_seeds: PositiveInt = 1
     """Seeds (subset, order, head) that each search point is averaged over."""
     halving: bool = False
@@ -134,6 +142,25 @@ class AttackSettings(Settings):
             "preset": None,
         }
         return AttackSettings.model_validate(self.model_dump() | changes)
+
+    def search_trials(self, family: str) -> int:
+        """Points of the search of a family at each n."""
+        if not self.shares_search or family not in SHARING:
+            return self.num_search_trials
+        half = self.num_search_trials // 2
+        return max(1, half if family == SHARING[1] else self.num_search_trials - half)
+
+    @property
+    def shares_search(self) -> bool:
+        """Whether two of the families share a budget."""
+        return self.shared_search and set(SHARING) <= set(self.families)
+
+    @property
+    def num_fine_tunes(self) -> int:
+        """Fine-tunes of an attack on one model at one n, retries and halving apart."""
+        points = sum(self.search_trials(family) for family in self.families)
+        reruns = self.num_rerun_seeds * (len(self.families) - self.shares_search)
+        return (points * self.num_search_seeds + reruns) * self.num_searches
 
     @model_validator(mode="before")
     @classmethod

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from sdm_ray.config import AttackSettings, TrialSettings, content_hash
-from sdm_ray.config.attack import FAMILIES
+from sdm_ray.config.attack import FAMILIES, SHARING
 from sdm_ray.core.hub import is_hub_id
 from sdm_ray.core.metric_names import Metric
 
@@ -19,6 +19,7 @@ WITHOUT_GRADIENTS = "reading the label off the features without gradients"
 UNTRIED = {
     "fine_tune full": "fine-tuning of the whole model as it is",
     "fine_tune head": "training a head alone",
+    "rescale": "fine-tuning after the scales within the weights are made equal",
     "partial": "freezing part of the trunk",
     "lora": "low-rank adapters",
     "linear_probe": f"{WITHOUT_GRADIENTS} (closed-form linear probe)",
@@ -32,7 +33,7 @@ UNTRIED = {
     "masked_lm": "continued masked-LM pretraining on unlabelled text",
 }
 """By attack families: what an attack that has none of them leaves untried."""
-WITHOUT_OPTIMIZERS = {"fine_tune", "linear_probe", "logistic_regression", "knn"}
+WITHOUT_OPTIMIZERS = {"fine_tune", "rescale", "linear_probe", "logistic_regression", "knn"}
 """Families that keep to Adam or need no optimiser."""
 
 
@@ -188,13 +189,14 @@ def _number(metrics: Mapping[str, float], name: str) -> str:
 def _budget(attack: AttackSettings) -> str:
     fits = (attack.num_search_trials * attack.num_search_seeds + attack.num_rerun_seeds) * attack.num_searches
     untried = [name for name in FAMILIES if name not in attack.families]
+    shared = f" ({' and '.join(SHARING)} share them)" if attack.shares_search else ""
     balanced = "class-balanced" if attack.class_balanced else "as they come"
     return (
         "## Attack budget\n\n"
         f"Attack families: {', '.join(attack.families)}; not tried: {', '.join(untried) or 'none of the others'}.\n\n"
         f"For each of them and each n: {attack.num_search_trials} settings searched ({attack.num_search_seeds} seed(s) "
         "each) on an attacker-validation split, the winner re-run on "
-        f"{attack.num_rerun_seeds} fresh seeds, scored once on test: {fits} fine-tunes. Learning rate of Adam "
+        f"{attack.num_rerun_seeds} fresh seeds, scored once on test: {fits} fine-tunes{shared}. Learning rate of Adam "
         f"log-uniform in [{attack.learning_rate.low:g}, {attack.learning_rate.high:g}], {attack.num_steps_min} to "
         f"{attack.num_steps_max} steps, batches of {', '.join(str(size) for size in attack.batch_sizes)}, examples "
         f"{balanced}."

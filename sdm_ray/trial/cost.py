@@ -55,8 +55,7 @@ class Probe:
 def num_fine_tunes(attack: AttackSettings) -> int:
     """Fine-tunes of an attack on one model, retries and halving apart, benign tasks included."""
     sizes = len(attack.num_examples) + 2 * len(attack.benign_num_examples)
-    each = attack.num_search_trials * attack.num_search_seeds + attack.num_rerun_seeds
-    return sizes * len(attack.families) * each * attack.num_searches
+    return sizes * attack.num_fine_tunes
 
 
 def probe(settings: TrialSettings, context: TrialContext = ALONE) -> Probe:

@@ -15,14 +15,8 @@ from torch import Tensor
 
 from sdm_ray.attack.engine.draws import batch_order, choose_subset, head_generator, order_generator, subset_generator
 from sdm_ray.attack.engine.flops import Counter
-from sdm_ray.attack.engine.scoring import (
-    FeatureStore,
-    ScoringSet,
-    forward_options,
-    hidden_features,
-    trunk_features,
-    validation_sample,
-)
+from sdm_ray.attack.engine.readings import Readings
+from sdm_ray.attack.engine.scoring import ScoringSet, forward_options, validation_sample
 from sdm_ray.attack.engine.sizes import StackSizes
 from sdm_ray.attack.engine.stack import (
     AttackTimeoutError,
@@ -110,12 +104,11 @@ class Executor:
         sample = validation_sample(candidates, labels, settings.max_validation_examples, self._num_classes, generator)
         self.val = ScoringSet.of(data, sample, task)
         self.test = ScoringSet.of(data, data.indices(Split.TEST), task)
-        self._kept_features: dict[Split, Tensor] = {}
-        self._kept_states: dict[Split, Tensor] = {}
-        self._feature_dim = int(self._features(Split.ATTACKER_VAL).shape[1])
         self._pool = data.indices(Split.ATTACKER_TRAIN)
         self._pool_labels = data.labels_host(task)[self._pool]
-        self._owned = FeatureStore(trunk, self._params, data, self._pool, task)
+        self._released = self._read(self._params)
+        self._read_edited: tuple[object, Readings] = ((), self._released)
+        self._feature_dim = int(self._released.pooled(Split.ATTACKER_VAL).shape[1])
         self._longest = int(self.val.batches[-1].input_ids.shape[-1])
         self._lora: dict[int, LoraTrunk] = {}
         self._sizes = StackSizes(trunk, self._params, self._embedding, longest=self._longest, width=self._feature_dim)
@@ -134,9 +127,12 @@ class Executor:
             Outcomes of each stack, every attacker once.
         """
         groups: dict[tuple[Any, ...], list[Attacker]] = defaultdict(list)
+        mixed = self._editor.mixed(attackers)
         for attacker in attackers:
             # Edits first: those that share edited weights follow each other.
-            kind = (*self._editor.key(attacker), attacker.trains, attacker.depth, attacker.rank, attacker.probe)
+            key = self._editor.key(attacker)
+            start = () if attacker.trains == "full" and key in mixed else key
+            kind = (*start, attacker.trains, attacker.depth, attacker.rank, attacker.probe)
             groups[(*kind, attacker.batch_size, attacker.optimizer)].append(attacker)
         for _, group in sorted(groups.items(), key=lambda item: [str(part) for part in item[0]]):
             waiting = sorted(group, key=lambda attacker: -attacker.num_steps)
@@ -199,7 +195,7 @@ class Executor:
         elif stack[0].trains == "head":
             heads, curves = self._train_heads(plan)
             healthy = heads.flatten(1).isfinite().all(1).cpu()
-            scored = {split: logits(self._features(split), heads).cpu() for split in splits}
+            scored = {split: logits(self._readings(stack[0]).pooled(split), heads).cpu() for split in splits}
         else:
             trained, curves = self.train(plan)
             healthy = trained.finite().cpu()
@@ -234,7 +230,7 @@ class Executor:
     def _model(self, stack: Sequence[Attacker]) -> Model:
         """What the attackers of a stack, alike in that, fine-tune."""
         first, params = stack[0], self._editor.edited(stack[0])
-        options = forward_options(self._trunk)
+        mixed = len({self._editor.key(attacker) for attacker in stack}) > 1
         if first.trains == "lora":
             if first.rank not in self._lora:
                 assert isinstance(self._trunk, Trunk), type(self._trunk)
@@ -243,7 +239,12 @@ class Executor:
             generators = [seeded(self._settings.seed, "factors", attacker) for attacker in stack]
             like = next(iter(params.values()))
             return Model(adapted.module, adapted.shared(params), {}, adapted.factors(generators, like))
-        moving = {name: value for name, value in params.items() if self._trunk.depth_of(name) >= first.depth}
+        starts = tuple(self._editor.edited(attacker) for attacker in stack) if mixed else ()
+        return self._full(params, first.depth, starts)
+
+    def _full(self, params: Params, depth: int = 0, starts: tuple[Params, ...] = ()) -> Model:
+        """What moves from a depth on, all attackers from `params` or each from its own."""
+        moving = {name: value for name, value in params.items() if self._trunk.depth_of(name) >= depth}
         shared = {name: value for name, value in params.items() if name not in moving}
         embedding = self._embedding if self._embedding in moving else None
         return Model(
@@ -252,12 +253,13 @@ class Executor:
             moving,
             embedding=embedding,
             fixed_ids=self._trunk.fixed_ids,
-            options=options,
+            options=forward_options(self._trunk),
             packs=self._trunk.has_packing,
+            starts=starts,
         )
 
-    def _train_desired(self, num_steps: int) -> Params:
-        """The weights after Adam's steps on the desired labels of attacker-train, from a fresh head."""
+    def _train_desired(self, params: Params, num_steps: int) -> Params:
+        """The weights after Adam's steps on the desired labels of attacker-train, from `params` and a fresh head."""
         attacker = Attacker(
             family="benign_first",
             num_examples=len(self._pool),
@@ -270,45 +272,46 @@ class Executor:
         num_classes = self._data.num_classes(Task.DESIRED)
         head = init_head(self._feature_dim, num_classes, head_generator(seed, attacker)).to(self._dtype)
         plan = Plan((attacker,), (self._pool,), (order,), head[None])
-        trained, _ = train_stack(self._model([attacker]), self._data, Task.DESIRED, plan, self.val)
+        trained, _ = train_stack(self._full(params), self._data, Task.DESIRED, plan, self.val)
         params, _ = trained.params(slice(0, 1))
         return {name: value[0] for name, value in params.items()}
 
     def _train_heads(self, plan: Plan) -> tuple[Tensor, Curves]:
         needed = torch.from_numpy(np.unique(torch.cat(plan.subsets).numpy()))
         labels = self._data.labels_host(self._task)[needed].to(self._device)
-        val_features = self._features(Split.ATTACKER_VAL)
-        return train_heads(self._owned.pooled(needed), labels, plan, _positions(needed, plan.subsets), val_features)
+        readings = self._readings(plan.attackers[0])
+        features, val_features = readings.owned.pooled(needed), readings.pooled(Split.ATTACKER_VAL)
+        return train_heads(features, labels, plan, _positions(needed, plan.subsets), val_features)
 
     def _probe(self, plan: Plan, splits: Sequence[Split]) -> dict[Split, Tensor]:
         """(S, N, C) scores of every split by closed-form classifiers, one after the other."""
-        labels_host = self._data.labels_host(self._task)
+        labels_host, readings = self._data.labels_host(self._task), self._readings(plan.attackers[0])
         scored: dict[Split, list[Tensor]] = {split: [] for split in splits}
         for attacker, subset in zip(plan.attackers, plan.subsets, strict=True):
             pooled = attacker.layer < 0
-            mine = self._owned.pooled(subset) if pooled else self._owned.hidden(attacker.layer, subset)
-            owned, *others = standardised(mine, tuple(self._read(split, attacker.layer) for split in splits))
+            mine = readings.owned.pooled(subset) if pooled else readings.owned.hidden(attacker.layer, subset)
+            owned, *others = standardised(mine, tuple(readings.read(split, attacker.layer) for split in splits))
             labels = labels_host[subset].to(owned.device)
             classify = PROBES[attacker.probe](owned, labels, self._num_classes, attacker.amount)
             for split, values in zip(splits, others, strict=True):
                 scored[split].append(classify(values).to(self._dtype).cpu())
         return {split: torch.stack(values) for split, values in scored.items()}
 
-    def _read(self, split: Split, layer: int) -> Tensor:
-        """(N, ·) features of a split that a probe reads."""
-        if layer < 0:
-            return self._features(split)
-        if split not in self._kept_states:
-            self._kept_states[split] = hidden_features(self._trunk, self._params, self._examples(split))
-        return self._kept_states[split][layer]
+    def _read(self, params: Params) -> Readings:
+        scored = {Split.ATTACKER_VAL: self.val, Split.TEST: self.test}
+        return Readings(self._trunk, params, self._data, self._pool, self._task, scored)
+
+    def _readings(self, attacker: Attacker) -> Readings:
+        """What an attacker with a frozen trunk reads; that of the last edit is kept."""
+        if not attacker.edit:
+            return self._released
+        key = self._editor.key(attacker)
+        if self._read_edited[0] != key:
+            self._read_edited = key, self._read(self._editor.edited(attacker))
+        return self._read_edited[1]
 
     def _examples(self, split: Split) -> ScoringSet:
         return {Split.ATTACKER_VAL: self.val, Split.TEST: self.test}[split]
-
-    def _features(self, split: Split) -> Tensor:
-        if split not in self._kept_features:
-            self._kept_features[split] = trunk_features(self._trunk, self._params, self._examples(split))
-        return self._kept_features[split]
 
     def plan(self, stack: Sequence[Attacker], seconds: float | None = None) -> Plan:
         """What attackers that are alike train on, in which order and from where; given up after `seconds`."""

@@ -51,19 +51,26 @@ class Rows:
         return local.gather(1, input_ids.flatten(1)).view_as(input_ids)
 
     def take(self, embedding: Tensor) -> Tensor:
-        """(S, R, D) rows of a shared embedding (V, D)."""
-        return embedding[self.tokens]
+        """(S, R, D) rows of a shared embedding (V, D), or of each attacker's own (S, V, D)."""
+        return _rows_of(embedding, self.tokens)
 
     def restore(self, embedding: Tensor, rows: Tensor, attackers: slice) -> Tensor:
-        """(S', V, D) full embeddings of some attackers: the shared one with their rows in place.
+        """(S', V, D) full embeddings of some attackers: those they started from with their rows in place.
 
         Args:
-            embedding: (V, D) the shared embedding.
+            embedding: (V, D) the shared embedding, or (S', V, D) each attacker's own.
             rows: (S', R, D) rows of those attackers.
             attackers: which of the S attackers.
         """
         tokens, used = self.tokens[attackers], self.used[attackers]
-        full = embedding.expand(len(tokens), *embedding.shape).clone()
-        # Unused rows were never trained: they hold the shared values of their tokens, so writing them changes nothing.
-        values = torch.where(used[..., None], rows, embedding[tokens])
+        full = embedding.expand(len(tokens), *embedding.shape[-2:]).clone()
+        # Unused rows were never trained: they hold the first values of their tokens, so writing them changes nothing.
+        values = torch.where(used[..., None], rows, _rows_of(embedding, tokens))
         return full.scatter_(1, tokens[..., None].expand_as(values), values)
+
+
+def _rows_of(embedding: Tensor, tokens: Tensor) -> Tensor:
+    """(S, R, D) rows of tokens (S, R) of an embedding (V, D) or of embeddings (S, V, D)."""
+    if embedding.dim() == 2:
+        return embedding[tokens]
+    return embedding.gather(1, tokens[..., None].expand(*tokens.shape, embedding.shape[-1]))

@@ -132,6 +132,8 @@ class Model:
     options: dict[str, Any] = field(default_factory=dict)
     """Further arguments of the module."""
 
+    starts: tuple[Params, ...] = ()
+    """Where the attackers start from different weights: those of each, all of them as in `start`."""
     packs: bool = False
     """Whether the module takes the places of tokens, to compute next to nothing for padding."""
 
@@ -139,6 +141,20 @@ class Model:
     def device(self) -> torch.device:
         """Where the parameters lie."""
         return next(iter((self.shared or self.start).values())).device
+
+    def stacked(self, name: str, size: int) -> Tensor:
+        """(S, ...) a parameter of `start` as each of S attackers starts from it, of its own."""
+        if self.starts:
+            return torch.stack([start[name].detach() for start in self.starts])
+        value = self.start[name].detach()
+        return value.expand(size, *value.shape).clone()
+
+    def tables(self, attackers: slice) -> Tensor:
+        """(V, D) the token embedding that all attackers start from, or (S', V, D) those of some."""
+        assert self.embedding is not None
+        if self.starts:
+            return torch.stack([start[self.embedding].detach() for start in self.starts[attackers]])
+        return self.start[self.embedding].detach()
 
 
 class Trained:
@@ -157,7 +173,7 @@ class Trained:
         head = chosen.pop(HEAD)
         name = self._model.embedding
         if self._rows is not None and name is not None:
-            chosen[name] = self._rows.restore(self._model.start[name], chosen[name], attackers)
+            chosen[name] = self._rows.restore(self._model.tables(attackers), chosen[name], attackers)
         return chosen, head
 
     def logits(self, examples: ScoringSet) -> Tensor:
@@ -212,13 +228,11 @@ def train_stack(model: Model, data: AttackDataset, task: Task, plan: Plan, val: 
     size, device, lengths = len(plan.attackers), model.device, data.lengths_host()
     optimizer = OPTIMIZERS[plan.attackers[0].optimizer]
     compact = model.embedding if optimizer.leaves_zero_gradients else None
-    stacked = {name: value for name, value in model.start.items() if name != compact}
-    stacked = {name: value.detach().expand(size, *value.shape).clone() for name, value in stacked.items()}
+    stacked = {name: model.stacked(name, size) for name in model.start if name != compact}
     rows = None
     if compact is not None:
-        table = model.start[compact].detach()
-        rows = _occurring_rows(data, task, plan, len(table), model.fixed_ids)
-        stacked[compact] = rows.take(table)
+        rows = _occurring_rows(data, task, plan, len(model.start[compact]), model.fixed_ids)
+        stacked[compact] = rows.take(model.tables(slice(None)))
     stacked |= {name: value.to(device, copy=True) for name, value in model.own.items()}
     stacked[HEAD] = plan.heads.to(device, copy=True)
     trained = Trained(model, stacked, rows)

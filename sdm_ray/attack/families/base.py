@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from sdm_ray.attack.space import Choice, Integer, LogFloat, Point, Space
+from sdm_ray.attack.space import Chance, Choice, Integer, LogFloat, Point, Space
 from sdm_ray.config.attack import AttackSettings
 
 Phase = Literal["search", "rerun"]
@@ -34,7 +34,8 @@ class Attacker:
     own_head: bool = False
     """Start from the released head instead of a fresh one."""
     edit: str = ""
-    """What is done to the weights before they are trained; empty for nothing."""
+    """What is done to the weights before they are trained, `+` between edits that follow each other; empty for nothing.
+    """
     amount: float = 0.0
     """How much of it: see the family."""
     probe: str = ""
@@ -50,10 +51,20 @@ class Attacker:
     """Chooses subset, order and head within the phase and repetition."""
     attempt: int = 0
     """1 for the retry of a failed fine-tune: same subset, another order and head."""
+    amounts: tuple[float, ...] = ()
+    """How much of each edit; where it is empty, `amount` holds for all of them."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "amounts", tuple(self.amounts))
+
+    @property
+    def edits(self) -> tuple[str, ...]:
+        """What is done to the weights, in this order."""
+        return tuple(self.edit.split("+")) if self.edit else ()
 
     @property
     def frozen(self) -> bool:
-        """Whether the trunk stands still and is not edited, so that its features can be kept."""
+        """Whether the trunk stands still, so that its features can be kept."""
         return self.trains in ("head", "probe")
 
 
@@ -99,6 +110,16 @@ HEAD_RATE_FACTOR = 10.0
 """A head on a frozen trunk trains at this multiple."""
 LORA_RATE_FACTOR = 10.0
 """So do low-rank factors (Hu et al., arXiv 2106.09685, use about ten times the rate of full fine-tuning)."""
+
+
+def paper_space(settings: AttackSettings, num_examples: int) -> Space:
+    """What the paper searches: Adam's learning rate, steps and batch size, and the whole model or the head alone."""
+    return {
+        "learning_rate": LogFloat(settings.learning_rate.low, settings.learning_rate.high),
+        "num_steps": Integer(settings.num_steps_min, settings.num_steps_max),
+        "batch_size": Choice(batch_sizes(settings, num_examples)),
+        "frozen": Chance(settings.frozen_probability),
+    }
 
 
 def fine_tuning_space(settings: AttackSettings, num_examples: int) -> Space:

@@ -6,7 +6,9 @@ back towards the public encoder lead out of it; so does training on something ha
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,6 +18,7 @@ from torch.func import functional_call
 
 from sdm_ray.attack.families.base import Attacker, Facts, Family, fine_tuning, fine_tuning_space
 from sdm_ray.attack.families.knowledge import Knowledge
+from sdm_ray.attack.families.rescale import RESCALINGS
 from sdm_ray.attack.space import Choice, Point, Space
 from sdm_ray.config.attack import AttackSettings
 from sdm_ray.core.seeds import derived_seed
@@ -89,7 +92,8 @@ MASKED_LM = _family(
 )
 
 
-Edit = Callable[[Attacker, int], Params]
+Edit = Callable[[Params, float, int], Params]
+"""Edited weights, given weights, the amount and a seed."""
 
 PREPARING_RATE, PREPARING_BATCH = 3e-4, 16
 """Learning rate of Adam and batch size of the training that comes before an attack."""
@@ -97,10 +101,12 @@ MASKED_SHARE = 0.15
 """Tokens that masked-LM pretraining predicts (Devlin et al., arXiv 1810.04805)."""
 RANDOM = ("noise", "reinit")
 """Edits that are drawn anew for every seed; the others are one for all attackers with the same amount."""
+KEPT_BYTES = 512 * 1024**2
+"""Memory that edited weights may take to be kept, beside the last ones."""
 
 
 class Editor:
-    """Edited weights, the last ones kept.
+    """Edited weights: of a chain of edits, each works on what the one before has left. The last ones are kept.
 
     Args:
         trunk: the architecture.
@@ -108,7 +114,7 @@ class Editor:
         data: texts of attacker-train; their desired labels are known, their harmful ones are not used.
         knowledge: what else is known.
         base_seed: of everything that is drawn.
-        train_desired: weights after so many steps on the desired task.
+        train_desired: weights after so many steps on the desired task, from given weights.
     """
 
     def __init__(
@@ -118,83 +124,103 @@ class Editor:
         data: AttackDataset,
         knowledge: Knowledge,
         base_seed: int,
-        train_desired: Callable[[int], Params],
+        train_desired: Callable[[Params, int], Params],
     ) -> None:
         self._trunk, self._params, self._data, self._knowledge = trunk, params, data, knowledge
-        self._base_seed, self._train_desired = base_seed, train_desired
+        self._base_seed = base_seed
         self._edits: dict[str, Edit] = {
             "noise": self._noise,
             "reinit": self._reinit,
             "prune": self._prune,
             "interpolate": self._interpolate,
-            "benign_first": lambda attacker, seed: self._train_desired(round(attacker.amount)),
+            "benign_first": lambda params, amount, seed: train_desired(params, round(amount)),
             "masked_lm": self._masked_lm,
         }
-        self._kept: tuple[object, Params] = ((), params)
+        self._edits |= {name: partial(_rescaled, function, trunk) for name, function in RESCALINGS.items()}
+        size = sum(value.numel() * value.element_size() for value in params.values())
+        self._num_kept = max(1, KEPT_BYTES // max(size, 1))
+        self._kept: OrderedDict[tuple[object, ...], Params] = OrderedDict()
 
     @staticmethod
     def key(attacker: Attacker) -> tuple[object, ...]:
         """What attackers must share to start from the same weights."""
-        if attacker.edit not in RANDOM:
-            return attacker.edit, attacker.amount
+        names = attacker.edits
+        value: object = attacker.amounts if attacker.edit and attacker.amounts else attacker.amount
+        if not set(names) & set(RANDOM):
+            return attacker.edit, value
         seeds = (attacker.phase, attacker.repeat, attacker.num_examples, attacker.seed_index, attacker.attempt)
-        return attacker.edit, attacker.amount, *seeds
+        return attacker.edit, value, *seeds
+
+    def mixed(self, attackers: Sequence[Attacker]) -> set[tuple[object, ...]]:
+        """Keys of attackers that may share a stack though they start from different weights.
+
+        Those that are released or rescaled, where all of these fit into memory together; otherwise none.
+        """
+        cheap = {self.key(a) for a in attackers if a.trains == "full" and set(a.edits) <= RESCALINGS.keys()}
+        return cheap if 1 < len(cheap) <= self._num_kept else set()
 
     def edited(self, attacker: Attacker) -> Params:
         """The weights that an attacker starts from."""
         if not attacker.edit:
             return self._params
         key = self.key(attacker)
-        if self._kept[0] != key:
-            with torch.no_grad():
-                self._kept = key, self._edits[attacker.edit](attacker, derived_seed(self._base_seed, "edit", *key))
-        return self._kept[1]
+        if key not in self._kept:
+            self._kept[key] = self._apply(attacker, key)
+        self._kept.move_to_end(key)
+        while len(self._kept) > self._num_kept:
+            self._kept.popitem(last=False)
+        return self._kept[key]
 
-    def _noise(self, attacker: Attacker, seed: int) -> Params:
+    @torch.no_grad()
+    def _apply(self, attacker: Attacker, key: tuple[object, ...]) -> Params:
+        params, names = self._params, attacker.edits
+        amounts = attacker.amounts or (attacker.amount,) * len(names)
+        for index, (name, amount) in enumerate(zip(names, amounts, strict=True)):
+            place = (index,) if index else ()
+            seed_key = key if len(names) == 1 else (name, amount, *key[2:], *place)
+            params = self._edits[name](params, amount, derived_seed(self._base_seed, "edit", *seed_key))
+        return params
+
+    def _noise(self, params: Params, amount: float, seed: int) -> Params:
         generator = torch.Generator().manual_seed(seed)
         return {
-            name: value + attacker.amount * _root_mean_square(value) * _like(value, generator)
-            for name, value in self._params.items()
+            name: value + amount * _root_mean_square(value) * _like(value, generator) for name, value in params.items()
         }
 
-    def _reinit(self, attacker: Attacker, seed: int) -> Params:
+    def _reinit(self, params: Params, amount: float, seed: int) -> Params:
         assert self._knowledge.redraw is not None
         trunk = self._trunk
-        fresh, depth_of, lowest = self._knowledge.redraw(seed), trunk.depth_of, trunk.num_depths - attacker.amount
-        return {
-            name: fresh[name].to(value) if depth_of(name) >= lowest else value for name, value in self._params.items()
-        }
+        fresh, depth_of, lowest = self._knowledge.redraw(seed), trunk.depth_of, trunk.num_depths - amount
+        return {name: fresh[name].to(value) if depth_of(name) >= lowest else value for name, value in params.items()}
 
-    def _prune(self, attacker: Attacker, seed: int) -> Params:
+    def _prune(self, params: Params, amount: float, seed: int) -> Params:
         """Magnitude pruning of every matrix by itself (Han et al., arXiv 1506.02626)."""
         pruned = {}
-        for name, value in self._params.items():
+        for name, value in params.items():
             if value.dim() < 2:
                 pruned[name] = value
                 continue
             magnitudes = value.abs()
-            count = min(int(attacker.amount * value.numel()), value.numel() - 1)
+            count = min(int(amount * value.numel()), value.numel() - 1)
             threshold = magnitudes.flatten().kthvalue(count + 1).values
             pruned[name] = value * (magnitudes >= threshold)
         return pruned
 
-    def _interpolate(self, attacker: Attacker, seed: int) -> Params:
+    def _interpolate(self, params: Params, amount: float, seed: int) -> Params:
         public = self._knowledge.public
         assert public is not None
-        return {
-            name: torch.lerp(value, public[name].to(value), attacker.amount) for name, value in self._params.items()
-        }
+        return {name: torch.lerp(value, public[name].to(value), amount) for name, value in params.items()}
 
-    def _masked_lm(self, attacker: Attacker, seed: int) -> Params:
+    def _masked_lm(self, params: Params, amount: float, seed: int) -> Params:
         head, trunk = self._knowledge.masked_lm, self._trunk
         assert head is not None
         assert isinstance(trunk, Trunk), type(trunk)
         generator = torch.Generator().manual_seed(seed)
         texts = self._data.indices(Split.ATTACKER_TRAIN)
-        leaves = {name: value.clone().requires_grad_() for name, value in self._params.items()}
+        leaves = {name: value.clone().requires_grad_() for name, value in params.items()}
         optimizer = torch.optim.Adam(list(leaves.values()), lr=PREPARING_RATE)
         embedding = word_embedding_name(trunk)
-        for _ in range(round(attacker.amount)):
+        for _ in range(round(amount)):
             chosen = texts[torch.randint(len(texts), (PREPARING_BATCH,), generator=generator)]
             loss = _masked_lm_loss(trunk, leaves, embedding, head, self._data, chosen, generator)
             optimizer.zero_grad()
@@ -220,6 +246,12 @@ def _masked_lm_loss(
     _, states = functional_call(trunk, params, inputs, {"hidden_states": True})
     predicted = states[-1].flatten(0, 1)[corrupted.positions.to(states.device)]
     return F.cross_entropy(head(predicted, params[embedding]), corrupted.labels.to(states.device))
+
+
+def _rescaled(
+    function: Callable[[TrunkLike, Params, float], Params], trunk: TrunkLike, params: Params, amount: float, seed: int
+) -> Params:
+    return function(trunk, params, amount)
 
 
 def _root_mean_square(value: Tensor) -> Tensor:

@@ -8,21 +8,16 @@ from sdm_ray.attack.families.base import (
     Attacker,
     Facts,
     Family,
-    batch_sizes,
     fine_tuning,
     fine_tuning_space,
+    paper_space,
 )
-from sdm_ray.attack.space import Chance, Choice, Integer, LogFloat, Point, Space
+from sdm_ray.attack.space import Chance, Choice, Integer, Point, Space
 from sdm_ray.config.attack import AttackSettings
 
 
 def _paper_space(settings: AttackSettings, num_examples: int, facts: Facts) -> Space:
-    return {
-        "learning_rate": LogFloat(settings.learning_rate.low, settings.learning_rate.high),
-        "num_steps": Integer(settings.num_steps_min, settings.num_steps_max),
-        "batch_size": Choice(batch_sizes(settings, num_examples)),
-        "frozen": Chance(settings.frozen_probability),
-    }
+    return paper_space(settings, num_examples)
 
 
 def _paper(point: Point, num_examples: int) -> Attacker:

@@ -42,7 +42,8 @@ GAP_MARGIN = 0.1
 """Validation accuracy by which attackers outside the training distribution may exceed those within."""
 TOP = 3
 """Best fine-tunes of a kind whose mean validation accuracy is compared: one alone is mostly luck."""
-WEAK, STRONG = ("head", "linear_probe", "logistic_regression", "knn"), ("full", "fine_tune", "partial", "lora")
+WEAK = ("head", "linear_probe", "logistic_regression", "knn")
+STRONG = ("full", "fine_tune", "rescale", "partial", "lora")
 """Families that leave the trunk as it is, and families that train it."""
 
 
@@ -121,7 +122,7 @@ def audit(
 
 
 def _complete(report: AttackReport) -> Check:
-    invalid = [cell for cell in report.family_cells if not cell.valid]
+    invalid = [cell for cell in report.family_cells if cell.failed]
     said = "; ".join(f"{cell.family} at n = {cell.num_examples}: {cell.reason}" for cell in invalid)
     return Check(
         name="complete",

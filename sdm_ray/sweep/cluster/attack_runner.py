@@ -103,9 +103,8 @@ class RayRunner:
         """Alike attackers together, cut into parts."""
         groups: dict[tuple[Any, ...], list[Attacker]] = defaultdict(list)
         for attacker in attackers:
-            groups[attacker.trains, attacker.edit, attacker.amount, attacker.batch_size, attacker.optimizer].append(
-                attacker
-            )
+            start = (attacker.edit, attacker.amount, attacker.amounts)
+            groups[(attacker.trains, *start, attacker.batch_size, attacker.optimizer)].append(attacker)
         size = max(1, -(-len(attackers) // (len(self._actors) * CHUNKS_PER_WORKER)))
         parts = []
         for group in groups.values():
