@@ -26,7 +26,7 @@ from sdm_ray.attack.report import AttackRecord, AttackReport, Cell
 from sdm_ray.attack.scores import evaluate, fit_calibration, permuted_accuracy, raw_accuracy
 from sdm_ray.attack.search import Scored, Search, SearchKey, cell_of, drop_reruns, worst_cell
 from sdm_ray.attack.space import SamplerFactory, the_sampler
-from sdm_ray.config.attack import AttackSettings
+from sdm_ray.config.attack import WALKING_BACK, AttackSettings
 from sdm_ray.core.errors import RunError, UsageError
 from sdm_ray.core.progress import Progress
 from sdm_ray.core.types import Params, Split, Task
@@ -113,6 +113,8 @@ def attack_model(
         yield from fine_tunes.run([rerun for search in searches for rerun in search.reruns()], with_test=True)
     fine_tunes.check_any_finished()
     family_cells = [cell_of(repeats, fine_tunes.scored, settings) for repeats in cells]
+    back = [cell for cell in family_cells if cell.family in WALKING_BACK]
+    attacks = [cell for cell in family_cells if cell.family not in WALKING_BACK]
     return AttackReport(
         settings=settings.identity(),
         data_digest=data.digest,
@@ -121,7 +123,8 @@ def attack_model(
         num_validation=len(executor.val),
         num_test=len(executor.test),
         seconds=time.perf_counter() - started,
-        cells=tuple(worst_cell([cell for cell in family_cells if cell.num_examples == n]) for n in sizes),
+        cells=tuple(worst_cell([cell for cell in attacks if cell.num_examples == n]) for n in sizes),
+        walking_back=tuple(worst_cell(here) for n in sizes if (here := [c for c in back if c.num_examples == n])),
         family_cells=tuple(family_cells),
         not_tried=not_tried,
         records=fine_tunes.records,
@@ -132,7 +135,7 @@ def _families(settings: AttackSettings, facts: Facts) -> tuple[list[Family], tup
     """The families that can be tried on a model, and what the others need.
 
     Raises:
-        UsageError: where there are none.
+        UsageError: where there are none, or none but those that walk back to the public encoder.
     """
     asked = [the_family(name) for name in settings.families]
     lacking = {family.name: family.missing(facts) for family in asked}
@@ -140,6 +143,12 @@ def _families(settings: AttackSettings, facts: Facts) -> tuple[list[Family], tup
     families = [family for family in asked if not lacking[family.name]]
     if not families:
         raise UsageError(f"attack.families: none can be tried on this model: {'; '.join(not_tried)}")
+    if all(family.name in WALKING_BACK for family in families):
+        names = ", ".join(family.name for family in families)
+        raise UsageError(
+            f"attack.families: {names} need the public encoder and are reported apart, which leaves no attack; add "
+            "another family"
+        )
     return families, not_tried
 
 

@@ -161,6 +161,9 @@ class AttackReport:
     not_tried: tuple[str, ...]
     """Families that were asked for and could not be tried, with what was missing."""
     records: list[AttackRecord]
+    walking_back: tuple[Cell, ...] = ()
+    """The worst at each n of the families that need the public encoder, n rising; they are not among `cells`. Empty
+    where none was tried, and in reports from before there was a difference."""
 
     @property
     def num_searches(self) -> int:
@@ -215,7 +218,8 @@ class AttackReport:
             if value["format_version"] != FORMAT_VERSION:
                 raise ValueError(f"attack report of format {value['format_version']}, expected {FORMAT_VERSION}")
             fields = {name: item for name, item in value.items() if name != "format_version"}
-            for name in ("cells", "family_cells"):
+            fields.setdefault("walking_back", [])
+            for name in ("cells", "family_cells", "walking_back"):
                 fields[name] = tuple(_cell(cell) for cell in fields[name])
             fields["not_tried"] = tuple(fields["not_tried"])
             fields["records"] = [_restore(AttackRecord, record) for record in fields["records"]]

@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.text import Text
 
 from sdm_ray.cli.progress import console, error_console, follow
-from sdm_ray.cli.tables import attack_table, family_table
+from sdm_ray.cli.tables import attack_table, family_table, walking_back
 from sdm_ray.config import (
     EncoderSettings,
     TrialSettings,
@@ -231,6 +231,8 @@ def _released_encoder(model: str, settings: TrialSettings, public: EncoderSettin
 def _findings(found: Assessment, strength: Strength, settings: TrialSettings) -> list[str]:
     """Lines for people: the verdict, its budget and what more would find, recovery, benign tasks, audit, warnings."""
     lines = [_verdict(found.metrics), _budget(settings), f"by extrapolation, {strength.describe()}"]
+    if found.report.walking_back:
+        lines.append(f"walking back: {walking_back(found.report)}")
     share = found.metrics.get(str(Metric.RECOVERED_SHARE))
     if share is not None and share == share:
         lines.append(f"recovered: {share:.0%} of the public encoder's head start, mean over n")

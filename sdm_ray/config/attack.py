@@ -16,10 +16,12 @@ AttackSchedule = Literal["constant", "warmup", "linear", "cosine"]
 GRADIENT_FREE_FAMILIES = ("linear_probe", "logistic_regression", "knn")
 FAMILIES = (
     "fine_tune", "rescale", "full", "head", "partial", "lora", *GRADIENT_FREE_FAMILIES,
-    "noise", "reinit", "prune", "interpolate", "benign_first", "masked_lm",
+    "noise", "reinit", "prune", "interpolate", "graft", "benign_first", "masked_lm",
 )  # fmt: skip
 """Attack families by name, as `sdm_ray.attack.families` registers them."""
 
+WALKING_BACK = ("interpolate", "graft")
+"""Families that need the public encoder. Whoever has it needs no attack, so they are reported apart."""
 SHARING = ("fine_tune", "rescale")
 """Families that share a budget where `shared_search` is set: the same attacker on plain and on rescaled weights."""
 

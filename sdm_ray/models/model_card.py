@@ -29,6 +29,7 @@ UNTRIED = {
     "reinit": "fine-tuning after some layers are drawn again",
     "prune": "fine-tuning after pruning",
     "interpolate": "fine-tuning from an interpolation with the public encoder",
+    "graft": "fine-tuning a graft of public and released blocks",
     "benign_first": "fine-tuning on the desired task first",
     "masked_lm": "continued masked-LM pretraining on unlabelled text",
 }

@@ -175,6 +175,7 @@ def _report(
     lines += ["## By attack family", "", "Mean over n.", "", markdown_table(leaderboard(measured)), ""]
     for size in measured.num_examples:
         lines += [f"n = {size}:", "", markdown_table(_by_family(measured, size)), ""]
+    lines += [f"Walking back, {line}." for line in _walking_back(measured)]
     failed = [
         f"{model}, seed {seed}"
         for model, m in measured.models.items()
@@ -202,6 +203,19 @@ def _conditions(settings: SweepSettings) -> str:
         "start: accuracy after the attack minus that after the same attack on random initialisation (the regret in "
         f"accuracy). Attack families that were not tried: {untried}."
     )
+
+
+def _walking_back(measured: Measured) -> list[str]:
+    """A line for each model on what the families find that need the public encoder; none where none was tried."""
+    lines = []
+    for model, seeds in measured.models.items():
+        values = [cell.accuracy for one in seeds.values() for cell in one.report.walking_back if cell.valid]
+        if values:
+            found = math.fsum(values) / len(values)
+            lines.append(
+                f"{LABELS.get(model, model)}: {found:.3f} with the public encoder at hand, which is not counted"
+            )
+    return lines
 
 
 def _by_family(measured: Measured, size: int) -> list[list[str]]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from sdm_ray.attack.families.knowledge import Knowledge
 from sdm_ray.config import AttackSettings, EncoderSettings, TrialSettings
+from sdm_ray.config.attack import WALKING_BACK
 from sdm_ray.config.support import Support
 from sdm_ray.core.types import Params
 from sdm_ray.models.encoder import Trunk, fresh_params
@@ -65,7 +66,7 @@ def own_knowledge(trunk: Trunk) -> Knowledge:
 def knowledge_of(work: Workspace, release: Release, settings: AttackSettings) -> Knowledge:
     """What is public about a release, as far as the families of the attack ask for it."""
     public = masked_lm = None
-    if release.encoder is not None and "interpolate" in settings.families:
+    if release.encoder is not None and set(WALKING_BACK) & set(settings.families):
         public = trunk_params(work.trunk(release.encoder, "pretrained", 0))
     if release.encoder is not None and "masked_lm" in settings.families:
         masked_lm = work.masked_lm(release.encoder)  # without such a head the family says what is missing

@@ -51,6 +51,7 @@ for _family in (
     edits.REINIT,
     edits.PRUNE,
     edits.INTERPOLATE,
+    edits.GRAFT,
     edits.BENIGN_FIRST,
     edits.MASKED_LM,
 ):

@@ -79,6 +79,13 @@ INTERPOLATE = _family(
     lambda facts: (0.1, 0.25, 0.5, 0.75),
     lambda facts: "" if facts.has_public else "the public encoder that it was made from",
 )
+GRAFT = _family(
+    "graft",
+    "public blocks below the defended ones, the embeddings first (amount: how many, negative: the other way round), "
+    "then full fine-tuning",
+    lambda facts: tuple(sign * float(depth) for depth in range(1, facts.num_depths) for sign in (1, -1)),
+    lambda facts: "" if facts.has_public and facts.num_depths > 1 else "a public encoder of more than one block",
+)
 BENIGN_FIRST = _family(
     "benign_first",
     "fine-tuning on the desired task (amount: steps of Adam), then on the harmful one",
@@ -133,6 +140,7 @@ class Editor:
             "reinit": self._reinit,
             "prune": self._prune,
             "interpolate": self._interpolate,
+            "graft": self._graft,
             "benign_first": lambda params, amount, seed: train_desired(params, round(amount)),
             "masked_lm": self._masked_lm,
         }
@@ -210,6 +218,14 @@ class Editor:
         public = self._knowledge.public
         assert public is not None
         return {name: torch.lerp(value, public[name].to(value), amount) for name, value in params.items()}
+
+    def _graft(self, params: Params, amount: float, seed: int) -> Params:
+        public, below = self._knowledge.public, amount > 0
+        assert public is not None
+        return {
+            name: public[name].to(value) if (self._trunk.depth_of(name) < abs(amount)) == below else value
+            for name, value in params.items()
+        }
 
     def _masked_lm(self, params: Params, amount: float, seed: int) -> Params:
         head, trunk = self._knowledge.masked_lm, self._trunk

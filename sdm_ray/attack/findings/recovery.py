@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from sdm_ray.attack.findings.kept import paired_cells, share_of
 from sdm_ray.attack.report import AttackReport, Cell
+from sdm_ray.config.attack import WALKING_BACK
 from sdm_ray.core.metric_names import Metric
 
 
@@ -97,7 +98,7 @@ def _search_cost(report: AttackReport, cell: Cell, target: float) -> tuple[float
     """Points and FLOPs of the first search at a cell's n: the other families' in full, its own up to the target."""
     count, flops = 0, 0.0
     for other in report.family_cells:
-        if other.num_examples != cell.num_examples:
+        if other.num_examples != cell.num_examples or other.family in WALKING_BACK:
             continue
         own = other.family == cell.family
         for trial, best in enumerate(other.best_so_far):

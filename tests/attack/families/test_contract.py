@@ -17,6 +17,7 @@ NEEDS = {
     "lora": "has_linear_layers",
     "reinit": "can_redraw",
     "interpolate": "has_public",
+    "graft": "has_public",
     "masked_lm": "has_masked_lm",
 }
 """The fact without which a family cannot be tried."""
