@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from sdm_ray.config.base import LogRange, NonNegativeInt, PositiveFloat, PositiveInt, Probability, Settings
 
@@ -15,7 +15,7 @@ AttackSchedule = Literal["constant", "warmup", "linear", "cosine"]
 
 GRADIENT_FREE_FAMILIES = ("linear_probe", "logistic_regression", "knn")
 FAMILIES = (
-    "fine_tune", "rescale", "full", "head", "partial", "lora", *GRADIENT_FREE_FAMILIES,
+    "fine_tune", "rescale", "full", "head", "partial", "lora", "attention_head", *GRADIENT_FREE_FAMILIES,
     "noise", "reinit", "prune", "interpolate", "graft", "benign_first", "masked_lm",
 )  # fmt: skip
 """Attack families by name, as `sdm_ray.attack.families` registers them."""
@@ -60,6 +60,10 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 """What the settings are where they are not given, by preset."""
+
+
+LATER = ("shared_search",)
+"""Settings that versions before did not have."""
 
 
 class AttackSettings(Settings):
@@ -163,6 +167,14 @@ class AttackSettings(Settings):
         points = sum(self.search_trials(family) for family in self.families)
         reruns = self.num_rerun_seeds * (len(self.families) - self.shares_search)
         return (points * self.num_search_seeds + reruns) * self.num_searches
+
+    @model_serializer(mode="wrap")
+    def _known_to_all_versions(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Settings that came later are left out where they have their defaults: hashes of old settings stay."""
+        values: dict[str, Any] = dump(self)
+        defaults = {name: field.default for name, field in type(self).model_fields.items()}
+        defaults |= PRESETS.get(self.preset or "", {})
+        return {name: value for name, value in values.items() if name not in LATER or value != defaults[name]}
 
     @model_validator(mode="before")
     @classmethod

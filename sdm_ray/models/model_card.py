@@ -22,6 +22,7 @@ UNTRIED = {
     "rescale": "fine-tuning after the scales within the weights are made equal",
     "partial": "freezing part of the trunk",
     "lora": "low-rank adapters",
+    "attention_head": "fine-tuning with a head that reads single tokens",
     "linear_probe": f"{WITHOUT_GRADIENTS} (closed-form linear probe)",
     "logistic_regression": f"{WITHOUT_GRADIENTS} (logistic regression)",
     "knn": f"{WITHOUT_GRADIENTS} (nearest neighbours)",

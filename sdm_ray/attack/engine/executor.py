@@ -33,6 +33,7 @@ from sdm_ray.attack.families.edits import PREPARING_BATCH, PREPARING_RATE, Edito
 from sdm_ray.attack.families.knowledge import Knowledge
 from sdm_ray.attack.families.lora import LoraTrunk
 from sdm_ray.attack.families.probes import PROBES, standardised
+from sdm_ray.attack.families.token_heads import PREFIX, TokenHeadTrunk
 from sdm_ray.attack.report import RecordStatus
 from sdm_ray.config.attack import AttackSettings
 from sdm_ray.core.seeds import seeded
@@ -131,8 +132,8 @@ class Executor:
         for attacker in attackers:
             # Edits first: those that share edited weights follow each other.
             key = self._editor.key(attacker)
-            start = () if attacker.trains == "full" and key in mixed else key
-            kind = (*start, attacker.trains, attacker.depth, attacker.rank, attacker.probe)
+            start = () if attacker.trains == "full" and not attacker.pooling and key in mixed else key
+            kind = (*start, attacker.trains, attacker.depth, attacker.rank, attacker.probe, attacker.pooling)
             groups[(*kind, attacker.batch_size, attacker.optimizer)].append(attacker)
         for _, group in sorted(groups.items(), key=lambda item: [str(part) for part in item[0]]):
             waiting = sorted(group, key=lambda attacker: -attacker.num_steps)
@@ -230,6 +231,8 @@ class Executor:
     def _model(self, stack: Sequence[Attacker]) -> Model:
         """What the attackers of a stack, alike in that, fine-tune."""
         first, params = stack[0], self._editor.edited(stack[0])
+        if first.pooling:
+            return self._token_heads(stack, params)
         mixed = len({self._editor.key(attacker) for attacker in stack}) > 1
         if first.trains == "lora":
             if first.rank not in self._lora:
@@ -241,6 +244,16 @@ class Executor:
             return Model(adapted.module, adapted.shared(params), {}, adapted.factors(generators, like))
         starts = tuple(self._editor.edited(attacker) for attacker in stack) if mixed else ()
         return self._full(params, first.depth, starts)
+
+    def _token_heads(self, stack: Sequence[Attacker], params: Params) -> Model:
+        """All weights and a reader of tokens."""
+        assert isinstance(self._trunk, Trunk), type(self._trunk)
+        module = TokenHeadTrunk(self._trunk, stack[0].pooling, self._num_classes)
+        generators = [seeded(self._settings.seed, "reader", attacker) for attacker in stack]
+        start = {PREFIX + name: value for name, value in params.items()}
+        embedding = None if self._embedding is None else PREFIX + self._embedding
+        own = module.readers(generators, next(iter(params.values())))
+        return Model(module, {}, start, own, embedding=embedding, fixed_ids=self._trunk.fixed_ids)
 
     def _full(self, params: Params, depth: int = 0, starts: tuple[Params, ...] = ()) -> Model:
         """What moves from a depth on, all attackers from `params` or each from its own."""
@@ -330,6 +343,8 @@ class Executor:
     def _head(self, attacker: Attacker) -> Tensor:
         if attacker.own_head and self._knowledge.own_head is not None:
             return self._knowledge.own_head.detach().cpu().to(self._dtype)
+        if attacker.pooling == "maximum":  # the features are the classes' scores
+            return torch.eye(self._num_classes, dtype=self._dtype)
         generator = head_generator(self._settings.seed, attacker)
         return init_head(self._feature_dim, self._num_classes, generator).to(self._dtype)
 

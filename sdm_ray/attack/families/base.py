@@ -51,6 +51,8 @@ class Attacker:
     """Chooses subset, order and head within the phase and repetition."""
     attempt: int = 0
     """1 for the retry of a failed fine-tune: same subset, another order and head."""
+    pooling: str = ""
+    """How a head that reads tokens sees them (`families.token_heads`); empty for the model's own pooled features."""
     amounts: tuple[float, ...] = ()
     """How much of each edit; where it is empty, `amount` holds for all of them."""
 

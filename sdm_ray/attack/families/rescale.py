@@ -116,7 +116,7 @@ def _flattened(weight: Tensor, amount: float) -> Tensor:
     """A matrix (float64) with singular values s ** (1 - amount), up to one factor that keeps its Frobenius norm."""
     gram = weight.T @ weight if len(weight) >= weight.shape[1] else weight @ weight.T
     squares, vectors = torch.linalg.eigh(gram)
-    scaling = vectors * _factors(squares.clamp_min(0).sqrt(), amount) @ vectors.T
+    scaling: Tensor = vectors * _factors(squares.clamp_min(0).sqrt(), amount) @ vectors.T
     return weight @ scaling if len(weight) >= weight.shape[1] else scaling @ weight
 
 

@@ -44,7 +44,7 @@ GAP_MARGIN = 0.1
 TOP = 3
 """Best fine-tunes of a kind whose mean validation accuracy is compared: one alone is mostly luck."""
 WEAK = ("head", "linear_probe", "logistic_regression", "knn")
-STRONG = ("full", "fine_tune", "rescale", "partial", "lora")
+STRONG = ("full", "fine_tune", "rescale", "partial", "lora", "attention_head")
 """Families that leave the trunk as it is, and families that train it."""
 
 
@@ -293,7 +293,7 @@ def attacker_support(record: AttackRecord) -> Support:
         optimizers=frozenset({record.optimizer}),
         schedules=frozenset({record.schedule}),
         adaptations=frozenset({record.edit or kinds.get(record.trains, record.trains)}),
-        heads=frozenset({"meta_learned" if record.own_head else "reset"}),
+        heads=frozenset({record.pooling or ("meta_learned" if record.own_head else "reset")}),
         batch_sizes=frozenset({record.batch_size}),
         num_steps=(record.num_steps, record.num_steps),
     )

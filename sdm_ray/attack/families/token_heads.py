@@ -1,0 +1,74 @@
+"""Fine-tuning with a head that reads tokens in place of the pooled features: pooling drowns one token in fifteen."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from sdm_ray.attack.families.base import Attacker, Facts, Family, fine_tuning, fine_tuning_space
+from sdm_ray.attack.space import Choice, Point, Space
+from sdm_ray.config.attack import AttackSettings
+from sdm_ray.core.types import Params
+from sdm_ray.models.trunk import Trunk
+
+POOLINGS = ("attention", "maximum")
+"""How tokens become one vector: weighted by a learnt query, or the largest of each class's scores over tokens."""
+PREFIX = "trunk."
+"""Before the names of a trunk's parameters within a `TokenHeadTrunk`."""
+READER_STD = 0.02
+
+
+class TokenHeadTrunk(nn.Module):
+    """A trunk whose features are read off the last hidden states (B, L, D) by a matrix `reader` that is trained too.
+
+    Args:
+        trunk: it is not copied.
+        pooling: one of `POOLINGS`. For `attention` the reader is one query (1, D) and the features are (B, D); for
+            `maximum` it has a row for each class, (C, D), and the features are these classes' scores (B, C).
+        num_classes: C.
+    """
+
+    def __init__(self, trunk: Trunk, pooling: str, num_classes: int) -> None:
+        super().__init__()
+        self.trunk, self.pooling = trunk, pooling
+        rows = 1 if pooling == "attention" else num_classes
+        self.reader = nn.Parameter(torch.zeros(rows, trunk.feature_dim))
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Features of texts (B, L)."""
+        _, states = self.trunk(input_ids, attention_mask, hidden_states=True)
+        last = states[-1]
+        scores = last @ self.reader.mT
+        padding = (1 - attention_mask.to(last.dtype))[..., None] * torch.finfo(last.dtype).min
+        if self.pooling == "maximum":
+            features: Tensor = (scores + padding).amax(-2)
+        else:
+            features = ((scores + padding).softmax(-2) * last).sum(-2)
+        return features
+
+    def readers(self, generators: list[torch.Generator], like: Tensor) -> Params:
+        """(S, ·, D) readers at the start, small and random.
+
+        Args:
+            generators: a CPU generator for each attacker.
+            like: a tensor of the type and on the device that is wanted.
+        """
+        drawn = [torch.randn(self.reader.shape, generator=generator) * READER_STD for generator in generators]
+        return {"reader": torch.stack(drawn).to(like)}
+
+
+def _space(settings: AttackSettings, num_examples: int, facts: Facts) -> Space:
+    return fine_tuning_space(settings, num_examples) | {"pooling": Choice(POOLINGS)}
+
+
+def _attacker(point: Point, num_examples: int) -> Attacker:
+    return fine_tuning("attention_head", point, num_examples, pooling=point["pooling"])
+
+
+ATTENTION_HEAD = Family(
+    "attention_head",
+    "full fine-tuning with a head that attends to tokens, or takes the largest of each class's scores over tokens",
+    _space,
+    _attacker,
+    lambda facts: "" if facts.num_hidden_states else "hidden states of a transformers model",
+)
