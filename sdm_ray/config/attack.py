@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, model_validator
 
 from sdm_ray.config.base import LogRange, NonNegativeInt, PositiveFloat, PositiveInt, Probability, Settings
 
@@ -62,14 +62,10 @@ PRESETS: dict[str, dict[str, Any]] = {
 """What the settings are where they are not given, by preset."""
 
 
-LATER = ("shared_search",)
-"""Settings that versions before did not have."""
-
-
 class AttackSettings(Settings):
     """An attacker that searches on attacker-validation and is scored once on test."""
 
-    LATER: ClassVar[frozenset[str]] = frozenset({"benign_families"})
+    LATER: ClassVar[frozenset[str]] = frozenset({"benign_families", "shared_search"})
 
     preset: Preset | None = None
     """Gives the settings that are not given other defaults: `quick` (those of this class, for a trial), `standard`,
@@ -167,14 +163,6 @@ class AttackSettings(Settings):
         points = sum(self.search_trials(family) for family in self.families)
         reruns = self.num_rerun_seeds * (len(self.families) - self.shares_search)
         return (points * self.num_search_seeds + reruns) * self.num_searches
-
-    @model_serializer(mode="wrap")
-    def _known_to_all_versions(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Settings that came later are left out where they have their defaults: hashes of old settings stay."""
-        values: dict[str, Any] = dump(self)
-        defaults = {name: field.default for name, field in type(self).model_fields.items()}
-        defaults |= PRESETS.get(self.preset or "", {})
-        return {name: value for name, value in values.items() if name not in LATER or value != defaults[name]}
 
     @model_validator(mode="before")
     @classmethod

@@ -215,6 +215,6 @@ def _said(trend: Trend, budget: str, where: str) -> str:
         return f"what ten times the {budget} would find cannot be told: {trend.reason}"
     value, low, high = trend.forecast
     return (
-        f"ten times the {budget} would be expected to find {value:.3f} {where} (95 % interval {low:.2f} to {high:.2f}; now "
-        f"{trend.accuracy[-1]:.3f})"
+        f"ten times the {budget} would be expected to find {value:.3f} {where} (95 % interval {low:.2f} to {high:.2f}; "
+        f"now {trend.accuracy[-1]:.3f})"
     )
