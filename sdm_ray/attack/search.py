@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from sdm_ray.attack.families.base import Attacker, Facts, Family, Phase
 from sdm_ray.attack.report import NOT_RERUN, AttackRecord, Cell, Winner, is_flat, units
-from sdm_ray.attack.space import Point, SamplerFactory
+from sdm_ray.attack.space import DesignedSampler, Point, Sampler, SamplerFactory
 from sdm_ray.config.attack import SHARING, AttackSettings
 from sdm_ray.core.seeds import derived_seed
 from sdm_ray.core.statistics import mean, t_interval
@@ -52,10 +52,14 @@ class Search:
         self._family, self.num_examples, self.repeat, self._settings = family, num_examples, repeat, settings
         again = (repeat,) if repeat else ()
         seed = derived_seed(settings.seed, "search", family.name, num_examples, *again)
-        self._num_trials = settings.search_trials(family.name)
         self.reruns_wanted = True
         """Whether the winner is run again; not where a family that shares the budget did better."""
-        self._sampler = sampler(family.space(settings, num_examples, facts), seed)
+        space = family.space(settings, num_examples, facts)
+        self._num_trials = settings.search_trials(family.name)
+        if family.design is None:
+            self._sampler: Sampler = sampler(space, seed)
+        else:
+            self._sampler = DesignedSampler(space, seed, family.design(settings, num_examples, facts))
         self._points: list[Point] = []
         self._num_scored = 0
         self._running: list[int] = []

@@ -107,6 +107,27 @@ class SobolSampler:
         """Ignored: the points do not depend on the model."""
 
 
+class DesignedSampler(SobolSampler):
+    """Sobol points, of which some values are given.
+
+    Args:
+        space: what is searched.
+        seed: of the Sobol points.
+        design: what the first points, one after another, have in place of the sampler's values; then from the start.
+    """
+
+    def __init__(self, space: Space, seed: int, design: Sequence[Point]) -> None:
+        super().__init__(space, seed)
+        self._design, self._num_asked = design, 0
+
+    def ask(self, num: int) -> list[Point]:
+        """The next `num` points."""
+        points = super().ask(num)
+        given = [self._design[(self._num_asked + index) % len(self._design)] for index in range(num)]
+        self._num_asked += num
+        return [point | values for point, values in zip(points, given, strict=True)]
+
+
 SAMPLERS: Mapping[str, SamplerFactory] = MappingProxyType({"sobol": SobolSampler})
 """The built-in samplers by the name that `attack.sampler` gives; `sdm_ray.sweep.search.samplers` has Optuna's too."""
 

@@ -15,7 +15,7 @@ AttackSchedule = Literal["constant", "warmup", "linear", "cosine"]
 
 GRADIENT_FREE_FAMILIES = ("linear_probe", "logistic_regression", "knn")
 FAMILIES = (
-    "fine_tune", "rescale", "full", "head", "partial", "lora", "attention_head", *GRADIENT_FREE_FAMILIES,
+    "fine_tune", "rescale", "full", "head", "partial", "lora", "attention_head", *GRADIENT_FREE_FAMILIES, "token_probe",
     "noise", "reinit", "prune", "interpolate", "graft", "benign_first", "masked_lm",
 )  # fmt: skip
 """Attack families by name, as `sdm_ray.attack.families` registers them."""
@@ -28,7 +28,7 @@ SHARING = ("fine_tune", "rescale")
 PRESETS: dict[str, dict[str, Any]] = {
     "quick": {},
     "standard": {
-        "families": ("full", "head", "linear_probe", "rescale"),
+        "families": ("full", "head", "linear_probe", "rescale", "token_probe"),
         "num_examples": (20, 50, 100, 200, "all"),
         "num_rerun_seeds": 10,
         "num_search_seeds": 2,
@@ -60,18 +60,16 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 """What the settings are where they are not given, by preset."""
-
-
 class AttackSettings(Settings):
     """An attacker that searches on attacker-validation and is scored once on test."""
 
-    LATER: ClassVar[frozenset[str]] = frozenset({"benign_families", "shared_search"})
+    LATER: ClassVar[frozenset[str]] = frozenset({"benign_families", "num_probe_trials", "shared_search"})
 
     preset: Preset | None = None
     """Gives the settings that are not given other defaults: `quick` (those of this class, for a trial), `standard`,
     `paper` (the published protocol: Adam, whole model or head, 50 trials and 15 re-runs at each n, six times) or
     `worst-case` (every family)."""
-    families: Annotated[tuple[str, ...], Field(min_length=1)] = ("fine_tune", "rescale")
+    families: Annotated[tuple[str, ...], Field(min_length=1)] = ("fine_tune", "rescale", "token_probe")
     """Attack families; each is searched by itself at each n, and the worst of them is the result. A family that a model
     does not allow (interpolation where no public encoder is known, say) is listed as not tried."""
     num_examples: Annotated[tuple[NumExamples, ...], Field(min_length=1)] = (20, 50, 100, 200)
@@ -79,7 +77,10 @@ class AttackSettings(Settings):
     num_searches: PositiveInt = 1
     """Repetitions of the whole search at each n, on other seeds; intervals are then over repetitions."""
     num_search_trials: PositiveInt = 16
-    """Points of the attacker's search of a family at each n."""
+    """Points of the attacker's search of a family at each n, but of `token_probe`'s."""
+    num_probe_trials: PositiveInt = 32
+    """Points of `token_probe`'s search at each n. They are cheap, and 32 read every layer of a small encoder in every
+    way once."""
     shared_search: bool = True
     """Whether `fine_tune` and `rescale`, where both are tried, share `num_search_trials` and the re-runs: each searches
     half of the points, and at each n only the one that did better in the search is run again."""
@@ -147,6 +148,8 @@ class AttackSettings(Settings):
 
     def search_trials(self, family: str) -> int:
         """Points of the search of a family at each n."""
+        if family == "token_probe":
+            return self.num_probe_trials
         if not self.shares_search or family not in SHARING:
             return self.num_search_trials
         half = self.num_search_trials // 2

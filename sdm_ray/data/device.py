@@ -35,6 +35,8 @@ class DeviceData:
             split: torch.from_numpy(np.flatnonzero(tokenized.split == code)) for code, split in enumerate(SPLITS)
         }
         self._ids_host = tokenized.input_ids
+        known = tokenized.known
+        self._known = None if known is None or not (known >= 0).any() else torch.tensor(known, dtype=torch.int64)
         self._input_ids = torch.from_numpy(tokenized.input_ids.astype(np.int64)).to(self.device)
         self._lengths = torch.from_numpy(self._lengths_host).to(self.device)
         self._labels = {task: labels.to(self.device) for task, labels in self._labels_host.items()}
@@ -85,6 +87,10 @@ class DeviceData:
     def lengths_host(self) -> LongTensor:
         """(N,) int64 tokens of each text on the host."""
         return torch.from_numpy(self._lengths_host.copy())  # type: ignore[return-value]
+
+    def known_positions_host(self) -> LongTensor | None:
+        """(N, 2) int64 tokens at which each text names somebody, on the host; see `KnowsPositions`."""
+        return None if self._known is None else self._known.clone()  # type: ignore[return-value]
 
     def shared_texts(self) -> dict[str, int]:
         """Number of texts, compared as tokens, that each pair of splits shares; keys are like "meta_train and test"."""

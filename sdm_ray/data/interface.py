@@ -7,7 +7,7 @@ satisfy these protocols. Data of another kind need the same members and no base 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple, Protocol, Self
+from typing import NamedTuple, Protocol, Self, runtime_checkable
 
 import torch
 from torch import LongTensor, Tensor
@@ -95,3 +95,18 @@ class AttackDataset(Dataset, Protocol):
     def to(self, device: torch.device | str) -> Self:
         """The same data on another device."""
         ...
+
+
+@runtime_checkable
+class KnowsPositions(Protocol):
+    """What data may tell besides: where their texts name somebody."""
+
+    def known_positions_host(self) -> Tensor | None:
+        """(N, 2) int64 on the host: the tokens of a name in each text, the second one being the one beside the first
+        where the name is one token; -1 where there is none. None where no text has any."""
+        ...
+
+
+def known_positions(data: AttackDataset) -> Tensor | None:
+    """Where each text names somebody, as `KnowsPositions`; None for data that do not tell."""
+    return data.known_positions_host() if isinstance(data, KnowsPositions) else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from sdm_ray.core.cache import SharedCache, look_up, offer
 from sdm_ray.core.errors import UsageError
 from sdm_ray.core.files import atomic_path, write_json
 from sdm_ray.core.types import Task
+from sdm_ray.data import names
 from sdm_ray.data.sources import Examples, Labels, load_examples, source_digest
 from sdm_ray.data.splits import assign_splits, check_classes, check_disjoint
 from sdm_ray.data.withheld import withhold
@@ -50,9 +51,11 @@ class TokenizedData:
     harmful_labels: tuple[str, ...]
     pad_id: int
     digest: str
-    """SHA-256 (hex) of all the rest."""
+    """SHA-256 (hex) of all the rest, but for `known`."""
     benign: dict[str, Labels] = field(default_factory=dict)
     """Labels of benign tasks by name."""
+    known: np.ndarray | None = None
+    """(N, 2) int32 tokens at which each text names somebody, see `KnowsPositions`; None where that is not known."""
 
     def labels(self, task: Task) -> np.ndarray:
         """(N,) int64 class indices of a task."""
@@ -96,6 +99,9 @@ def prepare(
     if data is None:
         data = tokenize(examples or load_examples(settings), settings, tokenizer)
         _write(path, data, settings)
+    elif data.known is None:  # an entry of before names were looked for
+        found = examples or load_examples(settings)
+        data = replace(data, known=find_names(found.texts, found.groups, tokenizer, settings.max_length))
     offer(cache_dir, entry, files, shared)
     return data
 
@@ -108,7 +114,7 @@ def tokenize(examples: Examples, settings: DataSettings, tokenizer: Any) -> Toke
     check_classes(examples, split, settings)
     pad_id = int(tokenizer.pad_token_id)
     input_ids, lengths = encode(examples.texts, tokenizer, settings.max_length, pad_id)
-    return _assemble(
+    data = _assemble(
         {
             "input_ids": input_ids,
             "length": lengths,
@@ -121,6 +127,7 @@ def tokenize(examples: Examples, settings: DataSettings, tokenizer: Any) -> Toke
         pad_id,
         examples.benign,
     )
+    return replace(data, known=find_names(examples.texts, examples.groups, tokenizer, settings.max_length))
 
 
 def _check_max_length(settings: DataSettings, tokenizer: Any) -> None:
@@ -159,6 +166,22 @@ def encode(texts: list[str], tokenizer: Any, max_length: int, pad_id: int) -> tu
     # Not beyond max_length, which may be all that the position embeddings reach.
     width = min(round_up(int(lengths.max())), max_length)
     return np.ascontiguousarray(ids[:, :width]), lengths
+
+
+def find_names(texts: list[str], groups: list[str] | None, tokenizer: Any, max_length: int) -> np.ndarray:
+    """(N, 2) int32 tokens at which texts name somebody; arguments as of `encode`, and the texts' names, if known."""
+    characters, found = names.spans(texts, groups), list[names.Span]()
+    for start in range(0, len(texts), _CHUNK_ROWS):
+        encoded = tokenizer(
+            texts[start : start + _CHUNK_ROWS],
+            truncation=True,
+            max_length=max_length,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            return_offsets_mapping=True,
+        )["offset_mapping"]
+        found += [names.positions(offsets, characters[row]) for row, offsets in enumerate(encoded, start=start)]
+    return names.as_array(found)
 
 
 def round_up(length: int) -> int:
@@ -200,7 +223,7 @@ def _assemble(
 
 
 _COLUMNS = {"input_ids": "<i4", "length": "<i4", "desired": "<i4", "harmful": "<i4", "split": "<i1"}
-"""Columns of the Arrow file and their types."""
+"""Columns of the Arrow file and their types, but for `known`, which older files lack."""
 _LABELS = "<i4"
 """Type of the columns of benign labels, one a task, which follow them."""
 
@@ -213,7 +236,10 @@ def _write(path: Path, data: TokenizedData, settings: DataSettings) -> None:
     """The Arrow file, then the sidecar, without which the entry does not count."""
     arrays = {"length": data.lengths, "desired": data.desired, "harmful": data.harmful, "split": data.split}
     ids = pa.FixedSizeListArray.from_arrays(pa.array(data.input_ids.reshape(-1)), data.input_ids.shape[1])
-    columns = {"input_ids": ids} | {name: pa.array(array.astype(_COLUMNS[name])) for name, array in arrays.items()}
+    lists = {"input_ids": ids}
+    if data.known is not None:
+        lists["known"] = pa.FixedSizeListArray.from_arrays(pa.array(data.known.reshape(-1)), 2)
+    columns = lists | {name: pa.array(array.astype(_COLUMNS[name])) for name, array in arrays.items()}
     columns |= {_benign_column(name): pa.array(labels.codes.astype(_LABELS)) for name, labels in data.benign.items()}
     table = pa.table(columns)
     with atomic_path(path) as temporary, pa.ipc.new_file(str(temporary), table.schema) as writer:
@@ -229,6 +255,14 @@ def _write(path: Path, data: TokenizedData, settings: DataSettings) -> None:
         "settings": settings.model_dump(mode="json"),
     }
     write_json(path.with_suffix(".json"), sidecar)
+
+
+def _known(table: pa.Table) -> np.ndarray | None:
+    """Tokens of names; None in a file of before they were looked for."""
+    if "known" not in table.column_names:
+        return None
+    values: np.ndarray = table["known"].chunk(0).flatten().to_numpy().reshape(-1, 2)
+    return values
 
 
 def _read(path: Path) -> TokenizedData | None:
@@ -250,7 +284,7 @@ def _read(path: Path) -> TokenizedData | None:
         desired_labels, harmful_labels = (tuple(sidecar[name]) for name in ("desired_labels", "harmful_labels"))
         data = _assemble(arrays, desired_labels, harmful_labels, int(sidecar["pad_id"]), benign)
         if data.digest == sidecar["digest"]:
-            return data
+            return replace(data, known=_known(table))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, pa.ArrowException):
         pass
     log.warning("tokenised data in %s is damaged; it is built again", path)

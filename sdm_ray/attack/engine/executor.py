@@ -28,6 +28,8 @@ from sdm_ray.attack.engine.stack import (
     train_heads,
     train_stack,
 )
+from sdm_ray.attack.engine.token_readers import TokenReaders
+from sdm_ray.attack.families import token_probe
 from sdm_ray.attack.families.base import Attacker
 from sdm_ray.attack.families.edits import PREPARING_BATCH, PREPARING_RATE, Editor
 from sdm_ray.attack.families.knowledge import Knowledge
@@ -38,6 +40,7 @@ from sdm_ray.attack.report import RecordStatus
 from sdm_ray.config.attack import AttackSettings
 from sdm_ray.core.seeds import seeded
 from sdm_ray.core.types import Params, Split, Task
+from sdm_ray.data.interface import known_positions
 from sdm_ray.models.heads import init_head, logits
 from sdm_ray.models.interface import TrunkLike, as_module
 from sdm_ray.models.trunk import Trunk
@@ -97,7 +100,8 @@ class Executor:
         self._dtype = next(iter(self._params.values())).dtype
         self._num_classes = data.num_classes(task)
         self._knowledge = knowledge or Knowledge()
-        self.facts = self._knowledge.facts(trunk, self._num_classes)
+        facts = self._knowledge.facts(trunk, self._num_classes)
+        self.facts = facts._replace(knows_positions=known_positions(data) is not None)
         self._editor = Editor(trunk, self._params, data, self._knowledge, settings.seed, self._train_desired)
         generator = seeded(settings.seed, "validation sample")
         candidates = data.indices(Split.ATTACKER_VAL)
@@ -130,7 +134,7 @@ class Executor:
         groups: dict[tuple[Any, ...], list[Attacker]] = defaultdict(list)
         mixed = self._editor.mixed(attackers)
         for attacker in attackers:
-            # Edits first: those that share edited weights follow each other.
+            # Edits first: those that share edited weights follow each other. Readers of tokens share the states too.
             key = self._editor.key(attacker)
             start = () if attacker.trains == "full" and not attacker.pooling and key in mixed else key
             kind = (*start, attacker.trains, attacker.depth, attacker.rank, attacker.probe, attacker.pooling)
@@ -297,7 +301,9 @@ class Executor:
         return train_heads(features, labels, plan, _positions(needed, plan.subsets), val_features)
 
     def _probe(self, plan: Plan, splits: Sequence[Split]) -> dict[Split, Tensor]:
-        """(S, N, C) scores of every split by closed-form classifiers, one after the other."""
+        """(S, N, C) scores of every split by classifiers that train no weight of the model, one after the other."""
+        if plan.attackers[0].probe == token_probe.NAME:
+            return self._read_tokens(plan, splits)
         labels_host, readings = self._data.labels_host(self._task), self._readings(plan.attackers[0])
         scored: dict[Split, list[Tensor]] = {split: [] for split in splits}
         for attacker, subset in zip(plan.attackers, plan.subsets, strict=True):
@@ -309,6 +315,13 @@ class Executor:
             for split, values in zip(splits, others, strict=True):
                 scored[split].append(classify(values).to(self._dtype).cpu())
         return {split: torch.stack(values) for split, values in scored.items()}
+
+    def _read_tokens(self, plan: Plan, splits: Sequence[Split]) -> dict[Split, Tensor]:
+        """(S, N, C) scores of every split by readers of single tokens."""
+        params = self._editor.edited(plan.attackers[0])
+        reading = TokenReaders(self._trunk, params, self._data, self._task, self._settings.seed)
+        readers = reading.fit(plan.attackers, plan.subsets, plan.deadline)
+        return {split: reading.scores(readers, self._examples(split)).to(self._dtype) for split in splits}
 
     def _read(self, params: Params) -> Readings:
         scored = {Split.ATTACKER_VAL: self.val, Split.TEST: self.test}

@@ -5,7 +5,7 @@ A family turns a point of its space into an `Attacker`; how attackers of a famil
 
 from __future__ import annotations
 
-from sdm_ray.attack.families import edits, gradient, probes, rescale, token_heads
+from sdm_ray.attack.families import edits, gradient, probes, rescale, token_heads, token_probe
 from sdm_ray.attack.families.base import HEAD_RATE_FACTOR, Attacker, Facts, Family, Phase
 from sdm_ray.core.errors import UsageError
 
@@ -48,6 +48,7 @@ for _family in (
     probes.LOGISTIC_REGRESSION,
     probes.KNN,
     rescale.RESCALE,
+    token_probe.TOKEN_PROBE,
     edits.NOISE,
     edits.REINIT,
     edits.PRUNE,

@@ -41,7 +41,16 @@ class Attacker:
     probe: str = ""
     """Which probe; empty for none."""
     layer: int = -1
-    """What a probe reads: the pooled features (-1), or the mean over tokens of hidden state 0 (the embeddings) to L."""
+    """What a probe reads: the pooled features (-1), or the mean over tokens of hidden state 0 (the embeddings) to L.
+    `token_probe` reads tokens of a hidden state, or rows of the token embedding as they are (-2)."""
+    reading: str = ""
+    """How `token_probe` makes one vector of a text's token states; else empty."""
+    position: int = 0
+    """Which token a reading at a position reads, 0 the first."""
+    scaling: str = ""
+    """How `token_probe` rescales token states."""
+    readout: str = ""
+    """How `token_probe` tells classes from the vector."""
     phase: Phase = "search"
     repeat: int = 0
     """Which repetition of the search."""
@@ -87,6 +96,10 @@ class Facts(NamedTuple):
     """Whether fresh weights of the architecture can be drawn."""
     has_masked_lm: bool
     """Whether the public encoder's masked-LM head is at hand."""
+    has_token_rows: bool = False
+    """Whether there is a token embedding whose rows can be read."""
+    knows_positions: bool = False
+    """Whether the data tell at which tokens a text names somebody."""
 
 
 class Family(NamedTuple):
@@ -101,6 +114,9 @@ class Family(NamedTuple):
     """The attacker at a point, given n."""
     missing: Callable[[Facts], str] = lambda facts: ""
     """What a model lacks for it, in a phrase; empty where nothing is missing."""
+    design: Callable[[AttackSettings, int, Facts], list[Point]] | None = None
+    """Values that the points of a search take one after another, in place of the sampler's; None leaves all to it. A
+    family that has one is cheap: it is searched by Sobol points and has a number of points of its own."""
 
 
 RATE_FACTORS = {

@@ -42,4 +42,5 @@ class Knowledge:
             has_own_head=self.own_head is not None and len(self.own_head) == num_classes,
             can_redraw=self.redraw is not None,
             has_masked_lm=self.masked_lm is not None and inner is not None,
+            has_token_rows=inner is not None and trunk.embedding_name is not None,
         )

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sdm_ray.core.seeds import seeded
 from sdm_ray.core.types import Batch, Split, Task
-from sdm_ray.data.interface import UNLABELLED, BenignTask
+from sdm_ray.data.interface import UNLABELLED, BenignTask, known_positions
 
 if TYPE_CHECKING:
     from sdm_ray.data.interface import AttackDataset
@@ -71,6 +71,10 @@ class RelabelledData:
     def lengths_host(self) -> Tensor:
         """(N,) int64 tokens of each example on the host."""
         return self._data.lengths_host()
+
+    def known_positions_host(self) -> Tensor | None:
+        """(N, 2) int64 tokens at which each text names somebody, on the host; see `KnowsPositions`."""
+        return known_positions(self._data)
 
     def batch(self, indices: Tensor, task: Task, *, pad_to: int | None = None, coarse: bool = False) -> Batch:
         """Examples by index under the benign labels; arguments as of `Dataset.batch`."""

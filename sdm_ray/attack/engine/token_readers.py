@@ -1,0 +1,252 @@
+"""`token_probe` at work: readers fitted to the texts that an attacker owns, and their scores of other texts."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sdm_ray.attack.engine.scoring import ScoringSet
+from sdm_ray.attack.engine.stack import AttackTimeoutError
+from sdm_ray.attack.engine.token_fits import forward, train_logistic, train_perceptrons, train_queries
+from sdm_ray.attack.engine.token_states import Scaling, Tokens, known_of, read, token_states
+from sdm_ray.attack.families.base import Attacker
+from sdm_ray.attack.families.probes import ridge
+from sdm_ray.core.seeds import seeded
+from sdm_ray.core.types import Params, Task
+from sdm_ray.models.interface import TrunkLike
+
+if TYPE_CHECKING:
+    from sdm_ray.data.interface import AttackDataset
+
+KEPT_BYTES = 1024**3
+"""Memory that the states of one subset's texts may take; beyond it layers are read one after the other."""
+STACKED_BYTES = 256 * 1024**2
+"""Memory that the scaled states of queries that are learned together may take."""
+SAME = 1e-7
+"""Deviation, where that of all tokens is 1, below which a feature is the same in all texts."""
+KERNEL_EXAMPLES = 3000
+"""Examples that a kernel regression is fitted to at most."""
+
+Score = Callable[[Tensor], Tensor]
+"""(N, C) scores of features (N, F) float64."""
+Place = tuple[int, str]
+"""Layer and scaling."""
+
+
+@dataclass(frozen=True)
+class Reader:
+    """An attacker's reader, fitted."""
+
+    attacker: Attacker
+    scaling: Scaling
+    query: Tensor | None
+    score: Score
+
+    def __call__(self, tokens: Tokens) -> Tensor:
+        """(N, C) scores of texts."""
+        attacker = self.attacker
+        return self.score(read(tokens, attacker.layer, attacker.reading, attacker.position, self.scaling, self.query))
+
+
+class TokenReaders:
+    """Fits readers of one model's token states, and scores texts by them.
+
+    Args:
+        trunk: the architecture, a transformers encoder of texts.
+        params: its weights.
+        data: the texts.
+        task: whose labels.
+        seed: of what is drawn.
+    """
+
+    def __init__(self, trunk: TrunkLike, params: Params, data: AttackDataset, task: Task, seed: int) -> None:
+        self._trunk, self._params, self._data, self._task, self._seed = trunk, params, data, task, seed
+        self._device = next(iter(params.values())).device
+        self._labels, self._num_classes = data.labels_host(task), data.num_classes(task)
+
+    def fit(
+        self, attackers: Sequence[Attacker], subsets: Sequence[Tensor], deadline: float | None = None
+    ) -> list[Reader]:
+        """Readers of attackers, each fitted to its examples (n,) (host indices).
+
+        Raises:
+            AttackTimeoutError: where the deadline, a reading of `time.perf_counter`, has passed.
+        """
+        readers: dict[int, Reader] = {}
+        groups: dict[bytes, list[int]] = defaultdict(list)
+        for index, subset in enumerate(subsets):
+            groups[subset.sort().values.numpy().tobytes()].append(index)
+        for members in groups.values():
+            examples = ScoringSet.of(self._data, subsets[members[0]], self._task)
+            for layers in self._parts(examples, {attackers[index].layer for index in members}):
+                chosen = [index for index in members if attackers[index].layer in layers]
+                tokens = self._gather(examples, layers)
+                fitting = _Fitting(tokens, examples.labels, self._num_classes, self._seed, deadline)
+                found = fitting.readers([attackers[index] for index in chosen])
+                readers |= dict(zip(chosen, found, strict=True))
+        return [readers[index] for index in range(len(attackers))]
+
+    def scores(self, readers: Sequence[Reader], examples: ScoringSet) -> Tensor:
+        """(S, N, C) on the host, examples in the order of `examples`; no states are kept."""
+        layers = {reader.attacker.layer for reader in readers}
+        parts, start = [], 0
+        for batch in examples.batches:
+            stop = start + len(batch.labels)
+            tokens = token_states(self._trunk, self._params, batch, self._known(examples.indices[start:stop]), layers)
+            parts.append(torch.stack([reader(tokens) for reader in readers]).cpu())
+            start = stop
+        return torch.cat(parts, dim=1)
+
+    def _known(self, indices: Tensor) -> Tensor | None:
+        return known_of(self._data, indices, self._device)
+
+    def _parts(self, examples: ScoringSet, layers: set[int]) -> Iterable[set[int]]:
+        """Layers whose states fit into memory together."""
+        longest = int(examples.batches[-1].attention_mask.shape[-1])
+        width = max(value.shape[-1] for name, value in self._params.items() if name == self._trunk.embedding_name)
+        fitting = max(1, KEPT_BYTES // (4 * len(examples) * longest * width))
+        ordered = sorted(layers)
+        return [set(ordered[start : start + fitting]) for start in range(0, len(ordered), fitting)]
+
+    def _gather(self, examples: ScoringSet, layers: set[int]) -> Tokens:
+        """States of all examples' tokens, padded to the longest text."""
+        longest = int(examples.batches[-1].attention_mask.shape[-1])
+        batches = [token_states(self._trunk, self._params, batch, None, layers) for batch in examples.batches]
+
+        def joined(parts: list[Tensor]) -> Tensor:
+            return torch.cat([F.pad(part, (0, 0, 0, longest - part.shape[1])) for part in parts])
+
+        states = {layer: joined([part.states[layer] for part in batches]) for layer in layers}
+        mask = joined([part.mask[..., None] for part in batches])[..., 0]
+        return Tokens(states, mask, self._known(examples.indices))
+
+
+class _Fitting:
+    """Fits readers to the tokens of one subset of texts."""
+
+    def __init__(self, tokens: Tokens, labels: Tensor, num_classes: int, seed: int, deadline: float | None) -> None:
+        self._tokens, self._num_classes, self._deadline = tokens, num_classes, deadline
+        self._labels = labels.to(tokens.mask.device)
+        self._generator = seeded(seed, "token readers", len(labels))
+        self._scalings: dict[Place, Scaling] = {}
+
+    def readers(self, attackers: Sequence[Attacker]) -> list[Reader]:
+        """In the order of the attackers."""
+        queries = self._queries(sorted({_place(a) for a in attackers if a.reading == "query"}))
+        for place in {_place(attacker) for attacker in attackers}:
+            self._scaling(place)
+        features = []
+        for a in attackers:
+            query = queries.get(_place(a)) if a.reading == "query" else None
+            features.append(read(self._tokens, a.layer, a.reading, a.position, self._scaling(_place(a)), query))
+        scores = self._read_outs(attackers, features)
+        return [
+            Reader(a, self._scaling(_place(a)), queries.get(_place(a)) if a.reading == "query" else None, score)
+            for a, score in zip(attackers, scores, strict=True)
+        ]
+
+    def _check(self) -> None:
+        if self._deadline is not None and time.perf_counter() > self._deadline:
+            raise AttackTimeoutError("timed out")
+
+    def _scaling(self, place: Place) -> Scaling:
+        if place not in self._scalings:
+            layer, kind = place
+            self._scalings[place] = Scaling.of(kind, self._tokens.states[layer], self._tokens.mask)
+        return self._scalings[place]
+
+    def _queries(self, places: Sequence[Place]) -> dict[Place, Tensor]:
+        """Learned queries by layer and scaling."""
+        found: dict[Place, Tensor] = {}
+        count = max(1, STACKED_BYTES // max(1, 4 * self._tokens.mask.numel() * self._width()))
+        for start in range(0, len(places), count):
+            part = places[start : start + count]
+            scaled = [self._scaling(place)(self._tokens.states[place[0]]).float() for place in part]
+            width = max(values.shape[-1] for values in scaled)
+            stacked = torch.stack([F.pad(values, (0, width - values.shape[-1])) for values in scaled])
+            queries = train_queries(
+                stacked, self._tokens.mask, self._labels, self._num_classes, self._generator, self._check
+            )
+            for place, values, query in zip(part, scaled, queries, strict=True):
+                found[place] = query[: values.shape[-1]]
+        return found
+
+    def _width(self) -> int:
+        return max(values.shape[-1] for values in self._tokens.states.values())
+
+    def _read_outs(self, attackers: Sequence[Attacker], features: Sequence[Tensor]) -> list[Score]:
+        """Scores of features, as each attacker reads them out."""
+        scores: dict[int, Score] = {}
+        stacks: dict[str, list[int]] = defaultdict(list)
+        for index, attacker in enumerate(attackers):
+            self._check()
+            if attacker.readout in TRAINED:
+                stacks[attacker.readout].append(index)
+            else:
+                own = _own(features[index])
+                fitted = CLOSED[attacker.readout](own, self._labels, self._num_classes, attacker.amount)
+                scores[index] = _scaled(features[index], fitted)
+        for readout, members in stacks.items():
+            own = [_own(features[index]).float() for index in members]
+            width = max(values.shape[1] for values in own)
+            stacked = torch.stack([F.pad(values, (0, width - values.shape[1])) for values in own])
+            penalties = torch.tensor([attackers[index].amount for index in members]).to(stacked)
+            params = TRAINED[readout](stacked, self._labels, self._num_classes, penalties, self._generator, self._check)
+            for place, index in enumerate(members):
+                mine = {name: value[place : place + 1] for name, value in params.items()}
+                scores[index] = _scaled(features[index], _network(mine, width))
+        return [scores[index] for index in range(len(attackers))]
+
+
+def kernel_ridge(features: Tensor, labels: Tensor, num_classes: int, penalty: float) -> Score:
+    """Ridge regression in the feature space of a Gaussian kernel, of about the width of the data; as `ridge`."""
+    owned, labels = features[:KERNEL_EXAMPLES], labels[:KERNEL_EXAMPLES]
+    targets = F.one_hot(labels, num_classes).double()
+    mean, (count, width) = targets.mean(0), owned.shape
+
+    def kernel(values: Tensor) -> Tensor:
+        return torch.exp(-torch.cdist(values, owned).square() / (2 * max(width, 1)))
+
+    gram = kernel(owned) + penalty * max(1.0, count / max(width, 1)) * torch.eye(count).to(owned)
+    weights = torch.linalg.solve(gram, targets - mean)
+    return lambda values: kernel(values) @ weights + mean
+
+
+CLOSED = {"ridge": ridge, "kernel": kernel_ridge}
+TRAINED = {"logistic": train_logistic, "perceptron": train_perceptrons}
+
+
+def _place(attacker: Attacker) -> Place:
+    return attacker.layer, attacker.scaling
+
+
+def _scaled(owned: Tensor, fitted: Score) -> Score:
+    """Scores of features that are standardised as the owned ones (n, F) were."""
+    mean, scale = owned.mean(0), _scale(owned)
+    return lambda values: fitted((values - mean) * scale)
+
+
+def _own(features: Tensor) -> Tensor:
+    """Features (n, F), standardised."""
+    return (features - features.mean(0)) * _scale(features)
+
+
+def _scale(owned: Tensor) -> Tensor:
+    """(F,) factors that give owned features (n, F) deviation 1; 0 for one that is the same in all of them."""
+    deviation = owned.std(0, correction=0)
+    return torch.where(deviation > SAME, 1 / deviation.clamp_min(SAME), 0.0)
+
+
+def _network(params: Params, width: int) -> Score:
+    def score(values: Tensor) -> Tensor:
+        padded = F.pad(values.float(), (0, width - values.shape[1]))
+        return forward(params, padded[None])[0].double()
+
+    return score

@@ -1,0 +1,138 @@
+"""States of single tokens under given weights, and how they become one vector a text."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from sdm_ray.attack.families.token_probe import ROWS
+from sdm_ray.core.types import Batch, Params
+from sdm_ray.data.interface import known_positions
+from sdm_ray.models.interface import TrunkLike, as_module
+
+if TYPE_CHECKING:
+    from sdm_ray.data.interface import AttackDataset
+
+FLOOR = 1e-12
+"""Share of the largest variance below which an axis is what rounding left, and is not whitened."""
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """N texts, their tokens' states at some layers."""
+
+    states: dict[int, Tensor]
+    """(N, L, E) by layer."""
+    mask: Tensor
+    """(N, L) bool; True on tokens."""
+    known: Tensor | None
+    """(N, 2) places of a name's tokens; negative where none is known. None where the data do not tell."""
+
+    def at(self, layer: int, positions: Tensor) -> Tensor:
+        """(N, E) states of one token of each text, the last one of a text that is shorter."""
+        last = self.mask.sum(1) - 1
+        return self.states[layer][torch.arange(len(last), device=last.device), torch.minimum(positions, last)]
+
+    def name(self, layer: int, which: int) -> Tensor:
+        """(N, E) states of the first or the second token of the name; of the token after the special one for none."""
+        assert self.known is not None
+        return self.at(layer, torch.where(self.known[:, which] < 0, 1, self.known[:, which]))
+
+
+def token_states(
+    trunk: TrunkLike, params: Params, batch: Batch, known: Tensor | None, layers: Collection[int]
+) -> Tokens:
+    """States of a batch's tokens.
+
+    Args:
+        trunk: the architecture; a `Trunk` of texts.
+        params: its weights.
+        batch: of B texts.
+        known: (B, 2) of `Tokens.known`.
+        layers: which are wanted.
+    """
+    ids, mask = batch.inputs
+    with torch.no_grad():
+        found: dict[int, Tensor] = {}
+        if any(layer >= 0 for layer in layers):
+            _, hidden = functional_call(as_module(trunk), params, batch.inputs, {"hidden_states": True})
+            found = {layer: hidden[layer] for layer in layers if layer >= 0}
+        if ROWS in layers:
+            assert trunk.embedding_name is not None
+            found[ROWS] = params[trunk.embedding_name][ids]
+    return Tokens(found, mask.bool(), known)
+
+
+def known_of(data: AttackDataset, indices: Tensor, device: torch.device) -> Tensor | None:
+    """(N, 2) places of names in the texts at `indices` (N,), on a device."""
+    positions = known_positions(data)
+    return None if positions is None else positions[indices].to(device)
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """(x - mean) @ matrix: what makes the attacker's own tokens have deviation 1 in every direction that is kept."""
+
+    mean: Tensor
+    """(E,) float64."""
+    matrix: Tensor
+    """(E, K) float64."""
+
+    @classmethod
+    def of(cls, kind: str, states: Tensor, mask: Tensor) -> Scaling:
+        """Of the tokens of texts.
+
+        Args:
+            kind: one of `families.token_probe.SCALINGS`.
+            states: (N, L, E).
+            mask: (N, L) bool.
+        """
+        tokens = states[mask].double()
+        mean = tokens.mean(0)
+        if kind == "standardised":
+            deviation = tokens.std(0, correction=0)
+            # Dead coordinates stay dead; the bound is relative, so that tiny but informative ones come back to scale.
+            return cls(mean, torch.diag(1 / deviation.clamp_min(1e-9 * deviation.max().clamp_min(1e-300))))
+        centred = tokens - mean
+        variances, axes = torch.linalg.eigh(centred.T @ centred / len(tokens))
+        kept = variances > FLOOR * variances[-1].clamp_min(1e-300)
+        return cls(mean, axes[:, kept] / variances[kept].sqrt())
+
+    def __call__(self, states: Tensor) -> Tensor:
+        """(..., K) float64 of states (..., E)."""
+        return (states.double() - self.mean) @ self.matrix
+
+
+def read(tokens: Tokens, layer: int, reading: str, position: int, scaling: Scaling, query: Tensor | None) -> Tensor:
+    """(N, F) float64: one vector a text.
+
+    Args:
+        tokens: the texts.
+        layer: whose states.
+        reading: one of `families.token_probe.READINGS`, with its `position`.
+        scaling: of these states.
+        query: (K,) learned, for the reading of that name.
+    """
+    if reading == "position":
+        places = torch.full((len(tokens.mask),), position, device=tokens.mask.device)
+        return scaling(tokens.at(layer, places))
+    if reading == "known":
+        return scaling(tokens.name(layer, 0))
+    if reading == "pair":
+        return torch.cat([scaling(tokens.name(layer, which)) for which in (0, 1)], dim=1)
+    states, absent = tokens.states[layer], ~tokens.mask
+    if reading == "maximum":
+        scaled, absent = scaling(states), absent[..., None]
+        largest, smallest = (scaled.masked_fill(absent, sign * torch.inf) for sign in (-1, 1))
+        return torch.cat([largest.amax(1), smallest.amin(1)], dim=1)
+    assert reading == "query", reading
+    assert query is not None
+    # The mean is the same for all tokens, so that it drops out of the softmax.
+    scores = (states.double() @ (scaling.matrix @ query.double())).masked_fill(absent, -torch.inf)
+    weights = scores.softmax(1)
+    return scaling(torch.einsum("nl,nle->ne", weights, states.double()))

@@ -1,0 +1,102 @@
+"""The family that reads states of single tokens, rescaled by the attacker's own texts.
+
+Pooling drowns one token in fifteen, and a direction that was shrunk is below what an optimiser's first steps amplify.
+Whoever scales every direction of the states alike, and knows or learns which token to read, is stopped by neither.
+"""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import Literal
+
+from sdm_ray.attack.families.base import Attacker, Facts, Family
+from sdm_ray.attack.space import Choice, LogFloat, Point, Space
+from sdm_ray.config.attack import AttackSettings
+
+Reading = Literal["query", "maximum", "position", "known", "pair"]
+"""How the states of a text become one vector.
+
+`query`: their mean under softmax weights of a learned query. `maximum`: the maximum and the minimum over tokens of each
+coordinate. `position`: the state of a token by its place. `known`: that of the token where a name is known to stand.
+`pair`: the states of both tokens of a name, side by side.
+"""
+Scaling = Literal["standardised", "whitened"]
+"""`standardised` scales each coordinate, `whitened` each principal axis, to deviation 1 over the attacker's tokens."""
+Readout = Literal["logistic", "ridge", "perceptron", "kernel"]
+
+NAME = "token_probe"
+ROWS = -2
+"""The layer of the token embedding's rows themselves, before positions and norms."""
+READINGS: tuple[tuple[Reading, int], ...] = (
+    ("position", 1), ("known", 0), ("query", 0), ("pair", 0), ("maximum", 0), ("position", 2), ("position", 3),
+)  # fmt: skip
+"""Readings with the place of their token, 0 being the special token that most texts begin with."""
+SCALINGS: tuple[Scaling, ...] = ("standardised", "whitened")
+READOUTS: tuple[Readout, ...] = ("logistic", "kernel", "ridge", "perceptron")
+PENALTY = LogFloat(1e-3, 10.0)
+
+
+def layers(facts: Facts) -> tuple[int, ...]:
+    """Layers whose token states can be read: the embeddings first, then the last layer downwards, then the rows."""
+    last = facts.num_hidden_states - 1
+    hidden = (0, *range(last, 0, -1)) if last >= 0 else ()
+    return (*hidden, ROWS) if hidden and facts.has_token_rows else hidden
+
+
+def readings(facts: Facts) -> tuple[tuple[Reading, int], ...]:
+    """Readings that the data allow."""
+    return tuple(pair for pair in READINGS if facts.knows_positions or pair[0] not in ("known", "pair"))
+
+
+def _space(settings: AttackSettings, num_examples: int, facts: Facts) -> Space:
+    return {
+        "layer": Choice(layers(facts) or (ROWS,)),
+        "reading": Choice(tuple(f"{reading} {position}" for reading, position in readings(facts))),
+        "scaling": Choice(SCALINGS),
+        "readout": Choice(READOUTS),
+        "amount": PENALTY,
+    }
+
+
+def _design(settings: AttackSettings, num_examples: int, facts: Facts) -> list[Point]:
+    """Pairs of reading and layer, every reading before any comes again; all pairs, then, with other ways to read them.
+
+    A few points drawn at random in so mixed a space would leave readings out that are all it takes.
+    """
+    space = _space(settings, num_examples, facts)
+    choices = {name: value.values for name, value in space.items() if isinstance(value, Choice)}
+    ways = list(product(choices["scaling"], choices["readout"]))
+    points = []
+    for turn, start in product(range(len(ways)), range(len(choices["layer"]))):
+        for index, reading in enumerate(choices["reading"]):
+            layer = choices["layer"][(start + index) % len(choices["layer"])]
+            # Ways take turns along readings, layers and rounds, so that no reading meets one way alone.
+            scaling, readout = ways[(3 * index + 5 * start + turn) % len(ways)]
+            points.append({"layer": layer, "reading": reading, "scaling": scaling, "readout": readout})
+    return points
+
+
+def _attacker(point: Point, num_examples: int) -> Attacker:
+    reading, position = point["reading"].split()
+    return Attacker(
+        family=NAME,
+        num_examples=num_examples,
+        trains="probe",
+        probe=NAME,
+        layer=point["layer"],
+        reading=reading,
+        position=int(position),
+        scaling=point["scaling"],
+        readout=point["readout"],
+        amount=float(point["amount"]),
+    )
+
+
+def _missing(facts: Facts) -> str:
+    return "" if facts.num_hidden_states else "states of single tokens, which a transformers encoder of texts has"
+
+
+TOKEN_PROBE = Family(
+    NAME, "readers of single tokens' states at every layer, rescaled (amount: penalty)", _space, _attacker, _missing,
+    _design,
+)  # fmt: skip

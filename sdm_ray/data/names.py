@@ -1,0 +1,75 @@
+"""Where texts name somebody: the value of their group, or words that only a name would have capitals for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")
+NOWHERE = (-1, -1)
+
+Span = tuple[int, int]
+"""Places of the first characters of a name's two words, or of its word and the one after it; -1 where there is none."""
+
+
+def spans(texts: Sequence[str], groups: Sequence[str] | None) -> list[Span]:
+    """Where each text names somebody.
+
+    Args:
+        texts: as they are tokenised.
+        groups: a name for each text, or None where none is known; what does not occur in its text is not looked for.
+    """
+    names = [None] * len(texts) if groups is None else groups
+    return [_of_name(text, name) or _of_capitals(text) for text, name in zip(texts, names, strict=True)]
+
+
+def positions(offsets: Sequence[Span], span: Span) -> Span:
+    """Tokens that hold the characters of a span.
+
+    Args:
+        offsets: first character of each token and the one after its last; empty for special tokens.
+        span: of `spans`.
+
+    Returns:
+        The two tokens; for a name without a second word the token after the first; -1 for none.
+    """
+    first, second = (_holding(offsets, character) for character in span)
+    if first < 0:
+        return NOWHERE
+    return first, second if second >= 0 else min(first + 1, len(offsets) - 1)
+
+
+def _holding(offsets: Sequence[Span], character: int) -> int:
+    if character < 0:
+        return -1
+    return next((index for index, (start, stop) in enumerate(offsets) if start <= character < stop), -1)
+
+
+def _of_name(text: str, name: str | None) -> Span | None:
+    """Of a name of one or more words, whatever its case; its first two words count."""
+    if name is None or not name.strip():
+        return None
+    words = name.split()
+    pattern = r"\s+".join(f"({re.escape(word)})" for word in words[:2])
+    found = re.search(rf"(?<!\w){pattern}(?!\w)", text, re.IGNORECASE)
+    if found is None:
+        return None
+    return found.start(1), found.start(2) if len(words) > 1 else -1
+
+
+def _of_capitals(text: str) -> Span:
+    """Of the first capitalised word that begins no sentence, and of the word after it."""
+    words = list(WORD.finditer(text))
+    for index, word in enumerate(words[1:], start=1):
+        between = text[words[index - 1].end() : word.start()]
+        if word[0][0].isupper() and word[0] != "I" and not re.search(r"[.!?:\n]", between):
+            following = words[index + 1].start() if index + 1 < len(words) else -1
+            return word.start(), following
+    return NOWHERE
+
+
+def as_array(found: Sequence[Span]) -> np.ndarray:
+    """(N, 2) int32."""
+    return np.array(found, dtype=np.int32).reshape(-1, 2)
