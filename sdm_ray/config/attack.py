@@ -60,6 +60,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 """What the settings are where they are not given, by preset."""
+
+
 class AttackSettings(Settings):
     """An attacker that searches on attacker-validation and is scored once on test."""
 

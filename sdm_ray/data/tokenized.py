@@ -169,7 +169,7 @@ def encode(texts: list[str], tokenizer: Any, max_length: int, pad_id: int) -> tu
 
 
 def find_names(texts: list[str], groups: list[str] | None, tokenizer: Any, max_length: int) -> np.ndarray:
-    """(N, 2) int32 tokens at which texts name somebody; arguments as of `encode`, and the texts' names, if known."""
+    """(N, 2) int32 tokens at which texts name somebody; arguments as of `encode`, and each text's name, if known."""
     characters, found = names.spans(texts, groups), list[names.Span]()
     for start in range(0, len(texts), _CHUNK_ROWS):
         encoded = tokenizer(

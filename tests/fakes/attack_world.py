@@ -98,6 +98,7 @@ def params_of(trunk: TrunkLike) -> Params:
 def quick(**changes: Any) -> AttackSettings:
     """Settings of an attack that takes a fraction of a second."""
     values: dict[str, Any] = {
+        "families": ("fine_tune",),
         "num_examples": (20, 40),
         "num_search_trials": 8,
         "num_rerun_seeds": 3,

@@ -9,6 +9,7 @@ from sdm_ray.config import TrialSettings, parse_settings
 from tests.fakes import files as helpers
 
 ATTACK: dict[str, Any] = {
+    "families": ["fine_tune"],
     "num_examples": [4, 8], "num_search_trials": 2, "num_rerun_seeds": 2, "num_steps_min": 2, "num_steps_max": 4,
     "batch_sizes": [4], "learning_rate": {"low": 1e-3, "high": 3e-2},
 }  # fmt: skip

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from sdm_ray.core.types import Params
 
-HIDDEN = 128
+HIDDEN = 64
 """Hidden units of a perceptron."""
 BATCH = 256
 """Examples of a step; fewer than these are taken all at once."""
-QUERY_STEPS, LOGISTIC_STEPS, PERCEPTRON_STEPS = 150, 200, 200
-QUERY_RATE, LOGISTIC_RATE, PERCEPTRON_RATE = 0.03, 0.05, 0.005
+QUERY_STEPS, LOGISTIC_STEPS, PERCEPTRON_STEPS = 100, 150, 150
+QUERY_RATE, LOGISTIC_RATE, PERCEPTRON_RATE = 0.05, 0.05, 0.01
 """Adam's steps and first learning rates; they fall to 0 along half a cosine."""
 QUERY_PENALTY = 1e-3
 """Of a query and the weights beside it, times half their square."""

@@ -194,9 +194,9 @@ class _Fitting:
                 fitted = CLOSED[attacker.readout](own, self._labels, self._num_classes, attacker.amount)
                 scores[index] = _scaled(features[index], fitted)
         for readout, members in stacks.items():
-            own = [_own(features[index]).float() for index in members]
-            width = max(values.shape[1] for values in own)
-            stacked = torch.stack([F.pad(values, (0, width - values.shape[1])) for values in own])
+            each = [_own(features[index]).float() for index in members]
+            width = max(values.shape[1] for values in each)
+            stacked = torch.stack([F.pad(values, (0, width - values.shape[1])) for values in each])
             penalties = torch.tensor([attackers[index].amount for index in members]).to(stacked)
             params = TRAINED[readout](stacked, self._labels, self._num_classes, penalties, self._generator, self._check)
             for place, index in enumerate(members):

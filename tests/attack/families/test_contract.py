@@ -8,10 +8,14 @@ import json
 import pytest
 
 from sdm_ray.attack.families import FAMILIES, Attacker, Facts
+from sdm_ray.attack.families.token_probe import NAME, ROWS
 from sdm_ray.attack.space import Point
 from tests.fakes.attack_world import quick
 
-RICH = Facts(3, 3, has_linear_layers=True, has_public=True, has_own_head=True, can_redraw=True, has_masked_lm=True)
+RICH = Facts(
+    3, 3, has_linear_layers=True, has_public=True, has_own_head=True, can_redraw=True, has_masked_lm=True,
+    has_token_rows=True, knows_positions=True,
+)  # fmt: skip
 POOR = Facts(1, 0, has_linear_layers=False, has_public=False, has_own_head=False, can_redraw=False, has_masked_lm=False)
 NEEDS = {
     "lora": "has_linear_layers",
@@ -19,6 +23,7 @@ NEEDS = {
     "interpolate": "has_public",
     "graft": "has_public",
     "masked_lm": "has_masked_lm",
+    "token_probe": "num_hidden_states",
 }
 """The fact without which a family cannot be tried."""
 QUANTILES = (0.0, 0.3, 0.6, 0.999999)
@@ -57,7 +62,7 @@ def test_attackers_that_descend_gradients_keep_to_the_settings(name: str) -> Non
     for attacker in attackers(name, 20):
         if attacker.trains == "probe":
             assert attacker.probe
-            assert -1 <= attacker.layer < RICH.num_hidden_states
+            assert (ROWS if name == NAME else -1) <= attacker.layer < RICH.num_hidden_states
         else:
             assert settings.num_steps_min <= attacker.num_steps <= settings.num_steps_max
             assert attacker.optimizer in settings.optimizers
@@ -87,4 +92,4 @@ def test_a_family_says_what_a_model_lacks_for_it_or_has_attackers_without_it(nam
 
 @pytest.mark.parametrize(("needy", "fact"), NEEDS.items())
 def test_the_one_fact_that_a_family_needs_is_enough_to_rule_it_out(needy: str, fact: str) -> None:
-    assert FAMILIES[needy].missing(RICH._replace(**{fact: False}))
+    assert FAMILIES[needy].missing(Facts(**{**RICH._asdict(), fact: 0}))
