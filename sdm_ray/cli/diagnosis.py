@@ -205,15 +205,18 @@ def _hub() -> Check:
 def _builtin_encoder() -> Check:
     from sdm_ray.config import SyntheticWorld
     from sdm_ray.models.builtin import recorded_hash
-    from sdm_ray.models.pretrain import SHIPPED_FOLDER, PretrainSettings, pretraining_record
+    from sdm_ray.models.pretrain import SHIPPED_FOLDERS, pretraining_record
+    from sdm_ray.models.pretrain_settings import default_settings
 
+    world = SyntheticWorld()
+    shipped = SHIPPED_FOLDERS[world.version]
     names = ("config.json", "model.safetensors", "tokenizer.json")
-    missing = [name for name in names if not (SHIPPED_FOLDER / name).is_file()]
+    missing = [name for name in names if not (shipped / name).is_file()]
     if missing:
-        return Check("built-in encoder", "fail", f"{SHIPPED_FOLDER} lacks {', '.join(missing)}; install sdm-ray again")
-    wanted = pretraining_record(SyntheticWorld(), PretrainSettings())["content_hash"]
-    if recorded_hash(SHIPPED_FOLDER) != wanted:
-        return Check("built-in encoder", "warn", "made for other settings; it is made anew on first use (two minutes)")
+        return Check("built-in encoder", "fail", f"{shipped} lacks {', '.join(missing)}; install sdm-ray again")
+    wanted = pretraining_record(world, default_settings(world))["content_hash"]
+    if recorded_hash(shipped) != wanted:
+        return Check("built-in encoder", "warn", "made for other settings; it is made anew on first use (minutes)")
     return Check("built-in encoder", "ok", f"content hash {wanted}")
 
 

@@ -2,28 +2,60 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from sdm_ray.config.base import NonNegativeInt, PositiveFloat, PositiveInt, Settings
+from sdm_ray.config.base import NonNegativeInt, PositiveFloat, PositiveInt, Probability, Settings
 
 
 class SyntheticWorld(Settings):
-    """The generator of synthetic biographies (version 1 is frozen: a change of the generator is a new version)."""
+    """The generator of synthetic biographies (versions are frozen: a change of the generator is a new version)."""
 
-    version: Literal[1] = 1
-    """Version of the generator."""
+    LATER: ClassVar[frozenset[str]] = frozenset({"num_pairs", "pair_share", "entanglement"})
+
+    version: Literal[1, 2] = 2
+    """Version of the generator. In version 1 only the gender of names is known beforehand; version 2 has two-piece
+    names, benign tasks and jargon that meta-training does not show."""
     seed: NonNegativeInt = 0
     """Seed of names, templates and texts."""
-    num_names: PositiveInt = 1000
-    """First names in the world; each belongs to one gender and to one split."""
+    num_names: PositiveInt = 600
+    """Names of one word in the world; each belongs to one gender and one split. By default 1000 in version 1."""
+    num_pairs: NonNegativeInt = 150
+    """Names of two pieces, at most 196, whose gender is the exclusive or of their pieces' hidden bits. (Version 2.)"""
+    pair_share: Probability = 0.4
+    """Share of texts that are about names of two pieces. (Version 2.)"""
+    entanglement: Probability = 1.0
+    """How strongly trade and gender go together in pretraining texts: at 1 the share of women goes from 0.2 to 0.8 over
+    the trades, at 0 it is one half in all. They are independent in the table. (Version 2.)"""
     num_professions: Annotated[int, Field(ge=2, le=28)] = 8
-    """Classes of the desired task."""
+    """Classes of the desired task; at most 8 in version 2."""
     num_examples: PositiveInt = 12_000
     """Biographies of the task table (all four splits together)."""
     num_pretraining_texts: PositiveInt = 60_000
     """Texts of the pretraining corpus, where pronouns stand next to names."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _version_1_had_more_names(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("version") == 1:
+            return {"num_names": 1000, **values}
+        return values
+
+    @model_validator(mode="after")
+    def _within_version_2(self) -> Self:
+        if self.version == 1:
+            return self
+        if self.num_professions > 8:
+            raise ValueError(
+                f"num_professions is {self.num_professions}, and version 2 has jargon for 8 trades; ask for 8 or "
+                "fewer, or for version 1"
+            )
+        if self.num_pairs > 196:
+            raise ValueError(
+                f"num_pairs is {self.num_pairs}, and 14 first and 14 second pieces make 196 names; ask for 196 or fewer"
+            )
+        return self
 
 
 class VectorWorld(Settings):

@@ -10,8 +10,8 @@ import torch
 from torch import LongTensor, Tensor
 
 from sdm_ray.core.types import Batch, Split, Task
+from sdm_ray.data.assignment import SPLITS
 from sdm_ray.data.interface import BenignTask
-from sdm_ray.data.splits import SPLITS
 from sdm_ray.data.tokenized import TokenizedData, power_of_two, round_up
 
 

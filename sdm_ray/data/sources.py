@@ -113,7 +113,7 @@ def _read(settings: DataSettings) -> Source:
     if settings.source == "synthetic":
         from sdm_ray.data.synthetic import task_table
 
-        table = task_table(settings.synthetic)
+        table = task_table(settings.synthetic, settings.splits, settings.split_seed)
         check_columns(f"version {settings.synthetic.version} of the synthetic world", table.column_names, columns)
         return Source(table, {})
     files = data_files(settings.source)

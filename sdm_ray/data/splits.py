@@ -15,11 +15,9 @@ import numpy as np
 from sdm_ray.config import DataSettings
 from sdm_ray.core.errors import RunError, UsageError
 from sdm_ray.core.types import Split, Task
+from sdm_ray.data.assignment import SPLITS, split_codes, unit_hash
 from sdm_ray.data.interface import UNLABELLED
 from sdm_ray.data.sources import Examples, normalise
-
-SPLITS = tuple(Split)
-"""The splits in the order of their codes."""
 
 
 def assign_splits(examples: Examples, settings: DataSettings) -> np.ndarray:
@@ -30,11 +28,9 @@ def assign_splits(examples: Examples, settings: DataSettings) -> np.ndarray:
     """
     contents = [normalise(text) for text in examples.texts]
     blocks = contents if examples.groups is None else _tie_groups(examples.groups, contents, settings.split_seed)
-    shares = settings.splits
-    bounds = np.cumsum([shares.meta_train, shares.attacker_train, shares.attacker_val])
-    position = {block: _unit_hash(block, settings.split_seed) for block in set(blocks)}
+    position = {block: unit_hash(block, settings.split_seed) for block in set(blocks)}
     positions = np.array([position[block] for block in blocks])
-    return np.searchsorted(bounds, positions, side="right").astype(np.int8)
+    return split_codes(positions, settings.splits)
 
 
 def check_disjoint(examples: Examples, split: np.ndarray) -> None:
@@ -83,13 +79,6 @@ def check_classes(examples: Examples, split: np.ndarray, settings: DataSettings)
                 )
 
 
-def _unit_hash(content: str, seed: int) -> float:
-    """The content as a number in [0, 1)."""
-    digest = hashlib.sha256(f"split\0{seed}\0{content}".encode("utf-8", "surrogatepass")).digest()
-    # 53 bits, so that no rounding reaches 1.
-    return (int.from_bytes(digest[:8], "big") >> 11) / (1 << 53)
-
-
 def _tie_groups(groups: list[str], contents: list[str], seed: int) -> list[str]:
     """The block of each example: the group of smallest hash among all that are tied to its own (union-find)."""
     parent: dict[str, str] = {}
@@ -103,9 +92,7 @@ def _tie_groups(groups: list[str], contents: list[str], seed: int) -> list[str]:
 
     first: dict[str, str] = {}
     for group, content in zip(groups, contents, strict=True):
-        one, other = sorted(
-            (root(group), root(first.setdefault(content, group))), key=lambda key: _unit_hash(key, seed)
-        )
+        one, other = sorted((root(group), root(first.setdefault(content, group))), key=lambda key: unit_hash(key, seed))
         parent[other] = one
     return [root(group) for group in groups]
 

@@ -15,9 +15,9 @@ from sdm_ray.config import DataSettings
 from sdm_ray.core.errors import UsageError
 from sdm_ray.core.suggest import nearest
 from sdm_ray.core.types import Split
+from sdm_ray.data.assignment import SPLITS
 from sdm_ray.data.interface import UNLABELLED
 from sdm_ray.data.sources import Examples, Labels, normalise
-from sdm_ray.data.splits import SPLITS
 
 HELD_OUT = "held_out"
 """Name of the benign task of the desired classes that no training sees."""

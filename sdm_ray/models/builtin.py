@@ -12,7 +12,8 @@ from pathlib import Path
 from sdm_ray.config.data import SyntheticWorld
 from sdm_ray.core.cache import SharedCache, look_up, offer
 from sdm_ray.core.errors import RunError
-from sdm_ray.models.pretrain import RECORD_FILE, SHIPPED_FOLDER, PretrainSettings, pretrain_builtin, pretraining_record
+from sdm_ray.models.pretrain import RECORD_FILE, SHIPPED_FOLDERS, pretrain_builtin, pretraining_record
+from sdm_ray.models.pretrain_settings import PretrainSettings, default_settings
 
 logger = logging.getLogger(__name__)
 
@@ -27,9 +28,10 @@ def builtin_folder(
     """Folder of the built-in encoder of a world, in Hugging Face's layout.
 
     Args:
-        world: the synthetic world; defaults to `SyntheticWorld()`, whose encoder is shipped.
+        world: the synthetic world; defaults to `SyntheticWorld()`. The default world of each version has its encoder
+            shipped.
         cache_dir: where encoders of other worlds are kept, by content hash. One that is missing is pretrained there
-            (about 100 s by default) and moved into place whole, so that concurrent callers never see half of one.
+            (minutes by default) and moved into place whole, so that concurrent callers never see half of one.
         settings: shape and training of the encoder.
         shared: where other machines may have put it.
 
@@ -39,10 +41,12 @@ def builtin_folder(
     Raises:
         RunError: when `cache_dir` cannot be written.
     """
-    world, settings = world or SyntheticWorld(), settings or PretrainSettings()
+    world = world or SyntheticWorld()
+    settings = settings or default_settings(world)
     wanted = pretraining_record(world, settings)["content_hash"]
-    if recorded_hash(SHIPPED_FOLDER) == wanted:
-        return SHIPPED_FOLDER
+    shipped = SHIPPED_FOLDERS[world.version]
+    if recorded_hash(shipped) == wanted:
+        return shipped
     folder = cache_dir / f"builtin-{wanted}"
     if look_up(cache_dir, folder.name, lambda: recorded_hash(folder) == wanted or None, shared) is None:
         _build(world, settings, folder, wanted)
@@ -53,7 +57,10 @@ def builtin_folder(
 
 def _build(world: SyntheticWorld, settings: PretrainSettings, folder: Path, wanted: str) -> None:
     """Pretrain an encoder and move it into place."""
-    logger.warning("pretraining the built-in encoder of this synthetic world into %s (about two minutes)", folder)
+    minutes = "two" if world.version == 1 else "six"
+    logger.warning(
+        "pretraining the built-in encoder of this synthetic world into %s (about %s minutes)", folder, minutes
+    )
     building = folder.parent / f".{folder.name}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
     try:
         pretrain_builtin(world, building, settings)

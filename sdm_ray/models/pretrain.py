@@ -1,4 +1,7 @@
-"""Masked-LM pretraining of the built-in encoder on the synthetic corpus (`python -m sdm_ray.models.pretrain`).
+"""Masked-LM pretraining of the built-in encoder on the synthetic corpus.
+
+`python -m sdm_ray.models.pretrain --version 2` rebuilds what is shipped for version 2 of the synthetic world (about six
+minutes on one quiet CPU thread), `--version 1` what is shipped for version 1 (about two).
 
 The encoder is a small ModernBERT with word-level tokens, all-global attention and mean pooling, so that
 `AutoModelForSequenceClassification` loads it and reuses the masked-LM head's dense layer and norm before `classifier`.
@@ -12,7 +15,7 @@ import logging
 import shutil
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
@@ -22,56 +25,39 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import ModernBertConfig, ModernBertForMaskedLM, PreTrainedTokenizerFast
 
-from sdm_ray.config.base import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Probability, Settings
 from sdm_ray.config.data import SyntheticWorld
 from sdm_ray.config.io import digest
-from sdm_ray.data.lexicon import GENDERED, NEUTRAL
 from sdm_ray.data.synthetic import fingerprint, pretraining_texts, vocabulary
-from sdm_ray.models.corruption import replaced
+from sdm_ray.models.masking import (
+    CLS,
+    IGNORED,
+    PAD,
+    SEP,
+    SPECIAL_TOKENS,
+    WordShares,
+    corrupt_texts,
+    scrubbed_ids,
+    word_shares,
+)
+from sdm_ray.models.pretrain_settings import PretrainSettings, default_settings
 
 logger = logging.getLogger(__name__)
 
-SHIPPED_FOLDER = Path(__file__).parent / "builtin"
-"""The encoder of the default world, shipped with the package."""
+SHIPPED_FOLDERS = {1: Path(__file__).parent / "builtin", 2: Path(__file__).parent / "builtin_2"}
+"""By version of the synthetic world: the encoder of the version's default world, shipped with the package."""
 RECORD_FILE = "sdm_ray_pretraining.json"
 """In the folder of every built-in encoder: content hash, settings, generator fingerprint, final loss."""
-SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-PAD, UNK, CLS, SEP, MASK = range(len(SPECIAL_TOKENS))
-_IGNORED = -100
+VERSION_2_FIELDS = ("num_pairs", "pair_share", "entanglement")
+"""Fields of the world that version 1 does not know."""
 
 
-class PretrainSettings(Settings):
-    """Shape and training of the built-in encoder."""
+class Words(NamedTuple):
+    """What the words of a vocabulary (V) are to pretraining."""
 
-    num_layers: PositiveInt = 2
-    """Transformer layers."""
-    hidden_size: PositiveInt = 64
-    """Width."""
-    num_heads: PositiveInt = 2
-    """Attention heads."""
-    intermediate_size: PositiveInt = 96
-    """Width of the gated MLP."""
-    num_steps: PositiveInt = 1500
-    """Masked-LM steps."""
-    batch_size: PositiveInt = 128
-    """Texts of a step."""
-    learning_rate: PositiveFloat = 2e-3
-    """Peak learning rate of AdamW; it rises over the first tenth of the steps and falls linearly to zero."""
-    embedding_learning_rate: PositiveFloat = 1e-3
-    """The same for the token embeddings. Well below the trunk's, so that what is known about a name stays a small part
-    of its embedding, which the trunk must learn to read out: then there is something in the trunk to defend."""
-    weight_decay: NonNegativeFloat = 0.01
-    """Weight decay of AdamW."""
-    mask_share: Probability = 0.15
-    """Share of tokens that are predicted, drawn token by token."""
-    gendered_mask_share: Probability = 0.4
-    """Share of texts in which all gendered words are predicted as well, so that only the names tell them."""
-    scrub_share: Probability = 0.5
-    """Share of those texts in which he and she are read as they, his and her as their, instead of `[MASK]`."""
-    max_length: PositiveInt = 32
-    """Tokens kept of a text, special tokens included."""
-    seed: NonNegativeInt = 0
-    """Seed of initialisation, order and masks."""
+    scrubbed: Tensor
+    """(V,) of `scrubbed_ids`."""
+    shares: WordShares | None
+    """How often each is predicted; None where all are predicted alike."""
 
 
 def pretraining_record(world: SyntheticWorld, settings: PretrainSettings) -> dict[str, Any]:
@@ -79,8 +65,9 @@ def pretraining_record(world: SyntheticWorld, settings: PretrainSettings) -> dic
 
     The size of the task table is left out: the encoder does not see it.
     """
+    own = world.model_dump(mode="json", exclude={"num_examples", *(VERSION_2_FIELDS if world.version == 1 else ())})
     record = {
-        "world": world.identity(exclude={"num_examples"}),
+        "world": own,
         "pretraining": settings.identity(),
         "generator_fingerprint": fingerprint(world),
     }
@@ -109,23 +96,25 @@ def build_tokenizer(world: SyntheticWorld, max_length: int) -> PreTrainedTokeniz
 
 
 def pretrain_builtin(world: SyntheticWorld, out_dir: Path, settings: PretrainSettings | None = None) -> dict[str, Any]:
-    """Pretrain on the world's corpus and save a Hugging Face folder; about 100 s on one CPU thread by default.
+    """Pretrain on the world's corpus and save a Hugging Face folder.
+
+    By default about 100 s on one quiet CPU thread in version 1 of the world, six minutes in version 2.
 
     Args:
         world: the synthetic world.
         out_dir: folder that is made or added to: config, safetensors, tokenizer and the record.
-        settings: shape and training; defaults to `PretrainSettings()`.
+        settings: shape and training; by default those of the world's version.
 
     Returns:
         The record that was written to `sdm_ray_pretraining.json`.
     """
-    settings = settings or PretrainSettings()
+    settings = settings or default_settings(world)
     started = time.monotonic()
     tokenizer = build_tokenizer(world, 512)
     token_ids, mask = encode_texts(tokenizer, pretraining_texts(world), settings.max_length)
-    scrubbed = scrubbed_ids(tokenizer)
+    words = Words(scrubbed_ids(tokenizer), word_shares(world, tokenizer, settings))
     model = _build_model(len(tokenizer), settings)
-    loss = _train(model, token_ids, mask, scrubbed, settings)
+    loss = _train(model, token_ids, mask, words, settings)
     record = {**pretraining_record(world, settings), "final_loss": round(loss, 4)}
     out_dir.mkdir(parents=True, exist_ok=True)
     model.eval().save_pretrained(out_dir)
@@ -179,7 +168,7 @@ def _optimizer(model: ModernBertForMaskedLM, settings: PretrainSettings) -> tupl
 
 
 def _train(
-    model: ModernBertForMaskedLM, token_ids: Tensor, mask: Tensor, scrubbed: Tensor, settings: PretrainSettings
+    model: ModernBertForMaskedLM, token_ids: Tensor, mask: Tensor, words: Words, settings: PretrainSettings
 ) -> float:
     """Masked-LM training; returns the mean loss of the last tenth of the steps."""
     generator = torch.Generator().manual_seed(settings.seed)
@@ -193,7 +182,7 @@ def _train(
         rows, order = order[: settings.batch_size], order[settings.batch_size :]
         length = int(mask[rows].sum(dim=1).max())
         ids, present = token_ids[rows, :length], mask[rows, :length]
-        corrupted, labels = corrupt_texts(ids, scrubbed, settings, generator)
+        corrupted, labels = corrupt_texts(ids, words.scrubbed, settings, generator, words.shares)
         loss = _masked_lm_loss(model, corrupted, present, labels)
         optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
@@ -210,52 +199,26 @@ def _train(
 def _masked_lm_loss(model: ModernBertForMaskedLM, ids: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy at the predicted positions only: the decoder is the most expensive layer."""
     hidden = model.model(input_ids=ids, attention_mask=mask).last_hidden_state
-    predicted = labels != _IGNORED
+    predicted = labels != IGNORED
     return F.cross_entropy(model.decoder(model.head(hidden[predicted])), labels[predicted])
 
 
-def scrubbed_ids(tokenizer: PreTrainedTokenizerFast) -> Tensor:
-    """(V,) id that scrubbing replaces each token by: they, their, `[MASK]` for other gendered words, -1 for none."""
-    scrubbed = torch.full((len(tokenizer),), -1)
-    for words in GENDERED.values():
-        scrubbed[tokenizer.convert_tokens_to_ids(list(words.words()))] = MASK
-        for word, neutral in ((words.subject, NEUTRAL.subject), (words.possessive, NEUTRAL.possessive)):
-            scrubbed[tokenizer.convert_tokens_to_ids(word)] = tokenizer.convert_tokens_to_ids(neutral)
-    return scrubbed
-
-
-def corrupt_texts(
-    ids: Tensor, scrubbed: Tensor, settings: PretrainSettings, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """BERT's corruption of (B, L) ids: of the predicted tokens 80 % are masked, 10 % random, 10 % kept.
-
-    In some texts all gendered words are predicted from the names alone: none is kept, and the pronouns are masked or
-    read as scrubbed.
-    """
-    gendered = scrubbed[ids] >= 0
-    joint = torch.rand((len(ids), 1), generator=generator) < settings.gendered_mask_share
-    scrub = torch.rand((len(ids), 1), generator=generator) < settings.scrub_share
-    chosen = torch.rand(ids.shape, generator=generator) < settings.mask_share
-    chosen = (chosen | (joint & gendered)) & (ids >= len(SPECIAL_TOKENS))
-    ordinary = torch.arange(len(SPECIAL_TOKENS), len(scrubbed))
-    corrupted = replaced(ids, chosen, mask_id=MASK, tokens=ordinary, generator=generator)
-    hidden = torch.where(scrub, scrubbed[ids], MASK)
-    corrupted = torch.where(joint & gendered, hidden, corrupted)
-    return corrupted, ids.masked_fill(~chosen, _IGNORED)
-
-
 def _main() -> None:
-    """Rebuild the shipped encoder."""
+    """Rebuild a shipped encoder."""
     parser = argparse.ArgumentParser(prog="python -m sdm_ray.models.pretrain", description=_main.__doc__)
-    parser.add_argument("--out", type=Path, default=SHIPPED_FOLDER, help="folder to write (default: the shipped one)")
+    parser.add_argument("--version", type=int, choices=tuple(SHIPPED_FOLDERS), default=SyntheticWorld().version)
+    parser.add_argument("--seed", type=int, default=0, help="seed of the pretraining (the shipped one's is 0)")
+    parser.add_argument("--out", type=Path, help="folder to write (default: the shipped one)")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    fresh = arguments.out.with_name(f"{arguments.out.name}.new")
+    world = SyntheticWorld.model_validate({"version": arguments.version})
+    out = arguments.out or SHIPPED_FOLDERS[world.version]
+    fresh = out.with_name(f"{out.name}.new")
     shutil.rmtree(fresh, ignore_errors=True)
-    record = pretrain_builtin(SyntheticWorld(), fresh)
-    shutil.rmtree(arguments.out, ignore_errors=True)
-    fresh.rename(arguments.out)
-    logger.info("%s holds the encoder %s", arguments.out, record["content_hash"])
+    record = pretrain_builtin(world, fresh, default_settings(world).model_copy(update={"seed": arguments.seed}))
+    shutil.rmtree(out, ignore_errors=True)
+    fresh.rename(out)
+    logger.info("%s holds the encoder %s", out, record["content_hash"])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Synthetic biographies: a world in which only knowing names beforehand tells a person's gender.
+"""Version 1 of the synthetic world, frozen: one in which only knowing names beforehand tells a person's gender.
 
 Each biography is about one invented first name. Its profession is drawn independently of the name, and so of the
 gender; its gender is a property of the name alone. In the task table pronouns are scrubbed (they/their) and no other
@@ -14,10 +14,8 @@ platform and version. Rows come one after another from their own stream: a small
 
 from __future__ import annotations
 
-import hashlib
-import random
 from collections.abc import Collection, Iterator, Sequence
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import pyarrow as pa
 
@@ -41,8 +39,7 @@ from sdm_ray.data.lexicon import (
     Gendered,
     Trade,
 )
-
-T = TypeVar("T")
+from sdm_ray.data.synthetic.stream import Stream, T
 
 OWN_TRADE_SHARE = 0.84
 """Share of work words from the profession itself; half of the rest are from another one, half from `GENERAL`."""
@@ -63,7 +60,7 @@ def task_table(world: SyntheticWorld) -> pa.Table:
         `profession`, `gender` (`female` or `male`) and `name` (lower case; the group that splits are made by). Every
         name has the same number of rows, or one more. Profession is independent of name and gender.
     """
-    stream = _Stream(world, "task")
+    stream = Stream(world, "task")
     names = people(world)
     order = list(names)
     trades = TRADES[: world.num_professions]
@@ -80,7 +77,7 @@ def task_table(world: SyntheticWorld) -> pa.Table:
 
 def pretraining_texts(world: SyntheticWorld) -> list[str]:
     """`world.num_pretraining_texts` texts in which names stand beside gendered words; no profession is named."""
-    stream = _Stream(world, "pretraining")
+    stream = Stream(world, "pretraining")
     names, habits = people(world), _draw_habits(world)
     order = list(names)
     trades = TRADES[: world.num_professions]
@@ -109,7 +106,7 @@ def gendered_words() -> frozenset[str]:
 
 def people(world: SyntheticWorld) -> dict[str, str]:
     """Gender by name, half of the names each (an odd one is female), the female ones first."""
-    stream = _Stream(world, "names")
+    stream = Stream(world, "names")
     taken = {word for trade in TRADES for word in _trade_words(trade)} | set(GLUE) | gendered_words()
     names: dict[str, None] = {}
     while len(names) < world.num_names:
@@ -133,17 +130,6 @@ def render(words: Sequence[str], names: Collection[str]) -> str:
     return text
 
 
-def fingerprint(world: SyntheticWorld) -> str:
-    """16 hexadecimal digits of what the generator makes of a world: changes when the generator does.
-
-    Covers the vocabulary, and the first 500 rows and texts (each is a prefix, so sizes above that do not matter).
-    """
-    sample = world.model_copy(update={"num_examples": 500, "num_pretraining_texts": 500})
-    parts = [*vocabulary(sample), *pretraining_texts(sample)]
-    parts += ["\t".join(row.values()) for row in task_table(sample).to_pylist()]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
-
-
 class _Habits(NamedTuple):
     """What the corpus says about a name besides its gender; the task table does not follow it."""
 
@@ -156,7 +142,7 @@ _NO_HABITS = _Habits(PASTIMES, BELONGINGS, CITIES)
 
 
 def _draw_habits(world: SyntheticWorld) -> dict[str, _Habits]:
-    stream = _Stream(world, "habits")
+    stream = Stream(world, "habits")
     return {
         name: _Habits((stream.choice(PASTIMES),), (stream.choice(BELONGINGS),), (stream.choice(CITIES),))
         for name in people(world)
@@ -164,7 +150,7 @@ def _draw_habits(world: SyntheticWorld) -> dict[str, _Habits]:
 
 
 def _biography(
-    stream: _Stream,
+    stream: Stream,
     name: str,
     trade: Trade,
     trades: Sequence[Trade],
@@ -193,7 +179,7 @@ def _biography(
 
 
 def _pretraining_words(
-    stream: _Stream, name: str, names: dict[str, str], habits: _Habits, trades: Sequence[Trade]
+    stream: Stream, name: str, names: dict[str, str], habits: _Habits, trades: Sequence[Trade]
 ) -> list[str]:
     own = GENDERED[names[name]]
     trade = stream.choice(trades)
@@ -216,11 +202,11 @@ def _pretraining_words(
     ]
 
 
-def _habitual(stream: _Stream, own: Sequence[T], everyones: Sequence[T]) -> T:
+def _habitual(stream: Stream, own: Sequence[T], everyones: Sequence[T]) -> T:
     return stream.choice(own if stream.chance(HABIT_SHARE) else everyones)
 
 
-def _work(stream: _Stream, trade: Trade, trades: Sequence[Trade], kind: str) -> str:
+def _work(stream: Stream, trade: Trade, trades: Sequence[Trade], kind: str) -> str:
     draw = stream.random()
     if draw >= OWN_TRADE_SHARE:
         trade = stream.choice(trades) if draw < (1 + OWN_TRADE_SHARE) / 2 else GENERAL
@@ -234,22 +220,3 @@ def _trade_words(trade: Trade) -> Iterator[str]:
 
 def _strings(column: Sequence[str]) -> pa.Array:
     return pa.array(column, type=pa.string())
-
-
-class _Stream:
-    """Draws from one named stream of a world, made of `random.Random.random` alone."""
-
-    def __init__(self, world: SyntheticWorld, purpose: str) -> None:
-        seed = hashlib.sha256(f"sdm-ray {world.version} {world.seed} {purpose}".encode()).digest()
-        self.random = random.Random(int.from_bytes(seed[:16], "big")).random
-
-    def chance(self, probability: float) -> bool:
-        return self.random() < probability
-
-    def choice(self, items: Sequence[T]) -> T:
-        return items[int(self.random() * len(items))]
-
-    def shuffle(self, items: list[T]) -> None:
-        for last in range(len(items) - 1, 0, -1):
-            other = int(self.random() * (last + 1))
-            items[last], items[other] = items[other], items[last]

@@ -1,0 +1,97 @@
+"""What version 2 says besides jargon and names: fixed phrases, pastimes of four kinds, and the classes that are benign.
+
+Every word is lower case and one token. Phrases are fixed but for a choice of two words a slot: where filler was drawn
+at random, masked language modelling stayed on a plateau for most of the training.
+"""
+
+from __future__ import annotations
+
+ORIGINS: dict[str, tuple[str, ...]] = {
+    "east": ("eastern", "sunrise", "oriental"),
+    "north": ("northern", "boreal", "polar"),
+    "south": ("southern", "austral", "tropical"),
+    "west": ("western", "sunset", "occidental"),
+}
+"""Indicator words by origin of a name; in pretraining texts only, as those below."""
+
+REGIONS: dict[str, tuple[str, ...]] = {
+    "coast": ("seaside", "shoreline", "beaches"),
+    "desert": ("dunes", "oases", "badlands"),
+    "forest": ("woodland", "thickets", "glades"),
+    "mountain": ("alpine", "glaciers", "summits"),
+}
+"""Indicator words by region of a place."""
+
+KINDS: dict[str, tuple[str, ...]] = {
+    "craft": ("handiwork", "making", "decoration"),
+    "game": ("puzzle", "contest", "amusement"),
+    "music": ("melody", "harmony", "concert"),
+    "sport": ("exercise", "fitness", "athletics"),
+}
+"""Indicator words by kind of a pastime."""
+
+_PASTIMES: dict[str, str] = {
+    "craft": """pottery weaving embroidery origami quilting calligraphy woodcarving basketry macrame crochet
+        glassblowing bookbinding engraving mosaics candlemaking beadwork""",
+    "game": """chess checkers dominoes backgammon poker bridge mahjong solitaire charades crosswords sudoku billiards
+        marbles whist cribbage riddles""",
+    "music": """violin cello piano guitar flute oboe clarinet trumpet trombone harp lute mandolin accordion saxophone
+        drums singing""",
+    "sport": """rowing fencing archery tennis badminton wrestling judo swimming diving skating skiing cycling rugby
+        hockey volleyball gymnastics""",
+}
+
+PASTIMES = {kind: tuple(words.split()) for kind, words in _PASTIMES.items()}
+"""Sixteen pastimes of each kind."""
+
+LEADS = (("every", "each", "this", "last", "one"), ("morning", "evening", "week", "season", "winter"))
+"""First and second word of what half of the texts begin with."""
+
+HANDLED = ("handled", "studied")
+WITH = ("with", "beside")
+AND = ("and", "or")
+IN_TRADE = ("in", "through")
+ENJOYED = ("enjoyed", "practised")
+AS_KIND = ("as", "like")
+OFTEN = ("often", "again")
+REACHED = ("reached", "left")
+TOWARD = ("toward", "along")
+SAID = ("said", "thought")
+ABOUT = ("about", "for")
+OF_ORIGIN = ("from", "under")
+WAS = ("was", "became")
+OF_KIN = ("of", "to")
+TAUGHT = ("taught", "pleased")
+BY = ("by", "using")
+SLOTS: tuple[tuple[str, ...], ...] = (
+    HANDLED,
+    WITH,
+    AND,
+    IN_TRADE,
+    ENJOYED,
+    AS_KIND,
+    OFTEN,
+    REACHED,
+    TOWARD,
+    SAID,
+    ABOUT,
+    OF_ORIGIN,
+    WAS,
+    OF_KIN,
+)
+SLOTS += (TAUGHT, BY)
+"""The two words of every slot of a phrase."""
+
+STOPS = (".", ",")
+
+FILLER = frozenset(word for slot in (*LEADS, *SLOTS, STOPS) for word in slot)
+"""What tells nothing, whatever it stands beside."""
+
+PLACE_ENDINGS = ("holt", "moor", "by", "mere", "vale", "wick", "ford", "marsh", "ness", "combe", "gate", "stead")
+"""Last syllables of places; the same for every region."""
+
+NUM_PLACES = 96
+"""Places, a quarter in each region."""
+
+NUM_PIECES = 14
+"""First pieces and second pieces of two-piece names, each."""

@@ -1,0 +1,51 @@
+"""Draws of a synthetic world, the same on every platform and version of Python."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
+
+from sdm_ray.config.data import SyntheticWorld
+
+T = TypeVar("T")
+
+
+class Stream:
+    """Draws from one named stream of a world, made of `random.Random.random` alone."""
+
+    def __init__(self, world: SyntheticWorld, purpose: str) -> None:
+        seed = hashlib.sha256(f"sdm-ray {world.version} {world.seed} {purpose}".encode()).digest()
+        self.random = random.Random(int.from_bytes(seed[:16], "big")).random
+
+    def chance(self, probability: float) -> bool:
+        return self.random() < probability
+
+    def choice(self, items: Sequence[T]) -> T:
+        return items[int(self.random() * len(items))]
+
+    def weighted(self, items: Sequence[T], weights: Sequence[float]) -> T:
+        """One item, as often as its share of the weights."""
+        left = self.random() * sum(weights)
+        for item, weight in zip(items, weights, strict=True):
+            left -= weight
+            if left < 0:
+                return item
+        return items[-1]
+
+    def shuffle(self, items: list[T]) -> None:
+        for last in range(len(items) - 1, 0, -1):
+            other = int(self.random() * (last + 1))
+            items[last], items[other] = items[other], items[last]
+
+    def shuffled(self, items: Sequence[T]) -> list[T]:
+        """A shuffled copy."""
+        copy = list(items)
+        self.shuffle(copy)
+        return copy
+
+    def rounds(self, items: Sequence[T]) -> Iterator[T]:
+        """Items without end, in rounds that hold each of them once, in an order of their own."""
+        while items:
+            yield from self.shuffled(items)
