@@ -82,8 +82,12 @@ def test_train_then_attack_what_it_exported(
     )  # fmt: skip
     assert code == 0
     assert "head start" in out
+    assert "ten times the search would" in " ".join(out.split())
+    assert "fewer than 3 sizes n with a valid result" in " ".join(out.split())
+    assert (tmp_path / "attack" / "strength.png").read_bytes().startswith(b"\x89PNG")
     trained = json.loads((tmp_path / "out" / "result.json").read_text())["metrics"]
     attacked = json.loads((tmp_path / "attack" / "metrics.json").read_text())
+    assert ("strength/search_accuracy" in attacked) != ("the search would find cannot be told" in out)
     for name in ("harmful/worst_accuracy", "desired/accuracy", "regret/accuracy"):
         assert attacked[name] == pytest.approx(trained[name], abs=1e-6)
 

@@ -20,7 +20,7 @@ from sdm_ray.sweep.records.tracked import tracked_points
 from sdm_ray.tracking import open_tracker
 from sdm_ray.tracking.address import is_reference, sqlite_uri
 from sdm_ray.tracking.artifacts import add_to_run, download, model_folder
-from sdm_ray.tracking.runs import find_run, sibling_runs
+from sdm_ray.tracking.runs import connect, find_run, sibling_runs
 from sdm_ray.trial.run import run_trial
 from tests.fakes import sweep as sweep_fakes
 from tests.trial.test_run import settings, with_method  # noqa: F401  (a fixture)
@@ -179,7 +179,7 @@ def test_a_tracked_model_is_attacked_again(
     assert run.metrics["desired/accuracy"] == 0.9, "the trial's own stay"
     found = download(run, f"attacks/{label}", tmp_path / "there")
     assert found is not None
-    assert {"attack.parquet", "audit.json", "attack.png"} <= {path.name for path in found.iterdir()}
+    assert {"attack.parquet", "audit.json", "attack.png", "strength.png"} <= {path.name for path in found.iterdir()}
     other = tmp_path / "runs" / "other"
     shutil.copytree(trial, other / "trials" / "t0")
     shutil.rmtree(trial)
@@ -213,6 +213,12 @@ def test_a_training_is_linked_to_the_sweep_of_its_config(
     assert content_hash(same) == content_hash(settings)
     assert same.origin is not None
     assert (same.origin.trial_id, same.origin.rule, same.origin.sweep_id) == ("t0", "run id", origin.sweep_id)
+    run_id = ids(sweep / "mlflow.db")["t0"]
+    connect(sqlite_uri(sweep / "mlflow.db")).log_metric(run_id, "scratch/dominates", 1.0)
+    capsys.readouterr()
+    main_exits(["best", f"mlflow:{run_id}", "--out", "third.yaml"], 2)
+    assert f"run {run_id} (t0) is no better than training from scratch" in capsys.readouterr().err
+    assert not Path("third.yaml").exists()
     uri = sqlite_uri(sweep / "mlflow.db")
     with monkeypatch.context() as patch:
         patch.chdir(tmp_path.parent)
