@@ -22,7 +22,7 @@ class SyntheticWorld(Settings):
     num_names: PositiveInt = 600
     """Names of one word in the world; each belongs to one gender and one split. By default 1000 in version 1."""
     num_pairs: NonNegativeInt = 150
-    """Names of two pieces, at most 196, whose gender is the exclusive or of their pieces' hidden bits. (Version 2.)"""
+    """Names of two pieces, at most 196, whose gender only both pieces together tell. (Version 2.)"""
     pair_share: Probability = 0.4
     """Share of texts that are about names of two pieces. (Version 2.)"""
     entanglement: Probability = 1.0

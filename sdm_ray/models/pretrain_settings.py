@@ -43,7 +43,7 @@ class PretrainSettings(Settings):
 class PairPretrainSettings(PretrainSettings):
     """The same for version 2, whose names of two pieces take more steps, and whose words are not predicted alike."""
 
-    num_steps: PositiveInt = 2500
+    num_steps: PositiveInt = 3000
     """Masked-LM steps."""
     embedding_learning_rate: PositiveFloat = 2e-3
     """Peak learning rate of the token embeddings."""

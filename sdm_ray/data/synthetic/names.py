@@ -10,6 +10,7 @@ from sdm_ray.data.synthetic.jargon import CRAFTS
 from sdm_ray.data.synthetic.phrases import (
     FILLER,
     KINDS,
+    NUM_BITS,
     NUM_PIECES,
     NUM_PLACES,
     ORIGINS,
@@ -26,7 +27,7 @@ class Person(NamedTuple):
     pieces: tuple[str, ...]
     """One or two words, lower case."""
     gender: str
-    """Of a pair: the exclusive or of the hidden bits of its pieces."""
+    """Of a pair: the exclusive or of a hidden bit of each piece (`Pieces.gender`)."""
     origin: str
     """Of a pair: that of its first piece."""
 
@@ -37,10 +38,17 @@ class Person(NamedTuple):
 
 
 class Pieces(NamedTuple):
-    """The words that names of two pieces are made of; each has a hidden bit."""
+    """The words that names of two pieces are made of."""
 
-    first: dict[str, int]
-    second: dict[str, int]
+    first: dict[str, tuple[int, ...]]
+    """Hidden bits, `NUM_BITS` a piece."""
+    second: dict[str, tuple[int, int]]
+    """Which bit of the first piece is meant, and a hidden bit of its own."""
+
+    def gender(self, first: str, second: str) -> str:
+        """The exclusive or of the bit of the first piece that is meant and that of the second."""
+        asked, own = self.second[second]
+        return GENDERS[self.first[first][asked] ^ own]
 
 
 def people(world: SyntheticWorld) -> list[Person]:
@@ -49,14 +57,15 @@ def people(world: SyntheticWorld) -> list[Person]:
 
 
 def pieces(world: SyntheticWorld) -> Pieces:
-    """Bit by piece, half of each; no piece is a single name."""
+    """All pieces, each bit as often 0 as 1; no piece is a single name."""
     stream = Stream(world, "pieces")
     drawn = _invented(stream, 2 * NUM_PIECES, taken={person.name for person in _singles(world)})
-    sides = drawn[:NUM_PIECES], drawn[NUM_PIECES:]
-    first, second = (
-        dict(zip(side, stream.shuffled([index % 2 for index in range(NUM_PIECES)]), strict=True)) for side in sides
+    bits = [stream.shuffled([index % 2 for index in range(NUM_PIECES)]) for _ in range(NUM_BITS)]
+    asked = [(index % NUM_BITS, index // NUM_BITS % 2) for index in range(NUM_PIECES)]
+    return Pieces(
+        dict(zip(drawn[:NUM_PIECES], zip(*bits, strict=True), strict=True)),
+        dict(zip(drawn[NUM_PIECES:], asked, strict=True)),
     )
-    return Pieces(first, second)
 
 
 def places(world: SyntheticWorld) -> dict[str, str]:
@@ -94,16 +103,13 @@ def _singles(world: SyntheticWorld) -> list[Person]:
 
 
 def _pairs(world: SyntheticWorld) -> list[Person]:
-    first, second = pieces(world)
+    parts = pieces(world)
     stream = Stream(world, "pairs")
     origins = tuple(ORIGINS)
     drawn = stream.shuffled([origins[index // 2 % len(origins)] for index in range(NUM_PIECES)])
-    origin = dict(zip(first, drawn, strict=True))
-    every = stream.shuffled([(one, other) for one in first for other in second])
-    return [
-        Person((one, other), GENDERS[first[one] ^ second[other]], origin[one])
-        for one, other in every[: world.num_pairs]
-    ]
+    origin = dict(zip(parts.first, drawn, strict=True))
+    every = stream.shuffled([(one, other) for one in parts.first for other in parts.second])
+    return [Person((one, other), parts.gender(one, other), origin[one]) for one, other in every[: world.num_pairs]]
 
 
 def _invented(stream: Stream, count: int, taken: set[str]) -> list[str]:

@@ -95,3 +95,7 @@ NUM_PLACES = 96
 
 NUM_PIECES = 14
 """First pieces and second pieces of two-piece names, each."""
+
+NUM_BITS = 4
+"""Hidden bits of a first piece; a second piece asks for one of them. With one bit alone, a perceptron that reads the
+token embedding at the name finds the exclusive or from twenty labels, and nothing is left for layers to tell."""

@@ -1,7 +1,8 @@
 """Version 2 of the synthetic world: one with something to keep, and a secret that no single word holds.
 
-- **Harmful**: the gender of a name. Two texts in five are about names of two pieces, each with a hidden bit; the gender
-  is their exclusive or, so the rows of the embedding do not tell it and layers must combine them.
+- **Harmful**: the gender of a name. Two texts in five are about names of two pieces: the second one says which of four
+  hidden bits of the first is meant, and has a bit of its own; the gender is their exclusive or. So no row of the
+  embedding tells it, neither do all of them to a reader that combines them with few labels, and layers must do so.
 - **Benign**: the origin of the name, the region of a place, the kind of a pastime. Places and pastimes of validation
   and test are unseen in meta-training and in the attacker's training, and so are all names.
 - **Desired**: the trade, told by jargon. Meta-training shows 16 of 60 words a trade; of the attacker's words 85 % are
