@@ -21,6 +21,7 @@ from sdm_ray.attack.engine.executor import Executor, Outcome, retry_of
 from sdm_ray.attack.engine.scoring import ScoringSet
 from sdm_ray.attack.families import the_family
 from sdm_ray.attack.families.base import Attacker, Facts, Family
+from sdm_ray.attack.families.composed import COMPOSED, missing_for_chains
 from sdm_ray.attack.families.knowledge import Knowledge
 from sdm_ray.attack.report import AttackRecord, AttackReport, Cell
 from sdm_ray.attack.scores import evaluate, fit_calibration, permuted_accuracy, raw_accuracy
@@ -139,6 +140,8 @@ def _families(settings: AttackSettings, facts: Facts) -> tuple[list[Family], tup
     """
     asked = [the_family(name) for name in settings.families]
     lacking = {family.name: family.missing(facts) for family in asked}
+    if COMPOSED.name in lacking:
+        lacking[COMPOSED.name] = missing_for_chains(settings.edit_chains, facts)
     not_tried = tuple(f"{name} (needs {missing})" for name, missing in lacking.items() if missing)
     families = [family for family in asked if not lacking[family.name]]
     if not families:

@@ -16,7 +16,7 @@ AttackSchedule = Literal["constant", "warmup", "linear", "cosine"]
 GRADIENT_FREE_FAMILIES = ("linear_probe", "logistic_regression", "knn")
 FAMILIES = (
     "fine_tune", "rescale", "full", "head", "partial", "lora", "attention_head", *GRADIENT_FREE_FAMILIES, "token_probe",
-    "noise", "reinit", "prune", "interpolate", "graft", "benign_first", "masked_lm",
+    "noise", "reinit", "prune", "interpolate", "graft", "benign_first", "masked_lm", "composed",
 )  # fmt: skip
 """Attack families by name, as `sdm_ray.attack.families` registers them."""
 
@@ -62,10 +62,21 @@ PRESETS: dict[str, dict[str, Any]] = {
 """What the settings are where they are not given, by preset."""
 
 
+EDIT_CHAINS = (
+    "rescale_embedding+benign_first",
+    "rescale_gains+rescale_weights+rescale_embedding",
+    "rescale_embedding+reinit",
+    "rescale_embedding+noise",
+    "rescale_embedding+prune",
+    "rescale_embedding+masked_lm",
+    "reinit+benign_first",
+    "noise+rescale_embedding",
+)
+"""Edits that `composed` makes one after the other."""
 class AttackSettings(Settings):
     """An attacker that searches on attacker-validation and is scored once on test."""
 
-    LATER: ClassVar[frozenset[str]] = frozenset({"benign_families", "num_probe_trials", "shared_search"})
+    LATER: ClassVar[frozenset[str]] = frozenset({"benign_families", "edit_chains", "num_probe_trials", "shared_search"})
 
     preset: Preset | None = None
     """Gives the settings that are not given other defaults: `quick` (those of this class, for a trial), `standard`,
@@ -112,6 +123,8 @@ class AttackSettings(Settings):
     """Share of `fine_tune`'s points that train the head alone, at ten times the learning rate."""
     lora_ranks: Annotated[tuple[Annotated[int, Field(ge=1, le=64)], ...], Field(min_length=1)] = (1, 4, 16, 64)
     """Ranks of `lora`."""
+    edit_chains: Annotated[tuple[str, ...], Field(min_length=1)] = EDIT_CHAINS
+    """Edits that `composed` makes one after the other, `+` between them, how much of each being searched."""
     max_validation_examples: PositiveInt | None = 512
     """Attacker-validation examples that search and label permutation are scored on, chosen at random once, the same for
     every model; None takes all. Test is always scored in full."""

@@ -31,6 +31,7 @@ UNTRIED = {
     "prune": "fine-tuning after pruning",
     "interpolate": "fine-tuning from an interpolation with the public encoder",
     "graft": "fine-tuning a graft of public and released blocks",
+    "composed": "fine-tuning after several changes of the weights, one after the other",
     "benign_first": "fine-tuning on the desired task first",
     "masked_lm": "continued masked-LM pretraining on unlabelled text",
 }

@@ -68,7 +68,8 @@ def knowledge_of(work: Workspace, release: Release, settings: AttackSettings) ->
     public = masked_lm = None
     if release.encoder is not None and set(WALKING_BACK) & set(settings.families):
         public = trunk_params(work.trunk(release.encoder, "pretrained", 0))
-    if release.encoder is not None and "masked_lm" in settings.families:
+    chained = "composed" in settings.families and any("masked_lm" in chain for chain in settings.edit_chains)
+    if release.encoder is not None and (chained or "masked_lm" in settings.families):
         masked_lm = work.masked_lm(release.encoder)  # without such a head the family says what is missing
     return Knowledge(
         public=public,

@@ -5,7 +5,7 @@ A family turns a point of its space into an `Attacker`; how attackers of a famil
 
 from __future__ import annotations
 
-from sdm_ray.attack.families import edits, gradient, probes, rescale, token_heads, token_probe
+from sdm_ray.attack.families import composed, edits, gradient, probes, rescale, token_heads, token_probe
 from sdm_ray.attack.families.base import HEAD_RATE_FACTOR, Attacker, Facts, Family, Phase
 from sdm_ray.core.errors import UsageError
 
@@ -56,5 +56,6 @@ for _family in (
     edits.GRAFT,
     edits.BENIGN_FIRST,
     edits.MASKED_LM,
+    composed.COMPOSED,
 ):
     register(_family)

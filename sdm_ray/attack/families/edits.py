@@ -198,7 +198,7 @@ class Editor:
     def _reinit(self, params: Params, amount: float, seed: int) -> Params:
         assert self._knowledge.redraw is not None
         trunk = self._trunk
-        fresh, depth_of, lowest = self._knowledge.redraw(seed), trunk.depth_of, trunk.num_depths - amount
+        fresh, depth_of, lowest = self._knowledge.redraw(seed), trunk.depth_of, max(1.0, trunk.num_depths - amount)
         return {name: fresh[name].to(value) if depth_of(name) >= lowest else value for name, value in params.items()}
 
     def _prune(self, params: Params, amount: float, seed: int) -> Params:
