@@ -9,6 +9,7 @@ import torch
 
 from sdm_ray.attack.families import the_family
 from sdm_ray.attack.families.composed import COMPOSED, check_chains
+from sdm_ray.attack.portfolio import read_portfolio
 from sdm_ray.config.attack import AttackSettings
 from sdm_ray.core.errors import UsageError
 from sdm_ray.core.types import Split, Task
@@ -27,11 +28,12 @@ def check_data(data: AttackDataset, settings: AttackSettings, task: Task) -> Non
     """Refuse an attack that the data cannot carry, or that names what is not there.
 
     Raises:
-        UsageError: for an unknown family or edit; where n is below the number of classes, attacker-train has too
-            few examples for n, or attacker-validation or test lacks a class.
+        UsageError: for an unknown family or edit, or a portfolio that cannot be read; where n is below the number of
+            classes, attacker-train has too few examples for n, or attacker-validation or test lacks a class.
     """
     for family in (*settings.families, *settings.benign_families):
         the_family(family)
+    read_portfolio(settings.portfolio)
     if COMPOSED.name in settings.families:
         check_chains(settings.edit_chains)
     names, labels = data.label_names(task), data.labels_host(task)

@@ -23,6 +23,7 @@ from sdm_ray.attack.families import the_family
 from sdm_ray.attack.families.base import Attacker, Facts, Family
 from sdm_ray.attack.families.composed import COMPOSED, missing_for_chains
 from sdm_ray.attack.families.knowledge import Knowledge
+from sdm_ray.attack.portfolio import Portfolio, read_portfolio
 from sdm_ray.attack.report import AttackRecord, AttackReport, Cell
 from sdm_ray.attack.scores import evaluate, fit_calibration, permuted_accuracy, raw_accuracy
 from sdm_ray.attack.search import Scored, Search, SearchKey, cell_of, drop_reruns, worst_cell
@@ -96,10 +97,14 @@ def attack_model(
     check_data(data, settings, task)
     sampler = sampler or the_sampler(settings.sampler)
     executor = Executor(trunk, params, data, settings, task, knowledge)
-    families, not_tried = _families(settings, executor.facts)
+    facts, portfolio = executor.facts, read_portfolio(settings.portfolio)
+    families, not_tried = _families(settings, facts)
     sizes = resolve_sizes(settings.num_examples, data)
     cells = [
-        [Search(family, n, repeat, settings, executor.facts, sampler) for repeat in range(settings.num_searches)]
+        [
+            Search(family, n, repeat, settings, executor.facts, sampler, portfolio.attackers(family.name, n, facts))
+            for repeat in range(settings.num_searches)
+        ]
         for n in sizes
         for family in families
     ]
@@ -129,6 +134,7 @@ def attack_model(
         family_cells=tuple(family_cells),
         not_tried=not_tried,
         records=fine_tunes.records,
+        portfolio=_portfolio_use(portfolio, searches, fine_tunes.records) if settings.portfolio else {},
     )
 
 
@@ -164,6 +170,19 @@ def _search(searches: Sequence[Search], fine_tunes: FineTunes) -> Generator[Prog
         for search in open_ones:
             search.tell(fine_tunes.scored)
     fine_tunes.note_best({search.key: search.best_so_far() for search in searches})
+
+
+def _portfolio_use(portfolio: Portfolio, searches: Sequence[Search], records: Sequence[AttackRecord]) -> dict[str, Any]:
+    """What the winners of earlier searches cost, and where one of them won again."""
+    given = {search.key: len(search.given) for search in searches}
+    own = [r for r in records if r.phase == "search" and r.trial < given[_search_of(r)]]
+    won = [f"{search.key.family} at n = {search.num_examples}" for search in searches if search.won_by_given]
+    return {
+        "name": portfolio.name,
+        "num_points": sum(given.values()),
+        "seconds": sum(record.seconds for record in own),
+        "won": list(dict.fromkeys(won)),
+    }
 
 
 def _base_rate(data: AttackDataset, task: Task) -> float:

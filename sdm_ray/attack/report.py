@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
@@ -164,6 +164,9 @@ class AttackReport:
     walking_back: tuple[Cell, ...] = ()
     """The worst at each n of the families that need the public encoder, n rising; they are not among `cells`. Empty
     where none was tried, and in reports from before there was a difference."""
+    portfolio: dict[str, Any] = field(default_factory=dict)
+    """What winners of earlier searches were tried first: `name`, `num_points`, `seconds`, and `won` (families and n
+    where one of them won). Empty without a portfolio."""
 
     @property
     def num_searches(self) -> int:

@@ -38,6 +38,7 @@ class Search:
         settings: budget and ranges.
         facts: what the family may know of the model.
         sampler: proposes points.
+        given: attackers to begin with, within the same number of points.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class Search:
         settings: AttackSettings,
         facts: Facts,
         sampler: SamplerFactory,
+        given: Sequence[Attacker] = (),
     ) -> None:
         self._family, self.num_examples, self.repeat, self._settings = family, num_examples, repeat, settings
         again = (repeat,) if repeat else ()
@@ -60,8 +62,10 @@ class Search:
             self._sampler: Sampler = sampler(space, seed)
         else:
             self._sampler = DesignedSampler(space, seed, family.design(settings, num_examples, facts))
-        self._points: list[Point] = []
-        self._num_scored = 0
+        # Half of the points at most are winners of earlier searches: what is new may be stronger.
+        self.given = tuple(given[: max(1, self._num_trials // 2)])
+        self._points: list[Point] = [{} for _ in self.given]
+        self._num_scored = len(self.given)
         self._running: list[int] = []
         """Trials that have not been scored by all their seeds."""
         self._seeds_asked = 0
@@ -77,7 +81,7 @@ class Search:
     @property
     def is_open(self) -> bool:
         """Whether there is more to ask for."""
-        return bool(self._running) or len(self._points) < self._num_trials
+        return bool(self._running) or len(self._scores) < self._num_trials
 
     @property
     def num_attackers(self) -> int:
@@ -91,13 +95,16 @@ class Search:
     def ask(self) -> list[Attacker]:
         """Fine-tunes of the sampler's next points, or of the next seed of those that halving has left."""
         if not self._running:
-            first = len(self._points)
-            self._points += self._sampler.ask(self._num_trials - first)
+            first = len(self._points) if self._scores else 0
+            self._points += self._ask(self._num_trials - len(self._points))
             self._running, self._seeds_asked = list(range(first, len(self._points))), 0
         wanted = 1 if self._settings.halving else self._settings.num_search_seeds
         seeds = range(self._seeds_asked, self._seeds_asked + wanted)
         self._seeds_asked += wanted
         return [self._attacker(trial, seed) for trial in self._running for seed in seeds]
+
+    def _ask(self, num: int) -> list[Point]:
+        return self._sampler.ask(num) if num else []
 
     def tell(self, scored: Scored) -> None:
         """Score what was asked for, and pass the scores of finished points on to the sampler."""
@@ -144,6 +151,12 @@ class Search:
         trial = self._best_trial()
         return (-math.inf, -math.inf) if trial is None else self._scores[trial]
 
+    @property
+    def won_by_given(self) -> bool:
+        """Whether the best point is one that it began with."""
+        trial = self._best_trial()
+        return trial is not None and trial < len(self.given)
+
     def accuracies(self) -> list[float]:
         """Validation accuracies of the points that finished."""
         return [accuracy for accuracy, _ in self._scores if not math.isnan(accuracy)]
@@ -154,7 +167,10 @@ class Search:
         return mean(r.val_accuracy for r in records), -mean(r.val_loss for r in records)
 
     def _attacker(self, trial: int, seed_index: int) -> Attacker:
-        attacker = self._family.attacker(self._points[trial], self.num_examples)
+        if trial < len(self.given):
+            attacker = self.given[trial]
+        else:
+            attacker = self._family.attacker(self._points[trial], self.num_examples)
         return dataclasses.replace(attacker, trial=trial, seed_index=seed_index, repeat=self.repeat)
 
     def _best_trial(self) -> int | None:

@@ -189,13 +189,17 @@ def attack(
         typer.Option(help="Spread fine-tunes over a Ray cluster: `local`, `auto` or an address. [default: none]"),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Output folder. [default: runs/attack-HASH]")] = None,
+    add_winners: Annotated[
+        Path | None,
+        typer.Option(help="Add what won to this portfolio, for `attack.portfolio` of the next attack. [default: none]"),
+    ] = None,
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Attack a released model and compare it with random initialisation and the public encoder."""
     from sdm_ray.cli.attack import run
 
     named = None if preset is None else preset.value
-    run(model, config, named, tuple(overrides or ()), out, ray_address, tracking_uri)
+    run(model, config, named, tuple(overrides or ()), out, ray_address, tracking_uri, add_winners)
 
 
 @app.command()

@@ -52,6 +52,7 @@ def run(
     out: Path | None,
     ray_address: str | None = None,
     tracking_uri: str | None = None,
+    winners: Path | None = None,
 ) -> None:
     """Attack `model`, its random re-initialisation and its public encoder under one budget; print what came out.
 
@@ -62,11 +63,11 @@ def run(
     from sdm_ray.tracking.runs import find_run
 
     if not is_reference(model):
-        _attack(model, config, preset, overrides, out, ray_address)
+        _attack(model, config, preset, overrides, out, ray_address, winners=winners)
         return
     tracked = find_run(model, uri=tracking_uri)
     with model_folder(tracked) as folder:
-        _attack(str(folder), config, preset, overrides, out, ray_address, tracked)
+        _attack(str(folder), config, preset, overrides, out, ray_address, tracked, winners)
 
 
 def _attack(
@@ -77,11 +78,16 @@ def _attack(
     out: Path | None,
     ray_address: str | None,
     tracked: TrackedRun | None = None,
+    winners: Path | None = None,
 ) -> None:
     from sdm_ray.attack.findings.strength import attack_strength
+    from sdm_ray.attack.portfolio import add_winners, read_portfolio
     from sdm_ray.models.export import META, load_exported
+    from sdm_ray.models.trunk import params_digest
     from sdm_ray.trial.assess import assess
 
+    if winners is not None and winners.exists():
+        read_portfolio(winners)  # says what is wrong with it before anything runs
     exported = load_exported(model) if (Path(model) / META).is_file() else None
     if tracked is not None:
         from sdm_ray.tracking.artifacts import check_weights
@@ -104,6 +110,9 @@ def _attack(
     found.metrics.update(strength.metrics())
     _write(found, strength, folder)
     findings = _print(found, strength, settings, folder)
+    if winners is not None:
+        count = add_winners(winners, found.report, params_digest(release.params))
+        console.print(f"{count} winners were added to {escape(str(winners))}", soft_wrap=True)
     if tracked is not None:
         label = f"{preset or 'trial'}-{digest(settings.attack.identity())}"
         _add_to_run(tracked, label, found, folder, verdict=Text.from_markup(findings[0]).plain)
@@ -231,6 +240,8 @@ def _released_encoder(model: str, settings: TrialSettings, public: EncoderSettin
 def _findings(found: Assessment, strength: Strength, settings: TrialSettings) -> list[str]:
     """Lines for people: the verdict, its budget and what more would find, recovery, benign tasks, audit, warnings."""
     lines = [_verdict(found.metrics), _budget(settings), f"by extrapolation, {strength.describe()}"]
+    if found.report.portfolio:
+        lines.append(f"portfolio: {escape(_portfolio(found.report.portfolio))}")
     if found.report.walking_back:
         lines.append(f"walking back: {walking_back(found.report)}")
     share = found.metrics.get(str(Metric.RECOVERED_SHARE))
@@ -293,6 +304,11 @@ def _budget(settings: TrialSettings) -> str:
         f"({attack.num_search_seeds} seed(s) each{halving}) and {attack.num_rerun_seeds} re-runs of each family at "
         f"each n{shared}{times}, {attack.num_steps_min} to {attack.num_steps_max} steps"
     )
+
+
+def _portfolio(use: dict[str, Any]) -> str:
+    won = f"won again: {', '.join(use['won'])}" if use["won"] else "none of them won"
+    return f"{use['num_points']} winners of earlier searches were tried first, in {use['seconds']:.1f} s; {won}"
 
 
 def _untried(found: Assessment) -> str:

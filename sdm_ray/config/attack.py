@@ -73,10 +73,14 @@ EDIT_CHAINS = (
     "noise+rescale_embedding",
 )
 """Edits that `composed` makes one after the other."""
+
+
 class AttackSettings(Settings):
     """An attacker that searches on attacker-validation and is scored once on test."""
 
-    LATER: ClassVar[frozenset[str]] = frozenset({"benign_families", "edit_chains", "num_probe_trials", "shared_search"})
+    LATER: ClassVar[frozenset[str]] = frozenset(
+        {"benign_families", "edit_chains", "num_probe_trials", "portfolio", "shared_search"}
+    )
 
     preset: Preset | None = None
     """Gives the settings that are not given other defaults: `quick` (those of this class, for a trial), `standard`,
@@ -125,6 +129,9 @@ class AttackSettings(Settings):
     """Ranks of `lora`."""
     edit_chains: Annotated[tuple[str, ...], Field(min_length=1)] = EDIT_CHAINS
     """Edits that `composed` makes one after the other, `+` between them, how much of each being searched."""
+    portfolio: str | None = None
+    """JSON file of winners of earlier searches (`sdm-ray attack --add-winners`), which each search of a family at an n
+    begins with, within its number of points and half of them at most; None begins with the sampler's."""
     max_validation_examples: PositiveInt | None = 512
     """Attacker-validation examples that search and label permutation are scored on, chosen at random once, the same for
     every model; None takes all. Test is always scored in full."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sdm_ray.attack.families.knowledge import Knowledge
+from sdm_ray.attack.portfolio import read_portfolio
 from sdm_ray.attack.protocol import RunnerFactory, attack_model
 from sdm_ray.attack.report import FORMAT_VERSION, AttackReport
 from sdm_ray.config import AttackSettings, EncoderSettings, digest
@@ -122,7 +123,10 @@ def reference_reports(
     data, task = (work.data, Task.HARMFUL) if benign is None else (benign[1], Task.DESIRED)
     for name, reference in references.items():
         parts = [reference.digest, data.digest, settings.identity(), reference.name]
-        key = digest(parts if benign is None else [*parts, benign[0]])
+        parts += [] if benign is None else [benign[0]]
+        # A file may change while its name stays.
+        parts += [repr(read_portfolio(settings.portfolio))] if settings.portfolio else []
+        key = digest(parts)
         keys[name] = key
         builds[key] = partial(
             attack_model,

@@ -18,7 +18,8 @@ from sdm_ray.attack.space import Choice, Integer, LogFloat, Point, Space
 from sdm_ray.config.attack import AttackSettings
 from sdm_ray.core.errors import UsageError
 
-AMOUNTS: dict[str, tuple[float, ...]] = dict.fromkeys(RESCALINGS, (0.5, 0.75, 1.0)) | {
+AMOUNTS: dict[str, tuple[float, ...]] = {
+    **{name: (0.5, 0.75, 1.0) for name in RESCALINGS},  # noqa: C420 - fromkeys narrows the type of the values
     "noise": (0.03, 0.1, 0.3),
     "reinit": (1.0, 2.0, 3.0),
     "prune": (0.1, 0.3, 0.5),

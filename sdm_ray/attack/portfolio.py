@@ -1,0 +1,171 @@
+"""Winners of earlier searches, which the next model meets first: a versioned JSON file, strongest first.
+
+    {"version": 1, "name": "...", "entries": [{"family": "rescale", "num_examples": 50, "accuracy": 0.81,
+     "model": "<digest>", "attacker": {"learning_rate": 0.001, "num_steps": 120, ...}}, ...]}
+
+`accuracy` is on attacker-validation, so that no test split chooses an attacker. `attacker` holds fields of
+`families.base.Attacker`; those that are left out have their defaults.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sdm_ray.attack.families import FAMILIES
+from sdm_ray.attack.families.base import Attacker, Facts
+from sdm_ray.core.errors import RunError, UsageError
+from sdm_ray.core.files import read_json, write_json
+
+if TYPE_CHECKING:
+    from sdm_ray.attack.report import AttackReport
+
+VERSION = 1
+"""Version of the file's layout."""
+IDENTITY = ("family", "num_examples", "phase", "repeat", "trial", "seed_index", "attempt")
+"""Fields of an attacker that are no hyper-parameters."""
+HYPER_PARAMETERS = {field.name: field for field in dataclasses.fields(Attacker) if field.name not in IDENTITY}
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One winner."""
+
+    attacker: Attacker
+    """Its hyper-parameters, family and n."""
+    accuracy: float
+    """Balanced accuracy on attacker-validation, mean over its re-runs."""
+    model: str
+    """Which model it won on, by digest."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Portfolio:
+    """Winners of earlier searches."""
+
+    name: str
+    """What it is called."""
+    entries: tuple[Entry, ...]
+    """Strongest first."""
+
+    def attackers(self, family: str, num_examples: int, facts: Facts) -> list[Attacker]:
+        """What it has for a family at an n on a model, strongest first, each set of hyper-parameters once."""
+        fitting = [
+            entry.attacker
+            for entry in self.entries
+            if (entry.attacker.family, entry.attacker.num_examples) == (family, num_examples)
+            and _fits(entry.attacker, facts)
+        ]
+        return list(dict.fromkeys(fitting))
+
+
+NOTHING = Portfolio("", ())
+"""The portfolio of an attack that has none."""
+
+
+def read_portfolio(path: str | Path | None) -> Portfolio:
+    """The portfolio in a file; an empty one for None.
+
+    Raises:
+        UsageError: for a file that cannot be read, of another version, or with an entry that is no attacker.
+    """
+    if path is None:
+        return NOTHING
+    where = f"attack.portfolio: {path}"
+    try:
+        value = read_json(Path(path))
+    except RunError as error:
+        raise UsageError(f"attack.portfolio: {error}; name a file that `sdm-ray attack --add-winners` wrote") from None
+    if not isinstance(value, dict) or value.get("version") != VERSION:
+        found = value.get("version") if isinstance(value, dict) else None
+        raise UsageError(f"{where} is a portfolio of version {found}, expected {VERSION}; write it anew")
+    entries = value.get("entries")
+    if not isinstance(entries, list):
+        raise UsageError(f"{where} has no list of entries; write it anew")
+    read = [_entry(entry, f"{where}, entry {index}") for index, entry in enumerate(entries)]
+    return Portfolio(str(value.get("name", "")), tuple(sorted(read, key=lambda entry: -entry.accuracy)))
+
+
+def add_winners(path: Path, report: AttackReport, model: str) -> int:
+    """Add the winner of every family and n to a portfolio, which is made where there is none.
+
+    Args:
+        path: of the file.
+        report: of an attack.
+        model: digest of the weights that were attacked.
+
+    Returns:
+        How many were added: a winner that is there already, of this very model, is not.
+
+    Raises:
+        UsageError: where the file holds no portfolio.
+        RunError: where it cannot be written.
+    """
+    known = read_portfolio(path) if path.exists() else Portfolio(path.stem, ())
+    winners = [(cell, cell.winner) for cell in report.family_cells if cell.valid and cell.winner is not None]
+    fresh = [Entry(_bare(winner), cell.val_accuracy, model) for cell, winner in winners]
+    old = {(entry.attacker, entry.model) for entry in known.entries}
+    fresh = [entry for entry in fresh if (entry.attacker, model) not in old]
+    entries = sorted((*known.entries, *fresh), key=lambda entry: -entry.accuracy)
+    write_json(path, {"version": VERSION, "name": known.name, "entries": [_plain(entry) for entry in entries]})
+    return len(fresh)
+
+
+def _bare(winner: Attacker) -> Attacker:
+    values = {name: getattr(winner, name) for name in HYPER_PARAMETERS}
+    return Attacker(family=winner.family, num_examples=winner.num_examples, **values)
+
+
+def _plain(entry: Entry) -> dict[str, Any]:
+    attacker = entry.attacker
+    changed = {
+        name: getattr(attacker, name)
+        for name, field in HYPER_PARAMETERS.items()
+        if getattr(attacker, name) != field.default
+    }
+    return {
+        "family": attacker.family, "num_examples": attacker.num_examples, "accuracy": entry.accuracy,
+        "model": entry.model, "attacker": changed,
+    }  # fmt: skip
+
+
+def _entry(value: Any, where: str) -> Entry:
+    try:
+        family, size, accuracy = value["family"], value["num_examples"], float(value["accuracy"])
+        given = dict(value["attacker"])
+        unknown = [name for name in given if name not in HYPER_PARAMETERS]
+        if unknown:
+            raise UsageError(f"{where} has an attacker with {unknown[0]!r}; known: {', '.join(HYPER_PARAMETERS)}")
+        wrong = [name for name, item in given.items() if not _is_like(item, HYPER_PARAMETERS[name].default)]
+        if wrong or not isinstance(size, int):
+            name, item = (wrong[0], given[wrong[0]]) if wrong else ("num_examples", size)
+            raise UsageError(f"{where} has {item!r} for {name}, which is of another type; mend it or take it out")
+        attacker = Attacker(family=family, num_examples=size, **given)
+        model = str(value["model"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        if isinstance(error, UsageError):
+            raise
+        raise UsageError(f"{where} is no winner of a search ({error!r}); mend it or take it out") from None
+    if family not in FAMILIES:
+        raise UsageError(f"{where} is of the family {family!r}, which is not known; known: {', '.join(FAMILIES)}")
+    return Entry(attacker, accuracy, model)
+
+
+def _is_like(value: Any, default: Any) -> bool:
+    """Whether a JSON value can stand for a field with this default."""
+    if isinstance(default, tuple):
+        return isinstance(value, list) and all(isinstance(item, int | float) for item in value)
+    if isinstance(default, float):
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return type(value) is type(default)
+
+
+def _fits(attacker: Attacker, facts: Facts) -> bool:
+    """Whether a model has what an attacker reads and trains."""
+    return (
+        attacker.layer < max(facts.num_hidden_states, 0)
+        and attacker.depth < facts.num_depths
+        and (facts.has_own_head or not attacker.own_head)
+        and attacker.batch_size <= attacker.num_examples
+    )
