@@ -26,7 +26,7 @@ from sdm_ray.attack.families.knowledge import Knowledge
 from sdm_ray.attack.portfolio import Portfolio, read_portfolio
 from sdm_ray.attack.report import AttackRecord, AttackReport, Cell
 from sdm_ray.attack.scores import evaluate, fit_calibration, permuted_accuracy, raw_accuracy
-from sdm_ray.attack.search import Scored, Search, SearchKey, cell_of, drop_reruns, worst_cell
+from sdm_ray.attack.search import Scored, Search, SearchKey, bounded_cell, cell_of, drop_reruns, worst_cell
 from sdm_ray.attack.space import SamplerFactory, the_sampler
 from sdm_ray.config.attack import WALKING_BACK, AttackSettings
 from sdm_ray.core.errors import RunError, UsageError
@@ -130,6 +130,7 @@ def attack_model(
         num_test=len(executor.test),
         seconds=time.perf_counter() - started,
         cells=tuple(worst_cell([cell for cell in attacks if cell.num_examples == n]) for n in sizes),
+        bounded=_bounded(attacks, sizes, settings.utility_share * executor.desired_accuracy()),
         walking_back=tuple(worst_cell(here) for n in sizes if (here := [c for c in back if c.num_examples == n])),
         family_cells=tuple(family_cells),
         not_tried=not_tried,
@@ -183,6 +184,12 @@ def _portfolio_use(portfolio: Portfolio, searches: Sequence[Search], records: Se
         "seconds": sum(record.seconds for record in own),
         "won": list(dict.fromkeys(won)),
     }
+
+
+def _bounded(cells: Sequence[Cell], sizes: Sequence[int], least_desired: float) -> tuple[Cell, ...]:
+    """The worst at each n of the attacks that keep a desired accuracy; empty unless there is one at every n."""
+    found = [bounded_cell([cell for cell in cells if cell.num_examples == n], least_desired) for n in sizes]
+    return tuple(cell for cell in found if cell is not None) if all(found) else ()
 
 
 def _base_rate(data: AttackDataset, task: Task) -> float:
@@ -250,6 +257,7 @@ class FineTunes:
             flops=outcome.flops,
             curve_steps=outcome.evaluated_steps,
             train_loss_curve=outcome.train_losses,
+            desired_accuracy=outcome.desired_accuracy,
             error=outcome.error,
         )
         if outcome.status != "ok" or outcome.val_logits is None:

@@ -68,6 +68,8 @@ class AttackRecord(Attacker):
     test_raw_loss: float = math.nan
     """The same without the temperature."""
     test_mutual_information: float = math.nan
+    desired_accuracy: float = math.nan
+    """Plain accuracy on test that is left on the desired task; of re-runs, where its head is released."""
     error: str = ""
     """Why it failed."""
 
@@ -132,6 +134,8 @@ class Cell:
     """Best validation accuracy after each point of the search; the mean where there are several searches."""
     flattened: bool
     """Whether the last third of the search's points brought less than `FLAT`."""
+    desired_accuracy: float = math.nan
+    """Mean plain test accuracy that the attacked models have on the desired task; NaN where it was not measured."""
 
     @property
     def failed(self) -> bool:
@@ -161,6 +165,9 @@ class AttackReport:
     not_tried: tuple[str, ...]
     """Families that were asked for and could not be tried, with what was missing."""
     records: list[AttackRecord]
+    bounded: tuple[Cell, ...] = ()
+    """The worst at each n of the attacks whose models still do the desired task (`attack.utility_share`), n rising;
+    empty where that is not known."""
     walking_back: tuple[Cell, ...] = ()
     """The worst at each n of the families that need the public encoder, n rising; they are not among `cells`. Empty
     where none was tried, and in reports from before there was a difference."""
@@ -203,6 +210,16 @@ class AttackReport:
             result[Metric.harmful_loss(cell.num_examples)] = cell.loss
             result[Metric.harmful_f1(cell.num_examples)] = cell.macro_f1
             result[Metric.harmful_information(cell.num_examples)] = cell.mutual_information
+        return result | self._utility()
+
+    def _utility(self) -> dict[str, float]:
+        """What the attacked models still do of the desired task, and the worst case among those that do it."""
+        left = {Metric.utility(cell.num_examples): cell.desired_accuracy for cell in self.cells}
+        result = (
+            {} if any(map(math.isnan, left.values())) else left | {str(Metric.UTILITY_DESIRED): mean(left.values())}
+        )
+        if self.bounded:
+            result[str(Metric.HARMFUL_BOUNDED_ACCURACY)] = mean([cell.accuracy for cell in self.bounded])
         return result
 
     def to_json(self) -> dict[str, Any]:
@@ -221,8 +238,9 @@ class AttackReport:
             if value["format_version"] != FORMAT_VERSION:
                 raise ValueError(f"attack report of format {value['format_version']}, expected {FORMAT_VERSION}")
             fields = {name: item for name, item in value.items() if name != "format_version"}
-            fields.setdefault("walking_back", [])
-            for name in ("cells", "family_cells", "walking_back"):
+            for name in ("bounded", "walking_back"):
+                fields.setdefault(name, [])
+            for name in ("cells", "family_cells", "bounded", "walking_back"):
                 fields[name] = tuple(_cell(cell) for cell in fields[name])
             fields["not_tried"] = tuple(fields["not_tried"])
             fields["records"] = [_restore(AttackRecord, record) for record in fields["records"]]

@@ -248,7 +248,16 @@ def cell_of(searches: Sequence[Search], scored: Scored, settings: AttackSettings
         mean_search_accuracy=mean(value for search in searches for value in search.accuracies()),
         best_so_far=best,
         flattened=is_flat(best),
+        desired_accuracy=mean(values)
+        if not any(map(math.isnan, values := [r.desired_accuracy for r in used]))
+        else math.nan,
     )
+
+
+def bounded_cell(cells: Sequence[Cell], least_desired: float) -> Cell | None:
+    """The worst of those whose attacked models keep a desired accuracy; None where there is none."""
+    useful = [cell for cell in cells if cell.valid and cell.desired_accuracy >= least_desired]
+    return worst_cell(useful) if useful else None
 
 
 def worst_cell(cells: Sequence[Cell]) -> Cell:

@@ -79,7 +79,7 @@ class AttackSettings(Settings):
     """An attacker that searches on attacker-validation and is scored once on test."""
 
     LATER: ClassVar[frozenset[str]] = frozenset(
-        {"benign_families", "edit_chains", "num_probe_trials", "portfolio", "shared_search"}
+        {"benign_families", "edit_chains", "num_probe_trials", "portfolio", "shared_search", "utility_share"}
     )
 
     preset: Preset | None = None
@@ -146,6 +146,9 @@ class AttackSettings(Settings):
     one by one, and those that take longer count as crashed."""
     num_curve_points: NonNegativeInt = 6
     """Steps of a re-run after which it is scored on attacker-validation; this curve gives the steps to recover."""
+    utility_share: Probability = 0.9
+    """What counts as still doing the desired task: this share of the released model's accuracy. The worst case among
+    such attacks is reported beside the worst of all."""
     recovery_share: Probability = 0.9
     """What counts as recovered: this share of the accuracy above chance that the undefended encoder gives way to."""
     benign_num_examples: tuple[NumExamples, ...] = ()

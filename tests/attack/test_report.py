@@ -122,7 +122,7 @@ def test_floors_that_another_process_builds_are_waited_for(
     report: AttackReport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The other one is built meanwhile, and nothing twice."""
-    monkeypatch.setattr("sdm_ray.trial.floors.time.sleep", lambda _: None)
+    monkeypatch.setattr("sdm_ray.trial.cached.time.sleep", lambda _: None)
     theirs = cached_reports({"a": lambda: building(report)}, tmp_path)
     next(theirs)
     built: list[str] = []
@@ -143,8 +143,8 @@ def test_floors_that_another_process_builds_are_waited_for(
 def test_floors_are_not_waited_for_forever(
     report: AttackReport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, patience: int
 ) -> None:
-    monkeypatch.setattr("sdm_ray.trial.floors.PATIENCE_SECONDS", patience)
-    monkeypatch.setattr("sdm_ray.trial.floors.time.sleep", lambda _: None)
+    monkeypatch.setattr("sdm_ray.trial.cached.PATIENCE_SECONDS", patience)
+    monkeypatch.setattr("sdm_ray.trial.cached.time.sleep", lambda _: None)
     stuck = cached_reports({"a": lambda: building(report)}, tmp_path)
     next(stuck)
     stages = [progress.stage for progress in cached_reports({"a": lambda: building(report)}, tmp_path)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -40,7 +41,7 @@ from sdm_ray.attack.report import RecordStatus
 from sdm_ray.config.attack import AttackSettings
 from sdm_ray.core.seeds import seeded
 from sdm_ray.core.types import Params, Split, Task
-from sdm_ray.data.interface import known_positions
+from sdm_ray.data.interface import UNLABELLED, known_positions
 from sdm_ray.models.heads import init_head, logits
 from sdm_ray.models.interface import TrunkLike, as_module
 from sdm_ray.models.trunk import Trunk
@@ -67,6 +68,8 @@ class Outcome:
     """(N, C) on the host, in the order of `Executor.val`."""
     test_logits: Tensor | None = None
     """(N, C) on the host, in the order of `Executor.test`; None in the search, which never reads test."""
+    desired_accuracy: float = math.nan
+    """Plain accuracy on test that is left on the desired task, by the released head; NaN where there is none."""
     error: str = ""
     timed_out: bool = False
     """It was given up because it took too long; a second attempt would take as long."""
@@ -207,6 +210,9 @@ class Executor:
             scored = {split: trained.logits(self._examples(split)) for split in splits}
         for values in scored.values():
             healthy = healthy & values.flatten(1).isfinite().all(1)
+        desired = (
+            self._desired_left(stack, None if stack[0].frozen else trained) if with_test else [math.nan] * len(stack)
+        )
         seconds = time.perf_counter() - started
         shares = [max(attacker.num_steps, 1) for attacker in stack]
         steps = [(*plan.evaluated_steps[i], attacker.num_steps) for i, attacker in enumerate(stack)]
@@ -223,10 +229,30 @@ class Executor:
                 val_curve_logits=curves.scored[i],
                 val_logits=scored[Split.ATTACKER_VAL][i],
                 test_logits=scored[Split.TEST][i] if with_test else None,
+                desired_accuracy=desired[i],
                 error="" if healthy[i] else "parameters or predictions are not finite",
             )
             for i, attacker in enumerate(stack)
         ]
+
+    def desired_accuracy(self) -> float:
+        """Plain test accuracy of the released model on the desired task; NaN where no desired head was released."""
+        return self._desired_left([Attacker(family="none", num_examples=0, trains="head")], None)[0]
+
+    def _desired_left(self, stack: Sequence[Attacker], trained: Trained | None) -> list[float]:
+        """Accuracy of the released desired head on each attacked trunk; NaN where no head was released, or where the
+        attackers' features are not those that it reads."""
+        head = self._knowledge.own_head
+        if head is None or self._task is not Task.HARMFUL or stack[0].pooling:
+            return [math.nan] * len(stack)
+        if trained is None:
+            scores = logits(self._readings(stack[0]).pooled(Split.TEST), head)[None].expand(len(stack), -1, -1)
+        else:
+            scores = trained.logits(self.test, head)
+        labels = self._data.labels_host(Task.DESIRED)[self.test.indices]
+        known = labels != UNLABELLED
+        right = scores.cpu()[:, known].argmax(-1) == labels[known]
+        return [float(value) for value in right.double().mean(1)]
 
     def train(self, plan: Plan) -> tuple[Trained, Curves]:
         """Fine-tune attackers that are alike, the trunk or part of it included."""

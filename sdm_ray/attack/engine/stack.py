@@ -176,17 +176,24 @@ class Trained:
             chosen[name] = self._rows.restore(self._model.tables(attackers), chosen[name], attackers)
         return chosen, head
 
-    def logits(self, examples: ScoringSet) -> Tensor:
-        """(S, N, C) on the host, examples in the order of `examples`."""
+    def logits(self, examples: ScoringSet, head: Tensor | None = None) -> Tensor:
+        """(S, N, C) on the host, examples in the order of `examples`.
+
+        Args:
+            examples: what is scored.
+            head: (C, D) in place of the attackers' own heads.
+        """
         total, device = len(self._stacked[HEAD]), self._stacked[HEAD].device
         group = by_device(ATTACKERS_PER_SCORING, device)
-        parts = [self.logits_of(slice(i, min(i + group, total)), examples) for i in range(0, total, group)]
+        parts = [self.logits_of(slice(i, min(i + group, total)), examples, head) for i in range(0, total, group)]
         return torch.cat(parts).cpu()
 
     @torch.no_grad()
-    def logits_of(self, attackers: slice, examples: ScoringSet) -> Tensor:
+    def logits_of(self, attackers: slice, examples: ScoringSet, other_head: Tensor | None = None) -> Tensor:
         """(S', N, C) of some attackers, on the device."""
         params, head = self.params(attackers)
+        if other_head is not None:
+            head = other_head.to(head).expand(len(head), *other_head.shape)
         module, shared, options = self._model.module, self._model.shared, self._model.options
         if len(head) == 1:
             single = shared | {name: value[0] for name, value in params.items()}
