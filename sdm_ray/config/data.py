@@ -8,6 +8,9 @@ from pydantic import Field, model_validator
 
 from sdm_ray.config.base import NonNegativeInt, PositiveFloat, PositiveInt, Probability, Settings
 
+VERSION_2_FIELDS = ("num_pairs", "pair_share", "entanglement")
+"""Fields of `SyntheticWorld` that version 1 does not know."""
+
 
 class SyntheticWorld(Settings):
     """The generator of synthetic biographies (versions are frozen: a change of the generator is a new version)."""
@@ -38,8 +41,8 @@ class SyntheticWorld(Settings):
     @model_validator(mode="before")
     @classmethod
     def _version_1_had_more_names(cls, values: Any) -> Any:
-        if isinstance(values, dict) and values.get("version") == 1:
-            return {"num_names": 1000, **values}
+        if isinstance(values, dict) and values.get("version") == 1 and values.get("num_names") is None:
+            return {**values, "num_names": 1000}
         return values
 
     @model_validator(mode="after")

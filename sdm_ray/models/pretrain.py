@@ -25,7 +25,7 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import ModernBertConfig, ModernBertForMaskedLM, PreTrainedTokenizerFast
 
-from sdm_ray.config.data import SyntheticWorld
+from sdm_ray.config.data import VERSION_2_FIELDS, SyntheticWorld
 from sdm_ray.config.io import digest
 from sdm_ray.data.synthetic import fingerprint, pretraining_texts, vocabulary
 from sdm_ray.models.masking import (
@@ -47,8 +47,6 @@ SHIPPED_FOLDERS = {1: Path(__file__).parent / "builtin", 2: Path(__file__).paren
 """By version of the synthetic world: the encoder of the version's default world, shipped with the package."""
 RECORD_FILE = "sdm_ray_pretraining.json"
 """In the folder of every built-in encoder: content hash, settings, generator fingerprint, final loss."""
-VERSION_2_FIELDS = ("num_pairs", "pair_share", "entanglement")
-"""Fields of the world that version 1 does not know."""
 
 
 class Words(NamedTuple):
@@ -65,9 +63,9 @@ def pretraining_record(world: SyntheticWorld, settings: PretrainSettings) -> dic
 
     The size of the task table is left out: the encoder does not see it.
     """
-    own = world.model_dump(mode="json", exclude={"num_examples", *(VERSION_2_FIELDS if world.version == 1 else ())})
+    later = VERSION_2_FIELDS if world.version == 1 else ()
     record = {
-        "world": own,
+        "world": world.model_dump(mode="json", exclude={"num_examples", *later}),
         "pretraining": settings.identity(),
         "generator_fingerprint": fingerprint(world),
     }

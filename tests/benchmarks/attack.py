@@ -30,7 +30,7 @@ from torch import nn
 from sdm_ray.attack.engine.executor import Executor
 from sdm_ray.attack.families import FAMILIES, Attacker, Facts
 from sdm_ray.attack.space import SobolSampler
-from sdm_ray.config import AttackSettings, DataSettings, EncoderSettings
+from sdm_ray.config import AttackSettings, DataSettings, EncoderSettings, SyntheticWorld
 from sdm_ray.core.seeds import derived_seed
 from sdm_ray.core.types import Task
 from sdm_ray.data.device import DeviceData
@@ -45,10 +45,11 @@ SCORING_BATCH = 64
 
 def builtin_world(cache_dir: Path, device: torch.device) -> tuple[Trunk, DeviceData]:
     """The built-in encoder and the synthetic biographies."""
-    encoder, data = EncoderSettings(), DataSettings()
-    tokenizer = load_tokenizer(encoder, cache_dir=cache_dir)
+    encoder, data = EncoderSettings(), DataSettings(synthetic=SyntheticWorld(version=1))
+    tokenizer = load_tokenizer(encoder, cache_dir=cache_dir, world=data.synthetic)
     tokenized = prepare(data, tokenizer, tokenizer_digest(tokenizer), cache_dir)
-    return load_trunk(encoder, cache_dir=cache_dir).to(device), DeviceData(tokenized, device)
+    trunk = load_trunk(encoder, cache_dir=cache_dir, world=data.synthetic)
+    return trunk.to(device), DeviceData(tokenized, device)
 
 
 def bert_tiny_world(cache_dir: Path, device: torch.device) -> tuple[Trunk, DeviceData]:

@@ -1,4 +1,4 @@
-"""Does the synthetic world have headroom? `python -m tests.benchmarks.headroom` (ten minutes on one busy core).
+"""Does version 1 of the synthetic world have headroom? `python -m tests.benchmarks.headroom` (ten minutes on a core).
 
 Without headroom nothing that is measured in the synthetic world means anything: the pretrained encoder has to know the
 gender of names that n examples cannot teach, and fine-tuning on professions alone must not erase that. The attackers
@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sdm_ray.config import DataSettings, EncoderSettings, TrainSettings
+from sdm_ray.config import DataSettings, EncoderSettings, SyntheticWorld, TrainSettings
 from sdm_ray.core.types import Split, Task
 from sdm_ray.data.device import DeviceData
 from sdm_ray.data.tokenized import prepare
@@ -35,6 +35,7 @@ from sdm_ray.models.encoder import load_tokenizer, load_trunk, tokenizer_digest
 from sdm_ray.models.heads import init_head, logits
 from sdm_ray.models.trunk import Trunk
 
+FIRST_WORLD = SyntheticWorld(version=1)
 NUM_EXAMPLES = (20, 50, 100, 200)
 LEARNING_RATES = (3e-4, 1e-3, 3e-3)
 """Of attackers that fine-tune everything."""
@@ -77,12 +78,18 @@ def main() -> int:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     encoder = EncoderSettings()
-    tokenizer = load_tokenizer(encoder, cache_dir=arguments.cache)
-    data = DeviceData(prepare(DataSettings(), tokenizer, tokenizer_digest(tokenizer), arguments.cache), "cpu")
+    tokenizer = load_tokenizer(encoder, cache_dir=arguments.cache, world=FIRST_WORLD)
+    data = DeviceData(
+        prepare(DataSettings(synthetic=FIRST_WORLD), tokenizer, tokenizer_digest(tokenizer), arguments.cache), "cpu"
+    )
 
     def load(seed: int = 0, random: bool = False) -> Trunk:
         return load_trunk(
-            encoder, cache_dir=arguments.cache, initialisation="random" if random else "pretrained", seed=seed
+            encoder,
+            cache_dir=arguments.cache,
+            initialisation="random" if random else "pretrained",
+            seed=seed,
+            world=FIRST_WORLD,
         )
 
     pretrained = load()

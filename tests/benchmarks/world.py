@@ -89,7 +89,7 @@ def measure(model: Any, desired: float | None, texts: dict[Split, Texts]) -> Fig
     benign = {
         column: [worst(target, column, size, tune=False).all for size in BENIGN_SIZES] for column in BENIGN_COLUMNS
     }
-    print([found.name for found in harmful])
+    print("best:", *(found.name for found in harmful), sep="\n  ", flush=True)
     return Figures(desired, [found.all for found in harmful], [found.embedding for found in harmful], benign)
 
 

@@ -169,7 +169,7 @@ def test_a_page_that_hangs_does_not_hold_the_diagnosis_up(monkeypatch: pytest.Mo
 
 
 def test_a_built_in_encoder_with_a_missing_file_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sdm_ray.models.pretrain.SHIPPED_FOLDER", tmp_path)
+    monkeypatch.setattr("sdm_ray.models.pretrain.SHIPPED_FOLDERS", {1: tmp_path, 2: tmp_path})
     check = doctor._builtin_encoder()
     assert check.status == "fail"
     assert "model.safetensors" in check.detail

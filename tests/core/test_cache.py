@@ -17,7 +17,7 @@ from sdm_ray.data import tokenized
 from sdm_ray.data.tokenized import prepare
 from sdm_ray.models import builtin
 from sdm_ray.models.encoder import load_tokenizer
-from sdm_ray.models.pretrain import PretrainSettings
+from sdm_ray.models.pretrain_settings import PretrainSettings
 from sdm_ray.sweep import SilentView, run_sweep
 from sdm_ray.trial.floors import load_report, store_report
 from tests.attack.test_report import report  # noqa: F401  (a fixture)
@@ -77,7 +77,7 @@ def test_a_damaged_entry_is_built_again(data_file: Path, encoder_folder: Path, t
 
 
 def test_encoders_are_pretrained_once(tmp_path: Path, memory: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
-    world = SyntheticWorld(seed=5, num_examples=400)
+    world = SyntheticWorld(version=1, seed=5, num_examples=400)
     tiny = PretrainSettings(num_steps=2, batch_size=8)
     first = builtin.builtin_folder(world, cache_dir=tmp_path / "node1", settings=tiny, shared=memory)
     monkeypatch.setattr(builtin, "pretrain_builtin", refuse)

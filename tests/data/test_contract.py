@@ -60,7 +60,7 @@ def hub(folder: Path, encoder: Path) -> DeviceData:
 
 
 def synthetic(folder: Path, encoder: Path) -> DeviceData:
-    return texts("builtin", "synthetic", synthetic={"num_examples": 1200})
+    return texts("builtin", "synthetic", synthetic={"version": 1, "num_examples": 1200})
 
 
 SOURCES: dict[str, Callable[[Path, Path], Any]] = {

@@ -20,7 +20,7 @@ from sdm_ray.models.encoder import load_tokenizer, tokenizer_digest
 from tests.fakes import files as helpers
 
 TEXTS = ["mara works", "otto likes planes and flights every day in town with patients", "they number 7", "vera"]
-WORLD = SyntheticWorld(num_pretraining_texts=30)
+WORLD = SyntheticWorld(version=1, num_pretraining_texts=30)
 
 
 @pytest.fixture(scope="module")

@@ -148,7 +148,7 @@ def test_a_hub_dataset_with_several_configurations(monkeypatch: pytest.MonkeyPat
 
 
 def test_the_synthetic_world_is_grouped_by_name() -> None:
-    examples = load("synthetic", synthetic={"num_examples": 400, "num_names": 40})
+    examples = load("synthetic", synthetic={"version": 1, "num_examples": 400, "num_names": 40})
     assert len(examples.texts) == 400
     assert examples.groups is not None
     assert len(set(examples.groups)) <= 40

@@ -119,7 +119,7 @@ def test_a_split_without_a_class_is_refused(data_file: Path) -> None:
 
 
 def test_synthetic_test_names_occur_in_no_other_split() -> None:
-    settings = DataSettings.model_validate({"synthetic": {"num_examples": 2000, "num_names": 200}})
+    settings = DataSettings.model_validate({"synthetic": {"version": 1, "num_examples": 2000, "num_names": 200}})
     examples = load_examples(settings)
     split = assign_splits(examples, settings)
     assert examples.groups is not None

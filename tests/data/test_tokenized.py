@@ -108,7 +108,7 @@ def test_key_follows_content_settings_and_tokenizer_but_not_the_place(
 
 def test_synthetic_data_is_cached_by_content(tokenizer: Any, tmp_path: Path, count: list[int]) -> None:
     def settings(seed: int) -> DataSettings:
-        world = {"num_examples": 1200, "num_names": 200, "num_professions": 2, "seed": seed}
+        world = {"version": 1, "num_examples": 1200, "num_names": 200, "num_professions": 2, "seed": seed}
         return DataSettings.model_validate({"synthetic": world, "max_length": 24})
 
     assert equal(*(prepare(settings(0), tokenizer, "t", tmp_path) for _ in range(2)))

@@ -34,7 +34,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "stopped": {"adversary": POOL, "validation": {"every_steps": 2, "min_desired_accuracy": 1.0}},
 }
 VECTORS: dict[str, Any] = {
-    "data": {"source": "regression", "regression": {"num_examples": 600, "input_dim": 8}},
+    "data": {**worlds.FIRST_WORLD, "source": "regression", "regression": {"num_examples": 600, "input_dim": 8}},
     "encoder": {"name": "mlp", "width": 16},
     "train": {**worlds.TRAIN, "adversary": POOL},
     "attack": {**worlds.ATTACK, "families": ["fine_tune", "knn"]},
@@ -87,7 +87,7 @@ def of_result(result: TrialResult) -> dict[str, Any]:
 
 def hashes(folder: Path) -> dict[str, Any]:
     """Content hashes of configs."""
-    plain = TrialSettings()
+    plain = override(TrialSettings(), {"data": worlds.FIRST_WORLD})
     methods = {method: plain.train.for_method(method) for method in ("pretrained", "random", "tuned", "ac", "mlac")}  # type: ignore[arg-type]
     return {
         "default": content_hash(plain),
@@ -128,7 +128,7 @@ CASES: dict[str, Callable[[Path], Any]] = {
     ),
     "vectors": vectors,
 }
-SMALL = SyntheticWorld().model_dump() | {"num_examples": 400}
+SMALL = SyntheticWorld(version=1).model_dump() | {"num_examples": 400}
 EXACT: dict[str, Callable[[Path], Any]] = {
     "hashes": hashes,
     "data/synthetic": partial(data, {"data.synthetic": SMALL}),

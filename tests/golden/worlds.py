@@ -8,6 +8,8 @@ from typing import Any
 from sdm_ray.config import TrialSettings, parse_settings
 from tests.fakes import files as helpers
 
+FIRST_WORLD: dict[str, Any] = {"synthetic": {"version": 1}}
+"""Of `data`: the world that was the default when the values were recorded; it is part of every content hash."""
 ATTACK: dict[str, Any] = {
     "families": ["fine_tune"],
     "num_examples": [4, 8], "num_search_trials": 2, "num_rerun_seeds": 2, "num_steps_min": 2, "num_steps_max": 4,
@@ -36,7 +38,7 @@ def trial(
     """A trial on them; `train` are settings of the training. The working directory must be `folder`."""
     assert Path.cwd() == folder.resolve()
     document = {
-        "data": {"source": "rows.parquet", "max_length": 24},
+        "data": {**FIRST_WORLD, "source": "rows.parquet", "max_length": 24},
         "encoder": {"name": encoder},
         "train": {**TRAIN, **train},
         "attack": {**ATTACK, **(attack or {})},

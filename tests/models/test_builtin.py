@@ -23,23 +23,24 @@ from sdm_ray.models.builtin import builtin_folder, recorded_hash
 from sdm_ray.models.encoder import load_tokenizer, load_trunk, tokenizer_digest
 from sdm_ray.models.pretrain import (
     RECORD_FILE,
-    SHIPPED_FOLDER,
+    SHIPPED_FOLDERS,
     SPECIAL_TOKENS,
-    PretrainSettings,
     build_tokenizer,
     pretrain_builtin,
     pretraining_record,
 )
+from sdm_ray.models.pretrain_settings import PretrainSettings
 
-TINY_WORLD = SyntheticWorld(num_names=12, num_examples=40, num_pretraining_texts=60, num_professions=2)
+SHIPPED_FOLDER = SHIPPED_FOLDERS[1]
+TINY_WORLD = SyntheticWorld(version=1, num_names=12, num_examples=40, num_pretraining_texts=60, num_professions=2)
 TINY = PretrainSettings(num_layers=1, hidden_size=8, num_heads=1, intermediate_size=8, num_steps=3, batch_size=4)
 
 
 def test_shipped_encoder_is_the_one_that_the_code_would_build() -> None:
     record = json.loads((SHIPPED_FOLDER / RECORD_FILE).read_text())
     loss = record.pop("final_loss")
-    rebuild = "the generator or the pretraining changed: run `python -m sdm_ray.models.pretrain`"
-    assert record == pretraining_record(SyntheticWorld(), PretrainSettings()), rebuild
+    rebuild = "the generator or the pretraining changed: run `python -m sdm_ray.models.pretrain --version 1`"
+    assert record == pretraining_record(SyntheticWorld(version=1), PretrainSettings()), rebuild
     assert 0.5 < loss < 2.5
 
 
@@ -51,20 +52,20 @@ def test_shipped_folder_is_small_and_holds_no_pickles() -> None:
 
 def test_default_world_uses_the_shipped_folder_and_writes_nothing(tmp_path: Path) -> None:
     cache = tmp_path / "cache"
-    assert builtin_folder(cache_dir=cache) == SHIPPED_FOLDER
+    assert builtin_folder(SyntheticWorld(version=1), cache_dir=cache) == SHIPPED_FOLDER
     # The encoder never sees the task table, so its size makes no difference.
-    assert builtin_folder(SyntheticWorld(num_examples=500), cache_dir=cache) == SHIPPED_FOLDER
+    assert builtin_folder(SyntheticWorld(version=1, num_examples=500), cache_dir=cache) == SHIPPED_FOLDER
     assert not cache.exists()
 
 
 def test_tokenizer_knows_every_word_as_one_token() -> None:
     tokenizer = AutoTokenizer.from_pretrained(SHIPPED_FOLDER)
-    texts = task_table(SyntheticWorld(num_examples=300))["text"].to_pylist()
-    texts += pretraining_texts(SyntheticWorld(num_pretraining_texts=300))
+    texts = task_table(SyntheticWorld(version=1, num_examples=300))["text"].to_pylist()
+    texts += pretraining_texts(SyntheticWorld(version=1, num_pretraining_texts=300))
     ids = tokenizer(texts)["input_ids"]
     assert all(row[0] == tokenizer.cls_token_id and row[-1] == tokenizer.sep_token_id for row in ids)
     assert tokenizer.unk_token_id not in {token for row in ids for token in row}
-    names = list(people(SyntheticWorld()))
+    names = list(people(SyntheticWorld(version=1)))
     assert all(len(row) == 1 for row in tokenizer([name.title() for name in names], add_special_tokens=False).input_ids)
 
 
@@ -147,7 +148,7 @@ def test_an_unwritable_cache_is_one_clear_error(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("scrub_share", [0.0, 1.0])
 def test_gendered_words_are_predicted_from_names_alone(scrub_share: float) -> None:
-    world = SyntheticWorld()
+    world = SyntheticWorld(version=1)
     tokenizer = build_tokenizer(world, 512)
     texts = pretraining_texts(world.model_copy(update={"num_pretraining_texts": 200}))
     ids, mask = pretrain.encode_texts(tokenizer, texts, 32)
@@ -180,11 +181,12 @@ def test_masking_leaves_special_tokens_alone_and_masks_the_stated_share() -> Non
 def test_pretrained_features_know_new_names_and_random_ones_do_not(tmp_path: Path) -> None:
     """The head start in short: a linear probe on frozen features; `tests.benchmarks.headroom` measures it in full."""
     encoder = EncoderSettings()
-    tokenizer = load_tokenizer(encoder, cache_dir=tmp_path)
-    data = DeviceData(prepare(DataSettings(), tokenizer, tokenizer_digest(tokenizer), tmp_path), "cpu")
+    world = SyntheticWorld(version=1)
+    tokenizer = load_tokenizer(encoder, cache_dir=tmp_path, world=world)
+    data = DeviceData(prepare(DataSettings(synthetic=world), tokenizer, tokenizer_digest(tokenizer), tmp_path), "cpu")
     accuracy = {}
     for initialisation in ("pretrained", "random"):
-        trunk = load_trunk(encoder, cache_dir=tmp_path, initialisation=initialisation)
+        trunk = load_trunk(encoder, cache_dir=tmp_path, world=world, initialisation=initialisation)
         with torch.no_grad():
             parts = []
             for split in (Split.ATTACKER_TRAIN, Split.TEST):
