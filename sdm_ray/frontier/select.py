@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -118,17 +117,18 @@ def refuse_scratch(who: str, metrics: Mapping[str, float], hint: str = SCRATCH_H
     Raises:
         UsageError: when it is no better.
     """
-    if is_dominated_by_scratch(metrics):
-        numbers = (Metric.DESIRED_ACCURACY, Metric.HARMFUL_WORST_ACCURACY)
-        theirs = (Metric.SCRATCH_DESIRED, Metric.SCRATCH_HARMFUL)
-        desired, harmful = (
-            f"{metrics.get(mine, math.nan):.3f} against {metrics.get(other, math.nan):.3f}"
-            for mine, other in zip(numbers, theirs, strict=True)
-        )
-        raise UsageError(
-            f"{who} is no better than training from scratch, neither in what it keeps nor in what it blocks (desired "
-            f"{desired}, harmful {harmful}); {hint}"
-        )
+    if not is_dominated_by_scratch(metrics):
+        return
+    pairs = (
+        ("desired", Metric.DESIRED_ACCURACY, Metric.SCRATCH_DESIRED),
+        ("harmful", Metric.HARMFUL_WORST_ACCURACY, Metric.SCRATCH_HARMFUL),
+    )
+    known = [pair for pair in pairs if pair[1] in metrics and pair[2] in metrics]
+    numbers = ", ".join(f"{name} {metrics[mine]:.3f} against {metrics[theirs]:.3f}" for name, mine, theirs in known)
+    raise UsageError(
+        f"{who} is no better than training from scratch, neither in what it keeps nor in what it blocks"
+        f"{f' ({numbers})' if numbers else ''}; {hint}"
+    )
 
 
 def why_empty(points: Sequence[Point]) -> str:

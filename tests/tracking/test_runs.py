@@ -213,12 +213,6 @@ def test_a_training_is_linked_to_the_sweep_of_its_config(
     assert content_hash(same) == content_hash(settings)
     assert same.origin is not None
     assert (same.origin.trial_id, same.origin.rule, same.origin.sweep_id) == ("t0", "run id", origin.sweep_id)
-    run_id = ids(sweep / "mlflow.db")["t0"]
-    connect(sqlite_uri(sweep / "mlflow.db")).log_metric(run_id, "scratch/dominates", 1.0)
-    capsys.readouterr()
-    main_exits(["best", f"mlflow:{run_id}", "--out", "third.yaml"], 2)
-    assert f"run {run_id} (t0) is no better than training from scratch" in capsys.readouterr().err
-    assert not Path("third.yaml").exists()
     uri = sqlite_uri(sweep / "mlflow.db")
     with monkeypatch.context() as patch:
         patch.chdir(tmp_path.parent)
@@ -227,6 +221,12 @@ def test_a_training_is_linked_to_the_sweep_of_its_config(
     assert Path("far.yaml").read_text() == Path("same.yaml").read_text()
     main_exits(["best", f"mlflow:{ids(sweep / 'mlflow.db')['unit']}", "--out", "none.yaml"], 2)
     assert "has no config.yaml; name the run of a trial" in capsys.readouterr().err
+    run_id = ids(sweep / "mlflow.db")["t0"]
+    connect(sqlite_uri(sweep / "mlflow.db")).log_metric(run_id, "scratch/dominates", 1.0)
+    capsys.readouterr()
+    main_exits(["best", f"mlflow:{run_id}", "--out", "third.yaml"], 2)
+    assert f"run {run_id} (t0) is no better than training from scratch" in capsys.readouterr().err
+    assert not Path("third.yaml").exists()
     train = ["train", "best.yaml", "--method", "tuned", "--out", "larger"]
     main_exits(train)
     out = capsys.readouterr().out
