@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sdm_ray.attack.families.base import Attacker
+from sdm_ray.attack.families.token_probe import reading_words, site_words
 from sdm_ray.core.errors import RunError
 from sdm_ray.core.files import atomic_path, null_for_nan, read_json, write_json
 from sdm_ray.core.metric_names import Metric
@@ -83,6 +84,9 @@ class Winner(Attacker):
 
     def describe(self) -> str:
         """The hyper-parameters in a phrase."""
+        if self.readout:
+            reader = f"{self.readout} on {reading_words(self)}, {self.scaling}, of {site_words(self.layer)}"
+            return f"{self.family}: {reader}, amount {self.amount:.3g}"
         if self.trains == "probe":
             where = "pooled features" if self.layer < 0 else f"hidden state {self.layer}"
             return f"{self.family} on {where}, amount {self.amount:.3g}"

@@ -299,8 +299,9 @@ def _budget(settings: TrialSettings) -> str:
     times = f", the whole {attack.num_searches} times" if attack.num_searches > 1 else ""
     shared = f" ({' and '.join(SHARING)} share them)" if attack.shares_search else ""
     halving = ", halved after each seed" if attack.halving else ""
+    cheap = f", {attack.num_probe_trials} of token_probe" if "token_probe" in attack.families else ""
     return (
-        f"attacker: {', '.join(attack.families)}; {attack.num_search_trials} search points by {attack.sampler} "
+        f"attacker: {', '.join(attack.families)}; {attack.num_search_trials} search points by {attack.sampler}{cheap} "
         f"({attack.num_search_seeds} seed(s) each{halving}) and {attack.num_rerun_seeds} re-runs of each family at "
         f"each n{shared}{times}, {attack.num_steps_min} to {attack.num_steps_max} steps"
     )

@@ -79,7 +79,15 @@ class AttackSettings(Settings):
     """An attacker that searches on attacker-validation and is scored once on test."""
 
     LATER: ClassVar[frozenset[str]] = frozenset(
-        {"benign_families", "edit_chains", "num_probe_trials", "portfolio", "shared_search", "utility_share"}
+        {
+            "benign_families",
+            "edit_chains",
+            "measure_information",
+            "num_probe_trials",
+            "portfolio",
+            "shared_search",
+            "utility_share",
+        }  # fmt: skip
     )
 
     preset: Preset | None = None
@@ -158,6 +166,8 @@ class AttackSettings(Settings):
     """Families that benign tasks are searched with; empty takes `families`."""
     benign_groups: Annotated[int, Field(ge=2)] = 3
     """Classes of that grouping."""
+    measure_information: bool = True
+    """Read every site of the model with all labels of attacker-train, and of random initialisation, for the audit."""
 
     def for_benign_tasks(self) -> AttackSettings:
         """The search on benign tasks: their sizes and families, and classes as they occur."""

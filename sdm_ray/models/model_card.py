@@ -26,6 +26,7 @@ UNTRIED = {
     "linear_probe": f"{WITHOUT_GRADIENTS} (closed-form linear probe)",
     "logistic_regression": f"{WITHOUT_GRADIENTS} (logistic regression)",
     "knn": f"{WITHOUT_GRADIENTS} (nearest neighbours)",
+    "token_probe": "reading the states of single tokens, rescaled",
     "noise": "fine-tuning after noise on the weights",
     "reinit": "fine-tuning after some layers are drawn again",
     "prune": "fine-tuning after pruning",
@@ -36,7 +37,7 @@ UNTRIED = {
     "masked_lm": "continued masked-LM pretraining on unlabelled text",
 }
 """By attack families: what an attack that has none of them leaves untried."""
-WITHOUT_OPTIMIZERS = {"fine_tune", "rescale", "linear_probe", "logistic_regression", "knn"}
+WITHOUT_OPTIMIZERS = {"fine_tune", "rescale", "linear_probe", "logistic_regression", "knn", "token_probe"}
 """Families that keep to Adam or need no optimiser."""
 
 

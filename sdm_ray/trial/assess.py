@@ -27,6 +27,7 @@ from sdm_ray.core.types import Split, Task
 from sdm_ray.data.interface import labelled
 from sdm_ray.models.encoder import Trunk
 from sdm_ray.trial.floors import Reference, reference_reports
+from sdm_ray.trial.information import sites_of
 from sdm_ray.trial.release import Release, knowledge_of, own_knowledge
 from sdm_ray.trial.scratch import Scratch, train_scratch
 from sdm_ray.trial.workspace import Workspace, trunk_params
@@ -159,6 +160,7 @@ def _audit(work: Workspace, release: Release, report: AttackReport, random: Trun
         floor_signals=measure_signals(random, trunk_params(random), work.data, Task.HARMFUL, settings.seed),
         trained_against=release.trained_against,
         shared_texts=work.data.shared_texts(),
+        information=sites_of(work, release, random, settings),
     )
 
 

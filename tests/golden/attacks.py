@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sdm_ray.attack.findings.audit import audit
+from sdm_ray.attack.findings.audit import Audit, audit
 from sdm_ray.attack.findings.recovery import cost_to_recover, recovered_shares, target_accuracy
 from sdm_ray.attack.findings.regret import regret
 from sdm_ray.attack.findings.signals import measure_signals
@@ -81,7 +81,7 @@ def compared(folder: Path) -> dict[str, Any]:
         "target": target,
         "recovery": cost_to_recover(reports["mine"], target).metrics(),
         "signals": signals,
-        "audit": audit(reports["mine"], signals=signals["mine"], floor_signals=signals["floor"]).to_json(),
+        "audit": of_audit(audit(reports["mine"], signals=signals["mine"], floor_signals=signals["floor"])),
     }
 
 
@@ -107,10 +107,15 @@ def of_assessment(found: Assessment) -> dict[str, Any]:
         "metrics": without_seconds(found.metrics),
         "report": of_report(found.report),
         "floor": [found.floor.worst_accuracy, of_report(found.floor)["records"]],
-        "audit": found.audit.to_json(),
+        "audit": of_audit(found.audit),
         "notes": list(found.notes),
         "benign": {name: without_seconds(report.metrics()) for name, report in found.benign.items()},
     }
+
+
+def of_audit(found: Audit) -> dict[str, Any]:
+    """An audit without the check that came after the values were taken."""
+    return dataclasses.replace(found, checks=tuple(c for c in found.checks if c.name != "information")).to_json()
 
 
 def of_report(report: AttackReport) -> dict[str, Any]:

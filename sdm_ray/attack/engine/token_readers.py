@@ -110,7 +110,8 @@ class TokenReaders:
     def _parts(self, examples: ScoringSet, layers: set[int]) -> Iterable[set[int]]:
         """Layers whose states fit into memory together."""
         longest = int(examples.batches[-1].attention_mask.shape[-1])
-        width = max(value.shape[-1] for name, value in self._params.items() if name == self._trunk.embedding_name)
+        name = self._trunk.embedding_name
+        width = self._trunk.feature_dim if name is None else self._params[name].shape[-1]
         fitting = max(1, KEPT_BYTES // (4 * len(examples) * longest * width))
         ordered = sorted(layers)
         return [set(ordered[start : start + fitting]) for start in range(0, len(ordered), fitting)]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from sdm_ray.attack.families.token_probe import ROWS
+from sdm_ray.attack.families.token_probe import POOLED, ROWS
 from sdm_ray.core.types import Batch, Params
 from sdm_ray.data.interface import known_positions
 from sdm_ray.models.interface import TrunkLike, as_module
@@ -27,7 +27,7 @@ class Tokens:
     """N texts, their tokens' states at some layers."""
 
     states: dict[int, Tensor]
-    """(N, L, E) by layer."""
+    """(N, L, E) by layer; of the pooled features the same for every token."""
     mask: Tensor
     """(N, L) bool; True on tokens."""
     known: Tensor | None
@@ -50,7 +50,7 @@ def token_states(
     """States of a batch's tokens.
 
     Args:
-        trunk: the architecture; a `Trunk` of texts.
+        trunk: the architecture; a `Trunk` of texts, unless pooled features are all that is wanted.
         params: its weights.
         batch: of B texts.
         known: (B, 2) of `Tokens.known`.
@@ -59,12 +59,17 @@ def token_states(
     ids, mask = batch.inputs
     with torch.no_grad():
         found: dict[int, Tensor] = {}
+        features = None
         if any(layer >= 0 for layer in layers):
-            _, hidden = functional_call(as_module(trunk), params, batch.inputs, {"hidden_states": True})
+            features, hidden = functional_call(as_module(trunk), params, batch.inputs, {"hidden_states": True})
             found = {layer: hidden[layer] for layer in layers if layer >= 0}
         if ROWS in layers:
             assert trunk.embedding_name is not None
             found[ROWS] = params[trunk.embedding_name][ids]
+        if POOLED in layers:
+            if features is None:
+                features = functional_call(as_module(trunk), params, batch.inputs)
+            found[POOLED] = features[:, None].expand(*mask.shape, -1)
     return Tokens(found, mask.bool(), known)
 
 

@@ -27,6 +27,8 @@ Readout = Literal["logistic", "ridge", "perceptron", "kernel"]
 NAME = "token_probe"
 ROWS = -2
 """The layer of the token embedding's rows themselves, before positions and norms."""
+POOLED = -1
+"""The layer of the pooled features, one vector a text."""
 READINGS: tuple[tuple[Reading, int], ...] = (
     ("position", 1), ("known", 0), ("query", 0), ("pair", 0), ("maximum", 0), ("position", 2), ("position", 3),
 )  # fmt: skip
@@ -46,6 +48,19 @@ def layers(facts: Facts) -> tuple[int, ...]:
 def readings(facts: Facts) -> tuple[tuple[Reading, int], ...]:
     """Readings that the data allow."""
     return tuple(pair for pair in READINGS if facts.knows_positions or pair[0] not in ("known", "pair"))
+
+
+def reading_words(attacker: Attacker) -> str:
+    """What an attacker's reading reads, in a phrase."""
+    words = {"query": "a learned query's mean", "maximum": "the extremes over tokens", "known": "the token of the name"}
+    words |= {"pair": "the two tokens of the name", "position": f"token {attacker.position}"}
+    return words[attacker.reading]
+
+
+def site_words(layer: int) -> str:
+    """A layer, in a phrase."""
+    words = {POOLED: "pooled features", ROWS: "rows of the token embedding", 0: "hidden state 0 (the embeddings)"}
+    return words.get(layer, f"hidden state {layer}")
 
 
 def _space(settings: AttackSettings, num_examples: int, facts: Facts) -> Space:

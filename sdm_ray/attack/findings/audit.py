@@ -12,6 +12,8 @@ from itertools import pairwise
 from typing import Any
 
 from sdm_ray.attack.engine.optim import SCALE_FREE
+from sdm_ray.attack.families.token_probe import NAME
+from sdm_ray.attack.findings.information import Site
 from sdm_ray.attack.findings.signals import Signals
 from sdm_ray.attack.report import AttackRecord, AttackReport, Cell
 from sdm_ray.config.attack import WALKING_BACK
@@ -41,6 +43,8 @@ STRENGTH_MARGIN = 0.1
 """Accuracy by which a weak attacker may exceed a strong one, and fewer examples more, with disjoint intervals."""
 GAP_MARGIN = 0.1
 """Validation accuracy by which attackers outside the training distribution may exceed those within."""
+INFORMATION_MARGIN = 0.1
+"""Accuracy by which a reader of all labels may exceed, at any site, both the attack and random initialisation's."""
 TOP = 3
 """Best fine-tunes of a kind whose mean validation accuracy is compared: one alone is mostly luck."""
 WEAK = ("head", "linear_probe", "logistic_regression", "knn")
@@ -98,6 +102,7 @@ def audit(
     floor_signals: Signals,
     trained_against: Sequence[Support] = (),
     shared_texts: dict[str, int] | None = None,
+    information: Sequence[Site] | None = None,
 ) -> Audit:
     """Check an attack.
 
@@ -107,6 +112,7 @@ def audit(
         floor_signals: of random initialisation, for scale.
         trained_against: what the adversaries of meta-training could be; empty for a model that met none.
         shared_texts: texts that two splits have in common, by the splits' names; None where that is not known.
+        information: what each site tells whoever has all labels; None where that was not measured.
     """
     checks = (
         _complete(report),
@@ -118,6 +124,7 @@ def audit(
         _search_failure(report),
         _held_out(report, trained_against),
         _overlap(shared_texts),
+        _information(report, information),
     )
     return Audit(checks=checks, warnings=_warnings(report))
 
@@ -190,8 +197,10 @@ def _collapse(report: AttackReport, signals: Signals, floor: Signals) -> Check:
         said = f"pooled features have collapsed: effective rank {signals.effective_rank:.2f}, relative spread "
         said += f"{signals.relative_spread:.1e} (random initialisation {floor.relative_spread:.1e})"
         return Check(name="collapse", passed=False, value=signals.effective_rank, said=said)
-    hidden = _best(r.val_accuracy for r in report.records if r.layer >= 0)
-    pooled = _best(r.val_accuracy for r in report.records if r.layer < 0)
+    # Single tokens tell more than any mean of them; that is no sign of a collapse.
+    pooling = [record for record in report.records if record.family != NAME]
+    hidden = _best(r.val_accuracy for r in pooling if r.layer >= 0)
+    pooled = _best(r.val_accuracy for r in pooling if r.layer < 0)
     if hidden - pooled > HIDDEN_MARGIN:
         said = f"hidden states give {hidden:.3f} where everything through the pooled features gives {pooled:.3f}"
         return Check(name="collapse", passed=False, value=hidden - pooled, said=said)
@@ -306,6 +315,23 @@ def _overlap(shared_texts: dict[str, int] | None) -> Check:
     pairs = ", ".join(f"{count} in {name}" for name, count in shared_texts.items() if count)
     said = f"texts occur in two splits: {pairs}" if total else "no text occurs in two splits"
     return Check(name="data_overlap", passed=not total, value=float(total), said=said)
+
+
+def _information(report: AttackReport, sites: Sequence[Site] | None) -> Check:
+    """Whether a site tells what neither the attack at its largest n finds nor random initialisation tells."""
+    if sites is None:
+        return Check(name="information", passed=None, value=math.nan, said="what each site tells was not measured")
+    valid = [cell.accuracy for cell in report.cells if cell.valid]
+    found = valid[-1] if valid else 0.0
+    excess = {site: site.released.accuracy - max(found, site.floor.accuracy) for site in sites}
+    site = max(sites, key=excess.__getitem__)
+    told, floor = site.released, site.floor
+    # Names are few: what lies within the intervals is luck.
+    fails = excess[site] > INFORMATION_MARGIN and told.low > max(found, floor.high)
+    numbers = f"{site.name} tells {told.accuracy:.2f} where random initialisation tells {floor.accuracy:.2f}"
+    beside = f"{numbers}, and the attack finds {found:.2f} ({told.reader}, all labels)"
+    said = f"hidden, not removed: {beside}" if fails else f"nothing is hidden from the attack: {beside}"
+    return Check(name="information", passed=not fails, value=excess[site], said=said)
 
 
 def _warnings(report: AttackReport) -> tuple[str, ...]:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
+import torch
 
+from sdm_ray.attack.findings.audit import INFORMATION_MARGIN, Check, audit
+from sdm_ray.attack.findings.information import Site, balanced_with_error, beside, measure_information
+from sdm_ray.attack.findings.signals import measure_signals
 from sdm_ray.attack.protocol import AttackReport, attack_model
+from sdm_ray.core.types import Task
 from sdm_ray.models.trunk import Trunk
 from tests.attack.findings.planted import HIDDEN, Names, Pairs, encoder, erased, hidden
 from tests.fakes.attack_world import drain, params_of, quick
@@ -57,3 +63,76 @@ def test_a_name_of_two_pieces_that_tell_together_alone_is_found() -> None:
     assert cell.winner is not None
     assert cell.winner.reading == "pair"
     assert cell.winner.readout in ("kernel", "perceptron")
+
+
+def informed(trunk: Trunk, seed: int, *, data: Names | None = None) -> tuple[Site, ...]:
+    data, fresh = data or Names(seed), encoder(seed + 500, knows=False)
+    told, floor = (measure_information(model, params_of(model), data, Task.HARMFUL, 0) for model in (trunk, fresh))
+    return beside(told, floor)
+
+
+def checked(trunk: Trunk, seed: int, report: AttackReport) -> Check:
+    """The check of information, after an attack."""
+    data = Names(seed)
+    signals = measure_signals(trunk, params_of(trunk), data, Task.HARMFUL, 0)
+    found = audit(report, signals=signals, floor_signals=signals, information=informed(trunk, seed))
+    return found.check("information")
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("name", [name for name in HIDDEN if name != "undefended"])
+def test_what_an_attack_that_pools_does_not_find_fails_the_audit(name: str, seed: int) -> None:
+    """Every label and every site is asked: the point is hidden, not removed, whatever the attack was."""
+    trunk = hidden(name, seed)
+    report = attacked(trunk, Names(seed), ("linear_probe",), num_examples=(60,), num_search_trials=2)
+    assert report.worst_accuracy < 0.85
+    check = checked(trunk, seed, report)
+    assert check.passed is False
+    assert check.said.startswith("hidden, not removed: ")
+    assert "where random initialisation tells" in check.said
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("make", [lambda seed: encoder(seed, knows=False), erased], ids=["scratch", "erased"])
+def test_what_is_gone_passes_the_audit(make: Any, seed: int) -> None:
+    trunk = make(seed)
+    report = attacked(trunk, Names(seed), ("linear_probe",), num_examples=(60,), num_search_trials=2)
+    check = checked(trunk, seed, report)
+    assert check.passed is True, check.said
+    assert check.value < INFORMATION_MARGIN
+
+
+def test_what_the_attack_finds_is_not_hidden() -> None:
+    trunk = hidden("one-token", 1)
+    report = attacked(trunk, Names(1), num_examples=("all",))
+    assert report.worst_accuracy > 0.9
+    check = checked(trunk, 1, report)
+    assert check.passed is True
+    assert check.said.startswith("nothing is hidden from the attack: ")
+
+
+def test_information_that_was_not_measured_is_no_pass() -> None:
+    trunk = encoder(1, knows=False)
+    report = attacked(trunk, Names(1), ("linear_probe",), num_examples=(60,), num_search_trials=1)
+    signals = measure_signals(trunk, params_of(trunk), Names(1), Task.HARMFUL, 0)
+    check = audit(report, signals=signals, floor_signals=signals).check("information")
+    assert (check.passed, math.isnan(check.value)) == (None, True)
+
+
+def test_every_site_is_read_and_named() -> None:
+    sites = informed(encoder(1), 1)
+    assert [site.name for site in sites] == [
+        "pooled features", "hidden state 0 (the embeddings)", "hidden state 2", "hidden state 1",
+        "rows of the token embedding",
+    ]  # fmt: skip
+    assert all(site.released.low <= site.released.accuracy <= site.released.high for site in sites)
+
+
+def test_texts_about_one_name_are_one_draw() -> None:
+    """With ten texts a name the error is that of as many texts as there are names."""
+    labels = torch.arange(400) % 2
+    right = torch.rand(400, generator=torch.Generator().manual_seed(0)) < 0.7
+    alone, error = balanced_with_error(right, labels, torch.arange(400))
+    tenfold = [value.repeat_interleave(10) for value in (right, labels, torch.arange(400))]
+    assert balanced_with_error(*tenfold) == pytest.approx((alone, error))
+    assert error == pytest.approx(math.sqrt(0.7 * 0.3 / 400), rel=0.1)

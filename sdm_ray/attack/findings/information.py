@@ -1,0 +1,184 @@
+"""What a released model tells of the harmful label to whoever has all labels, site by site, beside what scratch tells.
+
+An attack has few labels and little time. What it does not find may be gone, or hidden: a reader that is fitted to all
+of attacker-train tells the two apart. What random initialisation tells is no knowledge, so that it is the floor.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from sdm_ray.attack.engine.scoring import ScoringSet, validation_sample
+from sdm_ray.attack.engine.token_readers import TokenReaders
+from sdm_ray.attack.families.base import Attacker, Facts
+from sdm_ray.attack.families.knowledge import Knowledge
+from sdm_ray.attack.families.token_probe import NAME, POOLED, layers, reading_words, readings, site_words
+from sdm_ray.attack.scores import raw_accuracy
+from sdm_ray.core.seeds import seeded
+from sdm_ray.core.types import Params, Split, Task
+from sdm_ray.data.interface import known_positions
+from sdm_ray.models.interface import TrunkLike
+
+if TYPE_CHECKING:
+    from sdm_ray.data.interface import AttackDataset
+
+VERSION = 1
+"""Raise it when the same weights and data would give other numbers."""
+MAX_EXAMPLES, MAX_VALIDATION, MAX_TEST = 3000, 1000, 3000
+"""Texts that readers are fitted to, chosen on and scored on, at most."""
+WAYS = (
+    ("standardised", "logistic", 1e-2),
+    ("whitened", "logistic", 1e-2),
+    ("standardised", "perceptron", 0.1),
+    ("whitened", "perceptron", 1.0),
+)
+"""Scaling, read-out and penalty of the readers at each site."""
+CONFIDENT = 1.96
+"""Standard errors on either side of an accuracy that its interval holds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Told:
+    """What the best reader of a site makes of it; chosen on attacker-validation, scored on test."""
+
+    layer: int
+    """Hidden state 0 (the embeddings) to L; -1 the pooled features, -2 rows of the token embedding."""
+    accuracy: float
+    """Balanced accuracy on test."""
+    low: float
+    """Lower end of its 95 % interval over names, where it is known who is named, or over texts."""
+    high: float
+    reader: str
+    """Which reader it was, in a phrase."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    """A site of a released model, beside that of random initialisation."""
+
+    released: Told
+    floor: Told
+
+    @property
+    def name(self) -> str:
+        """What is read, in a phrase."""
+        return site_words(self.released.layer)
+
+
+def beside(released: Sequence[Told], floor: Sequence[Told]) -> tuple[Site, ...]:
+    """Sites that both have."""
+    floors = {told.layer: told for told in floor}
+    return tuple(Site(released=told, floor=floors[told.layer]) for told in released if told.layer in floors)
+
+
+def measure_information(
+    trunk: TrunkLike, params: Params, data: AttackDataset, task: Task, seed: int
+) -> tuple[Told, ...]:
+    """Read every site of a model with all labels of attacker-train.
+
+    Args:
+        trunk: the architecture.
+        params: its weights.
+        data: attacker-train, attacker-validation and test are used.
+        task: whose labels.
+        seed: of samples and readers.
+
+    Returns:
+        The best reader of the pooled features and, of a transformers encoder, of each layer's token states.
+    """
+    facts = Knowledge().facts(trunk, data.num_classes(task))
+    facts = facts._replace(knows_positions=known_positions(data) is not None)
+    train, val, test = (
+        _sample(data, split, most, task, seed)
+        for split, most in (
+            (Split.ATTACKER_TRAIN, MAX_EXAMPLES), (Split.ATTACKER_VAL, MAX_VALIDATION), (Split.TEST, MAX_TEST),
+        )
+    )  # fmt: skip
+    readers, found = TokenReaders(trunk, params, data, task, seed), []
+    chosen_on, scored_on = (ScoringSet.of(data, indices, task) for indices in (val, test))
+    names = _names(data, scored_on)
+    for layer in (POOLED, *layers(facts)):
+        attackers = _attackers(layer, facts, len(train))
+        fitted = readers.fit(attackers, [train] * len(attackers))
+        on_validation = [raw_accuracy(scores, chosen_on.labels) for scores in readers.scores(fitted, chosen_on)]
+        best = max(range(len(fitted)), key=on_validation.__getitem__)
+        (scores,) = readers.scores([fitted[best]], scored_on)
+        accuracy, error = balanced_with_error(scores.argmax(1) == scored_on.labels, scored_on.labels, names)
+        low, high = max(0.0, accuracy - CONFIDENT * error), min(1.0, accuracy + CONFIDENT * error)
+        reader = _phrase(attackers[best])
+        found.append(Told(layer=layer, accuracy=accuracy, low=low, high=high, reader=reader))
+    return tuple(found)
+
+
+def balanced_with_error(right: Tensor, labels: Tensor, names: Tensor) -> tuple[float, float]:
+    """Balanced accuracy and its standard error, texts about one name counting as one draw.
+
+    Args:
+        right: (N,) bool.
+        labels: (N,) class indices.
+        names: (N,) int64; equal for texts about the same name.
+    """
+    shares, squares = [], 0.0
+    _, groups = torch.unique(names, return_inverse=True)
+    present = torch.unique(labels)
+    for label in present:
+        mine = labels == label
+        share = right[mine].double().mean()
+        excess = torch.zeros(int(groups.max()) + 1, dtype=torch.float64)
+        excess.index_add_(0, groups[mine], right[mine].double() - share)
+        squares += float(excess.square().sum()) / int(mine.sum()) ** 2
+        shares.append(float(share))
+    return sum(shares) / len(shares), math.sqrt(squares) / len(present)
+
+
+def _sample(data: AttackDataset, split: Split, most: int, task: Task, seed: int) -> Tensor:
+    candidates = data.indices(split)
+    labels = data.labels_host(task)[candidates]
+    return validation_sample(candidates, labels, most, data.num_classes(task), seeded(seed, "information", split))
+
+
+def _names(data: AttackDataset, examples: ScoringSet) -> Tensor:
+    """(N,) what is equal for texts whose names are the same tokens; all different where no name is known."""
+    known, texts = known_positions(data), torch.arange(len(examples))
+    if known is None:
+        return texts
+    places = known[examples.indices]
+    ids, largest, start = [], 0, 0
+    for batch in examples.batches:
+        rows = batch.input_ids.cpu()
+        # What follows a name of one token says nothing of who is named: the first token alone makes the group.
+        ids.append(rows.gather(1, places[start : start + len(rows), :1].clamp_min(0))[:, 0])
+        largest, start = max(largest, int(rows.max())), start + len(rows)
+    return torch.where(places[:, 0] < 0, largest + 1 + texts, torch.cat(ids))
+
+
+def _attackers(layer: int, facts: Facts, num_examples: int) -> list[Attacker]:
+    """The readers of a site."""
+    ways = readings(facts) if layer != POOLED else (("position", 0),)
+    return [
+        Attacker(
+            family=NAME,
+            num_examples=num_examples,
+            trains="probe",
+            probe=NAME,
+            layer=layer,
+            reading=reading,
+            position=position,
+            scaling=scaling,
+            readout=readout,
+            amount=amount,
+        )
+        for (reading, position), (scaling, readout, amount) in product(ways, WAYS)
+    ]
+
+
+def _phrase(attacker: Attacker) -> str:
+    """A reader for people."""
+    return f"{attacker.readout} on {reading_words(attacker)}, {attacker.scaling}"
