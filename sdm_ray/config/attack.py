@@ -87,7 +87,7 @@ class AttackSettings(Settings):
             "portfolio",
             "shared_search",
             "utility_share",
-        }  # fmt: skip
+        }
     )
 
     preset: Preset | None = None

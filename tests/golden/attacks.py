@@ -42,6 +42,7 @@ OF_THE_WORLD = (
 SLOW = ("benign_first", "masked_lm")
 LATER = ("token_probe",)
 """Families that came after the values were taken; `tests/attack` holds them."""
+NEW_FIELDS = ("reading", "position", "scaling", "readout", "pooling", "amounts")
 KNOWING = ("interpolate", "masked_lm")
 """Families that random initialisation, the floor, cannot be attacked with."""
 OPTIMIZERS = ("adam", "adamw", "momentum", "rmsprop", "adadelta", "adafactor", "lion")
@@ -120,7 +121,7 @@ def of_audit(found: Audit) -> dict[str, Any]:
 
 def of_report(report: AttackReport) -> dict[str, Any]:
     """The parts of an attack that are pinned."""
-    records = [pins.plain(record) | {"seconds": 0.0, "error": ""} for record in report.records]
+    records = [of_attacker(pins.plain(record)) | {"seconds": 0.0, "error": ""} for record in report.records]
     return {
         "metrics": pins.of_values(without_seconds(report.metrics())),
         "cells": [in_short(dataclasses.asdict(cell)) for cell in report.family_cells],
@@ -133,7 +134,12 @@ def of_report(report: AttackReport) -> dict[str, Any]:
 
 def in_short(cell: dict[str, Any]) -> dict[str, Any]:
     """A cell, with its winner's settings as a digest."""
-    return {**cell, "winner": pins.of_values(cell["winner"])}
+    return {**cell, "winner": pins.of_values(of_attacker(cell["winner"]))}
+
+
+def of_attacker(values: dict[str, Any]) -> dict[str, Any]:
+    """An attacker without the fields that came after the values were taken, where it does not use them."""
+    return {name: value for name, value in values.items() if name not in NEW_FIELDS or value}
 
 
 def without_seconds(metrics: dict[str, float]) -> dict[str, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from sdm_ray.attack.space import Chance, Choice, Integer, LogFloat, Point, Space
@@ -43,14 +43,6 @@ class Attacker:
     layer: int = -1
     """What a probe reads: the pooled features (-1), or the mean over tokens of hidden state 0 (the embeddings) to L.
     `token_probe` reads tokens of a hidden state, or rows of the token embedding as they are (-2)."""
-    reading: str = ""
-    """How `token_probe` makes one vector of a text's token states; else empty."""
-    position: int = 0
-    """Which token a reading at a position reads, 0 the first."""
-    scaling: str = ""
-    """How `token_probe` rescales token states."""
-    readout: str = ""
-    """How `token_probe` tells classes from the vector."""
     phase: Phase = "search"
     repeat: int = 0
     """Which repetition of the search."""
@@ -60,9 +52,18 @@ class Attacker:
     """Chooses subset, order and head within the phase and repetition."""
     attempt: int = 0
     """1 for the retry of a failed fine-tune: same subset, another order and head."""
-    pooling: str = ""
+    # What follows is not in `repr`, from which seeds derive: those of attackers of before stay as they were.
+    reading: str = field(default="", repr=False)
+    """How `token_probe` makes one vector of a text's token states; else empty."""
+    position: int = field(default=0, repr=False)
+    """Which token a reading at a position reads, 0 the first."""
+    scaling: str = field(default="", repr=False)
+    """How `token_probe` rescales token states."""
+    readout: str = field(default="", repr=False)
+    """How `token_probe` tells classes from the vector."""
+    pooling: str = field(default="", repr=False)
     """How a head that reads tokens sees them (`families.token_heads`); empty for the model's own pooled features."""
-    amounts: tuple[float, ...] = ()
+    amounts: tuple[float, ...] = field(default=(), repr=False)
     """How much of each edit; where it is empty, `amount` holds for all of them."""
 
     def __post_init__(self) -> None:
