@@ -1,0 +1,34 @@
+"""What a release's sites tell, and what is kept of random initialisation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sdm_ray.trial import information
+from sdm_ray.trial.information import sites_of
+from sdm_ray.trial.release import Release
+from sdm_ray.trial.workspace import open_workspace, trunk_params
+from tests.golden import worlds
+
+
+def test_random_initialisation_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(worlds.write(tmp_path))
+    settings = worlds.trial(tmp_path, "bert")
+    work = open_workspace(settings)
+    trunk, random = (work.trunk(settings.encoder, kind, 0) for kind in ("pretrained", "random"))  # type: ignore[arg-type]
+    release = Release(trunk=trunk, params=trunk_params(trunk), encoder=settings.encoder)
+    assert sites_of(work, release, random, settings.attack.model_copy(update={"measure_information": False})) is None
+    first = sites_of(work, release, random, settings.attack)
+    read, original = [], information.measure_information
+
+    def counting(trunk: object, *rest: object) -> object:
+        read.append(trunk)
+        return original(trunk, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(information, "measure_information", counting)
+    assert sites_of(work, release, random, settings.attack) == first
+    assert read == [trunk]
+    assert first is not None
+    assert {site.released.layer for site in first} == {-2, -1, 0, 1, 2}
