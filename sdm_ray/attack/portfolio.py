@@ -49,6 +49,10 @@ class Portfolio:
     entries: tuple[Entry, ...]
     """Strongest first."""
 
+    def content(self) -> list[dict[str, Any]]:
+        """Its entries as the file has them."""
+        return [_plain(entry) for entry in self.entries]
+
     def attackers(self, family: str, num_examples: int, facts: Facts) -> list[Attacker]:
         """What it has for a family at an n on a model, strongest first, each set of hyper-parameters once."""
         fitting = [
@@ -108,7 +112,7 @@ def add_winners(path: Path, report: AttackReport, model: str) -> int:
     old = {(entry.attacker, entry.model) for entry in known.entries}
     fresh = [entry for entry in fresh if (entry.attacker, model) not in old]
     entries = sorted((*known.entries, *fresh), key=lambda entry: -entry.accuracy)
-    write_json(path, {"version": VERSION, "name": known.name, "entries": [_plain(entry) for entry in entries]})
+    write_json(path, {"version": VERSION, "name": known.name, "entries": Portfolio("", tuple(entries)).content()})
     return len(fresh)
 
 

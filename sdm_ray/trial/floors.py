@@ -125,7 +125,7 @@ def reference_reports(
         parts = [reference.digest, data.digest, settings.identity(), reference.name]
         parts += [] if benign is None else [benign[0]]
         # A file may change while its name stays.
-        parts += [repr(read_portfolio(settings.portfolio))] if settings.portfolio else []
+        parts += [read_portfolio(settings.portfolio).content()] if settings.portfolio else []
         key = digest(parts)
         keys[name] = key
         builds[key] = partial(

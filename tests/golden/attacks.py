@@ -40,9 +40,12 @@ OF_THE_WORLD = (
 )
 """Families that need no more than a trunk of any kind."""
 SLOW = ("benign_first", "masked_lm")
-LATER = ("token_probe",)
+LATER = ("token_probe", "rescale", "attention_head", "graft", "composed")
 """Families that came after the values were taken; `tests/attack` holds them."""
 NEW_FIELDS = ("reading", "position", "scaling", "readout", "pooling", "amounts")
+"""Fields of attackers that came later: left out where they say nothing."""
+UTILITY = ("utility/", "harmful/bounded")
+"""Beginnings of the names of metrics that came later."""
 KNOWING = ("interpolate", "masked_lm")
 """Families that random initialisation, the floor, cannot be attacked with."""
 OPTIMIZERS = ("adam", "adamw", "momentum", "rmsprop", "adadelta", "adafactor", "lion")
@@ -134,17 +137,24 @@ def of_report(report: AttackReport) -> dict[str, Any]:
 
 def in_short(cell: dict[str, Any]) -> dict[str, Any]:
     """A cell, with its winner's settings as a digest."""
-    return {**cell, "winner": pins.of_values(of_attacker(cell["winner"]))}
+    known = {name: value for name, value in cell.items() if name != "desired_accuracy"}
+    return {**known, "winner": pins.of_values(of_attacker(cell["winner"]))}
 
 
 def of_attacker(values: dict[str, Any]) -> dict[str, Any]:
     """An attacker without the fields that came after the values were taken, where it does not use them."""
-    return {name: value for name, value in values.items() if name not in NEW_FIELDS or value}
+    return {
+        name: value
+        for name, value in values.items()
+        if name != "desired_accuracy" and (name not in NEW_FIELDS or value)
+    }
 
 
 def without_seconds(metrics: dict[str, float]) -> dict[str, float]:
-    """Metrics but those that a clock gives."""
-    return {name: value for name, value in metrics.items() if not name.endswith("seconds")}
+    """Metrics but those that a clock gives, and those that came after the values were taken."""
+    return {
+        name: value for name, value in metrics.items() if not name.endswith("seconds") and not name.startswith(UTILITY)
+    }
 
 
 WORLD: dict[str, Callable[[Path], Any]] = {
