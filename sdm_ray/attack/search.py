@@ -7,9 +7,10 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from sdm_ray.attack.families import the_family
 from sdm_ray.attack.families.base import Attacker, Facts, Family, Phase
 from sdm_ray.attack.report import NOT_RERUN, AttackRecord, Cell, Winner, is_flat, units
-from sdm_ray.attack.space import DesignedSampler, Point, Sampler, SamplerFactory
+from sdm_ray.attack.space import Alternating, DesignedSampler, Point, Sampler, SamplerFactory
 from sdm_ray.config.attack import SHARING, AttackSettings
 from sdm_ray.core.seeds import derived_seed
 from sdm_ray.core.statistics import mean, t_interval
@@ -53,15 +54,20 @@ class Search:
     ) -> None:
         self._family, self.num_examples, self.repeat, self._settings = family, num_examples, repeat, settings
         again = (repeat,) if repeat else ()
-        seed = derived_seed(settings.seed, "search", family.name, num_examples, *again)
+        # Families that share a budget share a sequence of points too: together they are as well spread as one.
+        shares = settings.shares_search and family.name in SHARING and settings.sampler == "sobol"
+        label = SHARING[0] if shares else family.name
+        seed = derived_seed(settings.seed, "search", label, num_examples, *again)
+        self._num_trials = settings.search_trials(family.name)
         self.reruns_wanted = True
         """Whether the winner is run again; not where a family that shares the budget did better."""
-        space = family.space(settings, num_examples, facts)
-        self._num_trials = settings.search_trials(family.name)
-        if family.design is None:
-            self._sampler: Sampler = sampler(space, seed)
+        space = the_family(SHARING[1] if shares else family.name).space(settings, num_examples, facts)
+        if family.design is not None:
+            self._sampler: Sampler = DesignedSampler(space, seed, family.design(settings, num_examples, facts))
+        elif shares:
+            self._sampler = Alternating(sampler(space, seed), SHARING.index(family.name))
         else:
-            self._sampler = DesignedSampler(space, seed, family.design(settings, num_examples, facts))
+            self._sampler = sampler(space, seed)
         # Half of the points at most are winners of earlier searches: what is new may be stronger.
         self.given = tuple(given[: max(1, self._num_trials // 2)])
         self._points: list[Point] = [{} for _ in self.given]

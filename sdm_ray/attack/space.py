@@ -128,6 +128,25 @@ class DesignedSampler(SobolSampler):
         return [point | values for point, values in zip(points, given, strict=True)]
 
 
+class Alternating:
+    """Every other point of a sampler that is blind to scores, so that two searches share one sequence.
+
+    Args:
+        sampler: of both.
+        place: 0 takes the first point of each two, 1 the second.
+    """
+
+    def __init__(self, sampler: Sampler, place: int) -> None:
+        self._sampler, self._place = sampler, place
+
+    def ask(self, num: int) -> list[Point]:
+        """The next `num` of these points."""
+        return self._sampler.ask(2 * num)[self._place :: 2]
+
+    def tell(self, points: Sequence[Point], scores: Sequence[float]) -> None:
+        """Ignored: the points do not depend on the model."""
+
+
 SAMPLERS: Mapping[str, SamplerFactory] = MappingProxyType({"sobol": SobolSampler})
 """The built-in samplers by the name that `attack.sampler` gives; `sdm_ray.sweep.search.samplers` has Optuna's too."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sdm_ray.attack.families.knowledge import Knowledge
 from sdm_ray.attack.portfolio import read_portfolio
@@ -122,7 +122,7 @@ def reference_reports(
     builds: dict[str, Build] = {}
     data, task = (work.data, Task.HARMFUL) if benign is None else (benign[1], Task.DESIRED)
     for name, reference in references.items():
-        parts = [reference.digest, data.digest, settings.identity(), reference.name]
+        parts: list[Any] = [reference.digest, data.digest, settings.identity(), reference.name]
         parts += [] if benign is None else [benign[0]]
         # A file may change while its name stays.
         parts += [read_portfolio(settings.portfolio).content()] if settings.portfolio else []

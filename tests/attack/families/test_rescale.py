@@ -141,6 +141,8 @@ def test_fine_tune_and_rescale_share_search_points_and_re_runs() -> None:
         (given,) = [cell for cell in cells.values() if cell.valid]
         assert given.best_so_far[-1] == better.best_so_far[-1]
         assert not any(cell.failed for cell in cells.values())
+    points = [(r.learning_rate, r.num_steps) for r in report.records if (r.phase, r.num_examples) == ("search", 20)]
+    assert len(set(points)) == 7, "one sequence of points, of which each takes its own"
     apart = AttackSettings.model_validate(settings.model_dump() | {"shared_search": False})
     assert [apart.search_trials(name) for name in apart.families] == [7, 7]
     assert all(cell.valid for cell in attack(FakeData(), apart).family_cells)
