@@ -3,8 +3,8 @@
     python -m tests.benchmarks.attack_cost [--seeds 3] [--without fine_tune]
 
 Both attack the built-in encoder in turns, in one process on one thread; printed are seconds of the processor, which
-others on the machine disturb less than they do the clock, and the ratio of their sums. It may be 1.1 at most. How many steps a search takes
-is a matter of its points, so several seeds of it are measured.
+others on the machine disturb less than they do the clock, and the ratio of their sums. It may be 1.1 at most. How many
+steps a search takes is a matter of its points, so several seeds of it are measured.
 """
 
 from __future__ import annotations
