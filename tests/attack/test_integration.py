@@ -23,6 +23,7 @@ SETTINGS = AttackSettings.model_validate(
         "num_examples": (8, 20),
         "num_search_trials": 4,
         "num_rerun_seeds": 2,
+        "families": ("fine_tune",),
         "learning_rate": {"low": 1e-3, "high": 1e-2},
         "num_steps_min": 20,
         "num_steps_max": 40,

@@ -26,10 +26,11 @@ PROBE = Probe(device="cpu", seconds_per_step=0.01, seconds_per_fine_tune=2.0, me
 
 
 def test_fine_tunes_are_counted_as_the_protocol_runs_them() -> None:
-    paper = AttackSettings.model_validate({"preset": "paper"})
-    assert num_fine_tunes(paper) == 1560
-    benign = AttackSettings.model_validate({"preset": "paper", "benign_num_examples": [50]})
-    assert num_fine_tunes(benign) == 1560 + 2 * 390
+    paper = {"preset": "paper", "families": ["fine_tune"]}
+    assert num_fine_tunes(AttackSettings.model_validate(paper)) == 1560
+    assert num_fine_tunes(AttackSettings.model_validate(paper | {"benign_num_examples": [50]})) == 1560 + 2 * 390
+    assert num_fine_tunes(AttackSettings(preset="paper")) == 2 * 1560, "rescale has a budget of its own there"
+    assert num_fine_tunes(AttackSettings()) == num_fine_tunes(AttackSettings(families=("fine_tune",)))
 
 
 def test_a_plan_counts_trials_seconds_and_what_fits(tmp_path: Path) -> None:
