@@ -17,10 +17,13 @@ from sdm_ray.core.errors import RunError
 from sdm_ray.core.types import Split, Task
 from sdm_ray.data.device import DeviceData
 from sdm_ray.data.synthetic import people, pretraining_texts, task_table
+from sdm_ray.data.synthetic.names import indicator_words
+from sdm_ray.data.synthetic.phrases import FILLER, PASTIMES
 from sdm_ray.data.tokenized import prepare
-from sdm_ray.models import builtin, pretrain
+from sdm_ray.models import builtin, masking, pretrain
 from sdm_ray.models.builtin import builtin_folder, recorded_hash
 from sdm_ray.models.encoder import load_tokenizer, load_trunk, tokenizer_digest
+from sdm_ray.models.masked_lm import load_masked_lm
 from sdm_ray.models.pretrain import (
     RECORD_FILE,
     SHIPPED_FOLDERS,
@@ -29,7 +32,7 @@ from sdm_ray.models.pretrain import (
     pretrain_builtin,
     pretraining_record,
 )
-from sdm_ray.models.pretrain_settings import PretrainSettings
+from sdm_ray.models.pretrain_settings import PairPretrainSettings, PretrainSettings
 
 SHIPPED_FOLDER = SHIPPED_FOLDERS[1]
 TINY_WORLD = SyntheticWorld(version=1, num_names=12, num_examples=40, num_pretraining_texts=60, num_professions=2)
@@ -44,29 +47,44 @@ def test_shipped_encoder_is_the_one_that_the_code_would_build() -> None:
     assert 0.5 < loss < 2.5
 
 
-def test_shipped_folder_is_small_and_holds_no_pickles() -> None:
-    files = [path for path in SHIPPED_FOLDER.rglob("*") if path.is_file()]
+@pytest.mark.parametrize("version", SHIPPED_FOLDERS)
+def test_shipped_folder_is_small_and_holds_no_pickles(version: int) -> None:
+    files = [path for path in SHIPPED_FOLDERS[version].rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= 2_000_000
     assert {path.suffix for path in files} == {".json", ".safetensors"}
+    weights = load_file(SHIPPED_FOLDERS[version] / "model.safetensors")
+    assert {value.dtype for value in weights.values()} == {torch.float32}
 
 
-def test_default_world_uses_the_shipped_folder_and_writes_nothing(tmp_path: Path) -> None:
-    cache = tmp_path / "cache"
-    assert builtin_folder(SyntheticWorld(version=1), cache_dir=cache) == SHIPPED_FOLDER
+@pytest.mark.parametrize("version", SHIPPED_FOLDERS)
+def test_default_worlds_use_the_shipped_folders_and_write_nothing(version: int, tmp_path: Path) -> None:
+    cache, world = tmp_path / "cache", SyntheticWorld.model_validate({"version": version})
+    assert builtin_folder(world, cache_dir=cache) == SHIPPED_FOLDERS[version]
     # The encoder never sees the task table, so its size makes no difference.
-    assert builtin_folder(SyntheticWorld(version=1, num_examples=500), cache_dir=cache) == SHIPPED_FOLDER
+    smaller = world.model_copy(update={"num_examples": 500})
+    assert builtin_folder(smaller, cache_dir=cache) == SHIPPED_FOLDERS[version]
+    assert builtin_folder(cache_dir=cache) == SHIPPED_FOLDERS[SyntheticWorld().version]
     assert not cache.exists()
 
 
-def test_tokenizer_knows_every_word_as_one_token() -> None:
-    tokenizer = AutoTokenizer.from_pretrained(SHIPPED_FOLDER)
-    texts = task_table(SyntheticWorld(version=1, num_examples=300))["text"].to_pylist()
-    texts += pretraining_texts(SyntheticWorld(version=1, num_pretraining_texts=300))
-    ids = tokenizer(texts)["input_ids"]
+@pytest.mark.parametrize("version", SHIPPED_FOLDERS)
+def test_tokenizer_knows_every_word_as_one_token(version: int) -> None:
+    world = SyntheticWorld.model_validate({"version": version, "num_examples": 300, "num_pretraining_texts": 300})
+    tokenizer = AutoTokenizer.from_pretrained(SHIPPED_FOLDERS[version])
+    ids = tokenizer(task_table(world)["text"].to_pylist() + pretraining_texts(world))["input_ids"]
     assert all(row[0] == tokenizer.cls_token_id and row[-1] == tokenizer.sep_token_id for row in ids)
     assert tokenizer.unk_token_id not in {token for row in ids for token in row}
-    names = list(people(SyntheticWorld(version=1)))
-    assert all(len(row) == 1 for row in tokenizer([name.title() for name in names], add_special_tokens=False).input_ids)
+    pieces = [piece for name in people(world) for piece in name.title().split()]
+    assert all(len(row) == 1 for row in tokenizer(pieces, add_special_tokens=False).input_ids)
+
+
+@pytest.mark.parametrize("version", SHIPPED_FOLDERS)
+def test_masked_lm_head_is_shipped(version: int, tmp_path: Path) -> None:
+    encoder, world = EncoderSettings(), SyntheticWorld.model_validate({"version": version})
+    tokenizer = load_tokenizer(encoder, cache_dir=tmp_path, world=world)
+    head = load_masked_lm(encoder, tokenizer, cache_dir=tmp_path, world=world)
+    assert head.mask_id == tokenizer.mask_token_id
+    assert not any(tmp_path.iterdir())
 
 
 def test_special_token_ids_of_config_and_tokenizer_agree() -> None:
@@ -152,9 +170,9 @@ def test_gendered_words_are_predicted_from_names_alone(scrub_share: float) -> No
     tokenizer = build_tokenizer(world, 512)
     texts = pretraining_texts(world.model_copy(update={"num_pretraining_texts": 200}))
     ids, mask = pretrain.encode_texts(tokenizer, texts, 32)
-    scrubbed = pretrain.scrubbed_ids(tokenizer)
+    scrubbed = masking.scrubbed_ids(tokenizer)
     settings = PretrainSettings(mask_share=0.0, gendered_mask_share=1.0, scrub_share=scrub_share)
-    corrupted, labels = pretrain.corrupt_texts(ids, scrubbed, settings, torch.Generator().manual_seed(0))
+    corrupted, labels = masking.corrupt_texts(ids, scrubbed, settings, torch.Generator().manual_seed(0))
     gendered = scrubbed[ids] >= 0
     assert torch.equal(labels != -100, gendered)
     assert torch.equal(labels[gendered], ids[gendered])
@@ -169,13 +187,41 @@ def test_masking_leaves_special_tokens_alone_and_masks_the_stated_share() -> Non
     ids, _ = pretrain.encode_texts(tokenizer, pretraining_texts(TINY_WORLD) * 50, 32)
     settings = PretrainSettings(mask_share=0.3, gendered_mask_share=0.0)
     generator = torch.Generator().manual_seed(0)
-    corrupted, labels = pretrain.corrupt_texts(ids, pretrain.scrubbed_ids(tokenizer), settings, generator)
+    corrupted, labels = masking.corrupt_texts(ids, masking.scrubbed_ids(tokenizer), settings, generator)
     words = ids >= len(SPECIAL_TOKENS)
     chosen = labels != -100
     assert not (chosen & ~words).any()
     assert torch.equal(corrupted[~chosen], ids[~chosen])
     assert abs(chosen.sum() / words.sum() - 0.3) < 0.02
-    assert abs((corrupted[chosen] == pretrain.MASK).float().mean() - 0.8) < 0.02
+    assert abs((corrupted[chosen] == masking.MASK).float().mean() - 0.8) < 0.02
+
+
+def test_version_2_predicts_its_words_as_often_as_they_teach() -> None:
+    world = SyntheticWorld(version=2, num_pretraining_texts=3000)
+    tokenizer, settings = build_tokenizer(world, 512), PairPretrainSettings(gendered_mask_share=0.0)
+    ids, _ = pretrain.encode_texts(tokenizer, pretraining_texts(world), settings.max_length)
+    shares = masking.word_shares(world, tokenizer, settings)
+    assert shares is not None
+    generator = torch.Generator().manual_seed(0)
+    corrupted, labels = masking.corrupt_texts(ids, masking.scrubbed_ids(tokenizer), settings, generator, shares)
+    pieces = [piece for name in people(world) for piece in name.split()]
+    for words, share in ((indicator_words(), 0.6), (FILLER, 0.05), (pieces, 0.03), (PASTIMES["music"], 0.15)):
+        found = torch.isin(ids, torch.tensor(tokenizer.convert_tokens_to_ids(list(words))))
+        chosen = labels[found] != masking.IGNORED
+        assert abs(chosen.float().mean() - share) < 0.015
+        always = (corrupted[found][chosen] == masking.MASK).float().mean()
+        assert (always == 1) == (share == 0.6)
+    assert masking.word_shares(SyntheticWorld(version=1), tokenizer, PretrainSettings()) is None
+
+
+def test_scrubbing_of_version_2_knows_the_reflexive() -> None:
+    tokenizer = build_tokenizer(SyntheticWorld(version=2), 512)
+    scrubbed = masking.scrubbed_ids(tokenizer)
+    read_as = {
+        word: tokenizer.convert_ids_to_tokens(int(scrubbed[tokenizer.convert_tokens_to_ids(word)]))
+        for word in ("she", "his", "herself", "himself", "mother")
+    }
+    assert list(read_as.values()) == ["they", "their", "themselves", "themselves", "[MASK]"]
 
 
 def test_pretrained_features_know_new_names_and_random_ones_do_not(tmp_path: Path) -> None:
