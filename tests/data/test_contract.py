@@ -30,7 +30,7 @@ NUM_EXAMPLES = 120
 
 def texts(encoder: str | Path, source: str | Path, **changes: Any) -> DeviceData:
     settings = DataSettings.model_validate({"source": str(source), "max_length": 24, **changes})
-    tokenizer = load_tokenizer(EncoderSettings(name=str(encoder)), cache_dir=Path(encoder))
+    tokenizer = load_tokenizer(EncoderSettings(name=str(encoder)), cache_dir=Path(encoder), world=settings.synthetic)
     return DeviceData(tokenize(load_examples(settings), settings, tokenizer), "cpu")
 
 
