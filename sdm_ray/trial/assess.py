@@ -25,12 +25,11 @@ from sdm_ray.core.metric_names import Metric
 from sdm_ray.core.progress import Progress
 from sdm_ray.core.types import Split, Task
 from sdm_ray.data.interface import labelled
-from sdm_ray.models.encoder import Trunk
 from sdm_ray.trial.floors import Reference, reference_reports
 from sdm_ray.trial.information import sites_of
 from sdm_ray.trial.release import Release, knowledge_of, own_knowledge
 from sdm_ray.trial.scratch import Scratch, train_scratch
-from sdm_ray.trial.workspace import Workspace, trunk_params
+from sdm_ray.trial.workspace import Workspace
 
 BENIGN = {
     "desired": "the desired task",
@@ -114,7 +113,7 @@ def assess(
     reports = yield from reference_reports(work, references, settings, runner)
     floor, undefended = reports["random"], reports.get("pretrained")
     benign, notes = yield from _benign(work, release, settings, references, runner)
-    checked = _audit(work, release, report, work.trunk(encoder, "random", seed), settings)
+    checked = _audit(work, release, report, references, settings)
     recovery = theirs = None
     if undefended is not None:
         target = target_accuracy(undefended, settings.recovery_share)
@@ -152,15 +151,23 @@ def _attack(
     return report
 
 
-def _audit(work: Workspace, release: Release, report: AttackReport, random: Trunk, settings: AttackSettings) -> Audit:
-    """The audit of a release's attack, with the signals of random initialisation beside its own."""
+def _audit(
+    work: Workspace,
+    release: Release,
+    report: AttackReport,
+    references: Mapping[str, Reference],
+    settings: AttackSettings,
+) -> Audit:
+    """The audit of a release's attack, beside the signals of random initialisation, and what sites of `scratch` tell
+    where there is one, else of random initialisation."""
+    random = references["random"]
     return audit(
         report,
         signals=measure_signals(release.trunk, release.params, work.data, Task.HARMFUL, settings.seed),
-        floor_signals=measure_signals(random, trunk_params(random), work.data, Task.HARMFUL, settings.seed),
+        floor_signals=measure_signals(random.trunk, random.params, work.data, Task.HARMFUL, settings.seed),
         trained_against=release.trained_against,
         shared_texts=work.data.shared_texts(),
-        information=sites_of(work, release, random, settings),
+        information=sites_of(work, release, references.get("scratch", random), settings),
     )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from sdm_ray.trial import information
+from sdm_ray.trial.floors import Reference
 from sdm_ray.trial.information import sites_of
 from sdm_ray.trial.release import Release
 from sdm_ray.trial.workspace import open_workspace, trunk_params
@@ -17,7 +18,8 @@ def test_random_initialisation_is_read_once(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.chdir(worlds.write(tmp_path))
     settings = worlds.trial(tmp_path, "bert")
     work = open_workspace(settings)
-    trunk, random = (work.trunk(settings.encoder, kind, 0) for kind in ("pretrained", "random"))  # type: ignore[arg-type]
+    trunk = work.trunk(settings.encoder, "pretrained", 0)
+    random = Reference.untrained(work, settings.encoder, "random", settings.attack, 0)
     release = Release(trunk=trunk, params=trunk_params(trunk), encoder=settings.encoder)
     assert sites_of(work, release, random, settings.attack.model_copy(update={"measure_information": False})) is None
     first = sites_of(work, release, random, settings.attack)

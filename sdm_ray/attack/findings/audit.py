@@ -44,7 +44,7 @@ STRENGTH_MARGIN = 0.1
 GAP_MARGIN = 0.1
 """Validation accuracy by which attackers outside the training distribution may exceed those within."""
 INFORMATION_MARGIN = 0.1
-"""Accuracy by which a reader of all labels may exceed, at any site, both the attack and random initialisation's."""
+"""Accuracy by which a reader of all labels may exceed, at any site, both the attack and a model's that was never pretrained."""
 TOP = 3
 """Best fine-tunes of a kind whose mean validation accuracy is compared: one alone is mostly luck."""
 WEAK = ("head", "linear_probe", "logistic_regression", "knn")
@@ -318,7 +318,7 @@ def _overlap(shared_texts: dict[str, int] | None) -> Check:
 
 
 def _information(report: AttackReport, sites: Sequence[Site] | None) -> Check:
-    """Whether a site tells what neither the attack at its largest n finds nor random initialisation tells."""
+    """Whether a site tells what neither the attack at its largest n finds nor a model without pretraining tells."""
     if sites is None:
         return Check(name="information", passed=None, value=math.nan, said="what each site tells was not measured")
     valid = [cell.accuracy for cell in report.cells if cell.valid]
@@ -328,7 +328,7 @@ def _information(report: AttackReport, sites: Sequence[Site] | None) -> Check:
     told, floor = site.released, site.floor
     # Names are few: what lies within the intervals is luck.
     fails = excess[site] > INFORMATION_MARGIN and told.low > max(found, floor.high)
-    numbers = f"{site.name} tells {told.accuracy:.2f} where random initialisation tells {floor.accuracy:.2f}"
+    numbers = f"{site.name} tells {told.accuracy:.2f} where one without pretraining tells {floor.accuracy:.2f}"
     beside = f"{numbers}, and the attack finds {found:.2f} ({told.reader}, all labels)"
     said = f"hidden, not removed: {beside}" if fails else f"nothing is hidden from the attack: {beside}"
     return Check(name="information", passed=not fails, value=excess[site], said=said)

@@ -89,7 +89,7 @@ def test_what_an_attack_that_pools_does_not_find_fails_the_audit(name: str, seed
     check = checked(trunk, seed, report)
     assert check.passed is False
     assert check.said.startswith("hidden, not removed: ")
-    assert "where random initialisation tells" in check.said
+    assert "where one without pretraining tells" in check.said
 
 
 @pytest.mark.parametrize("seed", SEEDS)
