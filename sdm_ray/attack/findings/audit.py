@@ -12,7 +12,7 @@ from itertools import pairwise
 from typing import Any
 
 from sdm_ray.attack.engine.optim import SCALE_FREE
-from sdm_ray.attack.families.token_probe import NAME
+from sdm_ray.attack.families.token_probe import NAME as TOKEN_PROBE
 from sdm_ray.attack.findings.information import Site
 from sdm_ray.attack.findings.signals import Signals
 from sdm_ray.attack.report import AttackRecord, AttackReport, Cell
@@ -44,7 +44,7 @@ STRENGTH_MARGIN = 0.1
 GAP_MARGIN = 0.1
 """Validation accuracy by which attackers outside the training distribution may exceed those within."""
 INFORMATION_MARGIN = 0.1
-"""Accuracy by which a reader of all labels may exceed, at any site, both the attack and a model's that was never pretrained."""
+"""Accuracy by which a reader of all labels may exceed, at any site, the attack and what no pretraining tells there."""
 TOP = 3
 """Best fine-tunes of a kind whose mean validation accuracy is compared: one alone is mostly luck."""
 WEAK = ("head", "linear_probe", "logistic_regression", "knn")
@@ -198,7 +198,7 @@ def _collapse(report: AttackReport, signals: Signals, floor: Signals) -> Check:
         said += f"{signals.relative_spread:.1e} (random initialisation {floor.relative_spread:.1e})"
         return Check(name="collapse", passed=False, value=signals.effective_rank, said=said)
     # Single tokens tell more than any mean of them; that is no sign of a collapse.
-    pooling = [record for record in report.records if record.family != NAME]
+    pooling = [record for record in report.records if record.family != TOKEN_PROBE]
     hidden = _best(r.val_accuracy for r in pooling if r.layer >= 0)
     pooled = _best(r.val_accuracy for r in pooling if r.layer < 0)
     if hidden - pooled > HIDDEN_MARGIN:
@@ -277,8 +277,10 @@ def _held_out(report: AttackReport, trained_against: Sequence[Support]) -> Check
         said = "the model was trained against no adversary"
         return Check(name="held_out_gap", passed=None, value=math.nan, said=said)
     gaps = []
-    # What walks back to the public encoder says nothing of attackers that do without it.
-    finished = [r for r in report.records if r.status == "ok" and r.family not in WALKING_BACK]
+    # What walks back to the public encoder says nothing of attackers that do without it. Readers of tokens are no
+    # fine-tunes of another kind: what they find is in the worst case, and what they might find `information` tells.
+    apart = (*WALKING_BACK, TOKEN_PROBE)
+    finished = [r for r in report.records if r.status == "ok" and r.family not in apart]
     for n in sorted({record.num_examples for record in finished}):
         sides: dict[bool, list[float]] = {True: [], False: []}
         for record in finished:

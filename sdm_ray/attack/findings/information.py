@@ -1,7 +1,7 @@
 """What a released model tells of the harmful label to whoever has all labels, site by site, beside what scratch tells.
 
 An attack has few labels and little time. What it does not find may be gone, or hidden: a reader that is fitted to all
-of attacker-train tells the two apart. What a model tells that was never pretrained is no knowledge, so that it is the floor.
+of attacker-train tells the two apart. What a model tells that was never pretrained is no knowledge: it is the floor.
 """
 
 from __future__ import annotations
