@@ -126,6 +126,49 @@ class DesiredDrop:
         return paired(measured.desired(self.than), measured.desired(self.model))
 
 
+@dataclass(frozen=True)
+class Kept:
+    """Head start of the public encoder that a model keeps; no single attacker matters."""
+
+    model: str
+    side: Literal["harmful", "benign"]
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """See `Quantity`."""
+        return (self.model,)
+
+    @property
+    def says(self) -> str:
+        """See `Quantity`."""
+        return f"share of the {self.side} head start that {self.model} keeps"
+
+    def values(self, measured: Measured, attacker: str) -> dict[int, float]:
+        """See `Quantity`."""
+        return measured.kept(self.model, self.side)
+
+
+@dataclass(frozen=True)
+class Blocking:
+    """Benign head start kept minus harmful head start kept: 0 is forgetting, 1 the ideal."""
+
+    model: str
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """See `Quantity`."""
+        return (self.model,)
+
+    @property
+    def says(self) -> str:
+        """See `Quantity`."""
+        return f"benign minus harmful head start that {self.model} keeps"
+
+    def values(self, measured: Measured, attacker: str) -> dict[int, float]:
+        """See `Quantity`."""
+        return paired(measured.kept(self.model, "benign"), measured.kept(self.model, "harmful"))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Claim:
     """A bound on a quantity, written down before anything runs."""

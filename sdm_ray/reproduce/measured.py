@@ -46,6 +46,8 @@ class Released:
     """Accuracy on the desired task."""
     report: AttackReport
     audit_passed: bool = True
+    kept: Mapping[str, float] = field(default_factory=dict)
+    """Share of the head start that is kept, `harmful` and `benign`; what was not measured is left out."""
     conditions: tuple[str, ...] = ()
     """Data, attack, public encoder and outer steps of the sweep: what makes two results comparable."""
 
@@ -120,6 +122,16 @@ class Measured:
             for seed, one in self._of(model).items()
         }
 
+    def kept(self, model: str, side: str) -> dict[int, float]:
+        """Share of the public encoder's harmful or benign head start that a model keeps, by training seed.
+
+        Raises:
+            UsageError: for a model that was not measured, or whose sweep had no `scratch` or no benign tasks.
+        """
+        if any(side not in one.kept for one in self._of(model).values()):
+            raise UsageError(f"no {side} head start was measured for {model}")
+        return {seed: one.kept[side] for seed, one in self._of(model).items()}
+
     def head_start(self, model: str, attacker: str, num_examples: int | None = None) -> dict[int, float]:
         """Harmful accuracy minus that of random initialisation attacked with the same draws, by training seed."""
         return paired(self.harmful(model, attacker, num_examples), self.harmful(FLOOR, attacker, num_examples))
@@ -171,6 +183,11 @@ def read_measured(folder: Path) -> Measured:
         seeds[result.seed] = Released(
             desired=result.metrics[Metric.DESIRED_ACCURACY],
             report=AttackReport.read_json(result.output_dir / "attack.json"),
+            kept={
+                side: result.metrics[name]
+                for side, name in (("harmful", Metric.KEPT_HARMFUL), ("benign", Metric.KEPT_BENIGN))
+                if name in result.metrics
+            },
             audit_passed=bool(result.metrics.get(Metric.AUDIT_PASSED, 1.0)),
             conditions=(
                 *(result.provenance.get(name, "") for name in ("data", "attack", "encoder_name")),
