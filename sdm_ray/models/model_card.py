@@ -169,6 +169,12 @@ def _measured(settings: TrialSettings, metrics: Mapping[str, float]) -> str:
         ("head start over random initialisation, in accuracy", Metric.REGRET_ACCURACY),
         ("head start over random initialisation, in nats", Metric.REGRET_LOSS),
         ("share of the public encoder's head start that comes back", Metric.RECOVERED_SHARE),
+        ("head start over an encoder trained from scratch on the desired task, in accuracy", Metric.SCRATCH_REGRET),
+        ("desired accuracy of that encoder (test)", Metric.SCRATCH_DESIRED),
+        ("harmful head start kept, between scratch (0) and the public encoder (1)", Metric.KEPT_HARMFUL),
+        ("benign head start kept, on tasks that no training saw", Metric.KEPT_BENIGN),
+        ("harmful accuracy after the worst attack that leaves the desired task", Metric.HARMFUL_BOUNDED_ACCURACY),
+        ("desired accuracy that the worst attack leaves", Metric.UTILITY_DESIRED),
         ("audit passed (1) or failed (0)", Metric.AUDIT_PASSED),
     ]
     lines = [f"| {label} | {_number(metrics, str(name))} |" for label, name in rows if str(name) in metrics]
