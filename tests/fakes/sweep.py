@@ -41,6 +41,8 @@ def settings(output_dir: Path, **changes: Any) -> SweepSettings:
     document: dict[str, Any] = {
         "name": "fake",
         "output_dir": str(output_dir),
+        "references": list(REFERENCES),
+        "trial": {"scratch": {"enabled": False}},
         "space": {
             RATE: {"type": "float", "low": 1e-5, "high": 1e-2, "log": True},
             WEIGHT: {"type": "float", "low": 0.1, "high": 4.0},
