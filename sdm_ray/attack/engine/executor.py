@@ -246,13 +246,14 @@ class Executor:
         if head is None or self._task is not Task.HARMFUL or stack[0].pooling:
             return [math.nan] * len(stack)
         if trained is None:
-            scores = logits(self._readings(stack[0]).pooled(Split.TEST), head)[None].expand(len(stack), -1, -1)
+            scores = logits(self._readings(stack[0]).pooled(Split.TEST), head)[None]
         else:
             scores = trained.logits(self.test, head)
         labels = self._data.labels_host(Task.DESIRED)[self.test.indices]
         known = labels != UNLABELLED
         right = scores.cpu()[:, known].argmax(-1) == labels[known]
-        return [float(value) for value in right.double().mean(1)]
+        accuracies = [float(value) for value in right.double().mean(1)]
+        return accuracies if trained is not None else accuracies * len(stack)
 
     def train(self, plan: Plan) -> tuple[Trained, Curves]:
         """Fine-tune attackers that are alike, the trunk or part of it included."""
