@@ -139,6 +139,8 @@ class Executor:
         for attacker in attackers:
             # Edits first: those that share edited weights follow each other. Readers of tokens share the states too.
             key = self._editor.key(attacker)
+            if attacker.probe == token_probe.NAME and not attacker.edit:
+                key = ("",)  # its amount is none of an edit
             start = () if attacker.trains == "full" and not attacker.pooling and key in mixed else key
             kind = (*start, attacker.trains, attacker.depth, attacker.rank, attacker.probe, attacker.pooling)
             groups[(*kind, attacker.batch_size, attacker.optimizer)].append(attacker)

@@ -152,8 +152,6 @@ class Editor:
     @staticmethod
     def key(attacker: Attacker) -> tuple[object, ...]:
         """What attackers must share to start from the same weights."""
-        if not attacker.edit:
-            return ("",)  # the amount of a probe is none of an edit
         names = attacker.edits
         value: object = attacker.amounts if attacker.edit and attacker.amounts else attacker.amount
         if not set(names) & set(RANDOM):
