@@ -59,6 +59,7 @@ class Search:
         label = SHARING[0] if shares else family.name
         seed = derived_seed(settings.seed, "search", label, num_examples, *again)
         self._num_trials = settings.search_trials(family.name)
+        self._num_seeds = settings.search_seeds(family.name)
         self.reruns_wanted = True
         """Whether the winner is run again; not where a family that shares the budget did better."""
         space = the_family(SHARING[1] if shares else family.name).space(settings, num_examples, facts)
@@ -93,7 +94,7 @@ class Search:
     def num_attackers(self) -> int:
         """Fine-tunes of the whole search, re-runs included."""
         settings, count, total = self._settings, self._num_trials, 0
-        for _ in range(settings.num_search_seeds):
+        for _ in range(self._num_seeds):
             total += count
             count = max(1, count // 2) if settings.halving else count
         return total + settings.num_rerun_seeds
@@ -104,7 +105,7 @@ class Search:
             first = len(self._points) if self._scores else 0
             self._points += self._ask(self._num_trials - len(self._points))
             self._running, self._seeds_asked = list(range(first, len(self._points))), 0
-        wanted = 1 if self._settings.halving else self._settings.num_search_seeds
+        wanted = 1 if self._settings.halving else self._num_seeds
         seeds = range(self._seeds_asked, self._seeds_asked + wanted)
         self._seeds_asked += wanted
         return [self._attacker(trial, seed) for trial in self._running for seed in seeds]
@@ -118,7 +119,7 @@ class Search:
         self._scores += [(math.nan, math.nan)] * (len(self._points) - len(self._scores))
         for trial in self._running:
             self._scores[trial] = self._score([record for record in records if record.trial == trial])
-        if self._seeds_asked < self._settings.num_search_seeds:
+        if self._seeds_asked < self._num_seeds:
             known = [trial for trial in self._running if not math.isnan(self._scores[trial][0])]
             known.sort(key=lambda trial: self._scores[trial], reverse=True)
             self._running = known[: max(1, len(self._running) // 2)]
@@ -181,6 +182,9 @@ class Search:
 
     def _best_trial(self) -> int | None:
         trials = [trial for trial in sorted(self._finalists) if not math.isnan(self._scores[trial][0])]
+        if self._family.design is not None:
+            # Readers differ by a few names in what they get right; how sure they are of all of them tells more.
+            return max(trials, key=lambda trial: self._scores[trial][1], default=None)
         return max(trials, key=lambda trial: self._scores[trial], default=None)
 
 

@@ -190,6 +190,10 @@ class AttackSettings(Settings):
         half = self.num_search_trials // 2
         return max(1, half if family == SHARING[1] else self.num_search_trials - half)
 
+    def search_seeds(self, family: str) -> int:
+        """Seeds that each point of a family's search is averaged over; the cheap `token_probe` has two at least."""
+        return max(2, self.num_search_seeds) if family == "token_probe" else self.num_search_seeds
+
     @property
     def shares_search(self) -> bool:
         """Whether two of the families share a budget."""
@@ -198,9 +202,9 @@ class AttackSettings(Settings):
     @property
     def num_fine_tunes(self) -> int:
         """Fine-tunes of an attack on one model at one n, retries and halving apart."""
-        points = sum(self.search_trials(family) for family in self.families)
+        points = sum(self.search_trials(family) * self.search_seeds(family) for family in self.families)
         reruns = self.num_rerun_seeds * (len(self.families) - self.shares_search)
-        return (points * self.num_search_seeds + reruns) * self.num_searches
+        return (points + reruns) * self.num_searches
 
     @model_validator(mode="before")
     @classmethod

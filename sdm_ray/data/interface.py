@@ -102,8 +102,8 @@ class KnowsPositions(Protocol):
     """What data may tell besides: where their texts name somebody."""
 
     def known_positions_host(self) -> Tensor | None:
-        """(N, 2) int64 on the host: the tokens of a name in each text, the second one being the one beside the first
-        where the name is one token; -1 where there is none. None where no text has any."""
+        """(N, 2) int64 on the host: the first tokens of a name's first two words in each text, or the first two tokens
+        of its only word; -1 where there is none. None where no text has any."""
         ...
 
 

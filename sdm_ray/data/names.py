@@ -25,20 +25,25 @@ def spans(texts: Sequence[str], groups: Sequence[str] | None) -> list[Span]:
     return [_of_name(text, name) or _of_capitals(text) for text, name in zip(texts, names, strict=True)]
 
 
-def positions(offsets: Sequence[Span], span: Span) -> Span:
+def positions(offsets: Sequence[Span], span: Span, text: str) -> Span:
     """Tokens that hold the characters of a span.
 
     Args:
         offsets: first character of each token and the one after its last; empty for special tokens.
         span: of `spans`.
+        text: what was tokenised.
 
     Returns:
-        The two tokens; for a name without a second word the token after the first; -1 for none.
+        The two tokens; for a name of one word its second token, where it has one; -1 for none.
     """
     first, second = (_holding(offsets, character) for character in span)
     if first < 0:
         return NOWHERE
-    return first, second if second >= 0 else min(first + 1, len(offsets) - 1)
+    if second < 0 and first + 1 < len(offsets):
+        start, stop = offsets[first + 1]
+        goes_on = start == offsets[first][1] and start < stop and text[start].isalnum()
+        second = first + 1 if goes_on else -1
+    return first, second
 
 
 def _holding(offsets: Sequence[Span], character: int) -> int:

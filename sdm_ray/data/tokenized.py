@@ -180,7 +180,9 @@ def find_names(texts: list[str], groups: list[str] | None, tokenizer: Any, max_l
             return_token_type_ids=False,
             return_offsets_mapping=True,
         )["offset_mapping"]
-        found += [names.positions(offsets, characters[row]) for row, offsets in enumerate(encoded, start=start)]
+        found += [
+            names.positions(offsets, characters[row], texts[row]) for row, offsets in enumerate(encoded, start=start)
+        ]
     return names.as_array(found)
 
 
@@ -238,7 +240,7 @@ def _write(path: Path, data: TokenizedData, settings: DataSettings) -> None:
     ids = pa.FixedSizeListArray.from_arrays(pa.array(data.input_ids.reshape(-1)), data.input_ids.shape[1])
     lists = {"input_ids": ids}
     if data.known is not None:
-        lists["known"] = pa.FixedSizeListArray.from_arrays(pa.array(data.known.reshape(-1)), 2)
+        lists["names"] = pa.FixedSizeListArray.from_arrays(pa.array(data.known.reshape(-1)), 2)
     columns = lists | {name: pa.array(array.astype(_COLUMNS[name])) for name, array in arrays.items()}
     columns |= {_benign_column(name): pa.array(labels.codes.astype(_LABELS)) for name, labels in data.benign.items()}
     table = pa.table(columns)
@@ -259,9 +261,9 @@ def _write(path: Path, data: TokenizedData, settings: DataSettings) -> None:
 
 def _known(table: pa.Table) -> np.ndarray | None:
     """Tokens of names; None in a file of before they were looked for."""
-    if "known" not in table.column_names:
+    if "names" not in table.column_names:
         return None
-    values: np.ndarray = table["known"].chunk(0).flatten().to_numpy().reshape(-1, 2)
+    values: np.ndarray = table["names"].chunk(0).flatten().to_numpy().reshape(-1, 2)
     return values
 
 

@@ -119,6 +119,8 @@ class Executor:
         self._feature_dim = int(self._released.pooled(Split.ATTACKER_VAL).shape[1])
         self._longest = int(self.val.batches[-1].input_ids.shape[-1])
         self._lora: dict[int, LoraTrunk] = {}
+        self._token_readers: tuple[object, TokenReaders] | None = None
+        """Readers of tokens under the weights of the last edit."""
         self._sizes = StackSizes(trunk, self._params, self._embedding, longest=self._longest, width=self._feature_dim)
         self._counter = Counter(
             self._params, self._embedding, trunk, float(data.lengths_host()[self._pool].double().mean())
@@ -347,8 +349,14 @@ class Executor:
 
     def _read_tokens(self, plan: Plan, splits: Sequence[Split]) -> dict[Split, Tensor]:
         """(S, N, C) scores of every split by readers of single tokens."""
-        params = self._editor.edited(plan.attackers[0])
-        reading = TokenReaders(self._trunk, params, self._data, self._task, self._settings.seed)
+        first = plan.attackers[0]
+        key = self._editor.key(first) if first.edit else ("",)
+        if self._token_readers is None or self._token_readers[0] != key:
+            params = self._editor.edited(first)
+            self._token_readers = (
+                key, TokenReaders(self._trunk, params, self._data, self._task, self._settings.seed)
+            )  # fmt: skip
+        reading = self._token_readers[1]
         readers = reading.fit(plan.attackers, plan.subsets, plan.deadline)
         return {split: reading.scores(readers, self._examples(split)).to(self._dtype) for split in splits}
 

@@ -15,11 +15,11 @@ from torch import Tensor
 from sdm_ray.attack.engine.scoring import ScoringSet
 from sdm_ray.attack.engine.stack import AttackTimeoutError
 from sdm_ray.attack.engine.token_fits import forward, train_logistic, train_perceptrons, train_queries
-from sdm_ray.attack.engine.token_states import Scaling, Tokens, known_of, read, token_states
+from sdm_ray.attack.engine.token_states import Names, NameScaling, Scaling, Tokens, known_of, read, token_states
 from sdm_ray.attack.families.base import Attacker
 from sdm_ray.attack.families.probes import ridge
 from sdm_ray.core.seeds import seeded
-from sdm_ray.core.types import Params, Task
+from sdm_ray.core.types import Params, Split, Task
 from sdm_ray.models.interface import TrunkLike
 
 if TYPE_CHECKING:
@@ -31,6 +31,8 @@ STACKED_BYTES = 256 * 1024**2
 """Memory that the scaled states of queries that are learned together may take."""
 SAME = 1e-7
 """Deviation, where that of all tokens is 1, below which a feature is the same in all texts."""
+NAMED_TEXTS = 3000
+"""Texts of attacker-train that principal components of names are fitted to at most."""
 KERNEL_EXAMPLES = 3000
 """Examples that a kernel regression is fitted to at most."""
 
@@ -45,7 +47,7 @@ class Reader:
     """An attacker's reader, fitted."""
 
     attacker: Attacker
-    scaling: Scaling
+    scaling: Scaling | NameScaling
     query: Tensor | None
     score: Score
 
@@ -70,6 +72,8 @@ class TokenReaders:
         self._trunk, self._params, self._data, self._task, self._seed = trunk, params, data, task, seed
         self._device = next(iter(params.values())).device
         self._labels, self._num_classes = data.labels_host(task), data.num_classes(task)
+        self._names: dict[int, Names] = {}
+        """Of attacker-train's texts by layer, labelled or not."""
 
     def fit(
         self, attackers: Sequence[Attacker], subsets: Sequence[Tensor], deadline: float | None = None
@@ -88,7 +92,7 @@ class TokenReaders:
             for layers in self._parts(examples, {attackers[index].layer for index in members}):
                 chosen = [index for index in members if attackers[index].layer in layers]
                 tokens = self._gather(examples, layers)
-                fitting = _Fitting(tokens, examples.labels, self._num_classes, self._seed, deadline)
+                fitting = _Fitting(tokens, examples.labels, self._num_classes, self._seed, deadline, self._names_of)
                 found = fitting.readers([attackers[index] for index in chosen])
                 readers |= dict(zip(chosen, found, strict=True))
         return [readers[index] for index in range(len(attackers))]
@@ -103,6 +107,22 @@ class TokenReaders:
             parts.append(torch.stack([reader(tokens) for reader in readers]).cpu())
             start = stop
         return torch.cat(parts, dim=1)
+
+    def _names_of(self, layer: int) -> Names:
+        """Names of attacker-train's texts, at most `NAMED_TEXTS`, read once a layer."""
+        if layer not in self._names:
+            pool = self._data.indices(Split.ATTACKER_TRAIN)
+            chosen = pool[torch.randperm(len(pool), generator=seeded(self._seed, "named texts"))[:NAMED_TEXTS]]
+            examples = ScoringSet.of(self._data, chosen, self._task)
+            parts, start = [], 0
+            for batch in examples.batches:
+                stop = start + len(batch.labels)
+                known = self._known(examples.indices[start:stop])
+                parts.append(Names.of(token_states(self._trunk, self._params, batch, known, {layer}), layer))
+                start = stop
+            first, second, two = (torch.cat(values) for values in zip(*map(_fields, parts), strict=True))
+            self._names[layer] = Names(first, second, two)
+        return self._names[layer]
 
     def _known(self, indices: Tensor) -> Tensor | None:
         return known_of(self._data, indices, self._device)
@@ -132,7 +152,16 @@ class TokenReaders:
 class _Fitting:
     """Fits readers to the tokens of one subset of texts."""
 
-    def __init__(self, tokens: Tokens, labels: Tensor, num_classes: int, seed: int, deadline: float | None) -> None:
+    def __init__(
+        self,
+        tokens: Tokens,
+        labels: Tensor,
+        num_classes: int,
+        seed: int,
+        deadline: float | None,
+        names_of: Callable[[int], Names],
+    ) -> None:
+        self._names_of = names_of
         self._tokens, self._num_classes, self._deadline = tokens, num_classes, deadline
         self._labels = labels.to(tokens.mask.device)
         self._generator = seeded(seed, "token readers", len(labels))
@@ -143,14 +172,19 @@ class _Fitting:
         queries = self._queries(sorted({_place(a) for a in attackers if a.reading == "query"}))
         for place in {_place(attacker) for attacker in attackers}:
             self._scaling(place)
-        features = []
+        features, scalings = [], []
         for a in attackers:
             query = queries.get(_place(a)) if a.reading == "query" else None
-            features.append(read(self._tokens, a.layer, a.reading, a.position, self._scaling(_place(a)), query))
+            bilinear = a.reading == "bilinear"
+            scaling = (
+                NameScaling.of(a.scaling, self._names_of(a.layer), a.position) if bilinear else self._scaling(_place(a))
+            )
+            scalings.append(scaling)
+            features.append(read(self._tokens, a.layer, a.reading, a.position, scaling, query))
         scores = self._read_outs(attackers, features)
         return [
-            Reader(a, self._scaling(_place(a)), queries.get(_place(a)) if a.reading == "query" else None, score)
-            for a, score in zip(attackers, scores, strict=True)
+            Reader(a, scaling, queries.get(_place(a)) if a.reading == "query" else None, score)
+            for a, scaling, score in zip(attackers, scalings, scores, strict=True)
         ]
 
     def _check(self) -> None:
@@ -188,7 +222,9 @@ class _Fitting:
         stacks: dict[str, list[int]] = defaultdict(list)
         for index, attacker in enumerate(attackers):
             self._check()
-            if attacker.readout in TRAINED:
+            if attacker.reading == "bilinear":  # its sizes say what matters
+                scores[index] = ridge(features[index], self._labels, self._num_classes, attacker.amount)
+            elif attacker.readout in TRAINED:
                 stacks[attacker.readout].append(index)
             else:
                 own = _own(features[index])
@@ -222,6 +258,10 @@ def kernel_ridge(features: Tensor, labels: Tensor, num_classes: int, penalty: fl
 
 CLOSED = {"ridge": ridge, "kernel": kernel_ridge}
 TRAINED = {"logistic": train_logistic, "perceptron": train_perceptrons}
+
+
+def _fields(names: Names) -> tuple[Tensor, Tensor, Tensor]:
+    return names.first, names.second, names.second_known
 
 
 def _place(attacker: Attacker) -> Place:

@@ -39,9 +39,11 @@ class Tokens:
         return self.states[layer][torch.arange(len(last), device=last.device), torch.minimum(positions, last)]
 
     def name(self, layer: int, which: int) -> Tensor:
-        """(N, E) states of the first or the second token of the name; of the token after the special one for none."""
+        """(N, E) states of the first or the second token of the name; the token after the special one, and the one
+        after the first, stand in where there is none."""
         assert self.known is not None
-        return self.at(layer, torch.where(self.known[:, which] < 0, 1, self.known[:, which]))
+        first = torch.where(self.known[:, 0] < 0, 1, self.known[:, 0])
+        return self.at(layer, first if which == 0 else torch.where(self.known[:, 1] < 0, first + 1, self.known[:, 1]))
 
 
 def token_states(
@@ -113,16 +115,75 @@ class Scaling:
         return (states.double() - self.mean) @ self.matrix
 
 
-def read(tokens: Tokens, layer: int, reading: str, position: int, scaling: Scaling, query: Tensor | None) -> Tensor:
+@dataclass(frozen=True)
+class NameScaling:
+    """Principal components of names' tokens: those of names of one token, and of each token of two."""
+
+    alone: Scaling
+    first: Scaling
+    second: Scaling
+
+    @classmethod
+    def of(cls, kind: str, names: Names, rank: int) -> NameScaling:
+        """Of `rank` components, `whitened`, or `standardised` as a whole, so that large ones stay large."""
+        two, white = names.second_known, kind == "whitened"
+        parts = (names.first[~two], names.first[two], names.second[two])
+        return cls(*(_components(part, rank, white=white) for part in parts))
+
+    def __call__(self, names: Names) -> Tensor:
+        """(N, F) float64 components of names of one token, and products of those of two; the other kind's are zero."""
+        two = names.second_known[:, None].double()
+        first, second = self.first(names.first), self.second(names.second)
+        products = torch.einsum("ni,nj->nij", first, second).flatten(1)
+        return torch.cat([self.alone(names.first) * (1 - two), products * two], dim=1)
+
+
+@dataclass(frozen=True)
+class Names:
+    """States of the tokens of N texts' names at one layer."""
+
+    first: Tensor
+    """(N, E)."""
+    second: Tensor
+    """(N, E); any where there is no second token."""
+    second_known: Tensor
+    """(N,) bool."""
+
+    @classmethod
+    def of(cls, tokens: Tokens, layer: int) -> Names:
+        """Of texts whose names' places are known."""
+        assert tokens.known is not None
+        return cls(tokens.name(layer, 0), tokens.name(layer, 1), tokens.known[:, 1] >= 0)
+
+
+def _components(states: Tensor, rank: int, *, white: bool) -> Scaling:
+    """The first principal components of states (N, E), scaled to length 1 in the mean; fewer where there are fewer."""
+    width = states.shape[1]
+    if len(states) < 2:
+        return Scaling(states.new_zeros(width, dtype=torch.float64), states.new_zeros(width, 0, dtype=torch.float64))
+    values = states.double()
+    mean = values.mean(0)
+    variances, axes = torch.linalg.eigh((values - mean).T @ (values - mean) / len(values))
+    kept = variances > FLOOR * variances[-1].clamp_min(1e-300)
+    kept[: max(0, width - rank)] = False
+    size = variances[kept] * kept.sum() if white else variances[kept].sum().expand(int(kept.sum()))
+    return Scaling(mean, axes[:, kept] / size.sqrt())
+
+
+def read(
+    tokens: Tokens, layer: int, reading: str, position: int, scaling: Scaling | NameScaling, query: Tensor | None
+) -> Tensor:
     """(N, F) float64: one vector a text.
 
     Args:
         tokens: the texts.
         layer: whose states.
         reading: one of `families.token_probe.READINGS`, with its `position`.
-        scaling: of these states.
+        scaling: of these states; of names for `bilinear`.
         query: (K,) learned, for the reading of that name.
     """
+    if isinstance(scaling, NameScaling):
+        return scaling(Names.of(tokens, layer))
     if reading == "position":
         places = torch.full((len(tokens.mask),), position, device=tokens.mask.device)
         return scaling(tokens.at(layer, places))

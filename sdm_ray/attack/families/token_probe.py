@@ -13,12 +13,14 @@ from sdm_ray.attack.families.base import Attacker, Facts, Family
 from sdm_ray.attack.space import Choice, LogFloat, Point, Space
 from sdm_ray.config.attack import AttackSettings
 
-Reading = Literal["query", "maximum", "position", "known", "pair"]
+Reading = Literal["query", "maximum", "position", "known", "pair", "bilinear"]
 """How the states of a text become one vector.
 
 `query`: their mean under softmax weights of a learned query. `maximum`: the maximum and the minimum over tokens of each
 coordinate. `position`: the state of a token by its place. `known`: that of the token where a name is known to stand.
-`pair`: the states of both tokens of a name, side by side.
+`pair`: the states of both tokens of a name, side by side. `bilinear`: principal components of names of one token, and
+of names of two the products of both tokens' components, fitted to all texts of attacker-train, labelled or not: what
+two tokens tell together takes few labels then.
 """
 Scaling = Literal["standardised", "whitened"]
 """`standardised` scales each coordinate, `whitened` each principal axis, to deviation 1 over the attacker's tokens."""
@@ -30,12 +32,16 @@ ROWS = -2
 POOLED = -1
 """The layer of the pooled features, one vector a text."""
 READINGS: tuple[tuple[Reading, int], ...] = (
-    ("position", 1), ("known", 0), ("query", 0), ("pair", 0), ("maximum", 0), ("position", 2), ("position", 3),
+    ("position", 1), ("known", 0), ("query", 0), ("bilinear", 16), ("pair", 0), ("maximum", 0), ("bilinear", 4),
+    ("position", 2), ("position", 3),
 )  # fmt: skip
-"""Readings with the place of their token, 0 being the special token that most texts begin with."""
+"""Readings with the place of their token, 0 being the special token that most texts begin with; `bilinear` with its
+number of components."""
 SCALINGS: tuple[Scaling, ...] = ("standardised", "whitened")
 READOUTS: tuple[Readout, ...] = ("logistic", "kernel", "ridge", "perceptron")
 PENALTY = LogFloat(1e-3, 10.0)
+BILINEAR_PENALTY = 0.03
+"""A bilinear reader's penalty is this share of the searched one: a name's products are of length one."""
 
 
 def layers(facts: Facts) -> tuple[int, ...]:
@@ -47,12 +53,13 @@ def layers(facts: Facts) -> tuple[int, ...]:
 
 def readings(facts: Facts) -> tuple[tuple[Reading, int], ...]:
     """Readings that the data allow."""
-    return tuple(pair for pair in READINGS if facts.knows_positions or pair[0] not in ("known", "pair"))
+    return tuple(pair for pair in READINGS if facts.knows_positions or pair[0] not in ("known", "pair", "bilinear"))
 
 
 def reading_words(attacker: Attacker) -> str:
     """What an attacker's reading reads, in a phrase."""
     words = {"query": "a learned query's mean", "maximum": "the extremes over tokens", "known": "the token of the name"}
+    words |= {"bilinear": f"products of {attacker.position} components of a name's tokens"}
     words |= {"pair": "the two tokens of the name", "position": f"token {attacker.position}"}
     return words[attacker.reading]
 
@@ -93,6 +100,7 @@ def _design(settings: AttackSettings, num_examples: int, facts: Facts) -> list[P
 
 def _attacker(point: Point, num_examples: int) -> Attacker:
     reading, position = point["reading"].split()
+    bilinear = reading == "bilinear"
     return Attacker(
         family=NAME,
         num_examples=num_examples,
@@ -101,9 +109,9 @@ def _attacker(point: Point, num_examples: int) -> Attacker:
         layer=point["layer"],
         reading=reading,
         position=int(position),
-        scaling=point["scaling"],
-        readout=point["readout"],
-        amount=float(point["amount"]),
+        scaling="standardised" if bilinear else point["scaling"],
+        readout="ridge" if bilinear else point["readout"],
+        amount=float(point["amount"]) * (BILINEAR_PENALTY if bilinear else 1.0),
     )
 
 
