@@ -26,6 +26,8 @@ def test_names_are_found(text: str, group: str | None, found: tuple[int, int]) -
 
 def test_tokens_that_hold_a_name() -> None:
     offsets = [(0, 0), (0, 4), (5, 7), (7, 9), (11, 16), (0, 0)]
-    assert positions(offsets, (5, 11)) == (2, 4)
-    assert positions(offsets, (5, -1)) == (2, 3), "without a second word the token beside it"
-    assert positions(offsets, (30, -1)) == (-1, -1), "it was cut off"
+    text = "They Mira, Tolen"
+    assert positions(offsets, (5, 11), text) == (2, 4)
+    assert positions(offsets, (5, -1), text) == (2, 3), "a word of two tokens"
+    assert positions(offsets, (0, -1), text) == (1, -1), "a word of one token"
+    assert positions(offsets, (30, -1), text) == (-1, -1), "it was cut off"

@@ -204,7 +204,8 @@ def test_the_files_say_what_was_measured(tmp_path: Path) -> None:
     assert told["mlac_is_not", "worst"]["verdict"] == "not reproduced"
     assert told["ac_is_recovered", "fine_tune"]["value"] is None
     text = (tmp_path / "report.md").read_text()
-    assert "not tried: partial, lora, linear_probe, knn, noise" in text
+    assert "not tried: " in text
+    assert "partial, lora" in text
     for words in (
         "| tuned | 0.980 | 0.800 | 0.800 | 0.800 | +0.300 [+0.275, +0.325] |",
         "not reproduced",
@@ -244,7 +245,7 @@ def test_a_suite_has_the_models_that_its_claims_and_figures_need(name: str, smal
         there |= set(ordered_references(suite_settings(SUITES[other], small=small)))
     for claim in suite.claims:
         assert set(claim.quantity.models) <= there, claim.name
-        assert claim.bound in (0.0, 0.01, 0.02, 0.05, -0.05)
+        assert claim.bound in (0.0, 0.01, 0.02, 0.05, -0.05, 0.25)
     for figure in suite.figures:
         drawn = set(figure.models) - ({"gradient-penalty"} if small else set())
         assert drawn - {"pretrained"} <= there, figure.name

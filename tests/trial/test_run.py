@@ -40,6 +40,7 @@ SMALL = (
     "train.adversary.num_steps=2",
     "train.adversary.pool={size: 2, subset_size: 8}",
     "attack.num_examples=[4, 8]",
+    "attack.families=[fine_tune]",
     "attack.num_search_trials=2",
     "attack.num_rerun_seeds=2",
     "attack.num_steps_min=2",
