@@ -15,6 +15,7 @@ from contextlib import closing
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from sdm_ray.attack.check import check_data, resolve_sizes
 from sdm_ray.attack.engine.executor import Executor, Outcome, retry_of
@@ -23,6 +24,7 @@ from sdm_ray.attack.families import the_family
 from sdm_ray.attack.families.base import Attacker, Facts, Family
 from sdm_ray.attack.families.composed import COMPOSED, missing_for_chains
 from sdm_ray.attack.families.knowledge import Knowledge
+from sdm_ray.attack.families.token_probe import NAME as TOKEN_PROBE
 from sdm_ray.attack.portfolio import Portfolio, read_portfolio
 from sdm_ray.attack.report import AttackRecord, AttackReport, Cell
 from sdm_ray.attack.scores import evaluate, fit_calibration, permuted_accuracy, raw_accuracy
@@ -211,6 +213,8 @@ class FineTunes:
 
     def __init__(self, runner: Runner, val: ScoringSet, test: ScoringSet, total: int) -> None:
         self._runner, self._val, self._test, self._done, self._total = runner, val, test, 0, total
+        self._members: dict[tuple[SearchKey, int], list[Outcome]] = defaultdict(list)
+        """Re-runs of committees' members, by search and seed."""
         self.records: list[AttackRecord] = []
         self.scored: Scored = defaultdict(list)
 
@@ -220,12 +224,20 @@ class FineTunes:
             retries: list[Attacker] = []
             for outcomes in self._runner.run(attackers, with_test=with_test):
                 for outcome in outcomes:
-                    self._keep(self._record(outcome))
+                    attacker = outcome.attacker
+                    if with_test and attacker.probe == TOKEN_PROBE and outcome.status == "ok":
+                        key = SearchKey(attacker.family, attacker.num_examples, attacker.repeat)
+                        self._members[key, attacker.seed_index].append(outcome)
+                    else:
+                        self._keep(self._record(outcome))
                 again = [retry_of(outcome.attacker) for outcome in outcomes if _deserves_a_retry(outcome)]
                 retries += again
                 self._done += len(outcomes) - len(again)
                 yield Progress("attack", self._done, self._total, {})
             attackers = retries
+        for members in self._members.values():
+            self._keep(self._record(_vote(members)))
+        self._members.clear()
 
     def note_best(self, curves: Mapping[SearchKey, Sequence[float]]) -> None:
         """Write the best-so-far curve of each search into its records."""
@@ -274,6 +286,29 @@ class FineTunes:
             scores |= {f"test_{name}": value for name, value in test._asdict().items()}
         permutation = " ".join(map(str, calibration.permutation))
         return dataclasses.replace(record, permutation=permutation, logit_scale=calibration.scale, **scores)
+
+
+def _vote(members: Sequence[Outcome]) -> Outcome:
+    """One outcome of several readers of the same examples: the mean of their scores, each centred over classes and
+    scaled to deviation 1 on attacker-validation."""
+    deviations = [_centred(member.val_logits).std().clamp_min(1e-12) for member in members]
+
+    def mean(split: str) -> Tensor:
+        parts = zip(members, deviations, strict=True)
+        return torch.stack([_centred(getattr(member, split)) / deviation for member, deviation in parts]).mean(0)
+
+    return dataclasses.replace(
+        members[0],
+        seconds=sum(member.seconds for member in members),
+        flops=sum(member.flops for member in members),
+        val_logits=mean("val_logits"),
+        test_logits=mean("test_logits"),
+    )
+
+
+def _centred(scores: Tensor | None) -> Tensor:
+    assert scores is not None
+    return scores - scores.mean(1, keepdim=True)
 
 
 def _search_of(record: AttackRecord) -> SearchKey:

@@ -15,6 +15,9 @@ from sdm_ray.config.attack import SHARING, AttackSettings
 from sdm_ray.core.seeds import derived_seed
 from sdm_ray.core.statistics import mean, t_interval
 
+COMMITTEE = 5
+"""Readers of tokens that are run again and vote: one alone is chosen for the few names that validation holds."""
+
 
 class SearchKey(NamedTuple):
     """Which search a fine-tune belongs to."""
@@ -132,12 +135,12 @@ class Search:
             self._num_scored = len(self._points)
 
     def reruns(self) -> list[Attacker]:
-        """The winner on fresh seeds; nothing when every point failed, or where no re-runs are wanted."""
-        trial = self._best_trial()
-        if trial is None or not self.reruns_wanted:
+        """The winner on fresh seeds, or the winning committee; nothing when every point failed, or where no re-runs are
+        wanted."""
+        if not self.reruns_wanted:
             return []
-        seeds = range(self._settings.num_rerun_seeds)
-        return [dataclasses.replace(self._attacker(trial, seed), phase="rerun") for seed in seeds]
+        seeds, trials = range(self._settings.num_rerun_seeds), self._best_trials()
+        return [dataclasses.replace(self._attacker(trial, seed), phase="rerun") for trial in trials for seed in seeds]
 
     def best_so_far(self) -> list[float]:
         """Best mean validation accuracy after each point; NaN before the first that finished."""
@@ -181,11 +184,15 @@ class Search:
         return dataclasses.replace(attacker, trial=trial, seed_index=seed_index, repeat=self.repeat)
 
     def _best_trial(self) -> int | None:
+        return next(iter(self._best_trials()), None)
+
+    def _best_trials(self) -> list[int]:
+        """The winner, or the members of a committee, the best one first."""
         trials = [trial for trial in sorted(self._finalists) if not math.isnan(self._scores[trial][0])]
-        if self._family.design is not None:
-            # Readers differ by a few names in what they get right; how sure they are of all of them tells more.
-            return max(trials, key=lambda trial: self._scores[trial][1], default=None)
-        return max(trials, key=lambda trial: self._scores[trial], default=None)
+        if self._family.design is None:
+            return sorted(trials, key=lambda trial: self._scores[trial], reverse=True)[:1]
+        # Readers differ by a few names in what they get right; how sure they are of all of them tells more.
+        return sorted(trials, key=lambda trial: self._scores[trial][1], reverse=True)[:COMMITTEE]
 
 
 def drop_reruns(cells: Sequence[Sequence[Search]], settings: AttackSettings) -> None:

@@ -201,9 +201,11 @@ class AttackSettings(Settings):
 
     @property
     def num_fine_tunes(self) -> int:
-        """Fine-tunes of an attack on one model at one n, retries and halving apart."""
-        points = sum(self.search_trials(family) * self.search_seeds(family) for family in self.families)
-        reruns = self.num_rerun_seeds * (len(self.families) - self.shares_search)
+        """Fine-tunes of an attack on one model at one n, retries and halving apart, and readers of tokens apart, which
+        cost next to nothing beside them."""
+        counted = [family for family in self.families if family != "token_probe"] or self.families
+        points = sum(self.search_trials(family) * self.search_seeds(family) for family in counted)
+        reruns = self.num_rerun_seeds * (len(counted) - self.shares_search)
         return (points + reruns) * self.num_searches
 
     @model_validator(mode="before")

@@ -166,6 +166,7 @@ class SweepSettings(Settings):
         attack, changes = self.trial.attack, {} if self.final is None else self.final.attack
         larger = {
             "num_search_trials": 2 * attack.num_search_trials,
+            "num_probe_trials": 2 * attack.num_probe_trials,
             "num_rerun_seeds": 2 * attack.num_rerun_seeds,
         }
         fresh = {"seed": attack.seed + FINAL_SEED}

