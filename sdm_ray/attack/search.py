@@ -19,6 +19,10 @@ COMMITTEE = 5
 """Readers of tokens that are run again and vote: one alone is chosen for the few names that validation holds."""
 
 
+ALIKE = 0.05
+"""Validation accuracy by which members of a committee fall short of the best reader at most."""
+
+
 class SearchKey(NamedTuple):
     """Which search a fine-tune belongs to."""
 
@@ -191,7 +195,9 @@ class Search:
         trials = [trial for trial in sorted(self._finalists) if not math.isnan(self._scores[trial][0])]
         if self._family.design is None:
             return sorted(trials, key=lambda trial: self._scores[trial], reverse=True)[:1]
-        # Readers differ by a few names in what they get right; how sure they are of all of them tells more.
+        # Readers that differ by a few names in what they get right are alike; how sure they are of all tells more.
+        least = max((self._scores[trial][0] for trial in trials), default=0.0) - ALIKE
+        trials = [trial for trial in trials if self._scores[trial][0] >= least]
         return sorted(trials, key=lambda trial: self._scores[trial][1], reverse=True)[:COMMITTEE]
 
 
