@@ -15,7 +15,7 @@ VERSION_2_FIELDS = ("num_pairs", "pair_share", "entanglement")
 class SyntheticWorld(Settings):
     """The generator of synthetic biographies (versions are frozen: a change of the generator is a new version)."""
 
-    LATER: ClassVar[frozenset[str]] = frozenset({"num_pairs", "pair_share", "entanglement"})
+    LATER: ClassVar[frozenset[str]] = frozenset(VERSION_2_FIELDS)
 
     version: Literal[1, 2] = 2
     """Version of the generator. In version 1 only the gender of names is known beforehand; version 2 has two-piece

@@ -13,7 +13,8 @@ from sdm_ray.attack.findings.desired import desired_scores
 from sdm_ray.attack.report import AttackReport, Cell
 from sdm_ray.attack.search import bounded_cell
 from sdm_ray.core.metric_names import Metric
-from sdm_ray.core.types import Split
+from sdm_ray.core.types import Split, Task
+from sdm_ray.data.interface import UNLABELLED
 from tests.fakes.attack_world import FakeData, TinyTrunk, attack, params_of, quick
 
 
@@ -77,3 +78,11 @@ def test_the_bounded_worst_case_passes_over_attacks_that_destroy_the_model(repor
     assert bounded_cell([strong, mild], 0.2) == strong
     assert bounded_cell([strong], 0.75) is None
     assert bounded_cell([cell(like, "full", 0.9, math.nan)], 0.1) is None
+
+
+def test_benign_first_trains_on_desired_labels_that_are_there() -> None:
+    data = FakeData()
+    data.labels[Task.DESIRED][::2] = UNLABELLED
+    settings = quick(families=("benign_first",), num_examples=(20,), num_search_trials=1, num_rerun_seeds=1)
+    report = attack(data, settings)
+    assert [record.error for record in report.records if record.status != "ok"] == []

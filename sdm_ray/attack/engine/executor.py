@@ -41,7 +41,7 @@ from sdm_ray.attack.report import RecordStatus
 from sdm_ray.config.attack import AttackSettings
 from sdm_ray.core.seeds import seeded
 from sdm_ray.core.types import Params, Split, Task
-from sdm_ray.data.interface import UNLABELLED, known_positions
+from sdm_ray.data.interface import UNLABELLED, known_positions, labelled
 from sdm_ray.models.heads import init_head, logits
 from sdm_ray.models.interface import TrunkLike, as_module
 from sdm_ray.models.trunk import Trunk
@@ -308,18 +308,19 @@ class Executor:
 
     def _train_desired(self, params: Params, num_steps: int) -> Params:
         """The weights after Adam's steps on the desired labels of attacker-train, from `params` and a fresh head."""
+        pool = labelled(self._data, self._pool, Task.DESIRED)
         attacker = Attacker(
             family="benign_first",
-            num_examples=len(self._pool),
+            num_examples=len(pool),
             learning_rate=PREPARING_RATE,
             num_steps=num_steps,
-            batch_size=min(PREPARING_BATCH, len(self._pool)),
+            batch_size=min(PREPARING_BATCH, len(pool)),
         )
         seed = self._settings.seed
         order = batch_order(attacker.num_examples, attacker.batch_size, num_steps, order_generator(seed, attacker))
         num_classes = self._data.num_classes(Task.DESIRED)
         head = init_head(self._feature_dim, num_classes, head_generator(seed, attacker)).to(self._dtype)
-        plan = Plan((attacker,), (self._pool,), (order,), head[None])
+        plan = Plan((attacker,), (pool,), (order,), head[None])
         trained, _ = train_stack(self._full(params), self._data, Task.DESIRED, plan, self.val)
         params, _ = trained.params(slice(0, 1))
         return {name: value[0] for name, value in params.items()}
