@@ -14,8 +14,9 @@ from torch import Tensor
 
 from sdm_ray.attack.engine.scoring import ScoringSet
 from sdm_ray.attack.engine.stack import AttackTimeoutError
+from sdm_ray.attack.engine.token_cache import Passes
 from sdm_ray.attack.engine.token_fits import forward, train_logistic, train_perceptrons, train_queries
-from sdm_ray.attack.engine.token_states import Names, NameScaling, Scaling, Tokens, known_of, read, token_states
+from sdm_ray.attack.engine.token_states import Names, NameScaling, Scaling, Tokens, known_of, read
 from sdm_ray.attack.families.base import Attacker
 from sdm_ray.attack.families.probes import ridge
 from sdm_ray.core.seeds import seeded
@@ -72,6 +73,7 @@ class TokenReaders:
         self._trunk, self._params, self._data, self._task, self._seed = trunk, params, data, task, seed
         self._device = next(iter(params.values())).device
         self._labels, self._num_classes = data.labels_host(task), data.num_classes(task)
+        self._passes = Passes(trunk, params)
         self._names: dict[int, Names] = {}
         """Of attacker-train's texts by layer, labelled or not."""
 
@@ -98,15 +100,10 @@ class TokenReaders:
         return [readers[index] for index in range(len(attackers))]
 
     def scores(self, readers: Sequence[Reader], examples: ScoringSet) -> Tensor:
-        """(S, N, C) on the host, examples in the order of `examples`; no states are kept."""
+        """(S, N, C) on the host, examples in the order of `examples`."""
         layers = {reader.attacker.layer for reader in readers}
-        parts, start = [], 0
-        for batch in examples.batches:
-            stop = start + len(batch.labels)
-            tokens = token_states(self._trunk, self._params, batch, self._known(examples.indices[start:stop]), layers)
-            parts.append(torch.stack([reader(tokens) for reader in readers]).cpu())
-            start = stop
-        return torch.cat(parts, dim=1)
+        batches = self._passes.tokens(examples, layers, self._known(examples.indices))
+        return torch.cat([torch.stack([reader(tokens) for reader in readers]).cpu() for tokens in batches], dim=1)
 
     def _names_of(self, layer: int) -> Names:
         """Names of attacker-train's texts, at most `NAMED_TEXTS`, read once a layer."""
@@ -114,12 +111,8 @@ class TokenReaders:
             pool = self._data.indices(Split.ATTACKER_TRAIN)
             chosen = pool[torch.randperm(len(pool), generator=seeded(self._seed, "named texts"))[:NAMED_TEXTS]]
             examples = ScoringSet.of(self._data, chosen, self._task)
-            parts, start = [], 0
-            for batch in examples.batches:
-                stop = start + len(batch.labels)
-                known = self._known(examples.indices[start:stop])
-                parts.append(Names.of(token_states(self._trunk, self._params, batch, known, {layer}), layer))
-                start = stop
+            batches = self._passes.tokens(examples, {layer}, self._known(examples.indices))
+            parts = [Names.of(tokens, layer) for tokens in batches]
             first, second, two = (torch.cat(values) for values in zip(*map(_fields, parts), strict=True))
             self._names[layer] = Names(first, second, two)
         return self._names[layer]
@@ -139,7 +132,7 @@ class TokenReaders:
     def _gather(self, examples: ScoringSet, layers: set[int]) -> Tokens:
         """States of all examples' tokens, padded to the longest text."""
         longest = int(examples.batches[-1].attention_mask.shape[-1])
-        batches = [token_states(self._trunk, self._params, batch, None, layers) for batch in examples.batches]
+        batches = list(self._passes.tokens(examples, layers, None))
 
         def joined(parts: list[Tensor]) -> Tensor:
             return torch.cat([F.pad(part, (0, 0, 0, longest - part.shape[1])) for part in parts])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -46,32 +46,50 @@ class Tokens:
         return self.at(layer, first if which == 0 else torch.where(self.known[:, 1] < 0, first + 1, self.known[:, 1]))
 
 
-def token_states(
-    trunk: TrunkLike, params: Params, batch: Batch, known: Tensor | None, layers: Collection[int]
-) -> Tokens:
-    """States of a batch's tokens.
+class Pass(NamedTuple):
+    """What a forward pass over a batch of B texts gave; None where nobody asked for it."""
+
+    features: Tensor | None
+    """(B, D) pooled."""
+    hidden: Tensor | None
+    """(H, B, L, E) states of the embeddings and of each layer."""
+
+
+@torch.no_grad()
+def run_trunk(trunk: TrunkLike, params: Params, batch: Batch, layers: Collection[int]) -> Pass:
+    """The forward pass over a batch that these layers need; of rows of the token embedding alone, none.
 
     Args:
         trunk: the architecture; a `Trunk` of texts, unless pooled features are all that is wanted.
         params: its weights.
         batch: of B texts.
-        known: (B, 2) of `Tokens.known`.
         layers: which are wanted.
     """
+    if any(layer >= 0 for layer in layers):
+        return Pass(*functional_call(as_module(trunk), params, batch.inputs, {"hidden_states": True}))
+    return Pass(functional_call(as_module(trunk), params, batch.inputs) if POOLED in layers else None, None)
+
+
+def tokens_of(
+    done: Pass, trunk: TrunkLike, params: Params, batch: Batch, known: Tensor | None, layers: Collection[int]
+) -> Tokens:
+    """States of a batch's tokens; arguments as of `run_trunk`, whose pass is `done`.
+
+    Args:
+        known: (B, 2) of `Tokens.known`.
+    """
     ids, mask = batch.inputs
-    with torch.no_grad():
-        found: dict[int, Tensor] = {}
-        features = None
-        if any(layer >= 0 for layer in layers):
-            features, hidden = functional_call(as_module(trunk), params, batch.inputs, {"hidden_states": True})
-            found = {layer: hidden[layer] for layer in layers if layer >= 0}
-        if ROWS in layers:
+    found: dict[int, Tensor] = {}
+    for layer in layers:
+        if layer >= 0:
+            assert done.hidden is not None
+            found[layer] = done.hidden[layer]
+        elif layer == ROWS:
             assert trunk.embedding_name is not None
-            found[ROWS] = params[trunk.embedding_name][ids]
-        if POOLED in layers:
-            if features is None:
-                features = functional_call(as_module(trunk), params, batch.inputs)
-            found[POOLED] = features[:, None].expand(*mask.shape, -1)
+            found[ROWS] = params[trunk.embedding_name].detach()[ids]
+        elif layer == POOLED:
+            assert done.features is not None
+            found[POOLED] = done.features[:, None].expand(*mask.shape, -1)
     return Tokens(found, mask.bool(), known)
 
 
