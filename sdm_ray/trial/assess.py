@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from sdm_ray.attack.findings.audit import Audit, audit
 from sdm_ray.attack.findings.benign import benign_data
@@ -18,15 +20,16 @@ from sdm_ray.attack.findings.recovery import Recovery, cost_to_recover, recovere
 from sdm_ray.attack.findings.regret import regret
 from sdm_ray.attack.findings.signals import measure_signals
 from sdm_ray.attack.protocol import AttackReport, RunnerFactory, attack_model
-from sdm_ray.config import AttackSettings, ScratchSettings
+from sdm_ray.config import AttackSettings, EncoderSettings, ScratchSettings
 from sdm_ray.core.errors import UsageError
 from sdm_ray.core.files import write_json
 from sdm_ray.core.metric_names import Metric
 from sdm_ray.core.progress import Progress
 from sdm_ray.core.types import Split, Task
-from sdm_ray.data.interface import labelled
+from sdm_ray.data.interface import AttackDataset, labelled
+from sdm_ray.trial.cached import in_turns
 from sdm_ray.trial.floors import Reference, reference_reports
-from sdm_ray.trial.information import sites_of
+from sdm_ray.trial.information import floor_sites, sites_of
 from sdm_ray.trial.release import Release, knowledge_of, own_knowledge
 from sdm_ray.trial.scratch import Scratch, train_scratch
 from sdm_ray.trial.workspace import Workspace
@@ -98,13 +101,7 @@ def assess(
     encoder = release.architecture or release.encoder
     if encoder is None:
         raise ValueError("a release needs an encoder or an architecture, or there is no floor to compare it with")
-    references = {"random": Reference.untrained(work, encoder, "random", settings, seed)}
-    if public is not None:
-        references["pretrained"] = Reference.untrained(work, public, "pretrained", settings, seed)
-    trained = None
-    if scratch is not None:
-        trained = yield from train_scratch(work, encoder, scratch, seed)
-        references["scratch"] = Reference.from_scratch(trained)
+    references, trained = yield from _references(work, public, encoder, settings, seed, runner, scratch)
     if release.shared is None:
         report = yield from _attack(work, release, settings, runner)
     else:
@@ -113,7 +110,7 @@ def assess(
     reports = yield from reference_reports(work, references, settings, runner)
     floor, undefended = reports["random"], reports.get("pretrained")
     benign, notes = yield from _benign(work, release, settings, references, runner)
-    checked = _audit(work, release, report, references, settings)
+    checked = yield from _audit(work, release, report, references, settings)
     recovery = theirs = None
     if undefended is not None:
         target = target_accuracy(undefended, settings.recovery_share)
@@ -133,6 +130,49 @@ def assess(
     if trained is not None:
         assessment.metrics.update(_scratch_metrics(work, assessment, trained, benign))
     return assessment
+
+
+def _references(
+    work: Workspace,
+    public: EncoderSettings | None,
+    encoder: EncoderSettings,
+    settings: AttackSettings,
+    seed: int,
+    runner: RunnerFactory | None,
+    scratch: ScratchSettings | None,
+) -> Generator[Progress, None, tuple[dict[str, Reference], Scratch | None]]:
+    """What a release is compared with, and everything about it that is kept on disk, where trials that run at the same
+    time share the work."""
+    references = {"random": Reference.untrained(work, encoder, "random", settings, seed)}
+    if public is not None:
+        references["pretrained"] = Reference.untrained(work, public, "pretrained", settings, seed)
+
+    def about(some: Mapping[str, Reference]) -> list[Generator[Progress, None, Any]]:
+        harmful = [reference_reports(work, {name: one}, settings, runner) for name, one in some.items()]
+        between = {name: one for name, one in some.items() if name != "random"}
+        return harmful + [_benign_references(work, between, settings, runner, task) for task in tasks.items()]
+
+    tasks = benign_data(work.data, settings.benign_groups) if settings.benign_num_examples and scratch else {}
+    if scratch is None:
+        yield from in_turns(*about(references))
+        return references, None
+    trained, *_ = yield from in_turns(train_scratch(work, encoder, scratch, seed), *about(references))
+    last = {"scratch": Reference.from_scratch(trained)}
+    sites = [floor_sites(work, last["scratch"], settings.seed)] if settings.measure_information else []
+    yield from in_turns(*sites, *about(last))
+    return references | last, trained
+
+
+def _benign_references(
+    work: Workspace,
+    references: Mapping[str, Reference],
+    settings: AttackSettings,
+    runner: RunnerFactory | None,
+    task: tuple[str, AttackDataset],
+) -> Generator[Progress, None, None]:
+    """Learn a benign task on references; a task that the data cannot carry is refused where the release learns it."""
+    with suppress(UsageError):
+        yield from reference_reports(work, references, settings.for_benign_tasks(), runner, task)
 
 
 def _attack(
@@ -157,17 +197,18 @@ def _audit(
     report: AttackReport,
     references: Mapping[str, Reference],
     settings: AttackSettings,
-) -> Audit:
+) -> Generator[Progress, None, Audit]:
     """The audit of a release's attack, beside the signals of random initialisation, and what sites of `scratch` tell
     where there is one, else of random initialisation."""
     random = references["random"]
+    sites = yield from sites_of(work, release, references.get("scratch", random), settings)
     return audit(
         report,
         signals=measure_signals(release.trunk, release.params, work.data, Task.HARMFUL, settings.seed),
         floor_signals=measure_signals(random.trunk, random.params, work.data, Task.HARMFUL, settings.seed),
         trained_against=release.trained_against,
         shared_texts=work.data.shared_texts(),
-        information=sites_of(work, release, references.get("scratch", random), settings),
+        information=sites,
     )
 
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from sdm_ray.core.lock import FolderLock, InUse
 from sdm_ray.core.progress import Progress
@@ -61,6 +61,43 @@ def built_once(
             yield Progress("wait", waited, PATIENCE_SECONDS, {})
             time.sleep(1.0)
             waited += 1
+
+
+def in_turns(*works: Generator[Progress, None, Any]) -> Generator[Progress, None, tuple[Any, ...]]:
+    """Everything that some works return, in their order; where one waits for another process, the next goes on.
+
+    Args:
+        works: each says by stage `wait` that another process builds what it lacks. None needs what another gives.
+
+    Yields:
+        Their progress; stage `wait` where all that are left wait.
+    """
+    results: list[Any] = [None] * len(works)
+    left = list(range(len(works)))
+    while left:
+        waiting = None
+        for index in tuple(left):
+            progress = yield from _until_wait(works[index], index, results, left)
+            waiting = waiting if progress is None else progress
+        if waiting is not None and left:
+            yield waiting
+    return tuple(results)
+
+
+def _until_wait(
+    work: Generator[Progress, None, Any], index: int, results: list[Any], left: list[int]
+) -> Generator[Progress, None, Progress | None]:
+    """Go on with a work until it waits, which is returned, or ends, when its result is filled in."""
+    while True:
+        try:
+            progress = next(work)
+        except StopIteration as end:
+            results[index] = end.value
+            left.remove(index)
+            return None
+        if progress.stage == "wait":
+            return progress
+        yield progress
 
 
 @contextmanager

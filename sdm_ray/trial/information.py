@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -11,31 +12,45 @@ from sdm_ray.config import AttackSettings, digest
 from sdm_ray.core.cache import look_up, offer
 from sdm_ray.core.errors import RunError
 from sdm_ray.core.files import read_json, write_json
+from sdm_ray.core.progress import Progress
 from sdm_ray.core.types import Task
+from sdm_ray.trial.cached import built_once
 from sdm_ray.trial.floors import Reference
 from sdm_ray.trial.release import Release
 from sdm_ray.trial.workspace import Workspace
 
 
-def sites_of(work: Workspace, release: Release, floor: Reference, settings: AttackSettings) -> tuple[Site, ...] | None:
+def sites_of(
+    work: Workspace, release: Release, floor: Reference, settings: AttackSettings
+) -> Generator[Progress, None, tuple[Site, ...] | None]:
     """The sites of a release, beside those of a model that was never pretrained; None where they are not asked for."""
     if not settings.measure_information:
         return None
+    told = yield from floor_sites(work, floor, settings.seed)
     mine = measure_information(release.trunk, release.params, work.data, Task.HARMFUL, settings.seed)
-    return beside(mine, _floor(work, floor, settings.seed))
+    return beside(mine, told)
 
 
-def _floor(work: Workspace, floor: Reference, seed: int) -> tuple[Told, ...]:
-    """What the floor tells, from the cache where it has been measured before."""
+def floor_sites(work: Workspace, floor: Reference, seed: int) -> Generator[Progress, None, tuple[Told, ...]]:
+    """What a model tells that many trials are compared with, from the cache where it has been measured before."""
     key = digest([floor.digest, work.data.digest, seed, VERSION])
-    path = work.cache_dir / "information" / f"{key}.json"
-    entry, shared = f"information/{key}", work.context.shared
-    found = look_up(work.cache_dir, entry, partial(_read, path), shared)
-    if found is None:
-        found = measure_information(floor.trunk, floor.params, work.data, Task.HARMFUL, seed)
-        write_json(path, [asdict(told) for told in found])
-    offer(work.cache_dir, entry, [path], shared)
-    return found
+
+    def path(key: str) -> Path:
+        return work.cache_dir / "information" / f"{key}.json"
+
+    def build() -> Generator[Progress, None, tuple[Told, ...]]:
+        yield from ()
+        return measure_information(floor.trunk, floor.params, work.data, Task.HARMFUL, seed)
+
+    def load(key: str) -> tuple[Told, ...] | None:
+        return look_up(work.cache_dir, f"information/{key}", partial(_read, path(key)), work.context.shared)
+
+    def save(key: str, found: tuple[Told, ...]) -> None:
+        write_json(path(key), [asdict(told) for told in found])
+
+    found = yield from built_once({key: build}, load=load, save=save, path=path)
+    offer(work.cache_dir, f"information/{key}", [path(key)], work.context.shared)
+    return found[key]
 
 
 def _read(path: Path) -> tuple[Told, ...] | None:

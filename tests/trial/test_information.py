@@ -11,6 +11,7 @@ from sdm_ray.trial.floors import Reference
 from sdm_ray.trial.information import sites_of
 from sdm_ray.trial.release import Release
 from sdm_ray.trial.workspace import open_workspace, trunk_params
+from tests.fakes.attack_world import drain
 from tests.golden import worlds
 
 
@@ -21,8 +22,9 @@ def test_random_initialisation_is_read_once(tmp_path: Path, monkeypatch: pytest.
     trunk = work.trunk(settings.encoder, "pretrained", 0)
     random = Reference.untrained(work, settings.encoder, "random", settings.attack, 0)
     release = Release(trunk=trunk, params=trunk_params(trunk), encoder=settings.encoder)
-    assert sites_of(work, release, random, settings.attack.model_copy(update={"measure_information": False})) is None
-    first = sites_of(work, release, random, settings.attack)
+    without = settings.attack.model_copy(update={"measure_information": False})
+    assert drain(sites_of(work, release, random, without)) is None
+    first = drain(sites_of(work, release, random, settings.attack))
     read, original = [], information.measure_information
 
     def counting(trunk: object, *rest: object) -> object:
@@ -30,7 +32,7 @@ def test_random_initialisation_is_read_once(tmp_path: Path, monkeypatch: pytest.
         return original(trunk, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(information, "measure_information", counting)
-    assert sites_of(work, release, random, settings.attack) == first
+    assert drain(sites_of(work, release, random, settings.attack)) == first
     assert read == [trunk]
     assert first is not None
     assert {site.released.layer for site in first} == {-2, -1, 0, 1, 2}

@@ -6,10 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from sdm_ray.attack.engine import token_cache
 from sdm_ray.attack.engine.scoring import ScoringSet
 from sdm_ray.attack.engine.token_cache import Passes
-from sdm_ray.attack.engine.token_states import Tokens
+from sdm_ray.attack.engine.token_states import Tokens, run_trunk
 from sdm_ray.attack.families.token_probe import POOLED, ROWS
 from sdm_ray.core.types import Batch
 from tests.fakes.attack_world import params_of
@@ -20,13 +19,13 @@ from tests.fakes.trunks import make_trunk, padded_tokens
 def count_passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Sizes of the batches that went through the trunk."""
     sizes: list[int] = []
-    run = token_cache.run_trunk
+    run = run_trunk
 
     def counted(trunk, params, batch, layers):  # type: ignore[no-untyped-def]
         sizes.append(len(batch.labels))
         return run(trunk, params, batch, layers)
 
-    monkeypatch.setattr(token_cache, "run_trunk", counted)
+    monkeypatch.setattr("sdm_ray.attack.engine.token_cache.run_trunk", counted)
     return sizes
 
 
@@ -70,7 +69,7 @@ def test_rows_need_no_pass_and_do_not_stand_for_one(count_passes: list[int]) -> 
 def test_the_texts_asked_for_longest_ago_make_room(count_passes: list[int]) -> None:
     trunk = make_trunk("bert")
     one, two = texts(1), texts(1, first=4)
-    done = token_cache.run_trunk(trunk, params_of(trunk), one.batches[0], {0})
+    done = run_trunk(trunk, params_of(trunk), one.batches[0], {0})
     size = sum(value.nbytes for value in done if value is not None)
     passes = Passes(trunk, params_of(trunk), most=size + size // 2)
     count_passes.clear()
