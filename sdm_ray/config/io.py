@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from sdm_ray.config.base import Settings
+from sdm_ray.config.documents import dump, parse_value, read_document, read_files
 from sdm_ray.config.sweep import SweepSettings
 from sdm_ray.config.trial import TrialSettings
 from sdm_ray.core.errors import UsageError
@@ -35,29 +34,8 @@ def load_settings(kind: type[T], path: str | Path, overrides: Iterable[str] = ()
     Raises:
         UsageError: naming the dotted path, the value and the rule.
     """
-    return parse_settings(kind, read_document(path), overrides, where=str(path))
-
-
-def read_document(path: str | Path) -> dict[str, Any]:
-    """The mapping in a YAML file, as it stands there; every settings file is read by this.
-
-    Raises:
-        UsageError: when it cannot be read, is no YAML or holds no mapping.
-    """
-    path = Path(path)
-    try:
-        document = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except FileNotFoundError:
-        raise UsageError(f"settings file {path} does not exist") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"settings file {path} cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        raise UsageError(f"settings file {path} is not valid YAML: {' '.join(str(error).split())}") from None
-    if document is None:
-        return {}
-    if not isinstance(document, dict):
-        raise UsageError(f"settings file {path} must hold a mapping of settings, found {type(document).__name__}")
-    return document
+    document = read_files(path)
+    return parse_settings(kind, document.values, overrides, where=document.where())
 
 
 def parse_settings(kind: type[T], document: Mapping[str, Any], overrides: Iterable[str] = (), *, where: str = "") -> T:
@@ -68,10 +46,11 @@ def parse_settings(kind: type[T], document: Mapping[str, Any], overrides: Iterab
         if not separator or not dotted.strip():
             raise UsageError(f"--set {text!r}: write it as dotted.path=value")
         try:
-            value = yaml.load(raw, Loader=_Loader)
-        except yaml.YAMLError:
-            raise UsageError(f"--set {text!r}: the value is not valid YAML; quote it") from None
+            value = parse_value(raw)
+        except UsageError as error:
+            raise UsageError(f"--set {text!r}: {error}") from None
         _assign(values, dotted.strip(), value)
+    _check_kind(kind, values, where)
     return _validate(kind, values, where)
 
 
@@ -115,30 +94,12 @@ def digest(value: Any) -> str:
 
 def to_yaml(settings: Settings) -> str:
     """YAML that `load_settings` reads back to equal settings."""
-    return yaml.safe_dump(settings.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True)
+    return dump(settings.model_dump(mode="json", exclude_none=True))
 
 
 def json_schema(kind: type[Settings]) -> dict[str, Any]:
     """JSON schema for editors (draft 2020-12)."""
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **kind.model_json_schema()}
-
-
-class _Loader(yaml.SafeLoader):
-    """Safe YAML in which `3e-4` is a number (YAML 1.1 reads it as text) and a key may not repeat."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.YAMLError(f"key {key!r} appears twice, line {key_node.start_mark.line + 1}")
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
 
 
 def _deep_copy(document: Mapping[str, Any]) -> dict[str, Any]:
@@ -154,6 +115,28 @@ def _assign(values: dict[str, Any], dotted: str, value: Any) -> None:
             child = node[key] = {}
         node = child
     node[last] = value
+
+
+def _check_kind(kind: type[T], values: Mapping[str, Any], where: str) -> None:
+    """Refuse a sweep where a trial is wanted, and the reverse, by the keys at the top."""
+    if kind not in _COMMANDS:
+        return
+    (other,) = _COMMANDS.keys() - {kind}
+    theirs = [key for key in values if key in other.model_fields and key not in kind.model_fields]
+    ours = [key for key in values if key in kind.model_fields and key not in other.model_fields]
+    if theirs and not ours:
+        name, wanted = _COMMANDS[other], _COMMANDS[kind]
+        raise UsageError(
+            f"{where or 'this'} holds the settings of a {name[0]} ({', '.join(sorted(theirs))}), and those of a "
+            f"{wanted[0]} are asked for; a {name[0]} is run by `sdm-ray {name[1]}{f' {where}' if where else ''}`"
+        )
+
+
+_COMMANDS: dict[type[Settings], tuple[str, str]] = {
+    TrialSettings: ("trial", "train"),
+    SweepSettings: ("sweep", "sweep"),
+}
+"""What holds these settings, and the command that takes them."""
 
 
 def _validate(kind: type[T], values: Mapping[str, Any], where: str) -> T:
@@ -214,5 +197,6 @@ __all__ = [
     "load_settings",
     "override",
     "parse_settings",
+    "read_document",
     "to_yaml",
 ]

@@ -251,7 +251,7 @@ def test_a_sweep_is_found_by_its_name(
         (["train", "TRIAL", "--set", "train.optimizer=Adem"], "train.optimizer: torch.optim has no 'Adem'"),
         (["train", "TRIAL", "--set", "train.schedule=LambdaLR"], "train.schedule 'LambdaLR' cannot be used"),
         (["train", "TRIAL", "--set", "encoder.name=./nowhere"], "./nowhere"),
-        (["sweep", "TRIAL"], "unknown setting"),
+        (["sweep", "TRIAL"], "a trial is run by `sdm-ray train "),
         (["attack", "./nowhere"], "./nowhere"),
         (["frontier", "nowhere"], "no sweep 'nowhere'"),
         (["best", "nowhere"], "no sweep 'nowhere'"),

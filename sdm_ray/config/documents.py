@@ -1,0 +1,209 @@
+"""Settings files as plain values: YAML, `${env:NAME}` and `extends`, all resolved when a file is read.
+
+A file may begin from another one: `extends: base.yaml`, relative to the file that says so, or a list of files of which
+later ones count more; `trial: {extends: trial.yaml}` does the same for the trial of a sweep. Merging: mappings are
+merged key by key, and whatever else the extending file says (numbers, text, lists, null) takes the place of what it
+extends. Entries of `space` and of `variants` are taken whole, and null drops one.
+
+`${env:NAME}` stands for an environment variable, and `${env:NAME:-default}` for a default where it is not set or empty.
+What is put in is read as if it stood there: a number without quotes, text within quotes. `$${env:` is `${env:` itself.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from sdm_ray.core.errors import UsageError
+
+EXTENDS = "extends"
+WHOLE = ("space", "variants")
+"""Sections of a sweep file whose entries are not merged."""
+
+_NUMBER = re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$")
+_REFERENCE = re.compile(
+    r"(?P<escaped>\$\$\{env:)"
+    r"|\$\{env:(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>[^}]*))?\}"
+    r"|(?P<malformed>\$\{env:[^}]*\}?)"
+)
+
+
+class Document(NamedTuple):
+    """What a settings file says, together with the files that it extends."""
+
+    values: dict[str, Any]
+    files: tuple[Path, ...]
+    """The file, then those that it extends."""
+
+    def where(self) -> str:
+        """The files, for messages."""
+        first, *others = map(str, self.files)
+        return f"{first} (extends {', '.join(others)})" if others else first
+
+
+def read_document(path: str | Path) -> dict[str, Any]:
+    """The mapping in a YAML file, with the files that it extends; every settings file is read by this or `read_files`.
+
+    Raises:
+        UsageError: when it cannot be read, is no YAML, holds no mapping, extends itself, or names an environment
+            variable that is not set.
+    """
+    return read_files(path).values
+
+
+def read_files(path: str | Path) -> Document:
+    """As `read_document`, with the names of the files."""
+    return _read(Path(path), ())
+
+
+def parse_value(text: str) -> Any:
+    """A YAML value on its own, as `--set` takes it.
+
+    Raises:
+        UsageError: saying what is wrong with it, without where it stands.
+    """
+    try:
+        return yaml.load(text, Loader=Loader)
+    except yaml.YAMLError:
+        raise UsageError("the value is not valid YAML; quote it") from None
+
+
+def dump(values: Mapping[str, Any]) -> str:
+    """YAML that `read_document` reads back to the same values, and that YAML 1.1 and 1.2 read alike."""
+    return yaml.dump(dict(values), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+def _read(path: Path, below: tuple[Path, ...]) -> Document:
+    """A file; `below` are those that extend it, the first one first."""
+    resolved = path.resolve()
+    if resolved in below:
+        circle = " extends ".join(file.name for file in (*below[below.index(resolved) :], resolved))
+        raise UsageError(f"settings file {path} extends itself ({circle}); drop one `{EXTENDS}`")
+    document = _extended(Document(_load(path), (path,)), path, (*below, resolved))
+    trial = document.values.get("trial")
+    if isinstance(trial, dict) and EXTENDS in trial:
+        inner = _extended(Document(trial, document.files), path, (*below, resolved))
+        document = Document({**document.values, "trial": inner.values}, inner.files)
+    return document
+
+
+def _extended(document: Document, path: Path, below: tuple[Path, ...]) -> Document:
+    """With what its `extends` names, relative to `path`, below it."""
+    if EXTENDS not in document.values:
+        return document
+    values = dict(document.values)
+    named = values.pop(EXTENDS)
+    names = [named] if isinstance(named, str) else named
+    if not (isinstance(names, list) and names and all(isinstance(name, str) and name for name in names)):
+        raise UsageError(f"settings file {path}: {EXTENDS} is {named!r}, and must be a file's name or a list of them")
+    base: dict[str, Any] = {}
+    files = document.files
+    for name in names:
+        file = path.parent / Path(name).expanduser()
+        if not file.is_file():
+            raise UsageError(f"settings file {path}: {EXTENDS} names {name!r}, and {file} is no file; correct the path")
+        below_it = _read(file, below)
+        base, files = _merged(base, below_it.values), (*files, *below_it.files)
+    return Document(_merged(base, values), files)
+
+
+def _merged(base: Mapping[str, Any], over: Mapping[str, Any], section: str | None = "") -> dict[str, Any]:
+    """`over` upon `base`; `section` is empty at the top, a key one level below it, and None deeper."""
+    merged = dict(base)
+    for key, value in over.items():
+        if section in WHOLE:
+            merged.pop(key, None)
+            merged |= {} if value is None else {key: value}
+        elif isinstance(value, dict) and isinstance(merged.get(key), dict):
+            merged[key] = _merged(merged[key], value, key if section == "" else None)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _load(path: Path) -> dict[str, Any]:
+    """The mapping in one file."""
+    text = ""
+    try:
+        text = path.read_text(encoding="utf-8")
+        document = yaml.load(text, Loader=Loader)
+    except FileNotFoundError:
+        raise UsageError(f"settings file {path} does not exist") from None
+    except IsADirectoryError:
+        found = sorted(file.name for file in path.glob("*.yaml"))
+        hint = f", for example {path / found[0]}" if found else ""
+        raise UsageError(f"settings file {path} cannot be read: it is a folder; name a file{hint}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"settings file {path} cannot be read: {error}") from None
+    except UsageError as error:
+        raise UsageError(f"settings file {path}, {error}") from None
+    except yaml.YAMLError as error:
+        hint = "; within {} and [], quote ${env:...}" if "${env:" in text else ""
+        raise UsageError(f"settings file {path} is not valid YAML: {' '.join(str(error).split())}{hint}") from None
+    if document is None:
+        return {}
+    if not isinstance(document, dict):
+        raise UsageError(f"settings file {path} must hold a mapping of settings, found {type(document).__name__}")
+    return document
+
+
+class Loader(yaml.SafeLoader):
+    """Safe YAML in which `3e-4` is a number (YAML 1.1 reads it as text) and a key may not repeat, with `${env:NAME}`.
+
+    Raises:
+        UsageError: beginning with the line, for an environment variable that is not set.
+    """
+
+    def compose_scalar_node(self, anchor: dict[Any, yaml.Node] | None) -> yaml.ScalarNode:
+        """A value with environment variables put in, before its type is told from how it is written."""
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        if "${env:" in event.value:
+            line = event.start_mark.line + 1
+            event.value = _REFERENCE.sub(lambda found: _resolved(found, line), event.value)
+        node: yaml.ScalarNode = super().compose_scalar_node(anchor)  # type: ignore[arg-type]
+        return node
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.YAMLError(f"key {key!r} appears twice, line {key_node.start_mark.line + 1}")
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+class _Dumper(yaml.SafeDumper):
+    """The inverse of `Loader`: text that it would take for a number or a reference is written so that it stays text."""
+
+    def represent_text(self, data: str) -> yaml.ScalarNode:
+        """Text, with references escaped."""
+        node: yaml.ScalarNode = self.represent_str(data.replace("${env:", "$${env:"))
+        return node
+
+
+for _kind in (Loader, _Dumper):
+    _kind.add_implicit_resolver("tag:yaml.org,2002:float", _NUMBER, list("-+.0123456789"))
+_Dumper.add_representer(str, _Dumper.represent_text)
+
+
+def _resolved(found: re.Match[str], line: int) -> str:
+    """What stands for a reference."""
+    if found["escaped"]:
+        return "${env:"
+    if found["malformed"]:
+        raise UsageError(f"line {line}: {found[0]!r} names no environment variable; write ${{env:NAME}}")
+    value = os.environ.get(found["name"], "")
+    if found["default"] is not None:
+        return value or found["default"]
+    if found["name"] not in os.environ:
+        raise UsageError(
+            f"line {line}: the environment variable {found['name']} is not set; set it, or write "
+            f"${{env:{found['name']}:-default}}"
+        )
+    return value
