@@ -15,6 +15,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    __version__: str
     from sdm_ray.attack.protocol import attack_model
     from sdm_ray.config import SweepSettings, TrialSettings, content_hash, load_settings, override
     from sdm_ray.core.errors import RunError, UsageError
@@ -67,10 +68,22 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return _version()
     if name not in _HOME:
         raise AttributeError(f"module 'sdm_ray' has no attribute {name!r}")
     return getattr(import_module(f"sdm_ray.{_HOME[name]}"), name)
 
 
 def __dir__() -> list[str]:
-    return __all__
+    return [*__all__, "__version__"]
+
+
+def _version() -> str:
+    """The installed version; `unknown` for sources that are not installed."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("sdm-ray")
+    except PackageNotFoundError:
+        return "unknown"

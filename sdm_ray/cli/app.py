@@ -40,8 +40,7 @@ TrackingUri = Annotated[
         help="MLflow that holds the run. [default: $MLFLOW_TRACKING_URI, else the sweeps in runs/]", show_default=False
     ),
 ]
-SweepFolder = Annotated[str, typer.Argument(metavar="SWEEP", help="A sweep's folder, or its name below `runs/`.")]
-
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 SweepOrRun = Annotated[
     str,
@@ -88,6 +87,14 @@ class Suite(StrEnum):
     beat_paper = "beat-paper"
 
 
+class Shell(StrEnum):
+    """Shells that completion is there for."""
+
+    bash = "bash"
+    zsh = "zsh"
+    fish = "fish"
+
+
 class Document(StrEnum):
     """Settings documents that have a schema."""
 
@@ -95,13 +102,30 @@ class Document(StrEnum):
     sweep = "sweep"
 
 
+def _show_version(asked: bool) -> None:
+    if asked:
+        import sdm_ray
+
+        typer.echo(f"sdm-ray {sdm_ray.__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def _options(
     debug: Annotated[
         bool, typer.Option("--debug", help="Show tracebacks and debug logs (anywhere on the line).")
     ] = False,
+    verbose: Annotated[
+        int,
+        typer.Option(
+            "-v", "--verbose", count=True, help="Say more of what is done; -vv of what libraries do (anywhere too)."
+        ),
+    ] = 0,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
 ) -> None:
-    """Handled by `main`, which sees `--debug` anywhere on the line."""
+    """`main` handles `--debug` and `-v`, which it sees anywhere on the line."""
 
 
 @app.command()
@@ -136,11 +160,22 @@ def sweep(
 
 
 @app.command()
-def status(sweep: SweepFolder) -> None:
+def status(
+    sweep: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[SWEEP]",
+            help="A sweep's folder, or its name below `runs/`. [default: all sweeps there; a folder of sweeps lists "
+            "those in it]",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
     """Say where a sweep stands, while it runs or after: trials, best points, failures, and who runs it."""
-    from sdm_ray.cli.sweep import show_status
+    from sdm_ray.cli.status import show_status
 
-    show_status(sweep)
+    show_status(sweep, as_json=as_json)
 
 
 @app.command()
@@ -209,11 +244,12 @@ def frontier(
         list[str] | None, typer.Argument(metavar="[SWEEP2 ...]", help="Sweeps to compare with it by hypervolume.")
     ] = None,
     tracking_uri: TrackingUri = None,
+    as_json: AsJson = False,
 ) -> None:
     """Print a sweep's Pareto table, draw its picture and page again, and compare it with other sweeps."""
     from sdm_ray.cli.sweep import show_frontier
 
-    show_frontier(sweep, others or (), tracking_uri)
+    show_frontier(sweep, others or (), tracking_uri, as_json=as_json)
 
 
 @app.command()
@@ -242,12 +278,14 @@ def best(
     trial: Annotated[str | None, typer.Option(help="Trial id (rule trial).")] = None,
     out: Annotated[Path, typer.Option(help="Config to write.")] = Path("best.yaml"),
     tracking_uri: TrackingUri = None,
+    as_json: AsJson = False,
 ) -> None:
     """Pick a point of the frontier and write its config, which `sdm-ray train` takes as it is."""
     from sdm_ray.cli.sweep import write_best
 
     named = None if rule is None else rule.value
-    write_best(sweep, named, min_desired=min_desired, weight=weight, trial_id=trial, out=out, tracking_uri=tracking_uri)
+    bounds = {"min_desired": min_desired, "weight": weight}
+    write_best(sweep, named, **bounds, trial_id=trial, out=out, tracking_uri=tracking_uri, as_json=as_json)
 
 
 @app.command()
@@ -306,19 +344,40 @@ def schema(document: Annotated[Document, typer.Argument(help="Which settings.")]
 def doctor(
     deep: Annotated[bool, typer.Option("--deep", help="Also start and stop a local Ray.")] = False,
     tracking_uri: Annotated[str | None, typer.Option(help="MLflow server to try.")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Say what works on this machine and what does not: versions, devices, Ray, MLflow, hub, disk."""
     from sdm_ray.cli.diagnosis import run
 
-    run(deep=deep, tracking_uri=tracking_uri)
+    run(deep=deep, tracking_uri=tracking_uri, as_json=as_json)
+
+
+@app.command()
+def completion(shell: Annotated[Shell, typer.Argument(help="Your shell.")]) -> None:
+    """Print a script that completes commands, options and settings: `eval "$(sdm-ray completion bash)"`."""
+    from typer.main import get_command
+
+    from sdm_ray.cli.completion import completion_script
+
+    typer.echo(completion_script(shell.value, get_command(app)), nl=False)
+
+
+VERBOSE = {"-v": 1, "--verbose": 1, "-vv": 2}
+"""What each way to ask for more adds."""
 
 
 def main(argv: list[str] | None = None) -> None:
     """Run a command; errors become one sentence and an exit code (2 usage, 1 failure, 130 interrupted)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments or bool(os.environ.get("SDM_RAY_DEBUG"))
-    arguments = [argument for argument in arguments if argument != "--debug"]
-    logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    verbosity = sum(VERBOSE.get(argument, 0) for argument in arguments)
+    arguments = [argument for argument in arguments if argument != "--debug" and argument not in VERBOSE]
+    everything = debug or verbosity > 1
+    logging.basicConfig(
+        level=logging.DEBUG if everything else logging.WARNING, format="%(levelname)s %(name)s: %(message)s"
+    )
+    if verbosity and not everything:
+        logging.getLogger("sdm_ray").setLevel(logging.INFO)
     try:
         app(arguments)
     except (UsageError, RunError) as error:

@@ -13,7 +13,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Literal
@@ -21,7 +21,7 @@ from typing import Literal
 import typer
 from rich.table import Table
 
-from sdm_ray.cli.progress import console
+from sdm_ray.cli.progress import console, print_json
 from sdm_ray.config import RuntimeSettings
 
 Level = Literal["ok", "warn", "fail"]
@@ -288,14 +288,22 @@ def _one_line(error: object) -> str:
 STYLE = {"ok": "green", "warn": "yellow", "fail": "red"}
 
 
-def run(*, deep: bool, tracking_uri: str | None) -> None:
+def run(*, deep: bool, tracking_uri: str | None, as_json: bool = False) -> None:
     """Print every check; exit code 1 when one failed."""
     checks = diagnose(RuntimeSettings().cache_folder(), deep=deep, tracking_uri=tracking_uri)
+    failed = any(check.status == "fail" for check in checks)
+    if as_json:
+        print_json({"works": not failed, "checks": [asdict(check) for check in checks]})
+    else:
+        _print(checks)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _print(checks: list[Check]) -> None:
     table = Table(box=None, pad_edge=False)
     for heading in ("check", "status", "detail"):
         table.add_column(heading, overflow="fold")
     for check in checks:
         table.add_row(check.name, f"[{STYLE[check.status]}]{check.status}[/]", check.detail)
     console.print(table)
-    if any(check.status == "fail" for check in checks):
-        raise typer.Exit(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Generator, Mapping
 from datetime import timedelta
@@ -13,6 +14,7 @@ from rich.progress import Progress as Bars
 from rich.table import Column
 from rich.text import Text
 
+from sdm_ray.core.files import null_for_nan
 from sdm_ray.core.metric_names import Metric
 from sdm_ray.core.progress import Progress, run_through
 
@@ -63,6 +65,11 @@ def words(stage: str, metrics: Mapping[str, float]) -> str:
     if Metric.COST_MEMORY_BYTES in metrics:
         parts.append(f"{metrics[Metric.COST_MEMORY_BYTES] / 2**30:.1f} G")
     return "  ".join(parts)
+
+
+def print_json(values: Mapping[str, Any]) -> None:
+    """Print values as JSON on stdout, null in place of NaN."""
+    console.file.write(json.dumps(null_for_nan(dict(values)), indent=1, default=str, allow_nan=False) + "\n")
 
 
 def clock(seconds: float) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 import typer
 from rich.markup import escape
 
-from sdm_ray.cli.progress import console, error_console
+from sdm_ray.cli.progress import console, error_console, print_json
 from sdm_ray.config import SweepSettings, to_yaml
 from sdm_ray.core.errors import UsageError
 from sdm_ray.core.files import write_text
@@ -23,7 +23,7 @@ from sdm_ray.figures.tables import pareto_table
 from sdm_ray.frontier.kept import UNMEASURED, is_unmeasured, kept_note
 from sdm_ray.frontier.points import Point, compare, hypervolume
 from sdm_ray.frontier.select import Rule, select, why_empty
-from sdm_ray.frontier.tables import read_importances, read_tables, write_tables
+from sdm_ray.frontier.tables import frontier_document, read_importances, read_tables, write_tables
 from sdm_ray.sweep.records.best import load_best
 from sdm_ray.sweep.records.folder import find_sweep
 from sdm_ray.tracking.address import PREFIX, is_reference
@@ -111,17 +111,6 @@ def show_plan(settings: SweepSettings) -> None:
         console.print(escape(line), soft_wrap=True)
 
 
-def show_status(sweep: str) -> None:
-    """Print where a sweep stands: how far it is, its best points, what runs, what failed."""
-    from sdm_ray.sweep.view.status import read_status
-
-    status = read_status(find_sweep(sweep))
-    for line in status.lines():
-        console.print(escape(line), soft_wrap=True)
-    if status.points:
-        print_table(status.points)
-
-
 class _Sweep(NamedTuple):
     name: str
     folder: Path
@@ -140,7 +129,9 @@ def _read(sweep: str, tracking_uri: str | None) -> _Sweep:
     return _Sweep(name, Path("runs") / f"{name}-{sweep.removeprefix(PREFIX)[:8]}", points)
 
 
-def show_frontier(sweep: str, others: Sequence[str] = (), tracking_uri: str | None = None) -> None:
+def show_frontier(
+    sweep: str, others: Sequence[str] = (), tracking_uri: str | None = None, *, as_json: bool = False
+) -> None:
     """Print the Pareto table of a sweep and draw its picture again; an empty frontier is an error that says why.
 
     Each of the others is compared with it by hypervolume.
@@ -153,6 +144,13 @@ def show_frontier(sweep: str, others: Sequence[str] = (), tracking_uri: str | No
     frontier_figure(points, folder / FIGURE)
     shares = kept_figure(points, folder / KEPT)
     write_page(points, folder / PAGE, title=name, importances=read_importances(folder))
+    if as_json:
+        comparisons = [_comparison(points, other_name, theirs)._asdict() for other_name, theirs in compared]
+        files = {"picture": folder / FIGURE, "kept": shares, "page": folder / PAGE}
+        document = frontier_document(points, read_importances(folder))
+        print_json({"sweep": name, **document, "comparisons": comparisons, "files": files})
+        select(points)
+        return
     print_table(points)
     select(points)
     console.print(f"picture {escape(str(folder / FIGURE))}", soft_wrap=True)
@@ -162,13 +160,30 @@ def show_frontier(sweep: str, others: Sequence[str] = (), tracking_uri: str | No
     if compared:
         console.print(f"{name}: hypervolume {hypervolume(points):.4f}, {_num_trials(points)} trials")
     for other_name, theirs in compared:
-        difference, low, high = compare(points, theirs)
-        verdict = "better" if low > 0 else "worse" if high < 0 else "cannot be told apart"
+        found = _comparison(points, other_name, theirs)
         console.print(
-            f"{other_name}: hypervolume {hypervolume(theirs):.4f}, {_num_trials(theirs)} trials: {difference:+.4f} "
-            f"\\[{low:+.4f}, {high:+.4f}] ({verdict}; 95 % interval, bootstrap over trials)",
+            f"{other_name}: hypervolume {found.hypervolume:.4f}, {found.num_trials} trials: {found.difference:+.4f} "
+            f"\\[{found.low:+.4f}, {found.high:+.4f}] ({found.verdict}; 95 % interval, bootstrap over trials)",
             soft_wrap=True,
         )
+
+
+class _Comparison(NamedTuple):
+    sweep: str
+    hypervolume: float
+    num_trials: int
+    difference: float
+    """Of the hypervolumes, the first sweep's minus this one's; with its 95 % interval."""
+    low: float
+    high: float
+    verdict: str
+    """On the first sweep."""
+
+
+def _comparison(points: Sequence[Point], name: str, theirs: Sequence[Point]) -> _Comparison:
+    difference, low, high = compare(points, theirs)
+    verdict = "better" if low > 0 else "worse" if high < 0 else "cannot be told apart"
+    return _Comparison(name, hypervolume(theirs), _num_trials(theirs), difference, low, high, verdict)
 
 
 def _num_trials(points: Sequence[Point]) -> int:
@@ -184,6 +199,7 @@ def write_best(
     trial_id: str | None,
     out: Path,
     tracking_uri: str | None = None,
+    as_json: bool = False,
 ) -> None:
     """Pick a point and write its config."""
     if out.is_dir():
@@ -198,6 +214,10 @@ def write_best(
     )
     write_text(out, to_yaml(settings))
     assert settings.origin is not None
+    if as_json:
+        origin = settings.origin.model_dump(mode="json")
+        print_json({"config": out, **origin, "settings": settings.model_dump(mode="json", exclude={"origin"})})
+        return
     if is_unmeasured(settings.origin.metrics):
         console.print(UNMEASURED, soft_wrap=True)
     console.print(f"{settings.origin.trial_id} ({settings.origin.rule}) -> {escape(str(out))}", soft_wrap=True)

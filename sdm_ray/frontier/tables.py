@@ -33,24 +33,38 @@ def write_tables(
     Raises:
         RunError: when the folder cannot be written.
     """
-    front = {id(point) for point in pareto_front(points)}
-    near = {id(point) for point in near_front(points)}
-    rows = [_row(point, on_front=id(point) in front, near_front=id(point) in near) for point in points]
+    rows = _rows(points)
     table_path, json_path = folder / PARQUET, folder / JSON
     with atomic_path(table_path) as temporary:
         pq.write_table(_table(rows), temporary)
-    write_json(
-        json_path,
-        {
-            "version": TABLE_VERSION,
-            "directions": {"desired": "maximize", "harmful": "minimize"},
-            "reference_point": {"desired": REFERENCE_POINT[0], "harmful": REFERENCE_POINT[1]},
-            "hypervolume": hypervolume(points),
-            "importances": {name: dict(shares) for name, shares in (importances or {}).items()},
-            "points": [null_for_nan(row) for row in rows],
-        },
-    )
+    write_json(json_path, _document(points, rows, importances))
     return table_path, json_path
+
+
+def frontier_document(
+    points: Sequence[Point], importances: Mapping[str, Mapping[str, float]] | None = None
+) -> dict[str, Any]:
+    """What `frontier.json` holds, as plain values."""
+    return _document(points, _rows(points), importances)
+
+
+def _rows(points: Sequence[Point]) -> list[dict[str, Any]]:
+    front = {id(point) for point in pareto_front(points)}
+    near = {id(point) for point in near_front(points)}
+    return [_row(point, on_front=id(point) in front, near_front=id(point) in near) for point in points]
+
+
+def _document(
+    points: Sequence[Point], rows: list[dict[str, Any]], importances: Mapping[str, Mapping[str, float]] | None
+) -> dict[str, Any]:
+    return {
+        "version": TABLE_VERSION,
+        "directions": {"desired": "maximize", "harmful": "minimize"},
+        "reference_point": {"desired": REFERENCE_POINT[0], "harmful": REFERENCE_POINT[1]},
+        "hypervolume": hypervolume(points),
+        "importances": {name: dict(shares) for name, shares in (importances or {}).items()},
+        "points": [null_for_nan(row) for row in rows],
+    }
 
 
 def read_tables(folder: Path) -> list[Point]:

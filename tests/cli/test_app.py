@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +13,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sdm_ray.cli import main
+import sdm_ray
+from sdm_ray.cli import diagnosis, main
 from sdm_ray.cli.attack import attack_settings
+from sdm_ray.cli.diagnosis import Check
 from sdm_ray.config import AttackSettings, TrialSettings, load_settings
 from sdm_ray.frontier.points import Point
 from sdm_ray.frontier.tables import read_tables, write_tables
@@ -324,6 +328,91 @@ def test_schema_is_json(capsys: pytest.CaptureFixture[str], document: str) -> No
     code, out, _ = run(capsys, "schema", document)
     assert code == 0
     assert json.loads(out)["additionalProperties"] is False
+
+
+def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "--version")
+    assert (code, out) == (0, f"sdm-ray {sdm_ray.__version__}\n")
+    assert re.fullmatch(r"\d+\.\d+\.\d+\S*", sdm_ray.__version__)
+
+
+@pytest.mark.parametrize(
+    ("given", "own", "others"),
+    [((), logging.WARNING, logging.WARNING), (("-v",), logging.INFO, logging.WARNING), (("-vv",), 10, 10)],
+)
+def test_more_is_said_when_asked_for_anywhere(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, given: tuple[str, ...], own: int, others: int
+) -> None:
+    """The package's own log with `-v`, and that of libraries with `-vv`."""
+    root, package = logging.getLogger(), logging.getLogger("sdm_ray")
+    monkeypatch.setattr(root, "handlers", [])
+    monkeypatch.setattr(root, "level", logging.WARNING)
+    monkeypatch.setattr(package, "level", logging.NOTSET)
+    logging.Logger.manager._clear_cache()  # type: ignore[attr-defined]
+    assert run(capsys, "schema", "trial", *given)[0] == 0
+    levels = (logging.getLogger("sdm_ray.data").getEffectiveLevel(), logging.getLogger("other").getEffectiveLevel())
+    assert levels == (own, others)
+
+
+def test_status_lists_sweeps(
+    capsys: pytest.CaptureFixture[str], sweep_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Below `runs/`, or in the folder that is named; one that cannot be read does not hide the others."""
+    monkeypatch.chdir(tmp_path / "runs")
+    code, _, err = run(capsys, "status")
+    assert (code, "runs holds no sweep" in err) == (2, True)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "broken").mkdir()
+    (tmp_path / "runs" / "broken" / "sweep.yaml").write_text("sede: 1")
+    code, out, _ = run(capsys, "status")
+    assert code == 0
+    rows = {line.split()[0]: line for line in out.splitlines()}
+    assert "interrupted" in rows["demo"]
+    assert "0 of 16" in rows["demo"]
+    assert "cannot be read" in rows["broken"]
+    listed = json.loads(run(capsys, "status", tmp_path / "runs", "--json")[1])["sweeps"]
+    problems = {Path(sweep["folder"]).name: sweep.get("problem", "") for sweep in listed}
+    assert problems.keys() == {"demo", "broken"}
+    assert problems["demo"] == ""
+    assert "unknown setting 'sede'; did you mean 'seed'?" in problems["broken"]
+
+
+def test_json_for_programs(
+    capsys: pytest.CaptureFixture[str], sweep_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing but JSON on stdout, with what the tables say."""
+    status = json.loads(run(capsys, "status", sweep_folder, "--json")[1])
+    assert (status["sweep"], status["state"], status["num_trials"], status["front"]) == ("demo", "interrupted", 16, [])
+    frontier = json.loads(run(capsys, "frontier", sweep_folder, sweep_folder, "--json")[1])
+    assert [point["trial_id"] for point in frontier["points"] if point["on_front"]] == ["t0", "t1"]
+    assert frontier["comparisons"][0] | {"low": 0, "high": 0} == {
+        "sweep": "demo", "hypervolume": frontier["hypervolume"], "num_trials": 3, "difference": 0.0, "low": 0,
+        "high": 0, "verdict": "cannot be told apart",
+    }  # fmt: skip
+    assert Path(frontier["files"]["picture"]).is_file()
+    out = tmp_path / "best.yaml"
+    best = json.loads(run(capsys, "best", sweep_folder, "--out", out, "--json")[1])
+    assert (best["trial_id"], best["config"], best["settings"]["train"]["num_outer_steps"]) == ("t1", str(out), 4)
+    assert load_settings(TrialSettings, out).origin is not None
+    broken = Check("ray", "fail", "not installed")
+    monkeypatch.setattr(diagnosis, "diagnose", lambda *args, **kwargs: [Check("python", "ok", "fine"), broken])
+    code, said, _ = run(capsys, "doctor", "--json")
+    assert code == 1
+    assert json.loads(said) == {
+        "works": False,
+        "checks": [
+            {"name": "python", "status": "ok", "detail": "fine"},
+            {"name": "ray", "status": "fail", "detail": "not installed"},
+        ],
+    }
+
+
+def test_an_empty_frontier_is_an_error_for_programs_too(capsys: pytest.CaptureFixture[str], sweep_folder: Path) -> None:
+    write_tables([point for point in read_tables(sweep_folder) if point.trial_id in ("tuned", "t2")], sweep_folder)
+    code, out, err = run(capsys, "frontier", sweep_folder, "--json")
+    assert code == 2
+    assert not [point for point in json.loads(out)["points"] if point["on_front"]]
+    assert "the frontier is empty" in err
 
 
 def test_doctor_lists_what_works(capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from sdm_ray.config import load_settings
 from sdm_ray.config.sweep import SweepSettings
+from sdm_ray.core.errors import RunError, UsageError
 from sdm_ray.core.lock import holder_of
 from sdm_ray.core.result import Status, TrialResult
 from sdm_ray.frontier.points import Point, hypervolume
 from sdm_ray.sweep.records.folder import LOCK, SETTINGS
+from sdm_ray.sweep.state.ledger import FILE as LEDGER
 from sdm_ray.sweep.state.ledger import read_record
 from sdm_ray.sweep.state.snapshot import Snapshot
 from sdm_ray.sweep.state.state import SweepState
@@ -32,6 +35,35 @@ class SweepStatus:
     holder: str | None
     """The process that runs it."""
 
+    @property
+    def state(self) -> str:
+        """`running`, `interrupted` (trials are missing and nobody runs them) or `complete`."""
+        return "running" if self.holder is not None else "interrupted" if self.num_missing else "complete"
+
+    def to_json(self) -> dict[str, Any]:
+        """For programs: plain values, NaN where an accuracy was not measured."""
+        snapshot = self.snapshot
+        return {
+            "sweep": snapshot.name,
+            "folder": str(self.folder),
+            "state": self.state,
+            "runner": self.holder,
+            "num_trials": snapshot.num_trials,
+            "num_done": snapshot.num_done,
+            "counts": {str(status): count for status, count in snapshot.counts.items()},
+            "num_references": snapshot.num_references,
+            "num_references_done": snapshot.num_references_done,
+            "num_missing": self.num_missing,
+            "unfinished": self.unfinished,
+            "elapsed_seconds": snapshot.elapsed_seconds,
+            "hypervolume": hypervolume(self.points),
+            "front": [
+                {"trial_id": point.trial_id, "desired": point.desired, "harmful": point.harmful, "params": point.params}
+                for point in snapshot.front
+            ],
+            "failures": [{"trial_id": result.trial_id, "reason": result.error} for result in self.failures],
+        }
+
     def lines(self) -> list[str]:
         """For people."""
         parts = [*progress_counts(self.snapshot), f"{clock(self.snapshot.elapsed_seconds)} in all"]
@@ -45,6 +77,30 @@ class SweepStatus:
         else:
             lines.append("complete")
         return lines + [result_line(result) for result in self.failures]
+
+
+class Listed(NamedTuple):
+    """A sweep among others."""
+
+    folder: Path
+    changed: float
+    """When its ledger last changed, as seconds since 1970."""
+    status: SweepStatus | None
+    problem: str = ""
+    """Why its status cannot be read."""
+
+
+def list_sweeps(folder: Path) -> list[Listed]:
+    """All sweeps in a folder, the one that changed last first; one that cannot be read is listed with the reason."""
+    found = []
+    for file in folder.glob(f"*/{SETTINGS}"):
+        ledger = file.parent / LEDGER
+        changed = (ledger if ledger.exists() else file).stat().st_mtime
+        try:
+            found.append(Listed(file.parent, changed, read_status(file.parent)))
+        except (UsageError, RunError) as error:
+            found.append(Listed(file.parent, changed, None, str(error)))
+    return sorted(found, key=lambda listed: (-listed.changed, listed.folder))
 
 
 def read_status(folder: Path) -> SweepStatus:
