@@ -9,13 +9,13 @@ from sdm_ray.config.io import (
     check_path,
     content_hash,
     digest,
-    json_schema,
     load_settings,
     override,
     parse_settings,
     read_document,
     to_yaml,
 )
+from sdm_ray.config.schema import json_schema
 from sdm_ray.config.sweep import (
     FinalSettings,
     Objective,

@@ -1,4 +1,4 @@
-"""Settings in and out: YAML, dotted overrides, content hashes, JSON schema, and errors that name the path."""
+"""Settings in and out: YAML, dotted overrides, content hashes, and errors that name the path."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -67,14 +67,17 @@ def override(settings: T, changes: Mapping[str, Any]) -> T:
 
 
 def check_path(kind: type[BaseModel], dotted: str) -> None:
-    """Raise `UsageError` if `dotted` names no setting of `kind`."""
+    """Raise `UsageError` if `dotted` names no setting of `kind`; below one that holds keys of one's own any key does."""
     model: type[BaseModel] | None = kind
-    for depth, key in enumerate(dotted.split(".")):
+    keys = dotted.split(".")
+    for depth, key in enumerate(keys):
         if model is None or key not in model.model_fields:
             names = sorted(model.model_fields) if model is not None else []
-            prefix = ".".join(dotted.split(".")[:depth])
+            prefix = ".".join(keys[:depth])
             raise UsageError(f"unknown setting {dotted!r}{_suggestion(key, names, prefix)}")
         annotation = model.model_fields[key].annotation
+        if get_origin(annotation) is dict and len(keys) == depth + 2 and keys[-1]:
+            return
         model = annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
 
 
@@ -95,11 +98,6 @@ def digest(value: Any) -> str:
 def to_yaml(settings: Settings) -> str:
     """YAML that `load_settings` reads back to equal settings."""
     return dump(settings.model_dump(mode="json", exclude_none=True))
-
-
-def json_schema(kind: type[Settings]) -> dict[str, Any]:
-    """JSON schema for editors (draft 2020-12)."""
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **kind.model_json_schema()}
 
 
 def _deep_copy(document: Mapping[str, Any]) -> dict[str, Any]:
@@ -193,7 +191,6 @@ __all__ = [
     "check_path",
     "content_hash",
     "digest",
-    "json_schema",
     "load_settings",
     "override",
     "parse_settings",

@@ -103,6 +103,12 @@ def source_digest(settings: DataSettings) -> str | None:
     return None if files is None else files_digest(files)
 
 
+def benign_columns(settings: DataSettings) -> tuple[str, ...]:
+    """Columns whose labels are benign tasks: those that are named, else those that the synthetic world has."""
+    own = _world_benign(settings.synthetic) if settings.source == "synthetic" else ()
+    return settings.benign_columns or own
+
+
 def normalise(text: str) -> str:
     """What makes two texts the same content: case and white space do not count."""
     return " ".join(text.casefold().split())
@@ -133,7 +139,7 @@ def _columns(settings: DataSettings) -> dict[str, str]:
         columns = {
             "text_column": "text", "desired_column": "profession", "harmful_column": "gender", "group_column": "name"
         }  # fmt: skip
-        return columns | _numbered(settings.benign_columns or _world_benign(settings.synthetic))
+        return columns | _numbered(benign_columns(settings))
     columns = {
         "text_column": settings.text_column,
         "desired_column": settings.desired_column,
@@ -141,7 +147,7 @@ def _columns(settings: DataSettings) -> dict[str, str]:
     }
     if len(set(columns.values())) < len(columns):
         raise UsageError(f"data: text, desired and harmful column must differ, got {', '.join(columns.values())}")
-    columns |= _numbered(settings.benign_columns)
+    columns |= _numbered(benign_columns(settings))
     if len(set(columns.values())) < len(columns):
         raise UsageError(
             f"data.benign_columns: a column must have one use, got {', '.join(columns.values())}; name further ones"

@@ -10,6 +10,8 @@ from sdm_ray.config import SweepSettings, TrialSettings, check_path, override
 from sdm_ray.config.space import CategoricalDistribution, Distribution
 from sdm_ray.core.errors import UsageError
 from sdm_ray.core.metric_names import Metric
+from sdm_ray.core.suggest import did_you_mean
+from sdm_ray.data.sources import benign_columns
 from sdm_ray.sweep.search.models import first_points, ordered_references, reference_settings
 from sdm_ray.sweep.search.space import Space, _same
 
@@ -46,7 +48,9 @@ def check_sweep(settings: SweepSettings) -> None:
     known = known_metrics(settings.trial)
     for objective in settings.objectives:
         if objective.metric not in known:
-            raise UsageError(f"objectives: unknown metric {objective.metric!r}; there are {', '.join(known)}")
+            question = did_you_mean(objective.metric, known)
+            hint = f"; {question}" if question else ""
+            raise UsageError(f"objectives: unknown metric {objective.metric!r}{hint}; there are {', '.join(known)}")
     _check_references(settings)
     if settings.search.num_seeds > 1 and "seed" in settings.space:
         raise UsageError("space: seed cannot be searched while search.num_seeds sets it; drop one of them")
@@ -59,9 +63,18 @@ def check_sweep(settings: SweepSettings) -> None:
 
 def known_metrics(trial: TrialSettings) -> list[str]:
     """Names of the metrics that a trial with these settings reports."""
-    sizes = [size for size in trial.attack.num_examples if isinstance(size, int)]
-    named = (Metric.harmful_accuracy, Metric.harmful_loss, Metric.regret)
-    return [str(metric) for metric in Metric] + [name(size) for size in sizes for name in named]
+    attack = trial.attack
+    sizes = [size for size in attack.num_examples if isinstance(size, int)]
+    named = (
+        Metric.harmful_accuracy, Metric.harmful_loss, Metric.regret, Metric.harmful_f1, Metric.harmful_information,
+        Metric.utility, Metric.recovered_share, Metric.regret_accuracy,
+    )  # fmt: skip
+    names = [str(metric) for metric in Metric] + [name(size) for size in sizes for name in named]
+    names += [Metric.kept_at("harmful", size) for size in sizes]
+    benign_sizes = [size for size in attack.benign_num_examples if isinstance(size, int)]
+    tasks = ("desired", "grouped", "held_out", *benign_columns(trial.data)) if attack.benign_num_examples else ()
+    names += [Metric.benign(task, size) for task in tasks for size in benign_sizes]
+    return names + [Metric.kept_benign(task) for task in tasks]
 
 
 def _check_references(settings: SweepSettings) -> None:

@@ -255,3 +255,16 @@ def test_shipped_sweeps_could_start(path: Path) -> None:
     document = yaml.safe_load(path.read_text())
     if "space" in document:
         check_sweep(load_settings(SweepSettings, path))
+
+
+def test_what_trials_report_can_be_optimised() -> None:
+    """Benign tasks by their names in the data, and everything at an n that is attacked."""
+    attack = {"num_examples": [20], "benign_num_examples": [50]}
+    names = ("benign/origin/n50/accuracy", "kept/benign/origin", "utility/n20/desired_accuracy", "cost/train_seconds")
+    for name in names:
+        objectives = [{"metric": name, "direction": "maximize"}]
+        check_sweep(sweep({"train.learning_rate": real(0.1, 1)}, trial={"attack": attack}, objectives=objectives))
+    unknown = [{"metric": "benign/origin/n20/accuracy", "direction": "maximize"}]
+    refused = sweep({"train.learning_rate": real(0.1, 1)}, trial={"attack": attack}, objectives=unknown)
+    with pytest.raises(UsageError, match=r"did you mean 'benign/origin/n50/accuracy'"):
+        check_sweep(refused)
