@@ -67,7 +67,7 @@ def override(settings: T, changes: Mapping[str, Any]) -> T:
 
 
 def check_path(kind: type[BaseModel], dotted: str) -> None:
-    """Raise `UsageError` if `dotted` names no setting of `kind`; below one that holds keys of one's own any key does."""
+    """Raise `UsageError` if `dotted` names no setting of `kind`; own keys of `train.blocking.custom` and such pass."""
     model: type[BaseModel] | None = kind
     keys = dotted.split(".")
     for depth, key in enumerate(keys):

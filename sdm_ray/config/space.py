@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from sdm_ray.config.base import Settings
+from sdm_ray.config.base import PositiveFloat, PositiveInt, Settings
+
+GRID_TOLERANCE = 1e-8
+"""In steps: how far from a grid a number may lie (Optuna's tolerance)."""
 
 
 class Conditional(Settings):
     """Searched only where other searched settings have certain values."""
+
+    LATER: ClassVar[frozenset[str]] = frozenset({"step"})
 
     when: dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]] = {}
     """Dotted path of a whole-number or categorical setting of the space to the value, or the values, with which this
@@ -25,6 +31,27 @@ class Conditional(Settings):
         return {path: held if isinstance(held, list | tuple) else [held] for path, held in value.items()}
 
 
+def on_grid(value: float, low: float, step: float | None) -> bool:
+    """Whether a number is low plus whole steps, up to rounding; any is where there is no step."""
+    if step is None or not math.isfinite(value):
+        return True
+    steps = (value - low) / step
+    return abs(steps - round(steps)) < GRID_TOLERANCE
+
+
+def _check_step(distribution: FloatDistribution | IntDistribution) -> None:
+    low, high, step = distribution.low, distribution.high, distribution.step
+    if step is None:
+        return
+    if distribution.log:
+        raise ValueError(f"step ({step:g}) and log exclude each other: drop one of them")
+    if math.isfinite(low) and not on_grid(high, low, step):
+        last = low + step * math.floor((high - low) / step)
+        raise ValueError(
+            f"high ({high:g}) must be low ({low:g}) plus whole steps of {step:g}; {last:g} is the last one"
+        )
+
+
 class FloatDistribution(Conditional):
     """A real number between two bounds."""
 
@@ -35,6 +62,8 @@ class FloatDistribution(Conditional):
     """Largest value."""
     log: bool = False
     """Sample on a logarithmic scale."""
+    step: PositiveFloat | None = None
+    """Take low, low + step and so on up to high alone; None takes anything between them."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -42,6 +71,7 @@ class FloatDistribution(Conditional):
             raise ValueError(f"low ({self.low:g}) must not exceed high ({self.high:g})")
         if self.log and self.low <= 0:
             raise ValueError(f"low ({self.low:g}) must be above 0 on a logarithmic scale")
+        _check_step(self)
         return self
 
 
@@ -55,6 +85,8 @@ class IntDistribution(Conditional):
     """Largest value."""
     log: bool = False
     """Sample on a logarithmic scale."""
+    step: PositiveInt | None = None
+    """Take low, low + step and so on up to high alone; None takes every whole number between them."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -62,6 +94,7 @@ class IntDistribution(Conditional):
             raise ValueError(f"low ({self.low}) must not exceed high ({self.high})")
         if self.log and self.low <= 0:
             raise ValueError(f"low ({self.low}) must be above 0 on a logarithmic scale")
+        _check_step(self)
         return self
 
 

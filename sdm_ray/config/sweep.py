@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
@@ -51,6 +51,8 @@ class StoppingSettings(Settings):
 class SearchSettings(Settings):
     """How Optuna searches."""
 
+    LATER: ClassVar[frozenset[str]] = frozenset({"sampler_options"})
+
     num_trials: NonNegativeInt = 16
     """Points that are tried, the references apart; each is one trial a seed. With 0 the references alone are run."""
     num_seeds: PositiveInt = 1
@@ -64,6 +66,9 @@ class SearchSettings(Settings):
     sampler: Sampler = "tpe"
     """Optuna's sampler. `gp` takes seconds a trial and draws conditional settings at random; `qmc` and `random` learn
     nothing from results."""
+    sampler_options: dict[str, Any] = {}
+    """Further arguments of Optuna's sampler, such as `n_ei_candidates` of `tpe`, which by default is `multivariate` and
+    `group`. A sweep keeps the defaults that it began with."""
     num_startup_trials: PositiveInt = 8
     """Random points before TPE or the Gaussian process models anything."""
     points: tuple[dict[str, Any], ...] = ()

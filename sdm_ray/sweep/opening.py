@@ -8,6 +8,7 @@ from pathlib import Path
 
 from sdm_ray.core.result import TrialResult
 from sdm_ray.sweep.records.warm import earlier_results
+from sdm_ray.sweep.search.makers import options_of_before, sampler_options
 from sdm_ray.sweep.search.study import SearchStudy
 from sdm_ray.sweep.state.recorder import Recorder
 from sdm_ray.sweep.state.state import SweepState
@@ -29,7 +30,10 @@ def open_study(recorder: Recorder, folder: Path, announce: Callable[[str], None]
     if name is None:
         return _create(recorder, storage, announce)
     is_lost = settings.storage is None and not file.exists()
-    study = SearchStudy.open(settings, storage=storage, name=name, create=is_lost)
+    options = recorder.ledger.record.sampler_options
+    if options is None:
+        options = options_of_before(settings.search)
+    study = SearchStudy.open(settings, storage=storage, name=name, create=is_lost, options=options)
     if is_lost:
         entries = recorder.state.entries("search")
         study.rebuild({entry.number: entry.params for entry in entries if entry.number is not None})
@@ -44,7 +48,7 @@ def _create(recorder: Recorder, storage: str, announce: Callable[[str], None]) -
     study = SearchStudy.open(settings, storage=storage, name=name, create=True)
     if earlier is not None:
         announce(f"warm start: {study.learn(known)} of {len(known)} points of {earlier} fit this space")
-    recorder.name_study(name)
+    recorder.name_study(name, sampler_options(settings.search))
     return study
 
 

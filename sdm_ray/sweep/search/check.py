@@ -7,11 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from sdm_ray.config import SweepSettings, TrialSettings, check_path, override
-from sdm_ray.config.space import CategoricalDistribution, Distribution
+from sdm_ray.config.space import CategoricalDistribution, Distribution, on_grid
 from sdm_ray.core.errors import UsageError
 from sdm_ray.core.metric_names import Metric
 from sdm_ray.core.suggest import did_you_mean
 from sdm_ray.data.sources import benign_columns
+from sdm_ray.sweep.search.makers import check_options
 from sdm_ray.sweep.search.models import first_points, ordered_references, reference_settings
 from sdm_ray.sweep.search.space import Space, _same
 
@@ -45,6 +46,7 @@ def check_sweep(settings: SweepSettings) -> None:
     space = Space(settings.space)
     for point in first_points(settings):
         space.encode(point)
+    check_options(settings.search)
     known = known_metrics(settings.trial)
     for objective in settings.objectives:
         if objective.metric not in known:
@@ -129,7 +131,8 @@ def _check_conditions(space: Mapping[str, Distribution]) -> None:
 def _takes(distribution: Distribution, value: Any) -> bool:
     if isinstance(distribution, CategoricalDistribution):
         return any(_same(choice, value) for choice in distribution.choices)
-    return type(value) is int and distribution.low <= value <= distribution.high
+    inside = type(value) is int and distribution.low <= value <= distribution.high
+    return inside and on_grid(value, distribution.low, distribution.step)
 
 
 def _check_values(settings: SweepSettings, path: str, distribution: Distribution) -> None:
@@ -176,4 +179,5 @@ def _probes(path: str, distribution: Distribution) -> Sequence[Any]:
     low, high = distribution.low, distribution.high
     if not (math.isfinite(low) and math.isfinite(high)):
         raise UsageError(f"space: {path} = [{low}, {high}] must have finite bounds")
-    return (low, high) if low == high else (low, high, low + INTERIOR * (high - low))
+    inner = low + INTERIOR * (high - low) if distribution.step is None else low + distribution.step
+    return (low, high) if low == high else (low, high, inner)

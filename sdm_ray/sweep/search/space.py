@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from sdm_ray.config.space import CategoricalDistribution, Distribution
+from sdm_ray.config.space import CategoricalDistribution, Distribution, FloatDistribution, IntDistribution, on_grid
 from sdm_ray.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -47,17 +47,18 @@ class Space:
 
     def stored(self) -> dict[str, optuna.distributions.BaseDistribution]:
         """The distributions as Optuna stores them."""
-        from optuna.distributions import CategoricalDistribution as Categorical
-        from optuna.distributions import FloatDistribution, IntDistribution
+        from optuna import distributions as kinds
 
         found: dict[str, optuna.distributions.BaseDistribution] = {}
         for path, distribution in self.distributions.items():
             if isinstance(distribution, CategoricalDistribution):
                 choices = distribution.choices
-                found[path] = Categorical(range(len(choices)) if stored_by_index(choices) else choices)
+                found[path] = kinds.CategoricalDistribution(
+                    range(len(choices)) if stored_by_index(choices) else choices
+                )
             else:
-                kind: Any = IntDistribution if distribution.type == "int" else FloatDistribution
-                found[path] = kind(distribution.low, distribution.high, log=distribution.log)
+                kind: Any = kinds.IntDistribution if distribution.type == "int" else kinds.FloatDistribution
+                found[path] = kind(distribution.low, distribution.high, **_shape(distribution))
         return found
 
     def _parents_first(self) -> Iterator[str]:
@@ -94,8 +95,8 @@ class Space:
                 return distribution.choices[trial.suggest_categorical(path, range(len(distribution.choices)))]
             return trial.suggest_categorical(path, distribution.choices)
         if distribution.type == "int":
-            return trial.suggest_int(path, distribution.low, distribution.high, log=distribution.log)
-        return trial.suggest_float(path, distribution.low, distribution.high, log=distribution.log)
+            return trial.suggest_int(path, int(distribution.low), int(distribution.high), **_shape(distribution))
+        return trial.suggest_float(path, distribution.low, distribution.high, **_shape(distribution))
 
     def _encode(self, path: str, value: Any) -> Any:
         distribution = self.distributions.get(path)
@@ -113,7 +114,17 @@ class Space:
             )
         if distribution.type == "int" and value != int(value):
             raise UsageError(f"search.points: {path} = {value!r} must be a whole number")
+        if not on_grid(value, distribution.low, distribution.step):
+            raise UsageError(
+                f"search.points: {path} = {value!r} must be {distribution.low:g} plus whole steps of "
+                f"{distribution.step:g}"
+            )
         return int(value) if distribution.type == "int" else float(value)
+
+
+def _shape(distribution: FloatDistribution | IntDistribution) -> dict[str, Any]:
+    """What Optuna is told of a range beside its ends."""
+    return {"log": distribution.log} | ({} if distribution.step is None else {"step": distribution.step})
 
 
 def stored_by_index(choices: Sequence[Any]) -> bool:

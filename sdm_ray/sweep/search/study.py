@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from optuna.trial import TrialState
 
 from sdm_ray.config import SearchSettings, SweepSettings
 from sdm_ray.core.errors import RunError, UsageError
+from sdm_ray.sweep.search.makers import make, sampler_options
 from sdm_ray.sweep.search.space import Space
 
 JOURNAL = "journal://"
@@ -36,11 +37,26 @@ class SearchStudy:
         self._asked: dict[int, optuna.trial.Trial] = {}
 
     @classmethod
-    def open(cls, settings: SweepSettings, *, storage: str, name: str, create: bool) -> SearchStudy:
+    def open(
+        cls,
+        settings: SweepSettings,
+        *,
+        storage: str,
+        name: str,
+        create: bool,
+        options: Mapping[str, Any] | None = None,
+    ) -> SearchStudy:
         """Create the study, or load it again.
 
         The sampler's seed depends on the number of trials that are there, so that a resumed search does not repeat
         the random draws of its first part.
+
+        Args:
+            settings: the sweep.
+            storage: URL of Optuna's storage.
+            name: of the study.
+            create: whether it is new.
+            options: of the sampler, as the sweep began with them; None takes those of a new one.
 
         Raises:
             UsageError: when the storage cannot be opened, or does not hold the study or holds another one.
@@ -61,7 +77,8 @@ class SearchStudy:
             raise UsageError(f"Optuna storage {storage} cannot be used: {reason}") from None
         if [direction.name.lower() for direction in study.directions] != directions:
             raise UsageError(f"study {name!r} in {storage} has other objectives than this sweep")
-        study.sampler = make_sampler(settings.search, settings.seed, num_recorded=len(study.get_trials(deepcopy=False)))
+        count = len(study.get_trials(deepcopy=False))
+        study.sampler = make_sampler(settings.search, settings.seed, num_recorded=count, options=options)
         return cls(study, Space(settings.space))
 
     def rebuild(self, points: Mapping[int, Mapping[str, Any]]) -> None:
@@ -195,25 +212,16 @@ class SearchStudy:
         return optuna.trial.Trial(self._study, trials[number]._trial_id)
 
 
-def make_sampler(search: SearchSettings, seed: int, *, num_recorded: int = 0) -> optuna.samplers.BaseSampler:
-    """Optuna's sampler of that name, seeded.
-
-    A genetic search has a population of a quarter of the trials (4 to 50), so that a short one has generations at all.
-    """
+def make_sampler(
+    search: SearchSettings, seed: int, *, num_recorded: int = 0, options: Mapping[str, Any] | None = None
+) -> optuna.samplers.BaseSampler:
+    """The sampler of a search, seeded; with the options that a new one gets, unless others are given."""
     seed = int(np.random.SeedSequence([seed, num_recorded]).generate_state(1)[0])
-    population = min(50, max(4, search.num_trials // 4))
-    start = search.num_startup_trials
-    makers: dict[str, Callable[[], optuna.samplers.BaseSampler]] = {
-        "tpe": lambda: optuna.samplers.TPESampler(seed=seed, n_startup_trials=start),
-        "nsga2": lambda: optuna.samplers.NSGAIISampler(seed=seed, population_size=population),
-        "nsga3": lambda: optuna.samplers.NSGAIIISampler(seed=seed, population_size=population),
-        "gp": lambda: optuna.samplers.GPSampler(seed=seed, n_startup_trials=start),
-        "qmc": lambda: optuna.samplers.QMCSampler(seed=seed, scramble=True),
-        "random": lambda: optuna.samplers.RandomSampler(seed=seed),
-    }
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return makers[search.sampler]()
+    chosen = sampler_options(search) if options is None else options
+    made: optuna.samplers.BaseSampler = make(
+        search.sampler, chosen, seed=seed, num_startup_trials=search.num_startup_trials
+    )
+    return made
 
 
 def open_storage(storage: str) -> optuna.storages.BaseStorage:

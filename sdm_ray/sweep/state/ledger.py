@@ -57,6 +57,8 @@ class Record:
     """Seconds that the sweep had run, earlier drivers included, when the last trial ended."""
     study_name: str | None = None
     """Of the Optuna study; None until there is one."""
+    sampler_options: dict[str, Any] | None = None
+    """Of Optuna's sampler; None for sweeps that began before they were recorded."""
 
 
 def read_record(folder: Path) -> Record:
@@ -86,9 +88,9 @@ class Ledger:
         except OSError as error:
             raise RunError(f"cannot use {self.path}: {error.strerror or error}") from None
 
-    def name_study(self, name: str) -> None:
-        """Record the name of the Optuna study, once."""
-        self._append({"event": "study", "name": name})
+    def name_study(self, name: str, sampler_options: dict[str, Any]) -> None:
+        """Record the name of the Optuna study and its sampler's options, once."""
+        self._append({"event": "study", "name": name, "sampler_options": sampler_options})
 
     def start(self, entry: Entry) -> Entry:
         """Record a trial before it runs, and return it as it will be read again."""
@@ -168,7 +170,7 @@ def _read(folder: Path) -> tuple[Record, int]:
 def _apply(event: dict[str, Any], record: Record, folder: Path) -> None:
     kind = event["event"]
     if kind == "study":
-        record.study_name = event["name"]
+        record.study_name, record.sampler_options = event["name"], event.get("sampler_options")
     elif kind == "rung":
         record.rungs.setdefault(event["step"], {})[event["trial_id"]] = (event["desired"], event["harmful"])
     elif kind == "trial":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 from sdm_ray.config import SweepSettings
 from sdm_ray.core.result import TrialResult
@@ -33,10 +34,10 @@ class Recorder:
         ledger = Ledger(folder)
         return cls(SweepState(settings, ledger.record, concurrency=concurrency), ledger)
 
-    def name_study(self, name: str) -> None:
-        """Record the name of the Optuna study, once."""
-        self.ledger.name_study(name)
-        self.ledger.record.study_name = name
+    def name_study(self, name: str, sampler_options: dict[str, Any]) -> None:
+        """Record the name of the Optuna study and its sampler's options, once."""
+        self.ledger.name_study(name, sampler_options)
+        self.ledger.record.study_name, self.ledger.record.sampler_options = name, sampler_options
 
     def start(self, entry: Entry) -> Entry:
         """Record a trial before it runs, and return the entry that the state keeps."""

@@ -268,3 +268,44 @@ def test_what_trials_report_can_be_optimised() -> None:
     refused = sweep({"train.learning_rate": real(0.1, 1)}, trial={"attack": attack}, objectives=unknown)
     with pytest.raises(UsageError, match=r"did you mean 'benign/origin/n50/accuracy'"):
         check_sweep(refused)
+
+
+def test_steps_are_kept() -> None:
+    """In what is sampled, in what Optuna stores, and in points that are given."""
+    ranges = {
+        "train.adversary.frozen_probability": real(0.1, 0.7) | {"step": 0.2},
+        "train.adversary.num_steps": {"type": "int", "low": 2, "high": 10, "step": 4},
+        "train.num_outer_steps": real(10, 30) | {"step": 10},
+    }
+    settings = sweep(ranges)
+    check_sweep(settings)
+    space = Space(settings.space)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    sampled = [space.suggest(study.ask()) for _ in range(40)]
+    grids = ([0.1, 0.3, 0.5, 0.7], [2, 6, 10], [10, 20, 30])
+    for path, grid in zip(ranges, grids, strict=True):
+        assert sorted({round(values[path], 9) for values in sampled}) == grid
+    assert [distribution.step for distribution in space.stored().values()] == [0.2, 4, 10]
+    assert space.encode({"train.adversary.frozen_probability": 0.7}) == {"train.adversary.frozen_probability": 0.7}
+    for path, value in (("train.adversary.num_steps", 4), ("train.adversary.frozen_probability", 0.2)):
+        with pytest.raises(UsageError, match=rf"{path} = {value} must be .* plus whole steps of"):
+            space.encode({path: value})
+    child = {"train.learning_rate": real(0.1, 1) | {"when": {"train.adversary.num_steps": 4}}}
+    with pytest.raises(UsageError, match=r"num_steps = 4, which it never is"):
+        check_sweep(sweep({**ranges, **child}))
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "message"),
+    [
+        ("float", {"low": 0, "high": 1, "step": 0.3}, r"high (1) must be low (0) plus whole steps of 0.3; 0.9 is the"),
+        ("int", {"low": 1, "high": 8, "step": 2}, r"high (8) must be low (1) plus whole steps of 2; 7 is the last one"),
+        ("int", {"low": 1, "high": 9, "step": 2, "log": True}, "step (2) and log exclude each other"),
+        ("float", {"low": 1, "high": 2, "step": 0}, "step: got 0"),
+        ("int", {"low": 1, "high": 2, "step": 0.5}, "step: got 0.5"),
+    ],
+)
+def test_steps_that_do_not_fit_are_refused(kind: str, shape: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        sweep({"seed": {"type": kind, **shape}})
+    assert message in str(caught.value)
