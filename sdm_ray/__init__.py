@@ -6,6 +6,7 @@ neither ray nor mlflow installed.
 Settings: `TrialSettings`, `SweepSettings`, `load_settings`, `override`, `content_hash`.
 One model: `run_trial`, `iterate_trial`, `TrialResult`, `attack_model`, `load_exported`.
 Many: `run_sweep`, `load_best`, `Point`, `pareto_front`, `hypervolume`.
+Your own: `blocking_term`, `register_family`, `trial_metric`, `data_source`.
 Errors: `UsageError`, `RunError`.
 """
 
@@ -16,14 +17,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     __version__: str
+    from sdm_ray.attack.families import register as register_family
     from sdm_ray.attack.protocol import attack_model
     from sdm_ray.config import SweepSettings, TrialSettings, content_hash, load_settings, override
     from sdm_ray.core.errors import RunError, UsageError
     from sdm_ray.core.result import TrialResult
+    from sdm_ray.data.own_sources import data_source
     from sdm_ray.frontier.points import Point, hypervolume, pareto_front
+    from sdm_ray.meta.objectives import blocking_term
     from sdm_ray.models.export import load_exported
     from sdm_ray.sweep import run_sweep
     from sdm_ray.sweep.records.best import load_best
+    from sdm_ray.trial.own_metrics import trial_metric
     from sdm_ray.trial.run import iterate_trial, run_trial
 
 _HOME = {
@@ -34,7 +39,9 @@ _HOME = {
     "TrialSettings": "config",
     "UsageError": "core.errors",
     "attack_model": "attack.protocol",
+    "blocking_term": "meta.objectives",
     "content_hash": "config",
+    "data_source": "data.own_sources",
     "hypervolume": "frontier.points",
     "iterate_trial": "trial.run",
     "load_best": "sweep.records.best",
@@ -42,8 +49,10 @@ _HOME = {
     "load_settings": "config",
     "override": "config",
     "pareto_front": "frontier.points",
+    "register_family": "attack.families:register",
     "run_sweep": "sweep",
     "run_trial": "trial.run",
+    "trial_metric": "trial.own_metrics",
 }
 
 __all__ = [
@@ -54,7 +63,9 @@ __all__ = [
     "TrialSettings",
     "UsageError",
     "attack_model",
+    "blocking_term",
     "content_hash",
+    "data_source",
     "hypervolume",
     "iterate_trial",
     "load_best",
@@ -62,8 +73,10 @@ __all__ = [
     "load_settings",
     "override",
     "pareto_front",
+    "register_family",
     "run_sweep",
     "run_trial",
+    "trial_metric",
 ]
 
 
@@ -72,7 +85,8 @@ def __getattr__(name: str) -> Any:
         return _version()
     if name not in _HOME:
         raise AttributeError(f"module 'sdm_ray' has no attribute {name!r}")
-    return getattr(import_module(f"sdm_ray.{_HOME[name]}"), name)
+    module, _, renamed = _HOME[name].partition(":")
+    return getattr(import_module(f"sdm_ray.{module}"), renamed or name)
 
 
 def __dir__() -> list[str]:

@@ -119,5 +119,7 @@ for arguments in ([], *([command] for command in commands)):
         main([*arguments, "--help"])
     assert "Usage" in shown.getvalue(), arguments
     assert not heavy & set(sys.modules), (arguments, heavy & set(sys.modules))
+import sdm_ray.sweep.runner
+assert not {"torch", "transformers", "ray", "mlflow"} & set(sys.modules), "a sweep says at once what is wrong"
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

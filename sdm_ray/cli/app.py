@@ -15,7 +15,7 @@ import typer
 from rich.markup import escape
 
 from sdm_ray.cli.progress import error_console
-from sdm_ray.config import SweepSettings, TrialSettings, json_schema, load_settings, override
+from sdm_ray.config import SweepSettings, TrialSettings, json_schema, load_own_modules, load_settings, override
 from sdm_ray.core.errors import RunError, UsageError
 
 app = typer.Typer(
@@ -32,6 +32,15 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option(
         "--set", metavar="PATH=VALUE", help="Override a setting by dotted path; the value is YAML. Repeatable."
+    ),
+]
+Modules = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--module",
+        metavar="NAME",
+        help="Load a module of your own as it is, beside those of the file: it may register terms, attack families, "
+        "metrics, sources of data. Repeatable.",
     ),
 ]
 TrackingUri = Annotated[
@@ -134,6 +143,7 @@ def sweep(
         Path, typer.Argument(metavar="SWEEP.YAML", help="Sweep file; `sweeps/quickstart.yaml` to begin with.")
     ],
     overrides: Overrides = None,
+    modules: Modules = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a sweep that was interrupted.")] = False,
     fork: Annotated[
         bool,
@@ -152,7 +162,7 @@ def sweep(
         raise UsageError("--resume goes on with a sweep and --fork starts another: give one of them")
     if dry_run and (resume or fork):
         raise UsageError("--dry-run plans a whole sweep from its file: give it without --resume and --fork")
-    settings = load_settings(SweepSettings, config, overrides or ())
+    settings = load_own_modules(load_settings(SweepSettings, config, overrides or ()), modules or ())
     if dry_run:
         show_plan(settings)
     else:
@@ -182,6 +192,7 @@ def status(
 def train(
     config: Annotated[Path, typer.Argument(metavar="TRIAL.YAML", help="Trial file, or what `sdm-ray best` wrote.")],
     overrides: Overrides = None,
+    modules: Modules = None,
     method: Annotated[Method | None, typer.Option(help="Train a reference with the same budget instead.")] = None,
     out: Annotated[Path | None, typer.Option(help="Output folder. [default: runs/NAME-HASH]")] = None,
     tracking_uri: Annotated[
@@ -195,7 +206,7 @@ def train(
     """Train one model, release it and attack it; the same command resumes."""
     from sdm_ray.cli.train import run
 
-    settings = load_settings(TrialSettings, config, overrides or ())
+    settings = load_own_modules(load_settings(TrialSettings, config, overrides or ()), modules or ())
     if method is not None:
         train_settings = settings.train.for_method(method.value)
         settings = override(settings, {"train": train_settings.model_dump(mode="json")})
@@ -219,6 +230,7 @@ def attack(
         AttackPreset | None, typer.Option(help="Budget and families in place of the trial's. [default: the trial's]")
     ] = None,
     overrides: Overrides = None,
+    modules: Modules = None,
     ray_address: Annotated[
         str | None,
         typer.Option(help="Spread fine-tunes over a Ray cluster: `local`, `auto` or an address. [default: none]"),
@@ -234,7 +246,8 @@ def attack(
     from sdm_ray.cli.attack import run
 
     named = None if preset is None else preset.value
-    run(model, config, named, tuple(overrides or ()), out, ray_address, tracking_uri, add_winners)
+    given = (tuple(overrides or ()), tuple(modules or ()))
+    run(model, config, named, given, out, ray_address, tracking_uri, add_winners)
 
 
 @app.command()
@@ -334,10 +347,19 @@ def reproduce(
 
 
 @app.command()
-def schema(document: Annotated[Document, typer.Argument(help="Which settings.")] = Document.sweep) -> None:
-    """Print the JSON schema of the settings, for editors."""
+def schema(
+    document: Annotated[Document, typer.Argument(help="Which settings.")] = Document.sweep, modules: Modules = None
+) -> None:
+    """Print the JSON schema of the settings, for editors; with the names that modules register."""
     kind = SweepSettings if document is Document.sweep else TrialSettings
-    typer.echo(json.dumps(json_schema(kind), indent=1))
+    names = {}
+    if modules:
+        load_own_modules(TrialSettings(), modules)
+        from sdm_ray.attack.families import FAMILIES
+        from sdm_ray.core.metric_names import OWN_METRICS
+
+        names = {"families": list(FAMILIES), "metrics": list(OWN_METRICS)}
+    typer.echo(json.dumps(json_schema(kind, **names), indent=1))
 
 
 @app.command()

@@ -19,6 +19,7 @@ from sdm_ray.config import (
     TrialSettings,
     content_hash,
     digest,
+    load_own_modules,
     load_settings,
     parse_settings,
     read_document,
@@ -48,13 +49,15 @@ def run(
     model: str,
     config: Path | None,
     preset: str | None,
-    overrides: tuple[str, ...],
+    given: tuple[tuple[str, ...], tuple[str, ...]],
     out: Path | None,
     ray_address: str | None = None,
     tracking_uri: str | None = None,
     winners: Path | None = None,
 ) -> None:
     """Attack `model`, its random re-initialisation and its public encoder under one budget; print what came out.
+
+    `given` are overrides of settings, and names of modules to load.
 
     The model of a tracked run (`mlflow:RUN_ID`) is attacked where it lies, or from the run's artifacts, and the run
     gets the result.
@@ -63,18 +66,18 @@ def run(
     from sdm_ray.tracking.runs import find_run
 
     if not is_reference(model):
-        _attack(model, config, preset, overrides, out, ray_address, winners=winners)
+        _attack(model, config, preset, given, out, ray_address, winners=winners)
         return
     tracked = find_run(model, uri=tracking_uri)
     with model_folder(tracked) as folder:
-        _attack(str(folder), config, preset, overrides, out, ray_address, tracked, winners)
+        _attack(str(folder), config, preset, given, out, ray_address, tracked, winners)
 
 
 def _attack(
     model: str,
     config: Path | None,
     preset: str | None,
-    overrides: tuple[str, ...],
+    given: tuple[tuple[str, ...], tuple[str, ...]],
     out: Path | None,
     ray_address: str | None,
     tracked: TrackedRun | None = None,
@@ -94,10 +97,10 @@ def _attack(
 
         check_weights(tracked, None if exported is None else exported.params, model)
     released = exported.meta.settings if exported is not None and exported.meta is not None else None
-    settings = attack_settings(config, preset, overrides, released)
+    settings = load_own_modules(attack_settings(config, preset, given[0], released), given[1])
     work, release = _opened(model, settings, exported, released)
     try:
-        with _runner(ray_address, work.device.type) as runner:
+        with _runner(ray_address, work.device.type, settings.modules) as runner:
             generator = assess(
                 work, release, settings.attack, seed=settings.seed, runner=runner, scratch=settings.own_scratch()
             )
@@ -196,7 +199,7 @@ def _add_to_run(tracked: TrackedRun, label: str, found: Assessment, folder: Path
 
 
 @contextmanager
-def _runner(ray_address: str | None, device: str) -> Iterator[Any]:
+def _runner(ray_address: str | None, device: str, modules: dict[str, str]) -> Iterator[Any]:
     """What runs fine-tunes: this process, or the workers of a cluster, which `local` starts on this machine."""
     if ray_address is None:
         yield None
@@ -208,7 +211,7 @@ def _runner(ray_address: str | None, device: str) -> Iterator[Any]:
     address = None if ray_address == "local" else ray_address
     resources = ResourceSettings(ray_address=address, cpus_per_trial=1, gpus_per_trial=int(device == "cuda"))
     with cluster(resources) as num_workers:
-        yield ray_runner(resources, num_workers)
+        yield ray_runner(resources, num_workers, modules)
 
 
 def attack_settings(

@@ -15,6 +15,7 @@ from sdm_ray.config.io import (
     read_document,
     to_yaml,
 )
+from sdm_ray.config.modules import load_own_modules
 from sdm_ray.config.schema import json_schema
 from sdm_ray.config.sweep import (
     FinalSettings,
@@ -59,6 +60,7 @@ __all__ = [
     "content_hash",
     "digest",
     "json_schema",
+    "load_own_modules",
     "load_settings",
     "override",
     "parse_settings",

@@ -46,7 +46,7 @@ class BlockingSettings(Settings):
     retain_representation: NonNegativeFloat = 0.0
     """The same over the hidden states of all layers, on the desired batch; minimised (TAR)."""
     custom: dict[str, PositiveFloat] = {}
-    """Weights of terms that modules of `train.term_modules` register, by name."""
+    """Weights of terms that a module in `modules` registers, by name."""
 
     @model_validator(mode="after")
     def _custom_names_are_new(self) -> Self:

@@ -98,8 +98,8 @@ class DataSettings(Settings):
     LATER: ClassVar[frozenset[str]] = frozenset({"desired_labels", "benign_classes", "benign_columns"})
 
     source: str = "synthetic"
-    """`synthetic`, a local file or folder (.parquet, .csv, .jsonl, .arrow), a Hugging Face dataset id, or `regression`:
-    vectors in place of texts."""
+    """`synthetic`, a local file or folder (.parquet, .csv, .jsonl, .arrow), a Hugging Face dataset id, what a module in
+    `modules` registers, or `regression`: vectors in place of texts."""
     revision: str | None = None
     """Revision of a hub dataset."""
     text_column: str = "text"

@@ -120,8 +120,9 @@ def _check_kind(kind: type[T], values: Mapping[str, Any], where: str) -> None:
     if kind not in _COMMANDS:
         return
     (other,) = _COMMANDS.keys() - {kind}
-    theirs = [key for key in values if key in other.model_fields and key not in kind.model_fields]
-    ours = [key for key in values if key in kind.model_fields and key not in other.model_fields]
+    both = {*kind.model_fields, "modules"}
+    theirs = [key for key in values if key in other.model_fields and key not in both]
+    ours = [key for key in values if key in kind.model_fields and key not in {*other.model_fields, "modules"}]
     if theirs and not ours:
         name, wanted = _COMMANDS[other], _COMMANDS[kind]
         raise UsageError(

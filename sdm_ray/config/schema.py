@@ -14,13 +14,21 @@ from sdm_ray.config.documents import EXTENDS
 from sdm_ray.config.trial import TrialSettings
 from sdm_ray.core.metric_names import Metric
 
-NOT_SEARCHED = ("name", "runtime", "origin")
+NOT_SEARCHED = ("name", "modules", "runtime", "origin")
 """Parts of a trial that no search varies (`sweep.search.check` gives the reasons)."""
 _ENVIRONMENT, _DISTRIBUTION = "FromEnvironment", "Distribution"
 _EXTENDS = {
     "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "minItems": 1}],
     "description": "A settings file that this one begins from, relative to it, or several, of which later ones count "
     "more. Mappings are merged, everything else replaces.",
+}
+_MODULES = {
+    "anyOf": [
+        {"type": "string"},
+        {"type": "array", "items": {"type": "string"}},
+        {"type": "object", "additionalProperties": {"type": "string"}},
+    ],
+    "description": TrialSettings.model_fields["modules"].description,
 }
 
 
@@ -53,7 +61,7 @@ def json_schema(
     definitions[_ENVIRONMENT] = {"type": "string", "pattern": r"^\$\{env:[A-Za-z_][A-Za-z0-9_]*(:-[^}]*)?\}$"}
     for definition in (schema, definitions.get("TrialSettings")):
         if definition is not None:
-            definition["properties"] = {EXTENDS: _EXTENDS, **definition["properties"]}
+            definition["properties"] = {EXTENDS: _EXTENDS, **definition["properties"], "modules": _MODULES}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 from urllib.parse import urlsplit
 
@@ -12,7 +13,7 @@ from sdm_ray.config.attack import AttackSettings
 from sdm_ray.config.base import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Probability, Settings
 from sdm_ray.config.space import Distribution
 from sdm_ray.config.train import Method
-from sdm_ray.config.trial import FINAL_SEED, TrialSettings, _changed
+from sdm_ray.config.trial import FINAL_SEED, TrialSettings, _changed, as_modules
 from sdm_ray.core.metric_names import Metric
 
 VARIANT_NAME = re.compile(
@@ -176,6 +177,22 @@ class SweepSettings(Settings):
         }
         fresh = {"seed": attack.seed + FINAL_SEED}
         return _changed(attack, (fresh if "preset" in changes else fresh | larger) | changes)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _modules_are_the_trials(cls, values: Any) -> Any:
+        """`modules` may stand at the top of a sweep file; its trials are what loads them."""
+        if not isinstance(values, dict) or "modules" not in values:
+            return values
+        rest = {name: value for name, value in values.items() if name != "modules"}
+        trial = rest.get("trial", {})
+        trial = trial.model_dump() if isinstance(trial, TrialSettings) else trial
+        if not isinstance(trial, dict):
+            return rest
+        modules = values["modules"]
+        with suppress(ValueError):  # which the trial says better, with the path
+            modules = as_modules(modules) | as_modules(trial.get("modules", {}))
+        return rest | {"trial": {**trial, "modules": modules}}
 
     @field_validator("variants")
     @classmethod

@@ -115,7 +115,8 @@ class TrainSettings(Settings):
     """Compile the step functions of `adjoint` and `first_order` (as CUDA graphs on a GPU); the first steps then take
     a minute, and results differ in the last bits."""
     term_modules: tuple[str, ...] = ()
-    """Modules that are imported before training because they register blocking terms of their own."""
+    """Modules that are imported before training because they register blocking terms: what `modules` does too, for
+    whatever a module registers, and with its source in the content hash."""
     blocking: BlockingSettings = BlockingSettings()
     """Weights of the outer loss. When no harmful weight is given, `mlac` takes `harmful_adapted_calibrated: 1`, `ac`
     `harmful_base: 1`, and the others block nothing."""

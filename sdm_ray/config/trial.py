@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from sdm_ray.config.attack import AttackSettings
 from sdm_ray.config.base import NonNegativeInt, PositiveFloat, PositiveInt, Settings
@@ -90,11 +91,37 @@ class RungSettings(Settings):
     """Changes to the trial's attack, usually a smaller budget that grows from rung to rung."""
 
 
+def as_modules(value: Any) -> dict[str, str]:
+    """Modules as a mapping from name to digest, given so, as a list of names, or as one name.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    named = [value] if isinstance(value, str) else value
+    modules = dict.fromkeys(named, "") if isinstance(named, list | tuple) else named
+    if not isinstance(modules, Mapping) or not all(isinstance(item, str) for pair in modules.items() for item in pair):
+        raise ValueError(f"modules must be a list of names of modules, got {value!r}")
+    for name in modules:
+        if not _MODULE.fullmatch(name):
+            plain = name.removesuffix(".py").replace("/", ".")
+            hint = f"; write {plain!r}" if _MODULE.fullmatch(plain) else ""
+            raise ValueError(f"{name!r} is no name of a module{hint}")
+    return dict(modules)
+
+
+_MODULE = re.compile(r"(?!.*\.py$)[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+
+
 class TrialSettings(Settings):
     """Everything that one trial needs: train, release, attack."""
 
+    LATER: ClassVar[frozenset[str]] = frozenset({"modules"})
+
     name: str = "trial"
     """A name for people; no part of the content hash."""
+    modules: dict[str, str] = {}
+    """Modules of your own that are imported first, because they register blocking terms, attack families, metrics or
+    sources of data: a list of names. What is stored has the digest of each source beside it, and takes no other."""
     seed: NonNegativeInt = 0
     """Seed of initialisation, batches and adversary draws of meta-training."""
     data: DataSettings = DataSettings()
@@ -123,6 +150,11 @@ class TrialSettings(Settings):
     def own_scratch(self) -> ScratchSettings | None:
         """How the reference `scratch` is trained; None where it is not, as for vectors, whose encoder knows nothing."""
         return self.scratch if self.scratch.enabled and self.data.source != "regression" else None
+
+    @field_validator("modules", mode="before")
+    @classmethod
+    def _modules_by_name(cls, value: Any) -> dict[str, str]:
+        return as_modules(value)
 
     @model_validator(mode="after")
     def _scratch_is_described(self) -> Self:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from enum import StrEnum
+from typing import Any
 
+OWN_METRICS: dict[str, Callable[[Any], float]] = {}
+"""Metrics that a user's modules register, by name, to the functions that measure them (`trial.own_metrics`)."""
 _HARMFUL_ACCURACY = re.compile(r"harmful/n(\d+)/accuracy")
 
 

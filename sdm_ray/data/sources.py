@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from sdm_ray.config import DataSettings, SyntheticWorld
 from sdm_ray.core.errors import UsageError
 from sdm_ray.core.hub import brief, is_hub_id
+from sdm_ray.data.own_sources import OWN_SOURCES, read_own
 from sdm_ray.data.readers import Source, check_columns, data_files, files_digest, read_files, read_hub
 from sdm_ray.data.scrub import scrub_pronouns
 
@@ -97,7 +98,7 @@ def load_examples(settings: DataSettings) -> Examples:
 
 def source_digest(settings: DataSettings) -> str | None:
     """SHA-256 (hex) of a local source's bytes, without parsing it; None where only reading it tells its content."""
-    if settings.source == "synthetic":
+    if settings.source == "synthetic" or settings.source in OWN_SOURCES:
         return None
     files = data_files(settings.source)
     return None if files is None else files_digest(files)
@@ -122,15 +123,23 @@ def _read(settings: DataSettings) -> Source:
         table = task_table(settings.synthetic, settings.splits, settings.split_seed)
         check_columns(f"version {settings.synthetic.version} of the synthetic world", table.column_names, columns)
         return Source(table, {})
+    if settings.source in OWN_SOURCES:
+        table = read_own(settings)
+        check_columns(f"data.source {settings.source!r}", table.column_names, columns)
+        return Source(table, {})
     files = data_files(settings.source)
     if files is not None:
         return read_files(files, columns)
     if not is_hub_id(settings.source):
         raise UsageError(
             f"data.source {settings.source!r} is neither 'synthetic', nor an existing file or folder, nor a hub id "
-            "(owner/name)"
+            f"(owner/name), nor a source that a module in `modules` registers{_registered()}"
         )
     return read_hub(settings.source, settings.revision, columns)
+
+
+def _registered() -> str:
+    return f" ({', '.join(OWN_SOURCES)})" if OWN_SOURCES else ""
 
 
 def _columns(settings: DataSettings) -> dict[str, str]:

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sdm_ray.config import SweepSettings
+from sdm_ray.config import SweepSettings, load_own_modules
 from sdm_ray.core.errors import RunError
 from sdm_ray.core.result import Status, TrialResult
 from sdm_ray.frontier.points import Point, pareto_front
@@ -106,6 +106,7 @@ def run_sweep(
         UsageError: before anything starts, when the sweep cannot work as asked.
         RunError: when Ray or storage fails; what has ended is kept, and `resume` goes on from there.
     """
+    settings = load_own_modules(settings)
     check_sweep(settings)
     check_function(trial_function)
     check_function(final_function)

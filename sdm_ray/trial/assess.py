@@ -30,6 +30,7 @@ from sdm_ray.data.interface import AttackDataset, labelled
 from sdm_ray.trial.cached import in_turns
 from sdm_ray.trial.floors import Reference, reference_reports
 from sdm_ray.trial.information import floor_sites, sites_of
+from sdm_ray.trial.own_metrics import Measured, own_metrics
 from sdm_ray.trial.release import Release, knowledge_of, own_knowledge
 from sdm_ray.trial.scratch import Scratch, train_scratch
 from sdm_ray.trial.workspace import Workspace
@@ -129,6 +130,15 @@ def assess(
     assessment.metrics.update(_metrics(work, release, assessment))
     if trained is not None:
         assessment.metrics.update(_scratch_metrics(work, assessment, trained, benign))
+    measured = Measured(
+        trunk=release.trunk,
+        params=release.params,
+        desired_head=release.desired_head,
+        data=work.data,
+        report=report,
+        metrics=dict(assessment.metrics),
+    )
+    assessment.metrics.update(own_metrics(measured))
     return assessment
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from sdm_ray.config import TrialSettings, content_hash
+from sdm_ray.config import TrialSettings, content_hash, load_own_modules
 from sdm_ray.core.errors import RunError
 from sdm_ray.core.metric_names import Metric
 from sdm_ray.core.progress import Progress
@@ -37,6 +37,7 @@ def iterate_final(
         RunError: when the trial has no result or no model.
         UsageError: when the settings cannot work, or the folder holds another trial.
     """
+    settings = load_own_modules(settings)
     finished = claim_folder(settings, output_dir)
     if finished is not None:
         return finished

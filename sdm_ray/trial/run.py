@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from sdm_ray.attack.families import own_families
 from sdm_ray.attack.findings.desired import desired_scores
-from sdm_ray.config import AttackSettings, TrialSettings, content_hash, digest, to_yaml
+from sdm_ray.config import AttackSettings, TrialSettings, content_hash, digest, load_own_modules, to_yaml
 from sdm_ray.core.errors import RunError, UsageError
 from sdm_ray.core.files import write_text
 from sdm_ray.core.metric_names import Metric
@@ -63,6 +64,7 @@ def iterate_trial(
         UsageError: when the settings cannot work, or the folder holds another trial.
         RunError: when training diverges or a file cannot be written.
     """
+    settings = load_own_modules(settings)
     finished = claim_folder(settings, output_dir)
     if finished is not None:
         return finished
@@ -131,8 +133,10 @@ def claim_folder(settings: TrialSettings, output_dir: Path) -> TrialResult | Non
 
 
 def attack_digest(attack: AttackSettings) -> str:
-    """What makes two attacks comparable: all their settings but the seed."""
-    return digest(attack.identity(exclude={"seed"}))
+    """What makes two attacks comparable: all their settings but the seed, and families of a user's own."""
+    own = own_families((*attack.families, *attack.benign_families))
+    settings = attack.identity(exclude={"seed"})
+    return digest(settings | {"own_families": own} if own else settings)
 
 
 def _provenance(settings: TrialSettings, work: Workspace, trunk: Trunk) -> dict[str, str]:

@@ -11,7 +11,14 @@ import torch
 
 from sdm_ray.attack.check import check_data
 from sdm_ray.attack.space import SamplerFactory, the_sampler
-from sdm_ray.config import AttackSettings, DataSettings, EncoderSettings, SyntheticWorld, TrialSettings
+from sdm_ray.config import (
+    AttackSettings,
+    DataSettings,
+    EncoderSettings,
+    SyntheticWorld,
+    TrialSettings,
+    load_own_modules,
+)
 from sdm_ray.core.cache import SharedCache
 from sdm_ray.core.errors import RunError, UsageError
 from sdm_ray.core.types import Params, Split, Task
@@ -93,15 +100,21 @@ def resolve_device(name: str) -> torch.device:
 
 def open_workspace(settings: TrialSettings, context: TrialContext = ALONE) -> Workspace:
     """Tokenised data on the device; the last data are kept, so that trials of a sweep in one process share them."""
-    runtime = settings.runtime
+    runtime, modules = settings.runtime, load_own_modules(settings).modules
     device = str(resolve_device(runtime.device))
-    kept = _open_data(settings.data, settings.encoder, device, runtime.cache_folder(), context.shared)
+    sources = tuple(sorted(modules.items()))
+    kept = _open_data(settings.data, settings.encoder, device, runtime.cache_folder(), context.shared, sources)
     return replace(kept, context=context, _loaded={}, _heads={})
 
 
 @lru_cache(maxsize=1)
 def _open_data(
-    data: DataSettings, encoder: EncoderSettings, device: str, cache_dir: Path, shared: SharedCache | None
+    data: DataSettings,
+    encoder: EncoderSettings,
+    device: str,
+    cache_dir: Path,
+    shared: SharedCache | None,
+    modules: tuple[tuple[str, str], ...],
 ) -> Workspace:
     if data.source == "regression":
         world = data.regression

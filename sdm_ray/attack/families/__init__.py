@@ -5,11 +5,35 @@ A family turns a point of its space into an `Attacker`; how attackers of a famil
 
 from __future__ import annotations
 
-from sdm_ray.attack.families import composed, edits, gradient, probes, rescale, token_heads, token_probe
-from sdm_ray.attack.families.base import HEAD_RATE_FACTOR, Attacker, Facts, Family, Phase
-from sdm_ray.core.errors import UsageError
+from collections.abc import Iterable
 
-__all__ = ["FAMILIES", "HEAD_RATE_FACTOR", "Attacker", "Facts", "Family", "Phase", "register", "the_family"]
+from sdm_ray.attack.families import composed, edits, gradient, probes, rescale, token_heads, token_probe
+from sdm_ray.attack.families.base import (
+    HEAD_RATE_FACTOR,
+    OWN_EDITS,
+    Attacker,
+    Facts,
+    Family,
+    Phase,
+    fine_tuning,
+    fine_tuning_space,
+)
+from sdm_ray.core.errors import UsageError
+from sdm_ray.core.extensions import source_digest
+
+__all__ = [
+    "FAMILIES",
+    "HEAD_RATE_FACTOR",
+    "Attacker",
+    "Facts",
+    "Family",
+    "Phase",
+    "fine_tuning",
+    "fine_tuning_space",
+    "own_families",
+    "register",
+    "the_family",
+]
 
 FAMILIES: dict[str, Family] = {}
 """Families by name."""
@@ -18,12 +42,27 @@ FAMILIES: dict[str, Family] = {}
 def register(family: Family) -> None:
     """Add a family, to be named in `attack.families`.
 
+    The same module may register it again, as happens when a notebook's cell runs twice; the later one counts.
+
     Raises:
         ValueError: where the name is taken.
     """
-    if family.name in FAMILIES:
-        raise ValueError(f"an attack family {family.name!r} is registered already")
+    known = FAMILIES.get(family.name)
+    if known is not None and (_module(known) != _module(family) or _module(known).startswith("sdm_ray.")):
+        raise ValueError(f"an attack family {family.name!r} is registered already; choose another name")
     FAMILIES[family.name] = family
+    if family.edit is not None:
+        OWN_EDITS[family.name] = family.edit
+
+
+def own_families(names: Iterable[str]) -> dict[str, str]:
+    """Digests of the sources of families that are a user's own, by name: part of what identifies an attack by them."""
+    modules = {name: _module(FAMILIES[name]) for name in names if name in FAMILIES}
+    return {name: source_digest(module) for name, module in modules.items() if not module.startswith("sdm_ray.")}
+
+
+def _module(family: Family) -> str:
+    return str(getattr(family.attacker, "__module__", ""))
 
 
 def the_family(name: str) -> Family:
@@ -33,7 +72,10 @@ def the_family(name: str) -> Family:
         UsageError: for an unknown name.
     """
     if name not in FAMILIES:
-        raise UsageError(f"attack.families: {name!r} is not known; known: {', '.join(FAMILIES)}")
+        raise UsageError(
+            f"attack.families: {name!r} is not known; known: {', '.join(FAMILIES)} (`modules` names the modules that "
+            "register others)"
+        )
     return FAMILIES[name]
 
 

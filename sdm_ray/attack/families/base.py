@@ -8,6 +8,8 @@ from typing import Any, Literal, NamedTuple
 
 from sdm_ray.attack.space import Chance, Choice, Integer, LogFloat, Point, Space
 from sdm_ray.config.attack import AttackSettings
+from sdm_ray.core.types import Params
+from sdm_ray.models.interface import TrunkLike
 
 Phase = Literal["search", "rerun"]
 Trains = Literal["full", "upper", "lora", "head", "probe"]
@@ -118,6 +120,15 @@ class Family(NamedTuple):
     design: Callable[[AttackSettings, int, Facts], list[Point]] | None = None
     """Values that the points of a search take one after another, in place of the sampler's; None leaves all to it. A
     family that has one is cheap: it is searched by Sobol points and has a number of points of its own."""
+    edit: Callable[[TrunkLike, Params, float, int], Params] | None = None
+    """A change of the weights of its own, see `OwnEdit`; its attackers say `edit` with the name of the family, and an
+    amount."""
+
+
+OwnEdit = Callable[[TrunkLike, Params, float, int], Params]
+"""Edited weights, given the architecture, the weights, the amount, and a seed that is the same for the same amount."""
+OWN_EDITS: dict[str, OwnEdit] = {}
+"""Edits that families of a user's own bring along, by the families' names."""
 
 
 RATE_FACTORS = {

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call
 
-from sdm_ray.attack.families.base import Attacker, Facts, Family, fine_tuning, fine_tuning_space
+from sdm_ray.attack.families.base import OWN_EDITS, Attacker, Facts, Family, fine_tuning, fine_tuning_space
 from sdm_ray.attack.families.knowledge import Knowledge
 from sdm_ray.attack.families.rescale import RESCALINGS
 from sdm_ray.attack.space import Choice, Point, Space
@@ -145,6 +145,7 @@ class Editor:
             "masked_lm": self._masked_lm,
         }
         self._edits |= {name: partial(_rescaled, function, trunk) for name, function in RESCALINGS.items()}
+        self._edits |= {name: partial(function, trunk) for name, function in OWN_EDITS.items()}
         size = sum(value.numel() * value.element_size() for value in params.values())
         self._num_kept = max(1, KEPT_BYTES // max(size, 1))
         self._kept: OrderedDict[tuple[object, ...], Params] = OrderedDict()

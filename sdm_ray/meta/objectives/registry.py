@@ -6,7 +6,6 @@ is not here: it is the loss that everything else is added to.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Literal, NamedTuple, TypeVar, get_args
 
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from sdm_ray.config import BlockingSettings
 from sdm_ray.core.errors import UsageError
+from sdm_ray.core.extensions import import_own
 from sdm_ray.core.suggest import did_you_mean
 
 Reads = Literal[
@@ -107,27 +107,21 @@ def load_terms(modules: tuple[str, ...], names: Iterable[str]) -> None:
     """Import the modules that register terms, and refuse names that no term has. Doing so again changes nothing.
 
     Args:
-        modules: dotted names of modules on Python's path.
+        modules: dotted names of modules on Python's path or in the working directory.
         names: terms that have a weight.
 
     Raises:
         UsageError: for a module that cannot be imported, or a name that is not known.
     """
     for module in modules:
-        try:
-            importlib.import_module(module)
-        except Exception as error:  # whatever a user's module raises means the same
-            raise UsageError(
-                f"train.term_modules: {module!r} cannot be imported ({type(error).__name__}: {error}); "
-                "give a module on Python's path"
-            ) from error
+        import_own(module, "train.term_modules")
     unknown = [name for name in names if name not in TERMS]
     if unknown:
         question = did_you_mean(unknown[0], TERMS)
         hint = f"; {question}" if question else ""
         raise UsageError(
             f"train.blocking.custom: no term is called {', '.join(map(repr, unknown))}, only "
-            f"{', '.join(sorted(TERMS))}{hint} (train.term_modules names the modules that register others)"
+            f"{', '.join(sorted(TERMS))}{hint} (`modules` names the modules that register others)"
         )
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import ray
@@ -16,6 +18,7 @@ from sdm_ray.attack.families import Attacker
 from sdm_ray.attack.families.knowledge import Knowledge
 from sdm_ray.attack.protocol import RunnerFactory
 from sdm_ray.config import AttackSettings, ResourceSettings
+from sdm_ray.core.extensions import load_modules
 from sdm_ray.core.types import Params, Task
 
 CHUNKS_PER_WORKER = 3
@@ -57,10 +60,20 @@ class AttackWorker:
     Args:
         target: what is attacked.
         num_threads: of torch.
+        modules: of a user's own, by name, with the digests of their sources; families of attacks are theirs.
+        python_path: where they are found.
     """
 
-    def __init__(self, target: Target, num_threads: int) -> None:
+    def __init__(
+        self,
+        target: Target,
+        num_threads: int,
+        modules: Mapping[str, str] | None = None,
+        python_path: Sequence[str] = (),
+    ) -> None:
         torch.set_num_threads(num_threads)
+        sys.path += [entry for entry in python_path if entry not in sys.path]
+        load_modules(modules or {})
         device = torch.device("cuda" if torch.cuda.is_available() and ray.get_gpu_ids() else "cpu")
         self._executor = Executor(*target.to(device))
 
@@ -76,15 +89,23 @@ class RayRunner:
         target: what is attacked.
         resources: CPUs and GPUs of a worker.
         num_workers: how many there are.
+        modules: that each of them loads, see `AttackWorker`.
     """
 
-    def __init__(self, target: Target, resources: ResourceSettings, num_workers: int) -> None:
+    def __init__(
+        self,
+        target: Target,
+        resources: ResourceSettings,
+        num_workers: int,
+        modules: Mapping[str, str] | None = None,
+    ) -> None:
         shared = ray.put(target.to(torch.device("cpu")))
         worker = ray.remote(
             num_cpus=resources.cpus_per_trial, num_gpus=resources.gpus_per_trial, max_restarts=-1
         )(AttackWorker)  # fmt: skip
         threads = max(1, int(resources.cpus_per_trial))
-        self._actors = [worker.remote(shared, threads) for _ in range(num_workers)]
+        own = (modules, [str(Path(path).resolve()) for path in sys.path]) if modules else ()
+        self._actors = [worker.remote(shared, threads, *own) for _ in range(num_workers)]
 
     def run(self, attackers: Sequence[Attacker], *, with_test: bool) -> Iterator[list[Outcome]]:
         """Outcomes in the order of the parts that attackers are cut into, which does not depend on timing."""
@@ -118,12 +139,14 @@ class RayRunner:
             ray.kill(actor)
 
 
-def ray_runner(resources: ResourceSettings, num_workers: int) -> RunnerFactory:
-    """Makes runners on the cluster that this process is connected to."""
+def ray_runner(
+    resources: ResourceSettings, num_workers: int, modules: Mapping[str, str] | None = None
+) -> RunnerFactory:
+    """Makes runners on the cluster that this process is connected to; `modules` as for `AttackWorker`."""
 
     def make(
         trunk: Any, params: Params, data: Any, settings: AttackSettings, task: Task, knowledge: Knowledge | None
     ) -> RayRunner:
-        return RayRunner(Target(trunk, params, data, settings, task, knowledge), resources, num_workers)
+        return RayRunner(Target(trunk, params, data, settings, task, knowledge), resources, num_workers, modules)
 
     return make

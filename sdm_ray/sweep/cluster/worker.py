@@ -21,7 +21,7 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
-from sdm_ray.config import TrialSettings, content_hash, override
+from sdm_ray.config import TrialSettings, content_hash, load_own_modules, override
 from sdm_ray.core.cache import SharedCache
 from sdm_ray.core.errors import RunError, UsageError
 from sdm_ray.core.lock import FolderLock
@@ -169,7 +169,7 @@ class TrialWorker:
         sys.path += [entry for entry in job.python_path if entry not in sys.path]
         if (finished := finished_result(job)) is not None:
             return _ended(finished)
-        settings = override(TrialSettings.model_validate(job.settings), job.params)
+        settings = load_own_modules(override(TrialSettings.model_validate(job.settings), job.params))
         pristine_process(settings.seed, settings.runtime.num_threads, job.gpu_memory_share)
         function = load_function(job.trial_function)
         return function(settings, Path(job.output_dir), trial_id=job.trial_id, **self._context(function))

@@ -9,7 +9,7 @@ from typing import Any
 from sdm_ray.config import SweepSettings, TrialSettings, check_path, override
 from sdm_ray.config.space import CategoricalDistribution, Distribution, on_grid
 from sdm_ray.core.errors import UsageError
-from sdm_ray.core.metric_names import Metric
+from sdm_ray.core.metric_names import OWN_METRICS, Metric
 from sdm_ray.core.suggest import did_you_mean
 from sdm_ray.data.sources import benign_columns
 from sdm_ray.sweep.search.makers import check_options
@@ -19,8 +19,10 @@ from sdm_ray.sweep.search.space import Space, _same
 INTERIOR = 1 - 2 / (1 + math.sqrt(5))
 """Share of a range at which it is probed too: an irrational one, so that a real range over an integer setting fails."""
 
+OWN_TERMS = "train.blocking.custom."
 NOT_SEARCHABLE = {
     "name": "it is only a name",
+    "modules": "all trials load the same",
     "runtime": "it does not change a result; set it under trial.runtime",
     "origin": "it is only a note",
 }
@@ -40,6 +42,7 @@ def check_sweep(settings: SweepSettings) -> None:
         raise UsageError("space is empty, so every trial would be the same; name at least one setting of trial")
     for path in settings.space:
         _check_searchable(path, settings.space)
+    _check_own_terms(settings)
     _check_conditions(settings.space)
     for path, distribution in settings.space.items():
         _check_values(settings, path, distribution)
@@ -76,7 +79,7 @@ def known_metrics(trial: TrialSettings) -> list[str]:
     benign_sizes = [size for size in attack.benign_num_examples if isinstance(size, int)]
     tasks = ("desired", "grouped", "held_out", *benign_columns(trial.data)) if attack.benign_num_examples else ()
     names += [Metric.benign(task, size) for task in tasks for size in benign_sizes]
-    return names + [Metric.kept_benign(task) for task in tasks]
+    return [*names, *(Metric.kept_benign(task) for task in tasks), *OWN_METRICS]
 
 
 def _check_references(settings: SweepSettings) -> None:
@@ -112,6 +115,15 @@ def _check_searchable(path: str, space: Mapping[str, Distribution]) -> None:
     for other in space:
         if other != path and other.startswith(path + "."):
             raise UsageError(f"space: {path} holds {other}; search one of them")
+
+
+def _check_own_terms(settings: SweepSettings) -> None:
+    """Refuse a searched weight of a blocking term that no module registers."""
+    names = [path.removeprefix(OWN_TERMS) for path in settings.space if path.startswith(OWN_TERMS)]
+    if names:
+        from sdm_ray.meta.objectives import load_terms
+
+        load_terms(settings.trial.train.term_modules, names)
 
 
 def _check_conditions(space: Mapping[str, Distribution]) -> None:

@@ -1,0 +1,90 @@
+"""Modules of a user's own: found, imported, and identified by their source.
+
+What they register (blocking terms, attack families, metrics, sources of data) is known by name from then on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+
+from sdm_ray.core.errors import UsageError
+
+_imported: dict[str, str] = {}
+"""Digests of modules when they were imported here, so that a changed one is read again."""
+
+
+def load_modules(modules: Mapping[str, str], where: str = "modules") -> dict[str, str]:
+    """Import modules, from the working directory too, and give the digests of their sources by name.
+
+    Args:
+        modules: dotted name to the digest that its source must have; empty takes it as it is.
+        where: the setting that names them.
+
+    Raises:
+        UsageError: for a module that cannot be imported, or whose source is another one.
+    """
+    found = {}
+    for name, expected in modules.items():
+        import_own(name, where)
+        found[name] = source_digest(name)
+        if expected and found[name] != expected:
+            raise UsageError(
+                f"{where}: {name!r} is not the module that this was made with (its source was {expected}, is "
+                f"{found[name]}): restore it, or name it alone (`--module {name}`) to take it as it is"
+            )
+    return found
+
+
+def import_own(name: str, where: str = "modules") -> ModuleType:
+    """Import a module; one that was imported here and has changed since is read again.
+
+    Raises:
+        UsageError: when it cannot be imported.
+    """
+    try:
+        _make_findable(name.partition(".")[0])
+        module = importlib.import_module(name)
+        digest = source_digest(name)
+        if _imported.setdefault(name, digest) != digest:
+            module = importlib.reload(module)
+            _imported[name] = digest
+        return module
+    except Exception as error:  # whatever a user's module raises means the same
+        raise UsageError(
+            f"{where}: {name!r} cannot be imported ({type(error).__name__}: {error}); give a module on Python's path "
+            f"or in the working directory, {Path.cwd()}"
+        ) from error
+
+
+def source_digest(name: str) -> str:
+    """12 hexadecimal digits of a module's source; of a package, of all Python files in its folder.
+
+    What it imports from elsewhere does not count.
+    """
+    spec = importlib.util.find_spec(name)
+    if spec is None or spec.origin is None:
+        return hashlib.sha256(name.encode()).hexdigest()[:12]
+    origin = Path(spec.origin)
+    files = sorted(origin.parent.rglob("*.py")) if spec.submodule_search_locations else [origin]
+    result = hashlib.sha256()
+    for file in files:
+        label = file.relative_to(origin.parent).as_posix() if len(files) > 1 else ""
+        content = file.read_bytes()
+        result.update(f"{label}\0{len(content)}\0".encode() + content)
+    return result.hexdigest()[:12]
+
+
+def _make_findable(top: str) -> None:
+    """Put the working directory behind all else on Python's path, where a module is not found without it."""
+    folder = str(Path.cwd())
+    if top in sys.modules or folder in sys.path:
+        return
+    importlib.invalidate_caches()
+    if importlib.util.find_spec(top) is None:
+        sys.path.append(folder)
