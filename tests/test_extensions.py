@@ -8,9 +8,11 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
+import yaml
 
 from sdm_ray.attack.families import FAMILIES, own_families, register
 from sdm_ray.attack.families.base import OWN_EDITS
@@ -22,12 +24,14 @@ from sdm_ray.config import (
     SweepSettings,
     TrialSettings,
     content_hash,
+    json_schema,
     load_own_modules,
     load_settings,
     parse_settings,
     to_yaml,
 )
 from sdm_ray.core.errors import RunError, UsageError
+from sdm_ray.core.extensions import source_digest
 from sdm_ray.core.metric_names import OWN_METRICS
 from sdm_ray.data.own_sources import OWN_SOURCES, data_source
 from sdm_ray.data.sources import load_examples
@@ -111,6 +115,12 @@ def test_the_readmes_sweep_runs(example: list[str], clean: Path) -> None:
     outcome = run_sweep(settings)
     assert not outcome.failures, outcome.failures
     check_points(outcome.folder, {"t0000"})
+
+
+def test_the_readmes_sweep_passes_its_schema() -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    schema = json_schema(SweepSettings, families=["fine_tune", "stretch"], metrics=["mine/largest_weight"])
+    jsonschema.validate(yaml.safe_load(blocks("yaml")[0]), schema)
 
 
 @pytest.mark.slow
@@ -327,6 +337,11 @@ def test_attacks_by_own_families_are_told_apart_by_their_source(clean: Path) -> 
     assert digests[0] != digests[1]
     assert own_families(("full", "stretch")).keys() == {"stretch"}
     assert attack_digest(known) == before
+
+
+def test_what_a_notebook_registers_needs_no_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cells_of_a_notebook", ModuleType("cells_of_a_notebook"))
+    assert re.fullmatch("[0-9a-f]{12}", source_digest("cells_of_a_notebook"))
 
 
 def test_an_own_edit_changes_the_weights_that_are_attacked(clean: Path) -> None:

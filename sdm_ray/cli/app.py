@@ -127,7 +127,11 @@ def _options(
     verbose: Annotated[
         int,
         typer.Option(
-            "-v", "--verbose", count=True, help="Say more of what is done; -vv of what libraries do (anywhere too)."
+            "-v",
+            "--verbose",
+            count=True,
+            show_default=False,
+            help="Say more of what is done; -vv of what libraries do (anywhere too).",
         ),
     ] = 0,
     version: Annotated[

@@ -67,7 +67,10 @@ def source_digest(name: str) -> str:
 
     What it imports from elsewhere does not count.
     """
-    spec = importlib.util.find_spec(name)
+    try:
+        spec = importlib.util.find_spec(name)
+    except ValueError:  # a notebook's own module has none
+        spec = None
     if spec is None or spec.origin is None:
         return hashlib.sha256(name.encode()).hexdigest()[:12]
     origin = Path(spec.origin)

@@ -234,11 +234,19 @@ def test_a_preset_takes_any_trial_file(tmp_path: Path) -> None:
     assert settings.attack == AttackSettings(preset="quick", seed=7)
 
 
+def test_a_release_is_attacked_without_the_modules_of_its_training() -> None:
+    released = TrialSettings(modules={"gone": "0123456789ab"})
+    assert attack_settings(None, None, (), released).modules == {"gone": "0123456789ab"}
+    assert attack_settings(None, None, ("modules=[]",), released).modules == {}
+
+
 def test_a_sweep_is_found_by_its_name(
     capsys: pytest.CaptureFixture[str], sweep_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(sweep_folder.parent.parent)
     assert run(capsys, "frontier", "demo")[0] == 0
+    code, _, err = run(capsys, "frontier", "runs/demo/sweep.yaml")
+    assert (code, "is a file, and a sweep's folder or name is asked for; write runs/demo" in err) == (2, True)
     code, _, err = run(capsys, "frontier", "dem")
     assert code == 2
     assert "did you mean 'demo'?" in err

@@ -175,6 +175,17 @@ def test_a_file_of_the_other_kind_is_told(write: Any, kind: type[TrialSettings],
         load_settings(kind, write("a.yaml", text))
 
 
+def test_the_example_of_the_readme_is_read(write: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    (example,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "sweeps" / "README.md").read_text(), re.DOTALL)
+    write("quickstart.yaml", (ROOT / "sweeps" / "quickstart.yaml").read_text())
+    settings = load_settings(SweepSettings, write("mine.yaml", example))
+    base = load_settings(SweepSettings, ROOT / "sweeps" / "quickstart.yaml")
+    assert (settings.name, settings.trial.train.num_outer_steps) == ("night-by-hand", 1000)
+    assert settings.trial.attack == base.trial.attack
+    assert base.space.keys() - settings.space.keys() == {"train.embedding_map_learning_rate"}
+
+
 CORE = {
     "null": r"null|Null|NULL|~|",
     "bool": r"true|True|TRUE|false|False|FALSE",

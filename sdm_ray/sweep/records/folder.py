@@ -129,6 +129,12 @@ def find_sweep(name: str | Path, *, output_dir: str | Path = "runs") -> Path:
     for folder in (Path(name), Path(output_dir) / name):
         if (folder / "sweep.yaml").is_file():
             return folder
+    if Path(name).is_file():
+        folder = Path(name).parent
+        hint = (
+            f"write {folder}" if Path(name) == folder / SETTINGS else f"it lies in {output_dir} after `sdm-ray sweep`"
+        )
+        raise UsageError(f"{name} is a file, and a sweep's folder or name is asked for; {hint}")
     known = sorted(path.parent.name for path in Path(output_dir).glob("*/sweep.yaml"))
     listed = f"{output_dir} holds: {', '.join(known)}" if known else f"{output_dir} holds no sweep"
     hint = did_you_mean(str(name), known, otherwise=listed)
