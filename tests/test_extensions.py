@@ -115,6 +115,11 @@ def test_the_readmes_sweep_runs(example: list[str], clean: Path) -> None:
     outcome = run_sweep(settings)
     assert not outcome.failures, outcome.failures
     check_points(outcome.folder, {"t0000"})
+    stored = load_settings(SweepSettings, outcome.folder / "sweep.yaml")
+    assert [result.trial_id for result in run_sweep(stored, resume=True).results] == ["t0000"]
+    write(clean, (clean / "mything.py").read_text() + "\n# changed")
+    with pytest.raises(UsageError, match=r"has changed since it began: trial\.modules\.mything was '\w+', is '\w+'"):
+        run_sweep(settings, resume=True)
 
 
 def test_the_readmes_sweep_passes_its_schema() -> None:
