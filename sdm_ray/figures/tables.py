@@ -1,4 +1,4 @@
-"""The frontier as a table for the terminal."""
+"""The frontier as a table, for the terminal and in Markdown."""
 
 from __future__ import annotations
 
@@ -43,6 +43,31 @@ def pareto_table(points: Sequence[Point]) -> Table:
     for point in references:
         table.add_row(*_row(point, numbers, list(shown)), style="dim")
     return table
+
+
+def markdown_table(points: Sequence[Point], *, max_characters: int) -> str:
+    """The same in Markdown; rows of the front that do not fit are left out, the least desired accuracies first."""
+    front = pareto_front(points)[::-1]
+    references = sorted((point for point in points if point.is_reference), key=lambda point: -point.desired)
+    numbers = cell_numbers([*front, *references])
+    shown = _kept_columns([*front, *references])
+    names = ["trial", "method", "desired", "harmful", *shown.values(), *(f"n={number}" for number in numbers)]
+    head = [_markdown_row(names), _markdown_row(["---", "---", *["---:"] * (len(names) - 2)])]
+    rows = [_markdown_row(_row(point, numbers, list(shown))) for point in front]
+    ends = [_markdown_row(_row(point, numbers, list(shown))) for point in references]
+    note = f"\n\n{len(rows)} on the front; the rest is in `frontier.json`."
+    room = max_characters - len(note) - sum(len(line) + 1 for line in [*head, *ends])
+    kept: list[str] = []
+    for row in rows:
+        room -= len(row) + 1
+        if room < 0:
+            break
+        kept.append(row)
+    return "\n".join([*head, *kept, *ends]) + (note if len(kept) < len(rows) else "")
+
+
+def _markdown_row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
 
 
 def _kept_columns(points: Sequence[Point]) -> dict[str, str]:

@@ -21,6 +21,7 @@ from sdm_ray.sweep.interrupt import StopSwitch, stop_on_signals
 from sdm_ray.sweep.records.folder import RESUME_HINT, SETTINGS, claimed_folder
 from sdm_ray.sweep.search.check import check_sweep
 from sdm_ray.sweep.search.models import ordered_references
+from sdm_ray.sweep.standing import SweepReport
 from sdm_ray.sweep.state.ledger import trial_folder
 from sdm_ray.sweep.state.recorder import Recorder
 from sdm_ray.sweep.view.live import View, default_view
@@ -79,6 +80,7 @@ class _Run:
     switch: StopSwitch
     tracker: Tracker
     frontier: FrontierWriter
+    report: SweepReport
     spent_announced: bool = False
     """People know that a budget of hours is spent."""
 
@@ -134,6 +136,7 @@ def run_sweep(
             switch=switch,
             tracker=tracker,
             frontier=FrontierWriter(folder, warn=view.message, publish=partial(_publish, tracker, folder)),
+            report=SweepReport(state=recorder.state, tracker=tracker),
         )
         return _run_and_record(run)
 
@@ -227,6 +230,7 @@ def _tune(run: _Run, study: SearchStudy, unreported: list[TrialResult], caches: 
         unreported=unreported,
         stop=run.switch.request,
         announce=run.view.message,
+        link=run.tracker.run_link,
     )
     callback = SweepCallback(state, view=run.view, tracker=run.tracker, switch=run.switch)
     run_trials(run.recorder, searcher, callback, switch=run.switch, folder=run.folder)
@@ -241,6 +245,7 @@ def _take_result(run: _Run, result: TrialResult) -> None:
     if state.trials[result.trial_id].point == "tuned":
         _announce_floor(run)
     run.tracker.finish_trial(judged)
+    run.report.take(judged)
     run.frontier.update(state.judgement.points())
     run.view.finished(judged, state.snapshot())
     spent = None if run.spent_announced else state.spent()
@@ -267,6 +272,7 @@ def _close(run: _Run, status: str) -> None:
     """Write the frontier's files once more, publish them, and end the tracker."""
     run.frontier.update(run.recorder.state.judgement.points())
     run.frontier.close()
+    run.report.close()
     if run.frontier.files:
         _publish(run.tracker, run.folder, run.frontier.files)
     run.tracker.finish_sweep(status)

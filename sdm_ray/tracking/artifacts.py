@@ -13,6 +13,7 @@ from sdm_ray.core.types import Params
 from sdm_ray.tracking.mlflow import MODEL
 from sdm_ray.tracking.naming import finite_metrics, tag_values
 from sdm_ray.tracking.runs import TrackedRun, answer, connect
+from sdm_ray.tracking.series import split
 
 
 @contextmanager
@@ -88,7 +89,7 @@ def add_to_run(
 
     Args:
         run: the run.
-        metrics: by name; what is no finite number is left out.
+        metrics: by name; what is no finite number is left out, as is what `split` leaves out.
         tags: more tags.
         files: artifacts.
         folder: among the artifacts, for the files.
@@ -100,7 +101,9 @@ def add_to_run(
     from mlflow.utils.time import get_current_time_millis
 
     client, now = connect(run.uri), get_current_time_millis()
-    values = [Metric(name, value, now, 0) for name, value in finite_metrics(metrics).items()]
+    single, series = split(finite_metrics(metrics))
+    values = [Metric(name, value, now, 0) for name, value in single.items()]
+    values += [Metric(name, value, now, n) for name, points in series.items() for n, value in points.items()]
     marks = [RunTag(name, value) for name, value in tag_values(tags).items()]
 
     def send() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -34,14 +35,30 @@ class Tracker(Protocol):
             RunError: when the tracking server does not answer, or the folder cannot be written.
         """
 
-    def start_trial(self, trial_id: str, params: dict[str, Any], tags: dict[str, str]) -> None:
-        """A trial starts, or starts again; `params` may nest."""
+    def start_trial(
+        self, trial_id: str, params: dict[str, Any], tags: dict[str, str], *, name: str | None = None
+    ) -> None:
+        """A trial starts, or starts again; `params` may nest, and `name` is what people see, by default the id."""
 
     def log(self, trial_id: str, metrics: dict[str, float], step: int) -> None:
         """Metrics of one report. What was reported up to a step is not reported again by a trial that was resumed."""
 
     def finish_trial(self, result: TrialResult) -> None:
         """A trial has ended, however it ended."""
+
+    def log_sweep(self, metrics: dict[str, float], step: int) -> None:
+        """Metrics of the sweep as a whole after `step` trials; the last ones of a step count."""
+
+    def annotate(self, tags: Mapping[str, Mapping[str, Any]], *, description: str | None = None) -> None:
+        """Set tags of trials that have begun, and the sweep's description in Markdown; what is so already is not sent.
+
+        Args:
+            tags: by trial id.
+            description: None leaves it as it is.
+        """
+
+    def run_link(self, trial_id: str) -> dict[str, str]:
+        """`mlflow_run` and `mlflow_url`, the id and the page of a trial's run; empty while it is not there."""
 
     def log_sweep_artifacts(self, files: list[Path]) -> None:
         """Files of the sweep as a whole, such as the frontier; a file of the same name is replaced."""
@@ -61,7 +78,9 @@ class NoTracker:
     def start_sweep(self, name: str, settings: dict[str, Any], tags: dict[str, str], *, wait: bool = True) -> None:
         """Do nothing."""
 
-    def start_trial(self, trial_id: str, params: dict[str, Any], tags: dict[str, str]) -> None:
+    def start_trial(
+        self, trial_id: str, params: dict[str, Any], tags: dict[str, str], *, name: str | None = None
+    ) -> None:
         """Do nothing."""
 
     def log(self, trial_id: str, metrics: dict[str, float], step: int) -> None:
@@ -69,6 +88,16 @@ class NoTracker:
 
     def finish_trial(self, result: TrialResult) -> None:
         """Do nothing."""
+
+    def log_sweep(self, metrics: dict[str, float], step: int) -> None:
+        """Do nothing."""
+
+    def annotate(self, tags: Mapping[str, Mapping[str, Any]], *, description: str | None = None) -> None:
+        """Do nothing."""
+
+    def run_link(self, trial_id: str) -> dict[str, str]:
+        """Return nothing."""
+        return {}
 
     def log_sweep_artifacts(self, files: list[Path]) -> None:
         """Do nothing."""

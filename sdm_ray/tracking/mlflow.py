@@ -9,7 +9,7 @@ import shlex
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -20,8 +20,9 @@ from sdm_ray.core.result import Status, TrialResult
 from sdm_ray.tracking.address import check_address, default_uri, masked, sqlite_file, sweep_id_file, unreachable
 from sdm_ray.tracking.client import prepare_mlflow
 from sdm_ray.tracking.environment import environment_tags
-from sdm_ray.tracking.naming import finite_metrics, flat_params, tag_values
+from sdm_ray.tracking.naming import MAX_TAG, finite_metrics, flat_params, legal_key, readable, tag_values
 from sdm_ray.tracking.outbox import SWEEP_RUN, Delivery, Journal, Record
+from sdm_ray.tracking.series import Series, kept_tags, split
 from sdm_ray.tracking.sink import SWEEP_TAG, TRIAL_TAG, MlflowSink
 
 log = logging.getLogger(__name__)
@@ -33,9 +34,13 @@ SCHEMA_TIMEOUT_SECONDS = 60.0
 CLOSE_TIMEOUT_SECONDS, AWAY_TIMEOUT_SECONDS = 45.0, 3.0
 """How long the end of a sweep waits for the last records: from a server that answers, and from one that does not."""
 HINT_TIMEOUT_SECONDS = 20.0
+DESCRIPTION = "mlflow.note.content"
+"""Tag with what MLflow shows as the description of a run: Markdown."""
 MAX_COMPARED_RUNS = 100
 """MLflow's page of comparison names every run in its address."""
 UI_PORT = 5000
+UI_SERVER = f"http://127.0.0.1:{UI_PORT}"
+"""Where the printed command shows what lies in a database."""
 RUN_STATUS = {
     Status.COMPLETE: "FINISHED",
     Status.INFEASIBLE: "FINISHED",
@@ -83,6 +88,10 @@ class MlflowTracker:
         self._delivery: Delivery | None = None
         self._last: dict[tuple[str, str], tuple[int, float]] = {}
         self._steps: dict[str, int] = {}
+        self._tags: dict[tuple[str, str], str] = {}
+        self._series: dict[tuple[str, str], list[tuple[int, float]]] = {}
+        self._begun: set[str] = set()
+        self._objectives: Collection[str] = ()
         self._environment: dict[str, str] = {}
         self._is_closed = False
         self._lock = threading.Lock()
@@ -99,6 +108,7 @@ class MlflowTracker:
     def start_sweep(self, name: str, settings: dict[str, Any], tags: dict[str, str], *, wait: bool = True) -> None:
         """See `Tracker.start_sweep`."""
         check_address(self._uri)
+        self._objectives = [legal_key(objective["metric"]) for objective in settings.get("objectives") or ()]
         journal, sink = self._open()
         self._delivery = Delivery(journal, sink, self._connect)
         if wait:
@@ -120,28 +130,52 @@ class MlflowTracker:
             within(self._sink.connect, self._uri)
 
     @_never_raising
-    def start_trial(self, trial_id: str, params: dict[str, Any], tags: dict[str, str]) -> None:
+    def start_trial(
+        self, trial_id: str, params: dict[str, Any], tags: dict[str, str], *, name: str | None = None
+    ) -> None:
         """See `Tracker.start_trial`."""
         shown = {name: value for name, value in self._environment.items() if name.startswith("mlflow.")}
-        self._start(trial_id, trial_id, params, shown | tags)
+        self._start(trial_id, name or trial_id, params, shown | tags)
 
     @_never_raising
     def log(self, trial_id: str, metrics: dict[str, float], step: int) -> None:
         """See `Tracker.log`."""
-        fresh = {
-            name: value
-            for name, value in finite_metrics(metrics).items()
-            if self._last.get((trial_id, name), (-1, 0.0))[0] < step
-        }
+        single, series = split(finite_metrics(metrics))
+        single |= {name: values[at] for name, values in series.items() for at in values}
+        fresh = {name: value for name, value in single.items() if self._last.get((trial_id, name), (-1, 0.0))[0] < step}
         if fresh:
             self._append("log", trial=trial_id, step=int(step), metrics=fresh)
+
+    @_never_raising
+    def log_sweep(self, metrics: dict[str, float], step: int) -> None:
+        """See `Tracker.log_sweep`."""
+        fresh = {}
+        for name, value in finite_metrics(metrics).items():
+            last_step, last_value = self._last.get((SWEEP_RUN, name), (-1, None))
+            if step > last_step or (step == last_step and value != last_value):
+                fresh[name] = value
+        if fresh:
+            self._append("log", trial=SWEEP_RUN, step=int(step), metrics=fresh)
+
+    @_never_raising
+    def annotate(self, tags: Mapping[str, Mapping[str, Any]], *, description: str | None = None) -> None:
+        """See `Tracker.annotate`."""
+        wanted = {trial_id: tag_values(values) for trial_id, values in tags.items()}
+        if description is not None:
+            wanted.setdefault(SWEEP_RUN, {})[DESCRIPTION] = readable(description, MAX_TAG)
+        for trial_id, values in wanted.items():
+            fresh = {name: value for name, value in values.items() if self._tags.get((trial_id, name)) != value}
+            if fresh and trial_id in self._begun:
+                self._append("tags", trial=trial_id, tags=fresh)
 
     @_never_raising
     def finish_trial(self, result: TrialResult) -> None:
         """See `Tracker.finish_trial`."""
         step = self._steps.get(result.trial_id, 0)
         fresh, last = {}, {}
-        for name, value in finite_metrics(result.metrics).items():
+        metrics = finite_metrics(result.metrics)
+        single, series = split(metrics, self._objectives)
+        for name, value in single.items():
             last_step, last_value = self._last.get((result.trial_id, name), (-1, None))
             if value != last_value:
                 fresh[name], last[name] = value, last_step
@@ -155,6 +189,7 @@ class MlflowTracker:
             "output_dir": result.output_dir,
             "error": result.error,
             **{f"provenance.{name}": value for name, value in result.provenance.items()},
+            **kept_tags(metrics, single),
         }
         folder = result.output_dir.absolute()
         whole = [str(folder / MODEL)] if self._settings.log_models else []
@@ -163,6 +198,7 @@ class MlflowTracker:
             trial=result.trial_id,
             step=step,
             metrics=fresh,
+            series=self._unlogged(result.trial_id, series),
             tags=tag_values(tags),
             artifacts=[*(str(folder / name) for name in ARTIFACTS), *whole],
             inputs=_inputs(result.provenance),
@@ -199,7 +235,16 @@ class MlflowTracker:
         if self._uri.startswith(("http://", "https://")):
             return f"{masked(self._uri).rstrip('/')}/{page}"
         command = f"mlflow ui --backend-store-uri {shlex.quote(masked(self._uri))} --host 127.0.0.1 --port {UI_PORT}"
-        return f"{command}\nhttp://127.0.0.1:{UI_PORT}/{page}"
+        command += " --workers 1"
+        return f"{command}\n{UI_SERVER}/{page}"
+
+    def run_link(self, trial_id: str) -> dict[str, str]:
+        """See `Tracker.run_link`."""
+        run_id = None if self._sink is None else self._sink.run_id(trial_id)
+        if self._sink is None or run_id is None:
+            return {}
+        server = masked(self._uri).rstrip("/") if self._uri.startswith(("http://", "https://")) else UI_SERVER
+        return {"mlflow_run": run_id, "mlflow_url": f"{server}/#/experiments/{self._sink.experiment_id}/runs/{run_id}"}
 
     def _open(self) -> tuple[Journal, MlflowSink]:
         folder = self._sweep_dir / "tracking"
@@ -238,11 +283,22 @@ class MlflowTracker:
                 return
             self._remember(record)
 
+    def _unlogged(self, trial_id: str, series: Series) -> dict[str, list[tuple[int, float]]]:
+        """The steps and values of series that are not on record as they are."""
+        steps = {name: sorted(values.items()) for name, values in series.items()}
+        return {name: values for name, values in steps.items() if self._series.get((trial_id, name)) != values}
+
     def _remember(self, record: Record) -> None:
-        """Note up to which step each metric of a trial is on record."""
+        """Note up to which step each metric of a trial is on record, and with which tags."""
+        trial_id = record.get("trial", SWEEP_RUN)
+        if record["call"] == "start":
+            self._begun.add(trial_id)
+        self._tags |= {(trial_id, name): value for name, value in record.get("tags", {}).items()}
+        for name, values in record.get("series", {}).items():
+            self._series[trial_id, name] = [(step, value) for step, value in values]
         if record["call"] not in ("log", "finish"):
             return
-        trial_id, step = record["trial"], record["step"]
+        step = record["step"]
         self._steps[trial_id] = max(step, self._steps.get(trial_id, 0))
         for name, value in record["metrics"].items():
             self._last[trial_id, name] = (step, value)

@@ -11,6 +11,8 @@ from typing import Any
 
 MAX_KEY, MAX_PARAM, MAX_TAG = 250, 6000, 5000
 """Characters of a key, a param's value and a tag's value that every supported MLflow server takes."""
+SEPARATOR = " · "
+"""Between a trial's id and its settings in the name of its run."""
 _ILLEGAL = re.compile(r"[^\w\-. :/]", re.ASCII)
 _CUT = "..."
 

@@ -25,7 +25,9 @@ from sdm_ray.tracking.address import (
 )
 from sdm_ray.tracking.client import new_client
 from sdm_ray.tracking.mlflow import within
+from sdm_ray.tracking.naming import SEPARATOR
 from sdm_ray.tracking.outbox import SWEEP_RUN
+from sdm_ray.tracking.series import KEPT_TAG, measured
 from sdm_ray.tracking.sink import SWEEP_TAG, TRIAL_TAG
 
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
@@ -51,7 +53,7 @@ class TrackedRun:
     tags: Mapping[str, str] = field(default_factory=dict)
     params: Mapping[str, str] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
-    """The last value of each metric."""
+    """As the trial measured them; of those with steps the last value."""
 
     @property
     def is_sweep(self) -> bool:
@@ -195,7 +197,7 @@ def _ids(client: Any) -> dict[str, str]:
 
 def _suggestion(run_id: str, known: Mapping[str, str]) -> str:
     close = nearest(run_id, known, similarity=0.5)
-    named = [key for key, name in known.items() if name == run_id][:3]
+    named = [key for key, name in known.items() if run_id in (name, name.partition(SEPARATOR)[0])][:3]
     if named:
         return f"; runs of that name: {', '.join(named)}"
     return f"; did you mean {close[0]} ({known[close[0]]})?" if close else ""
@@ -215,8 +217,18 @@ def _tracked(uri: str, run: Any) -> TrackedRun:
         status=run.info.status,
         tags=tags,
         params=run.data.params,
-        metrics=run.data.metrics,
+        metrics=_metrics(run),
     )
+
+
+def _metrics(run: Any) -> dict[str, float]:
+    try:
+        return measured(run.data.metrics, run.data.tags)
+    except ValueError as error:
+        raise RunError(
+            f"run {run.info.run_id} ({run.info.run_name}) is not as sdm-ray wrote it (its tags {KEPT_TAG}* hold no "
+            f"JSON: {error}); delete it in MLflow, or read the trial's result.json instead"
+        ) from None
 
 
 def answer(uri: str, ask: Any) -> Any:

@@ -85,6 +85,10 @@ class MlflowSink:
         """Run ids of the sweep's trials, in the order in which they began."""
         return [run_id for trial_id, run_id in self._runs.items() if trial_id != SWEEP_RUN]
 
+    def run_id(self, trial_id: str) -> str | None:
+        """Id of a trial's run; None where it is not there yet."""
+        return self._runs.get(trial_id)
+
     def lone_run(self) -> str | None:
         """Run id of a sweep that has ended without trials, or of a training that is none."""
         return None if self._open or len(self._runs) != 1 else self._runs.get(SWEEP_RUN)
@@ -147,7 +151,7 @@ class MlflowSink:
     def _apply_finish(self, record: Record) -> None:
         """A trial ends: last metrics, tags, artifacts, status."""
         run_id = self._run(record["trial"])
-        self._log_metrics(run_id, [record])
+        self._log_metrics(run_id, [record, *_by_step(record)])
         self._log_tags(run_id, record["tags"])
         try:
             self._fetch(record["trial"])
@@ -168,6 +172,9 @@ class MlflowSink:
             self._monitor = None
         self._client.set_terminated(self._run(SWEEP_RUN), status=record["status"], end_time=record["time"])
         self._open.clear()
+
+    def _apply_tags(self, record: Record) -> None:
+        self._log_tags(self._run(record["trial"]), record["tags"])
 
     def _apply_artifacts(self, record: Record) -> None:
         for path in record["artifacts"]:
@@ -239,6 +246,13 @@ def _rejections() -> Iterator[None]:
         if error.error_code in _FINAL_CODES:
             raise RejectedError(" ".join(str(error).split())[:200]) from error
         raise
+
+
+def _by_step(record: Record) -> Iterator[Record]:
+    """The values of a record's series as records of their own steps."""
+    for name, values in record.get("series", {}).items():
+        for step, value in values:
+            yield {"time": record["time"], "step": step, "metrics": {name: value}}
 
 
 def _monitor(run_id: str, uri: str) -> Any:

@@ -65,6 +65,9 @@ class RecordingTracker:
 
         return call
 
+    def run_link(self, trial_id: str) -> dict[str, str]:
+        return {"mlflow_run": f"run of {trial_id}"}
+
 
 @pytest.mark.parametrize("where", ["ray_cluster", "in_process"])
 def test_sweep_end_to_end(

@@ -107,7 +107,7 @@ def test_a_sweep_becomes_a_parent_run_with_a_child_run_for_each_trial(sweep_dir:
     assert parent.data.tags["config_hash"] == "abc"
     assert parent.data.tags["version.torch"]
     assert child.data.params == {"train.learning_rate": "0.001"}
-    assert child.data.metrics == {"train/loss": 0.5, "desired/accuracy": 0.9, "harmful/n50/accuracy": 0.6}
+    assert child.data.metrics == {"train/loss": 0.5, "desired/accuracy": 0.9, "harmful/accuracy_by_n": 0.6}
     assert child.data.tags["method"] == "mlac"
     assert child.data.tags["provenance.data"] == "d1"
     client = client_of(sweep_dir)

@@ -77,6 +77,7 @@ class SearchStudy:
             raise UsageError(f"Optuna storage {storage} cannot be used: {reason}") from None
         if [direction.name.lower() for direction in study.directions] != directions:
             raise UsageError(f"study {name!r} in {storage} has other objectives than this sweep")
+        _name_metrics(study, [objective.metric for objective in settings.objectives])
         count = len(study.get_trials(deepcopy=False))
         study.sampler = make_sampler(settings.search, settings.seed, num_recorded=count, options=options)
         return cls(study, Space(settings.space))
@@ -126,6 +127,15 @@ class SearchStudy:
         """Record a failed trial."""
         if (trial := self._open(number)) is not None:
             self._study.tell(trial, state=TrialState.FAIL)
+
+    def note(self, number: int, notes: Mapping[str, str]) -> None:
+        """Note of a trial that has not been told what a dashboard shall show (`user_attrs`)."""
+        if (trial := self._open(number)) is not None:
+            known = trial.user_attrs
+            for name, value in notes.items():
+                if known.get(name) != value:
+                    trial.set_user_attr(name, value)
+            self._asked[number] = trial
 
     def pending(self) -> set[int]:
         """Numbers of trials that were handed out and whose end is not recorded."""
@@ -210,6 +220,14 @@ class SearchStudy:
         if trials[number].state is not TrialState.RUNNING:
             return None
         return optuna.trial.Trial(self._study, trials[number]._trial_id)
+
+
+def _name_metrics(study: optuna.Study, names: list[str]) -> None:
+    """Name the objectives in a study, for dashboards, unless it has their names."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        if study.metric_names != names:
+            study.set_metric_names(names)
 
 
 def make_sampler(

@@ -10,6 +10,7 @@ from ray.tune.schedulers import FIFOScheduler
 
 from sdm_ray.core.metric_names import Metric
 from sdm_ray.sweep.interrupt import StopSwitch
+from sdm_ray.sweep.state.labels import run_name, run_params
 from sdm_ray.sweep.state.ledger import Entry
 from sdm_ray.sweep.state.recorder import Recorder
 from sdm_ray.sweep.state.state import SweepState
@@ -37,7 +38,8 @@ class SweepCallback(DriverOnly, Callback):
         if trial_id not in self._state.running:
             self._state.begin(trial_id)
             entry = self._state.trials[trial_id]
-            self._tracker.start_trial(trial_id, entry.params, trial_tags(entry))
+            params, name = run_params(self._state.settings, entry), run_name(self._state.settings, entry)
+            self._tracker.start_trial(trial_id, params, trial_tags(entry), name=name)
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any

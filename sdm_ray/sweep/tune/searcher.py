@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,18 @@ from sdm_ray.sweep.state.state import SweepState
 from sdm_ray.sweep.tune.jobs import JobMaker
 
 OnResult = Callable[[TrialResult], None]
+Link = Callable[[str], Mapping[str, str]]
 
 FINISHED: str = Searcher.FINISHED
+TRIAL_NOTE = "trial"
+"""Note of a trial in Optuna: its id in the sweep."""
 MAX_EARLY_DEATHS = 3
 """Times that a trial is handed out again because its process died before the trial began."""
+
+
+def no_link(trial_id: str) -> dict[str, str]:
+    """The link of a trial that is not tracked."""
+    return {}
 
 
 class DriverOnly:
@@ -54,6 +62,7 @@ class SweepSearcher(DriverOnly, Searcher):
         unreported: points that ended under an earlier driver and that Optuna has not heard of.
         stop: asks the sweep to end, with the reason.
         announce: shows a sentence to people.
+        link: gives what Optuna shall note of a trial's run in the tracker.
     """
 
     def __init__(
@@ -66,6 +75,7 @@ class SweepSearcher(DriverOnly, Searcher):
         unreported: list[TrialResult],
         stop: Callable[[str], None],
         announce: Callable[[str], None],
+        link: Link = no_link,
     ) -> None:
         super().__init__()
         self._recorder = recorder
@@ -76,6 +86,7 @@ class SweepSearcher(DriverOnly, Searcher):
         self._unreported = unreported
         self._stop = stop
         self._announce = announce
+        self._link = link
         self._adopted = self._state.unfinished()
         self._points = first_points(self._state.settings)
         self._by_tune_id: dict[str, str] = {}
@@ -133,6 +144,7 @@ class SweepSearcher(DriverOnly, Searcher):
             number, params = self._study.ask(self._points[index] if index < len(self._points) else None)
             method = params.get("train.method", self._state.settings.trial.train.method)
             entry = Entry(f"t{index:04d}", "search", method, number, params)
+            self._study.note(number, {TRIAL_NOTE: entry.trial_id})
         return None if entry is None else self._recorder.start(entry)
 
     def _take_end(self, trial_id: str, report: dict[str, Any] | None, error: bool) -> None:
@@ -210,23 +222,27 @@ class SweepSearcher(DriverOnly, Searcher):
         entry = self._state.trials[result.trial_id]
         if entry.role == "search" and (point := self._state.judgement.ended(entry.point)) is not None:
             self._unreported.append(point)
-        report_to_optuna(self._state, self._study, self._unreported)
+        report_to_optuna(self._state, self._study, self._unreported, self._link)
         self._on_result(result)
 
 
-def report_to_optuna(state: SweepState, study: SearchStudy, unreported: list[TrialResult]) -> None:
+def report_to_optuna(
+    state: SweepState, study: SearchStudy, unreported: list[TrialResult], link: Link = no_link
+) -> None:
     """Report ended points to Optuna and drop them from the list; only failures while feasibility is unknown.
 
     Args:
         state: the sweep.
         study: what they are reported to.
         unreported: results of searched points, all their seeds together.
+        link: see `SweepSearcher`.
     """
     judgement = state.judgement
     waiting = [result for result in unreported if judgement.floor_is_pending and result.status is not Status.FAILED]
     for result in itertools.filterfalse(waiting.__contains__, unreported):
         number = state.point(result.trial_id)[0].number
         assert number is not None
+        study.note(number, {TRIAL_NOTE: result.trial_id, **link(result.trial_id)})
         values = [result.metrics.get(objective.metric) for objective in state.settings.objectives]
         violations = judgement.violations(result)
         if result.status in (Status.INFEASIBLE, Status.STOPPED):

@@ -1,0 +1,79 @@
+"""Which of a trial's metrics MLflow shows, and as what; the others wait in tags for whoever reads the run.
+
+MLflow draws a metric against its steps. So what was measured at several numbers n of labelled examples is one metric
+with n as its step, and what was measured at rungs is one with the outer step: a comparison of runs draws the curves of
+the attack. Intervals, and what only a table needs, would be charts of a single dot each. They are not logged but kept
+as JSON in tags, together with the values of the series under their own names, so that `measured` gives a run's metrics
+as its trial had them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Mapping
+
+from sdm_ray.tracking.naming import MAX_TAG
+
+BY_N = "_by_n"
+"""Ends the name of a metric whose steps are numbers of labelled examples."""
+KEPT_TAG = "sdm_ray.metrics."
+"""Begins the tags with metrics that are not logged under their own names; a number follows."""
+_AT_N = re.compile(r"(?P<head>.+)/n(?P<n>\d+)(?:/(?P<tail>[^/]+))?")
+_AT_RUNG = re.compile(r"rung/(?P<step>\d+)/(?P<tail>.+)")
+_NOT_SHOWN = re.compile(
+    r"(again/[^/]+/)?(.+/(low|high)|train/seconds_left|desired/loss|benign/.+|kept/benign/.+|kept/desired/n\d+|scratch/\w+_accuracy"
+    r"|harmful/(mean_accuracy|base_rate|bounded_accuracy|n\d+/(loss|macro_f1|mutual_information))"
+    r"|regret/(loss|n\d+)|utility/n\d+/.+|recovery/(steps|trials|flops)|cost/num_fine_tunes)"
+)
+
+Series = dict[str, dict[int, float]]
+"""Values by step, by the name of a metric."""
+
+
+def split(metrics: Mapping[str, float], objectives: Collection[str] = ()) -> tuple[dict[str, float], Series]:
+    """What of some metrics is logged: those of one value, and those that have steps of their own.
+
+    Args:
+        metrics: by legal names.
+        objectives: metrics that are logged under their own names whatever they are.
+    """
+    single: dict[str, float] = {}
+    series: Series = {}
+    for name, value in metrics.items():
+        if name in objectives:
+            single[name] = value
+        if _NOT_SHOWN.fullmatch(name):
+            continue
+        if match := _AT_RUNG.fullmatch(name):
+            series.setdefault(f"rung/{match['tail']}", {})[int(match["step"])] = value
+        elif match := _AT_N.fullmatch(name):
+            tail = "" if match["tail"] is None else f"/{match['tail']}"
+            series.setdefault(f"{match['head']}{tail}{BY_N}", {})[int(match["n"])] = value
+        else:
+            single[name] = value
+    return single, series
+
+
+def kept_tags(metrics: Mapping[str, float], logged: Collection[str]) -> dict[str, str]:
+    """Tags with the metrics that are not among the logged names; none where all are."""
+    rest = {name: value for name, value in sorted(metrics.items()) if name not in logged}
+    text = json.dumps(rest, separators=(",", ":")) if rest else ""
+    return {f"{KEPT_TAG}{at // MAX_TAG}": text[at : at + MAX_TAG] for at in range(0, len(text), MAX_TAG)}
+
+
+def measured(metrics: Mapping[str, float], tags: Mapping[str, str]) -> dict[str, float]:
+    """The metrics of a trial as it measured them, from the last values and the tags of its run.
+
+    A run of before, which has them all under their own names, gives them as they are.
+
+    Raises:
+        ValueError: when the tags are damaged.
+    """
+    parts = {int(name.removeprefix(KEPT_TAG)): text for name, text in tags.items() if name.startswith(KEPT_TAG)}
+    if not parts:
+        return dict(metrics)
+    text = "".join(parts[index] for index in sorted(parts))
+    kept: dict[str, float] = json.JSONDecoder().raw_decode(text)[0]  # a longer text of before may go on behind it
+    series = split(kept)[1]
+    return kept | {name: value for name, value in metrics.items() if name not in series}
