@@ -30,6 +30,8 @@ DESCRIBE_SECONDS = 60.0
 MAX_DESCRIPTION = 5000
 """Characters of a description: what every MLflow server takes."""
 
+ARTIFACTS = "\n\nAmong the artifacts are the picture, `frontier.png`, and the interactive page, `frontier.html`."
+
 
 def verdict(metrics: Mapping[str, float]) -> str | None:
     """What the attack says about a model, in a word or two; None where it was not attacked.
@@ -121,7 +123,7 @@ class SweepReport:
         front = judgement.front()
         head = (
             f"{settings.search.num_trials} trials: {ended}; {len(front)} on the front, "
-            f"hypervolume {hypervolume(front):.4f}. The picture, `frontier.png`, and the interactive page, "
-            "`frontier.html`, are among the artifacts.\n\n"
+            f"hypervolume {hypervolume(front):.4f}\n\n"
         )
-        return head + markdown_table(judgement.points(), max_characters=MAX_DESCRIPTION - len(head))
+        room = MAX_DESCRIPTION - len(head) - len(ARTIFACTS)
+        return head + markdown_table(judgement.points(), max_characters=room) + ARTIFACTS

@@ -175,7 +175,8 @@ class MlflowTracker:
         fresh, last = {}, {}
         metrics = finite_metrics(result.metrics)
         single, series = split(metrics, self._objectives)
-        for name, value in single.items():
+        first = {name: single[name] for name in self._objectives if name in single}  # MLflow shows them in this order
+        for name, value in (first | single).items():
             last_step, last_value = self._last.get((result.trial_id, name), (-1, None))
             if value != last_value:
                 fresh[name], last[name] = value, last_step

@@ -23,8 +23,8 @@ SHORT = {
 """Names of settings that are searched often."""
 UNTRAINED = ("pretrained", "random")
 """References to whose models no setting of training applies."""
-MAX_NAME = 100
-"""Characters of a run's name; what does not fit is among its params."""
+MAX_NAME = 60
+"""Characters of a run's name, or legends of charts leave it out; what does not fit is among its params."""
 
 
 def short_names(paths: Iterable[str]) -> dict[str, str]:
@@ -83,5 +83,5 @@ def _leaf(path: str) -> str:
 
 def _shown(value: Any) -> str:
     if isinstance(value, float):
-        return f"{value:.3g}"
+        return f"{value:.2g}"
     return "+".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
