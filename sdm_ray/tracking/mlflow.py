@@ -176,9 +176,12 @@ class MlflowTracker:
         metrics = finite_metrics(result.metrics)
         single, series = split(metrics, self._objectives)
         first = {name: single[name] for name in self._objectives if name in single}  # MLflow shows them in this order
+        alone: Series = {}
         for name, value in (first | single).items():
             last_step, last_value = self._last.get((result.trial_id, name), (-1, None))
-            if value != last_value:
+            if last_value is None:
+                alone[name] = {0: value}  # MLflow draws bars of what has no other step
+            elif value != last_value:
                 fresh[name], last[name] = value, last_step
         if step in last.values():
             step += 1
@@ -199,7 +202,7 @@ class MlflowTracker:
             trial=result.trial_id,
             step=step,
             metrics=fresh,
-            series=self._unlogged(result.trial_id, series),
+            series=self._unlogged(result.trial_id, alone | series),
             tags=tag_values(tags),
             artifacts=[*(str(folder / name) for name in ARTIFACTS), *whole],
             inputs=_inputs(result.provenance),
