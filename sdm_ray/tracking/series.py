@@ -75,5 +75,5 @@ def measured(metrics: Mapping[str, float], tags: Mapping[str, str]) -> dict[str,
         return dict(metrics)
     text = "".join(parts[index] for index in sorted(parts))
     kept: dict[str, float] = json.JSONDecoder().raw_decode(text)[0]  # a longer text of before may go on behind it
-    series = split(kept)[1]
+    series = split(kept | dict(metrics))[1]
     return kept | {name: value for name, value in metrics.items() if name not in series}

@@ -73,6 +73,11 @@ def test_no_trial_is_a_page_too(tmp_path: Path) -> None:
     assert write_page([], tmp_path / "page.html", title="s").exists()
 
 
+def test_the_page_is_drawn_again_whenever_its_width_changes(tmp_path: Path) -> None:
+    """A frame of MLflow gets its width after the page is loaded, and no `resize` comes."""
+    assert "new ResizeObserver(draw)" in write_page(POINTS, tmp_path / "page.html", title="s").read_text()
+
+
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="no Chromium on this machine")
 @pytest.mark.parametrize("measured", [True, False])
 def test_a_browser_picks_from_what_is_kept_and_hides_it_where_it_is_unknown(tmp_path: Path, measured: bool) -> None:

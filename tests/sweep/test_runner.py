@@ -105,6 +105,9 @@ def test_sweep_end_to_end(
 
     trials = stored_trials(outcome)
     assert [trial.state.name for trial in trials] == ["COMPLETE"] * 6
+    assert [trial.user_attrs for trial in trials] == [
+        {"trial": trial_id, "mlflow_run": f"run of {trial_id}"} for trial_id in ids(6)
+    ]
     assert [trial.params[WEIGHT] for trial in trials[:3]] == [3.0, 1.0, 0.5]
     for result in outcome.results:
         assert len(sweep_fakes.events(result.output_dir, "started")) == 1
@@ -123,6 +126,15 @@ def check_tracking(tracker: RecordingTracker, outcome: SweepOutcome) -> None:
     assert methods[0] == "start_sweep"
     assert methods[-2:] == ["log_sweep_artifacts", "finish_sweep"]
     assert calls[-1][1] == "complete"
+    steps = [call[2] for call in calls if call[0] == "log_sweep"]
+    assert steps == [*range(1, len(outcome.results) + 1), len(outcome.results)]
+    stand = [call[1] for call in calls if call[0] == "annotate"][-1]
+    assert stand["t0000"]["frontier"] == "infeasible"
+    assert {name for name, tags in stand.items() if tags["frontier"] == "front"} == {
+        point.trial_id for point in outcome.front
+    }
+    params = {call[1]: call[2] for call in calls if call[0] == "start_trial"}
+    assert params["tuned"].keys() == params["t0000"].keys() == {"train.method", RATE, WEIGHT}
     assert methods.count("start_trial") == methods.count("finish_trial") == len(outcome.results)
     logged = [call[3] for call in tracker.calls if call[0] == "log" and call[1] == "t0000"]
     assert logged == [1, 2]

@@ -25,13 +25,16 @@ import pytest
 
 from sdm_ray.config import TrackingSettings
 from sdm_ray.core.errors import RunError, UsageError
+from sdm_ray.core.metric_names import Metric
 from sdm_ray.core.result import Status, TrialResult
 from sdm_ray.tracking import mlflow as tracker_module
 from sdm_ray.tracking import open_tracker
 from sdm_ray.tracking.address import sqlite_uri
 from sdm_ray.tracking.client import create_database, new_client
-from sdm_ray.tracking.outbox import SWEEP_RUN
-from sdm_ray.tracking.sink import TRIAL_TAG
+from sdm_ray.tracking.outbox import SWEEP_RUN, Journal
+from sdm_ray.tracking.runs import find_run
+from sdm_ray.tracking.sink import SWEEP_TAG, TRIAL_TAG, MlflowSink
+from tests.tracking.test_series import all_metrics
 
 SETTINGS = {"name": "unit", "search": {"num_trials": 4}, "storage": None}
 
@@ -116,6 +119,97 @@ def test_a_sweep_becomes_a_parent_run_with_a_child_run_for_each_trial(sweep_dir:
     assert [file.path for file in client.list_artifacts(child.info.run_id)] == ["config.yaml"]
     assert [file.path for file in client.list_artifacts(parent.info.run_id)] == ["frontier.json"]
     assert (sweep_dir / "mlartifacts").is_dir()
+
+
+def test_a_trial_is_a_few_metrics_with_steps_however_often_it_is_told(sweep_dir: Path) -> None:
+    """Accuracy against n is one metric with n as its step; results that stand alone have step 0."""
+    tracker = started(sweep_dir)
+    metrics = all_metrics()
+    tracker.start_trial("t0", {}, {}, name="t0 · weight 3.1")
+    for step in (10, 20):
+        tracker.log(
+            "t0", {f"train/{index}": step + index for index in range(15)} | {Metric.rung_desired(step): 0.5}, step
+        )
+    result = dataclasses.replace(result_of("t0", sweep_dir), metrics=metrics)
+    for _ in range(2):
+        tracker.finish_trial(result)
+    tracker.finish_sweep("complete")
+    client, run = client_of(sweep_dir), runs_of(sweep_dir)["t0"]
+    assert run.info.run_name == "t0 · weight 3.1"
+    assert len(metrics) > 90
+    assert len(run.data.metrics) <= 35
+
+    def history(name: str) -> list[tuple[int, float]]:
+        return [(metric.step, metric.value) for metric in client.get_metric_history(run.info.run_id, name)]
+
+    assert history("harmful/accuracy_by_n") == [(n, metrics[Metric.harmful_accuracy(n)]) for n in (20, 100)]
+    assert history("rung/desired_accuracy") == [(10, 0.5), (20, 0.5)]
+    assert history("desired/accuracy") == [(0, metrics["desired/accuracy"])]
+    training = {name: value for name, value in run.data.metrics.items() if name.startswith(("train/", "rung/"))}
+    found = find_run(run.info.run_id, uri=sqlite_uri(sweep_dir / "mlflow.db"))
+    assert found.metrics == metrics | training, "nothing is lost to those who read the run"
+
+
+def test_a_sweep_has_metrics_over_trials_and_a_description_and_its_trials_stand_somewhere(sweep_dir: Path) -> None:
+    """What is so already is not sent again, by this process or the next."""
+    tracker = started(sweep_dir)
+    tracker.start_trial("t0", {}, {})
+    for volume in (0.1, 0.1, 0.2):
+        tracker.log_sweep({"sweep/hypervolume": volume}, 1)
+    tracker.log_sweep({"sweep/hypervolume": 0.3}, 2)
+    tracker.log_sweep({"sweep/hypervolume": 0.9}, 1)
+    tracker.annotate({"t0": {"frontier": "front", "verdict": None}, "gone": {"frontier": "near"}}, description="| a |")
+    tracker.finish_sweep("complete")
+    again = started(sweep_dir)
+    before = len(list(again._journal.records()))
+    again.annotate({"t0": {"frontier": "front"}}, description="| a |")
+    again.log_sweep({"sweep/hypervolume": 0.3}, 2)
+    assert len(list(again._journal.records())) == before
+    again.annotate({"t0": {"frontier": "dominated"}})
+    again.finish_sweep("complete")
+    runs = runs_of(sweep_dir)
+    assert set(runs) == {SWEEP_RUN, "t0"}
+    assert runs["t0"].data.tags["frontier"] == "dominated"
+    assert "verdict" not in runs["t0"].data.tags
+    parent = runs[SWEEP_RUN]
+    assert parent.data.tags["mlflow.note.content"] == "| a |"
+    history = client_of(sweep_dir).get_metric_history(parent.info.run_id, "sweep/hypervolume")
+    assert [(metric.step, metric.value) for metric in history] == [(1, 0.1), (1, 0.2), (2, 0.3)]
+
+
+def test_records_that_are_delivered_twice_leave_the_same_run(sweep_dir: Path) -> None:
+    tracker = started(sweep_dir)
+    tracker.start_trial("t0", {"a": 1}, {})
+    tracker.finish_trial(dataclasses.replace(result_of("t0", sweep_dir), metrics=all_metrics()))
+    tracker.annotate({"t0": {"frontier": "front"}}, description="text")
+    tracker.finish_sweep("complete")
+    records = list(Journal(sweep_dir / "tracking").records())
+    before = runs_of(sweep_dir)
+    client = client_of(sweep_dir)
+
+    def histories() -> dict[str, list[Any]]:
+        run = before["t0"]
+        return {name: client.get_metric_history(run.info.run_id, name) for name in run.data.metrics}
+
+    first = histories()
+    sink = MlflowSink(sqlite_uri(sweep_dir / "mlflow.db"), "sdm-ray", None, before["t0"].data.tags[SWEEP_TAG])
+    sink.apply(records)
+    assert histories() == first
+    after = runs_of(sweep_dir)
+    assert {name: run.data.tags for name, run in after.items()} == {name: run.data.tags for name, run in before.items()}
+
+
+@pytest.mark.parametrize(
+    ("uri", "server"), [(None, "http://127.0.0.1:5000"), ("http://u:secret@host:1/", "http://u:***@host:1")]
+)
+def test_a_run_has_a_link_once_it_is_there(sweep_dir: Path, uri: str | None, server: str) -> None:
+    tracker = open_tracker(TrackingSettings(uri=uri), sweep_dir)
+    assert tracker.run_link("t0") == {}
+    sink: Any = MlflowSink("", "", None, "")
+    sink.experiment_id, sink._runs = "7", {"t0": "abc"}
+    tracker._sink = sink  # type: ignore[attr-defined]
+    assert tracker.run_link("t0") == {"mlflow_run": "abc", "mlflow_url": f"{server}/#/experiments/7/runs/abc"}
+    assert tracker.run_link("t1") == {}
 
 
 def test_data_and_encoder_are_inputs_of_a_trial(sweep_dir: Path) -> None:
@@ -316,6 +410,7 @@ def test_the_hint_names_the_command_and_a_page_that_shows_the_trials(
     assert words[:2] == ["mlflow", "ui"]
     assert words[words.index("--backend-store-uri") + 1] == sqlite_uri(sweep_dir / "mlflow.db")
     assert words[words.index("--host") + 1] == "127.0.0.1"
+    assert words[words.index("--workers") + 1] == "1", "four processes for one person are three too many"
     fragment = urlsplit(page).fragment
     path, _, query = fragment.partition("?")
     values = parse_qs(query)

@@ -45,6 +45,24 @@ def test_ends_are_told_as_what_they_are(tmp_path: Path) -> None:
     assert best == [0], "trial 1 dominates all but is infeasible, trial 3 is dominated"
 
 
+def test_objectives_have_names_and_trials_notes(tmp_path: Path) -> None:
+    """For dashboards; the objectives of a study of before get theirs when it is opened again."""
+    study = open_study(tmp_path)
+    number, _ = study.ask()
+    study.note(number, {"trial": "t0000"})
+    study.note(number, {"trial": "t0000", "mlflow_url": "http://host/#/run"})
+    study.tell(number, [0.9, 0.6], violations={})
+    study.note(number, {"trial": "another"})
+    names = ["desired/accuracy", "harmful/worst_accuracy"]
+    assert stored(tmp_path).metric_names == names
+    assert stored(tmp_path).trials[0].user_attrs == {"trial": "t0000", "mlflow_url": "http://host/#/run"}
+    before = stored(tmp_path)
+    before._storage.set_study_system_attr(before._study_id, "study:metric_names", None)
+    assert stored(tmp_path).metric_names is None
+    open_study(tmp_path, create=False)
+    assert stored(tmp_path).metric_names == names
+
+
 def test_telling_twice_changes_nothing(tmp_path: Path) -> None:
     study = open_study(tmp_path)
     number, _ = study.ask()
