@@ -82,11 +82,16 @@ class SweepReport:
 
     state: SweepState
     tracker: Tracker
+    _num_ended: int = field(init=False)
     _due: float = field(default=-math.inf, init=False)
     _described: float = field(default=-math.inf, init=False)
 
+    def __post_init__(self) -> None:
+        self._num_ended = sum(entry.result is not None for entry in self.state.trials.values())
+
     def take(self, result: TrialResult) -> None:
         """A trial has ended, and the tracker has its end."""
+        self._num_ended += 1
         self._log(result if self.state.trials[result.trial_id].role == "search" else None)
         started = time.monotonic()
         if started >= self._due:
@@ -106,15 +111,12 @@ class SweepReport:
         if result is not None and result.status in (Status.COMPLETE, Status.INFEASIBLE):
             measured = {"sweep/desired": drawn["desired_metric"], "sweep/harmful": drawn["harmful_metric"]}
             metrics |= {name: result.metrics[metric] for name, metric in measured.items() if metric in result.metrics}
-        self.tracker.log_sweep(metrics, self._num_ended())
+        self.tracker.log_sweep(metrics, self._num_ended)
 
     def _annotate(self, *, describe: bool) -> None:
         if describe:
             self._described = time.monotonic()
         self.tracker.annotate(standings(self.state), description=self._description() if describe else None)
-
-    def _num_ended(self) -> int:
-        return sum(entry.result is not None for entry in self.state.trials.values())
 
     def _description(self) -> str:
         judgement, settings = self.state.judgement, self.state.settings
