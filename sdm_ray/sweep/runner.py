@@ -26,6 +26,7 @@ from sdm_ray.sweep.state.ledger import trial_folder
 from sdm_ray.sweep.state.recorder import Recorder
 from sdm_ray.sweep.view.live import View, default_view
 from sdm_ray.tracking import Tracker, open_tracker
+from sdm_ray.tracking.outbox import SWEEP_RUN
 
 if TYPE_CHECKING:
     from sdm_ray.sweep.search.study import SearchStudy
@@ -190,6 +191,7 @@ def _search(run: _Run) -> None:
     report_to_optuna(run.recorder.state, study, unreported)
     if run.recorder.state.num_missing():
         _run_missing(run, study, unreported)
+    study.note_sweep(run.tracker.run_link(SWEEP_RUN))
     run.frontier.importances = study.importances([objective.metric for objective in run.settings.objectives])
 
 

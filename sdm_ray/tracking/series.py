@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Mapping
+from functools import lru_cache
 
 from sdm_ray.tracking.naming import MAX_TAG
 
@@ -41,18 +42,25 @@ def split(metrics: Mapping[str, float], objectives: Collection[str] = ()) -> tup
     single: dict[str, float] = {}
     series: Series = {}
     for name, value in metrics.items():
-        if name in objectives:
+        shown, step = _place(name)
+        if name in objectives or shown == name:
             single[name] = value
-        if _NOT_SHOWN.fullmatch(name):
-            continue
-        if match := _AT_RUNG.fullmatch(name):
-            series.setdefault(f"rung/{match['tail']}", {})[int(match["step"])] = value
-        elif match := _AT_N.fullmatch(name):
-            tail = "" if match["tail"] is None else f"/{match['tail']}"
-            series.setdefault(f"{match['head']}{tail}{BY_N}", {})[int(match["n"])] = value
-        else:
-            single[name] = value
+        if step is not None:
+            series.setdefault(shown, {})[step] = value
     return single, series
+
+
+@lru_cache(maxsize=4096)
+def _place(name: str) -> tuple[str, int | None]:
+    """The name that a metric is logged under, empty where it is not, and its own step where it has one."""
+    if _NOT_SHOWN.fullmatch(name):
+        return "", None
+    if match := _AT_RUNG.fullmatch(name):
+        return f"rung/{match['tail']}", int(match["step"])
+    if match := _AT_N.fullmatch(name):
+        tail = "" if match["tail"] is None else f"/{match['tail']}"
+        return f"{match['head']}{tail}{BY_N}", int(match["n"])
+    return name, None
 
 
 def kept_tags(metrics: Mapping[str, float], logged: Collection[str]) -> dict[str, str]:

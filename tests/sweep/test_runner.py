@@ -103,6 +103,8 @@ def test_sweep_end_to_end(
     judged = {result.trial_id: result.status for result in view.ended}
     assert judged == {result.trial_id: result.status for result in outcome.results}
 
+    (study,) = optuna.get_all_study_summaries(f"sqlite:///{outcome.folder}/optuna.db")
+    assert study.user_attrs == {"mlflow_run": "run of -"}
     trials = stored_trials(outcome)
     assert [trial.state.name for trial in trials] == ["COMPLETE"] * 6
     assert [trial.user_attrs for trial in trials] == [

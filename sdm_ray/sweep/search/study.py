@@ -137,6 +137,11 @@ class SearchStudy:
                     trial.set_user_attr(name, value)
             self._asked[number] = trial
 
+    def note_sweep(self, notes: Mapping[str, str]) -> None:
+        """Note of the whole study what a dashboard shall show."""
+        for name, value in notes.items():
+            self._study.set_user_attr(name, value)
+
     def pending(self) -> set[int]:
         """Numbers of trials that were handed out and whose end is not recorded."""
         trials = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
