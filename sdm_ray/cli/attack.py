@@ -59,9 +59,11 @@ def run(
     The model of a tracked run (`mlflow:RUN_ID`) is attacked where it lies, or from the run's artifacts, and the run
     gets the result.
     """
+    from sdm_ray.sweep.cluster.choice import check_out
     from sdm_ray.tracking.artifacts import model_folder
     from sdm_ray.tracking.runs import find_run
 
+    check_out(out)
     if not is_reference(model):
         _attack(model, config, preset, overrides, out, ray_address, winners=winners)
         return
@@ -205,8 +207,7 @@ def _runner(ray_address: str | None, device: str) -> Iterator[Any]:
     from sdm_ray.sweep.cluster.attack_runner import ray_runner
     from sdm_ray.sweep.cluster.connection import cluster
 
-    address = None if ray_address == "local" else ray_address
-    resources = ResourceSettings(ray_address=address, cpus_per_trial=1, gpus_per_trial=int(device == "cuda"))
+    resources = ResourceSettings(ray_address=ray_address, cpus_per_trial=1, gpus_per_trial=int(device == "cuda"))
     with cluster(resources) as num_workers:
         yield ray_runner(resources, num_workers)
 

@@ -34,7 +34,7 @@ LITTLE_SHARED_MEMORY_BYTES = 2**28
 _START_RAY = (
     "from sdm_ray.config import ResourceSettings\n"
     "from sdm_ray.sweep.cluster.connection import cluster\n"
-    "with cluster(ResourceSettings()) as fits:\n"
+    "with cluster(ResourceSettings(ray_address='local')) as fits:\n"
     "    print(f'starts on loopback; {fits} trials of 1 CPU fit at once')\n"
 )
 

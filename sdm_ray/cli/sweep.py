@@ -75,12 +75,14 @@ def print_table(points: Sequence[Point]) -> None:
 
 def run_checked(settings: SweepSettings, *, resume: bool) -> SweepOutcome:
     """Run a sweep whose data and encoder have been tried, and say what failed in it."""
+    from sdm_ray.sweep.cluster.choice import check_output_dir, choose_cluster
     from sdm_ray.sweep.runner import run_sweep
     from sdm_ray.sweep.search.samplers import attack_samplers
     from sdm_ray.trial.context import TrialContext
     from sdm_ray.trial.workspace import check_inputs
 
-    if settings.resources.ray_address is None:  # on a cluster the driver may not see what the trials see
+    check_output_dir(settings)
+    if choose_cluster(settings.resources).is_private:  # on a cluster the driver may not see what the trials see
         check_inputs(settings.trial, TrialContext(samplers=attack_samplers()))
     outcome = run_sweep(settings, resume=resume)
     for result in outcome.failures:

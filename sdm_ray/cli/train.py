@@ -29,6 +29,9 @@ FILES = {"log": LOG, "plot": FIGURE, "model": "model", "attacks": "attack.parque
 
 def run(settings: TrialSettings, config: Path, out: Path | None, tracking_uri: str | None = None) -> None:
     """Train, attack and print what came out; a config from a tracked sweep is tracked beside its trial."""
+    from sdm_ray.sweep.cluster.choice import check_out
+
+    check_out(out)
     from sdm_ray.attack.protocol import AttackReport
     from sdm_ray.sweep.search.samplers import attack_samplers
     from sdm_ray.trial.context import TrialContext

@@ -106,7 +106,8 @@ class ResourceSettings(Settings):
     """Seconds without progress after which a trial's process is taken for hung, killed and started again, as one that
     died; None waits for ever."""
     ray_address: str | None = None
-    """Address of a running Ray cluster (`auto` finds it); None starts a local one that listens on loopback only."""
+    """Address of a running Ray cluster (`auto` finds it), or `local` for one of the sweep's own, on loopback only. None
+    is the cluster of the Ray job that the sweep runs in, else that of `RAY_ADDRESS`, else `local`."""
 
 
 class TrackingSettings(Settings):
