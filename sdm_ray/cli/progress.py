@@ -14,7 +14,7 @@ from rich.table import Column
 from rich.text import Text
 
 from sdm_ray.core.metric_names import Metric
-from sdm_ray.core.progress import Progress, run_through
+from sdm_ray.core.progress import WAIT, Progress, run_through, stage_label
 
 T = TypeVar("T")
 
@@ -116,14 +116,15 @@ def _bars(work: Generator[Progress, None, T], subject: str) -> T:
 
         def show(progress: Progress) -> None:
             stage = progress.stage
+            total = None if stage == WAIT else progress.total  # nobody knows how long a wait is
             if stage not in tasks:
-                title = f"{stage} {subject}".strip()
-                tasks[stage], known[stage] = bars.add_task(title, total=progress.total, words="", left=None), {}
+                title = stage_label(stage) if stage == subject else f"{stage_label(stage)} {subject}".strip()
+                tasks[stage], known[stage] = bars.add_task(title, total=total, words="", left=None), {}
             known[stage] |= progress.metrics
             bars.update(
                 tasks[stage],
                 completed=progress.done,
-                total=progress.total,
+                total=total,
                 words=words(stage, known[stage]),
                 left=known[stage].get(Metric.TRAIN_SECONDS_LEFT),
             )
@@ -143,9 +144,9 @@ def _lines(work: Generator[Progress, None, T], subject: str) -> T:
             last = now
             left = metrics.get(Metric.TRAIN_SECONDS_LEFT)
             parts = (
-                progress.stage,
-                subject,
-                f"{progress.done}/{progress.total}",
+                stage_label(progress.stage),
+                "" if subject == progress.stage else subject,
+                f"{progress.done} s" if progress.stage == WAIT else f"{progress.done}/{progress.total}",
                 "" if left is None else f"{clock(left)} left",
                 words(progress.stage, metrics),
             )
