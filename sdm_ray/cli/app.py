@@ -152,7 +152,8 @@ def train(
     tracking_uri: Annotated[
         str | None,
         typer.Option(
-            help="MLflow to log to; `none` logs nowhere. [default: where the config's sweep was tracked, else none]",
+            help="MLflow to log to; `none` logs nowhere. [default: $MLFLOW_TRACKING_URI, else where the config's sweep "
+            "was tracked, else none]",
             show_default=False,
         ),
     ] = None,
@@ -305,7 +306,10 @@ def schema(document: Annotated[Document, typer.Argument(help="Which settings.")]
 @app.command()
 def doctor(
     deep: Annotated[bool, typer.Option("--deep", help="Also start and stop a local Ray.")] = False,
-    tracking_uri: Annotated[str | None, typer.Option(help="MLflow server to try.")] = None,
+    tracking_uri: Annotated[
+        str | None,
+        typer.Option(help="MLflow server to try. [default: $MLFLOW_TRACKING_URI, else none]", show_default=False),
+    ] = None,
 ) -> None:
     """Say what works on this machine and what does not: versions, devices, Ray, MLflow, hub, disk."""
     from sdm_ray.cli.diagnosis import run

@@ -23,6 +23,7 @@ from rich.table import Table
 
 from sdm_ray.cli.progress import console
 from sdm_ray.config import RuntimeSettings
+from sdm_ray.tracking.place import URI
 
 Level = Literal["ok", "warn", "fail"]
 
@@ -290,7 +291,7 @@ STYLE = {"ok": "green", "warn": "yellow", "fail": "red"}
 
 def run(*, deep: bool, tracking_uri: str | None) -> None:
     """Print every check; exit code 1 when one failed."""
-    checks = diagnose(RuntimeSettings().cache_folder(), deep=deep, tracking_uri=tracking_uri)
+    checks = diagnose(RuntimeSettings().cache_folder(), deep=deep, tracking_uri=tracking_uri or os.environ.get(URI))
     table = Table(box=None, pad_edge=False)
     for heading in ("check", "status", "detail"):
         table.add_column(heading, overflow="fold")

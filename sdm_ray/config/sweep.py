@@ -116,9 +116,12 @@ class TrackingSettings(Settings):
     enabled: bool = True
     """Log to MLflow."""
     uri: str | None = None
-    """Tracking URI; None is a sqlite file in the sweep's folder."""
-    experiment: str = "sdm-ray"
-    """MLflow experiment."""
+    """Tracking URI. None is that of `MLFLOW_TRACKING_URI`, else `mlflow.db` in `output_dir`, which all sweeps there
+    share (with `storage_path` the sweep's own folder, which is what is copied). A sweep goes on where it began."""
+    experiment: str | None = None
+    """MLflow experiment. None is that of `MLFLOW_EXPERIMENT_NAME`, else `sdm-ray`."""
+    tags: dict[str, str] = {}
+    """Tags of every run, beside those of `MLFLOW_RUN_CONTEXT`."""
     log_models: bool = False
     """Upload every released model (weights included) to its run, so that others attack and register it from there."""
     system_metrics: bool = False

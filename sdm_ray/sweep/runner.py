@@ -26,6 +26,7 @@ from sdm_ray.sweep.state.ledger import trial_folder
 from sdm_ray.sweep.state.recorder import Recorder
 from sdm_ray.sweep.view.live import View, default_view
 from sdm_ray.tracking import Tracker, open_tracker
+from sdm_ray.tracking.place import choose_place
 
 if TYPE_CHECKING:
     from sdm_ray.sweep.search.study import SearchStudy
@@ -126,7 +127,12 @@ def run_sweep(
         stack.callback(view.close)
         if resume:
             recorder.restart_failed_references()
-        tracker = open_tracker(settings.tracking, folder, fetch=partial(_fetch_trial, settings, folder))
+        tracking = settings.tracking
+        if tracking.enabled:
+            place = choose_place(tracking, folder, own=settings.storage_path is not None)
+            view.message(str(place))
+            tracking = place.apply(tracking)
+        tracker = open_tracker(tracking, folder, fetch=partial(_fetch_trial, settings, folder))
         run = _Run(
             settings=settings,
             folder=folder,

@@ -156,8 +156,7 @@ def test_failures_of_every_kind(tmp_path: Path) -> None:
     assert failed["t0002"] == "the trial reported no desired/accuracy"
     assert failed["t0003"].startswith("SystemExit")
     assert failed["t0005"] == (
-        "its process died twice: killed, or crashed without a word; "
-        "resources.max_failures allows no further start"
+        "its process died twice: killed, or crashed without a word; resources.max_failures allows no further start"
     ), "and not that it hung"
     assert {point.trial_id for point in outcome.points} == results.keys() - failed.keys()
     assert len(sweep_fakes.events(results["t0004"].output_dir, "started")) == 2

@@ -182,7 +182,7 @@ def ended(folder: Path) -> set[str]:
 def run_states(folder: Path) -> dict[str, int]:
     from mlflow import MlflowClient
 
-    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    client = MlflowClient(f"sqlite:///{folder.parent}/mlflow.db")
     runs: list[Any] = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
     found = [run.info.status for run in runs]
     return {state: found.count(state) for state in {*found, "RUNNING"}}
