@@ -12,7 +12,7 @@ import typer
 from rich.markup import escape
 from rich.text import Text
 
-from sdm_ray.cli.progress import console, error_console, follow
+from sdm_ray.cli.progress import IMPORTING, READING, console, error_console, follow, say
 from sdm_ray.cli.tables import attack_table, family_table, walking_back
 from sdm_ray.config import (
     EncoderSettings,
@@ -64,6 +64,7 @@ def run(
     from sdm_ray.tracking.runs import find_run
 
     check_out(out)
+    say(IMPORTING)
     if not is_reference(model):
         _attack(model, config, preset, overrides, out, ray_address, winners=winners)
         return
@@ -97,6 +98,7 @@ def _attack(
         check_weights(tracked, None if exported is None else exported.params, model)
     released = exported.meta.settings if exported is not None and exported.meta is not None else None
     settings = attack_settings(config, preset, overrides, released)
+    say(READING)
     work, release = _opened(model, settings, exported, released)
     try:
         with _runner(ray_address, work.device.type) as runner:

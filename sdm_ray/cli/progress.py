@@ -19,6 +19,9 @@ from sdm_ray.core.progress import WAIT, Progress, run_through, stage_label
 T = TypeVar("T")
 
 SECONDS_BETWEEN_LINES = 10.0
+IMPORTING = "importing torch and transformers"
+READING = "reading data and encoder; texts are tokenised unless the cache has them"
+"""What a command says before its first step."""
 LINE_WIDTH = 100
 """Columns that a line of training needs; what a terminal has above them is the bar's."""
 NO_TERMS = (
@@ -50,6 +53,11 @@ def follow(work: Generator[Progress, None, T], subject: str = "") -> T:
         subject: what is worked on, where a command works on several things.
     """
     return _bars(work, subject) if error_console.is_terminal else _lines(work, subject)
+
+
+def say(text: str) -> None:
+    """One line about what comes next and takes seconds, for people alone: standard error."""
+    error_console.print(text, markup=False, soft_wrap=True)
 
 
 def words(stage: str, metrics: Mapping[str, float]) -> str:
