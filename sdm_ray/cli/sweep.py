@@ -82,12 +82,13 @@ def run_checked(settings: SweepSettings, *, resume: bool) -> SweepOutcome:
     from sdm_ray.sweep.runner import run_sweep
 
     check_output_dir(settings)
+    cluster = choose_cluster(settings.resources)
     say(IMPORTING)
     from sdm_ray.sweep.search.samplers import attack_samplers
     from sdm_ray.trial.context import TrialContext
     from sdm_ray.trial.workspace import check_inputs
 
-    if choose_cluster(settings.resources).is_private:  # on a cluster the driver may not see what the trials see
+    if cluster.is_private:  # on a cluster the driver may not see what the trials see
         say(READING)
         check_inputs(settings.trial, TrialContext(samplers=attack_samplers()))
     outcome = run_sweep(settings, resume=resume)
