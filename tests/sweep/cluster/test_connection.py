@@ -125,11 +125,12 @@ def test_a_submitted_sweep_stops_cleanly_and_is_submitted_again(
                 "num_examples": [8], "num_search_trials": 2, "num_rerun_seeds": 2, "num_steps_min": 4,
                 "num_steps_max": 8, "batch_sizes": [4],
             },
+            "scratch": {"enabled": False},
             "runtime": {"cache_dir": str(tmp_path / "cache")},
         },
         "space": {"train.learning_rate": {"type": "float", "low": 0.001, "high": 0.01}},
         "references": ["tuned"],
-        "search": {"num_trials": 4, "sampler": "random"},
+        "search": {"num_trials": 4, "sampler": "random", "require_audit": False},  # an empty frontier is exit code 1
     }  # fmt: skip
     path = tmp_path / "sweep.yaml"
     path.write_text(yaml.safe_dump(document))
