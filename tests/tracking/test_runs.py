@@ -229,7 +229,8 @@ def test_a_training_is_linked_to_the_sweep_of_its_config(
     assert not Path("third.yaml").exists()
     train = ["train", "best.yaml", "--method", "tuned", "--out", "larger"]
     main_exits(train)
-    out = capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert f"tracking in MLflow at {sqlite_uri(sweep.parent / 'mlflow.db')} (that of the config's sweep)" in err
     assert "tracked mlflow ui --backend-store-uri" in out
     main_exits(train)
     known = ids(sweep.parent / "mlflow.db")

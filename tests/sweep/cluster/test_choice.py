@@ -65,6 +65,8 @@ def test_a_ray_of_the_sweeps_own_sees_neither_the_address_nor_the_job(monkeypatc
     """With the job's runtime environment in place every worker would die: the private Ray has not got its packages."""
     monkeypatch.setenv(ADDRESS, "10.0.0.1:6379")
     monkeypatch.setenv(JOB, '{"runtime_env": {"working_dir": "gcs://_ray_pkg_0123.zip"}}')
+    for name in FREE_PORTS:
+        monkeypatch.delenv(name, raising=False)  # a Ray of other tests may be running in this process
     with ray_environment(local=True):
         assert not {ADDRESS, JOB} & os.environ.keys()
         assert FREE_PORTS.items() <= os.environ.items()
