@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal, Self, get_args
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
@@ -112,6 +114,9 @@ class ResourceSettings(Settings):
 
 class TrackingSettings(Settings):
     """MLflow."""
+
+    LATER: ClassVar[frozenset[str]] = frozenset({"tags"})
+    FORMERLY: ClassVar[Mapping[str, Any]] = MappingProxyType({"experiment": "sdm-ray"})
 
     enabled: bool = True
     """Log to MLflow."""

@@ -251,3 +251,10 @@ def test_two_sweeps_write_into_one_database_at_once(tmp_path: Path) -> None:
             if run.info.run_name != name:
                 assert run.data.metrics["desired/accuracy"] == 0.5
                 assert len(client.get_metric_history(run.info.run_id, "loss")) == 5
+
+
+def test_settings_that_name_no_place_are_identified_as_before() -> None:
+    identity = TrackingSettings().identity()
+    assert identity == TrackingSettings(experiment="sdm-ray").identity()
+    assert "tags" not in identity
+    assert TrackingSettings(tags={"team": "red"}).identity() != identity != TrackingSettings(experiment="x").identity()
