@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from sdm_ray.sweep.cluster.connection import cluster
 from tests.fakes import files as helpers
 
 torch.set_num_threads(1)
+for name in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_RUN_CONTEXT"):
+    os.environ.pop(name, None)  # a test that wants one sets it
 TESTS = Path(__file__).parent
 
 

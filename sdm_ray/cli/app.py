@@ -202,7 +202,8 @@ def train(
     tracking_uri: Annotated[
         str | None,
         typer.Option(
-            help="MLflow to log to; `none` logs nowhere. [default: where the config's sweep was tracked, else none]",
+            help="MLflow to log to; `none` logs nowhere. [default: $MLFLOW_TRACKING_URI, else where the config's sweep "
+            "was tracked, else none]",
             show_default=False,
         ),
     ] = None,
@@ -369,7 +370,10 @@ def schema(
 @app.command()
 def doctor(
     deep: Annotated[bool, typer.Option("--deep", help="Also start and stop a local Ray.")] = False,
-    tracking_uri: Annotated[str | None, typer.Option(help="MLflow server to try.")] = None,
+    tracking_uri: Annotated[
+        str | None,
+        typer.Option(help="MLflow server to try. [default: $MLFLOW_TRACKING_URI, else none]", show_default=False),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Say what works on this machine and what does not: versions, devices, Ray, MLflow, hub, disk."""

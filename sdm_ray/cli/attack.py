@@ -12,7 +12,7 @@ import typer
 from rich.markup import escape
 from rich.text import Text
 
-from sdm_ray.cli.progress import console, error_console, follow
+from sdm_ray.cli.progress import IMPORTING, READING, console, error_console, follow, say
 from sdm_ray.cli.tables import attack_table, family_table, walking_back
 from sdm_ray.config import (
     EncoderSettings,
@@ -62,9 +62,12 @@ def run(
     The model of a tracked run (`mlflow:RUN_ID`) is attacked where it lies, or from the run's artifacts, and the run
     gets the result.
     """
+    from sdm_ray.sweep.cluster.choice import check_out
     from sdm_ray.tracking.artifacts import model_folder
     from sdm_ray.tracking.runs import find_run
 
+    check_out(out)
+    say(IMPORTING)
     if not is_reference(model):
         _attack(model, config, preset, given, out, ray_address, winners=winners)
         return
@@ -98,6 +101,7 @@ def _attack(
         check_weights(tracked, None if exported is None else exported.params, model)
     released = exported.meta.settings if exported is not None and exported.meta is not None else None
     settings = load_own_modules(attack_settings(config, preset, given[0], released), given[1])
+    say(READING)
     work, release = _opened(model, settings, exported, released)
     try:
         with _runner(ray_address, work.device.type, settings.modules) as runner:
@@ -208,8 +212,7 @@ def _runner(ray_address: str | None, device: str, modules: dict[str, str]) -> It
     from sdm_ray.sweep.cluster.attack_runner import ray_runner
     from sdm_ray.sweep.cluster.connection import cluster
 
-    address = None if ray_address == "local" else ray_address
-    resources = ResourceSettings(ray_address=address, cpus_per_trial=1, gpus_per_trial=int(device == "cuda"))
+    resources = ResourceSettings(ray_address=ray_address, cpus_per_trial=1, gpus_per_trial=int(device == "cuda"))
     with cluster(resources) as num_workers:
         yield ray_runner(resources, num_workers, modules)
 

@@ -23,6 +23,7 @@ from rich.table import Table
 
 from sdm_ray.cli.progress import console, print_json
 from sdm_ray.config import RuntimeSettings
+from sdm_ray.tracking.place import URI
 
 Level = Literal["ok", "warn", "fail"]
 
@@ -34,7 +35,7 @@ LITTLE_SHARED_MEMORY_BYTES = 2**28
 _START_RAY = (
     "from sdm_ray.config import ResourceSettings\n"
     "from sdm_ray.sweep.cluster.connection import cluster\n"
-    "with cluster(ResourceSettings()) as fits:\n"
+    "with cluster(ResourceSettings(ray_address='local')) as fits:\n"
     "    print(f'starts on loopback; {fits} trials of 1 CPU fit at once')\n"
 )
 
@@ -290,7 +291,7 @@ STYLE = {"ok": "green", "warn": "yellow", "fail": "red"}
 
 def run(*, deep: bool, tracking_uri: str | None, as_json: bool = False) -> None:
     """Print every check; exit code 1 when one failed."""
-    checks = diagnose(RuntimeSettings().cache_folder(), deep=deep, tracking_uri=tracking_uri)
+    checks = diagnose(RuntimeSettings().cache_folder(), deep=deep, tracking_uri=tracking_uri or os.environ.get(URI))
     failed = any(check.status == "fail" for check in checks)
     if as_json:
         print_json({"works": not failed, "checks": [asdict(check) for check in checks]})

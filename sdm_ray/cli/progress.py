@@ -16,11 +16,14 @@ from rich.text import Text
 
 from sdm_ray.core.files import null_for_nan
 from sdm_ray.core.metric_names import Metric
-from sdm_ray.core.progress import Progress, run_through
+from sdm_ray.core.progress import WAIT, Progress, run_through, stage_label
 
 T = TypeVar("T")
 
 SECONDS_BETWEEN_LINES = 10.0
+IMPORTING = "importing torch and transformers"
+READING = "reading data and encoder; texts are tokenised unless the cache has them"
+"""What a command says before its first step."""
 LINE_WIDTH = 100
 """Columns that a line of training needs; what a terminal has above them is the bar's."""
 NO_TERMS = (
@@ -52,6 +55,11 @@ def follow(work: Generator[Progress, None, T], subject: str = "") -> T:
         subject: what is worked on, where a command works on several things.
     """
     return _bars(work, subject) if error_console.is_terminal else _lines(work, subject)
+
+
+def say(text: str) -> None:
+    """One line about what comes next and takes seconds, for people alone: standard error."""
+    error_console.print(text, markup=False, soft_wrap=True)
 
 
 def words(stage: str, metrics: Mapping[str, float]) -> str:
@@ -123,14 +131,15 @@ def _bars(work: Generator[Progress, None, T], subject: str) -> T:
 
         def show(progress: Progress) -> None:
             stage = progress.stage
+            total = None if stage == WAIT else progress.total  # nobody knows how long a wait is
             if stage not in tasks:
-                title = f"{stage} {subject}".strip()
-                tasks[stage], known[stage] = bars.add_task(title, total=progress.total, words="", left=None), {}
+                title = stage_label(stage) if stage == subject else f"{stage_label(stage)} {subject}".strip()
+                tasks[stage], known[stage] = bars.add_task(title, total=total, words="", left=None), {}
             known[stage] |= progress.metrics
             bars.update(
                 tasks[stage],
                 completed=progress.done,
-                total=progress.total,
+                total=total,
                 words=words(stage, known[stage]),
                 left=known[stage].get(Metric.TRAIN_SECONDS_LEFT),
             )
@@ -150,9 +159,9 @@ def _lines(work: Generator[Progress, None, T], subject: str) -> T:
             last = now
             left = metrics.get(Metric.TRAIN_SECONDS_LEFT)
             parts = (
-                progress.stage,
-                subject,
-                f"{progress.done}/{progress.total}",
+                stage_label(progress.stage),
+                "" if subject == progress.stage else subject,
+                f"{progress.done} s" if progress.stage == WAIT else f"{progress.done}/{progress.total}",
                 "" if left is None else f"{clock(left)} left",
                 words(progress.stage, metrics),
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -11,10 +12,11 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 import typer
 from rich.markup import escape
 
-from sdm_ray.cli.progress import console, error_console, print_json
+from sdm_ray.cli.progress import IMPORTING, READING, console, error_console, print_json, say
 from sdm_ray.config import SweepSettings, to_yaml
 from sdm_ray.core.errors import UsageError
 from sdm_ray.core.files import write_text
+from sdm_ray.core.result import Status
 from sdm_ray.figures.frontier import frontier_figure
 from sdm_ray.figures.kept import FIGURE as KEPT
 from sdm_ray.figures.kept import kept_figure
@@ -26,6 +28,7 @@ from sdm_ray.frontier.select import Rule, select, why_empty
 from sdm_ray.frontier.tables import frontier_document, read_importances, read_tables, write_tables
 from sdm_ray.sweep.records.best import load_best
 from sdm_ray.sweep.records.folder import find_sweep
+from sdm_ray.sweep.state.ledger import FILE as LEDGER
 from sdm_ray.tracking.address import PREFIX, is_reference
 
 if TYPE_CHECKING:
@@ -33,6 +36,8 @@ if TYPE_CHECKING:
 
 FIGURE, PAGE = "frontier.png", "frontier.html"
 BEST = "best.yaml"
+MAX_LISTED = 20
+"""Trials that a sweep's end lists for each way in which they are not on the frontier."""
 
 
 def run(settings: SweepSettings, config: Path, *, resume: bool, fork: bool = False) -> None:
@@ -54,8 +59,6 @@ def run(settings: SweepSettings, config: Path, *, resume: bool, fork: bool = Fal
         console.print(f"no search: the references alone; {escape(str(outcome.folder / PAGE))}", soft_wrap=True)
         raise typer.Exit(1 if outcome.failures else 0)
     if not outcome.front:
-        for point, reason in outcome.infeasible.items():
-            error_console.print(f"infeasible: {point}: {reason}", markup=False, soft_wrap=True)
         why = f"the frontier is empty: {why_empty(outcome.points)}"
         error_console.print(why, markup=False, soft_wrap=True)
         raise typer.Exit(1)
@@ -75,17 +78,44 @@ def print_table(points: Sequence[Point]) -> None:
 
 def run_checked(settings: SweepSettings, *, resume: bool) -> SweepOutcome:
     """Run a sweep whose data and encoder have been tried, and say what failed in it."""
+    from sdm_ray.sweep.cluster.choice import check_output_dir, choose_cluster
     from sdm_ray.sweep.runner import run_sweep
+
+    check_output_dir(settings)
+    cluster = choose_cluster(settings.resources)
+    say(IMPORTING)
     from sdm_ray.sweep.search.samplers import attack_samplers
     from sdm_ray.trial.context import TrialContext
     from sdm_ray.trial.workspace import check_inputs
 
-    if settings.resources.ray_address is None:  # on a cluster the driver may not see what the trials see
+    if cluster.is_private:  # on a cluster the driver may not see what the trials see
+        say(READING)
         check_inputs(settings.trial, TrialContext(samplers=attack_samplers()))
     outcome = run_sweep(settings, resume=resume)
-    for result in outcome.failures:
-        error_console.print(f"failed: {result.trial_id}: {result.error}", markup=False, soft_wrap=True)
+    for line in shortfalls(outcome):
+        say(line)
     return outcome
+
+
+def shortfalls(outcome: SweepOutcome) -> list[str]:
+    """Why trials are not on the frontier, a line each: infeasible, stopped, failed; at most `MAX_LISTED` of a kind."""
+    lines = []
+    for status in (Status.INFEASIBLE, Status.STOPPED, Status.FAILED):
+        reasons = dict(outcome.infeasible) if status is Status.INFEASIBLE else {}
+        said = set(reasons)  # whole points, whose trials are not said again
+        for result in outcome.results:
+            if result.status is status and point_of(result.trial_id) not in said:
+                reasons[result.trial_id] = str(result.error)
+        lines += [f"{status}: {name}: {reason}" for name, reason in list(reasons.items())[:MAX_LISTED]]
+        if len(reasons) > MAX_LISTED:
+            more = f"{len(reasons) - MAX_LISTED} more, with their reasons in {outcome.folder / LEDGER}"
+            lines.append(f"{status}: {more}")
+    return lines
+
+
+def point_of(trial_id: str) -> str:
+    """The point that a trial belongs to: its id without its training seed and stage."""
+    return re.sub(r"(?:-s\d+)?(?:-final)?$", "", trial_id)
 
 
 def again(settings: SweepSettings, *, resume: bool, fork: bool) -> str:
@@ -100,12 +130,14 @@ def again(settings: SweepSettings, *, resume: bool, fork: bool) -> str:
 
 def show_plan(settings: SweepSettings) -> None:
     """Say what a sweep would do and cost; nothing is started but a probe, and nothing is written but its caches."""
+    say(IMPORTING)
     from sdm_ray.sweep.search.samplers import attack_samplers
     from sdm_ray.sweep.view.plan import describe, plan_sweep
     from sdm_ray.trial.context import TrialContext
     from sdm_ray.trial.cost import probe
 
     plan_sweep(settings, probe=None)  # says what is wrong before anything is timed
+    say(f"{READING}; then a little of a trial is timed")
     measured = probe(settings.trial, TrialContext(samplers=attack_samplers()))
     for line in describe(plan_sweep(settings, probe=measured), settings):
         console.print(escape(line), soft_wrap=True)

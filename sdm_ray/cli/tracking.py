@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Generator, Iterator
+import os
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,10 @@ from sdm_ray.core.progress import Progress
 from sdm_ray.core.result import TrialResult
 from sdm_ray.tracking import Tracker, open_tracker
 from sdm_ray.tracking.outbox import SWEEP_RUN
+from sdm_ray.tracking.place import DEFAULT_EXPERIMENT, EXPERIMENT, URI, Place, context_tags, without_password
 
 Steps = Generator[Progress, None, TrialResult]
+FROM_ORIGIN = "that of the config's sweep"
 
 
 @contextmanager
@@ -29,7 +32,8 @@ def tracked(settings: TrialSettings, folder: Path, uri: str | None) -> Iterator[
     Args:
         settings: the trial. Where its `origin` was tracked, the run becomes a child of the run that it came from.
         folder: of the trial; records wait there while the server is away.
-        uri: tracking URI; None takes that of the origin, and tracks nothing where there is none; so does `none`.
+        uri: tracking URI; None takes `$MLFLOW_TRACKING_URI`, else that of the origin, and tracks nothing where there
+            is none; so does `none`.
 
     Raises:
         UsageError: for a `uri` that cannot work.
@@ -37,18 +41,20 @@ def tracked(settings: TrialSettings, folder: Path, uri: str | None) -> Iterator[
             warning.
     """
     origin = settings.origin
-    where = uri or (None if origin is None else origin.tracking_uri)
-    if where is None or where == "none":
+    place = training_place(origin, uri)
+    if place is None:
         yield lambda steps: steps
         return
-    experiment = "sdm-ray" if origin is None else origin.experiment
-    tracker = open_tracker(TrackingSettings(uri=where, experiment=experiment), folder)
+    error_console.print(escape(str(place)), soft_wrap=True)
+    tracker = open_tracker(place.apply(TrackingSettings()), folder)
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        tags = {"config_hash": content_hash(settings), "method": settings.train.method} | _origin_tags(origin, where)
+        tags = {"config_hash": content_hash(settings), "method": settings.train.method} | _origin_tags(
+            origin, place.uri
+        )
         tracker.start_sweep(settings.name, settings.model_dump(mode="json"), tags)
     except (UsageError, RunError) as error:
-        if uri is not None:
+        if place.uri_from != FROM_ORIGIN:
             raise
         error_console.print(f"not tracked: {error}; --tracking-uri names another place", markup=False, soft_wrap=True)
         yield lambda steps: steps
@@ -65,6 +71,28 @@ def tracked(settings: TrialSettings, folder: Path, uri: str | None) -> Iterator[
     console.print(f"tracked {escape(tracker.ui_hint())}", soft_wrap=True)
 
 
+def training_place(origin: Origin | None, uri: str | None, environ: Mapping[str, str] = os.environ) -> Place | None:
+    """Where a training is tracked: what is asked for, `MLFLOW_TRACKING_URI`, or beside the trial that it comes from.
+
+    Args:
+        origin: what the config says of its sweep.
+        uri: the option; `none` tracks nothing.
+        environ: the environment.
+
+    Raises:
+        UsageError: when a variable cannot be read.
+    """
+    kept = (None, None) if origin is None else (origin.tracking_uri, origin.experiment)
+    places = ((uri, "--tracking-uri"), (environ.get(URI), URI), (kept[0], FROM_ORIGIN))
+    names = ((environ.get(EXPERIMENT), EXPERIMENT), (kept[1], FROM_ORIGIN), (DEFAULT_EXPERIMENT, "the default"))
+    where, uri_from = next(((value, source) for value, source in places if value), ("none", ""))
+    if where == "none":
+        return None
+    name, experiment_from = next((value, source) for value, source in names if value)
+    tags = context_tags(environ)
+    return Place(uri=where, uri_from=uri_from, experiment=name, experiment_from=experiment_from, tags=tags)
+
+
 def _origin_tags(origin: Origin | None, uri: str) -> dict[str, Any]:
     """Links to the trial that a config came from; its run becomes the parent where it is in the same place."""
     from sdm_ray.tracking.runs import find_trial
@@ -72,7 +100,7 @@ def _origin_tags(origin: Origin | None, uri: str) -> dict[str, Any]:
     if origin is None or origin.sweep_id is None:
         return {}
     tags = {"origin.sweep": origin.sweep, "origin.sweep_id": origin.sweep_id, "origin.trial_id": origin.trial_id}
-    found = find_trial(uri, origin.sweep_id, origin.trial_id) if uri == origin.tracking_uri else None
+    found = find_trial(uri, origin.sweep_id, origin.trial_id) if without_password(uri) == origin.tracking_uri else None
     return tags if found is None else tags | {"origin.run_id": found.run_id, "mlflow.parentRunId": found.run_id}
 
 

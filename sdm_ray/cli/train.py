@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 from rich.markup import escape
 
-from sdm_ray.cli.progress import console, error_console, follow
+from sdm_ray.cli.progress import IMPORTING, READING, console, error_console, follow, say
 from sdm_ray.cli.tables import attack_table
 from sdm_ray.cli.tracking import tracked
 from sdm_ray.config import TrialSettings, content_hash
@@ -29,6 +29,10 @@ FILES = {"log": LOG, "plot": FIGURE, "model": "model", "attacks": "attack.parque
 
 def run(settings: TrialSettings, config: Path, out: Path | None, tracking_uri: str | None = None) -> None:
     """Train, attack and print what came out; a config from a tracked sweep is tracked beside its trial."""
+    from sdm_ray.sweep.cluster.choice import check_out
+
+    check_out(out)
+    say(IMPORTING)
     from sdm_ray.attack.protocol import AttackReport
     from sdm_ray.sweep.search.samplers import attack_samplers
     from sdm_ray.trial.context import TrialContext
@@ -40,6 +44,7 @@ def run(settings: TrialSettings, config: Path, out: Path | None, tracking_uri: s
     folder = out or Path("runs") / f"{settings.name}-{content_hash(settings)}"
     try:
         with tracked(settings, folder, tracking_uri) as log:
+            say(READING)
             result = follow(log(iterate_trial(settings, folder, trial_id=settings.name, context=context)))
         if result.status is Status.INFEASIBLE:
             raise RunError(f"{result.error}; it is not attacked: lower the bound, or what costs the desired task")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import (
@@ -30,6 +31,9 @@ class Settings(BaseModel):
     """Settings that came after results were published; at their defaults they compute what was computed without them,
     and are left out of `identity`, so that hashes of earlier results stay."""
 
+    FORMERLY: ClassVar[Mapping[str, Any]] = {}
+    """Settings whose default has become None, with what it was: `identity` says that in its place."""
+
     def identity(self, *, exclude: set[str] | None = None) -> dict[str, Any]:
         """Plain values that identify what these settings compute: what digests are made of."""
         return self.model_dump(mode="json", exclude=exclude, context={"identity": True})
@@ -41,7 +45,7 @@ class Settings(BaseModel):
             return values
         fields = type(self).model_fields
         return {
-            name: value
+            name: self.FORMERLY.get(name) if value is None else value
             for name, value in values.items()
             if name not in self.LATER or getattr(self, name) != fields[name].default
         }

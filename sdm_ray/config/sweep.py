@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from contextlib import suppress
+from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 from urllib.parse import urlsplit
 
@@ -112,18 +114,25 @@ class ResourceSettings(Settings):
     """Seconds without progress after which a trial's process is taken for hung, killed and started again, as one that
     died; None waits for ever."""
     ray_address: str | None = None
-    """Address of a running Ray cluster (`auto` finds it); None starts a local one that listens on loopback only."""
+    """Address of a running Ray cluster (`auto` finds it), or `local` for one of the sweep's own, on loopback only. None
+    is the cluster of the Ray job that the sweep runs in, else that of `RAY_ADDRESS`, else `local`."""
 
 
 class TrackingSettings(Settings):
     """MLflow."""
 
+    LATER: ClassVar[frozenset[str]] = frozenset({"tags"})
+    FORMERLY: ClassVar[Mapping[str, Any]] = MappingProxyType({"experiment": "sdm-ray"})
+
     enabled: bool = True
     """Log to MLflow."""
     uri: str | None = None
-    """Tracking URI; None is a sqlite file in the sweep's folder."""
-    experiment: str = "sdm-ray"
-    """MLflow experiment."""
+    """Tracking URI. None is that of `MLFLOW_TRACKING_URI`, else `mlflow.db` in `output_dir`, which all sweeps there
+    share (with `storage_path` the sweep's own folder, which is what is copied). A sweep goes on where it began."""
+    experiment: str | None = None
+    """MLflow experiment. None is that of `MLFLOW_EXPERIMENT_NAME`, else `sdm-ray`."""
+    tags: dict[str, str] = {}
+    """Tags of every run, beside those of `MLFLOW_RUN_CONTEXT`."""
     log_models: bool = False
     """Upload every released model (weights included) to its run, so that others attack and register it from there."""
     system_metrics: bool = False

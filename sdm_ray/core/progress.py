@@ -19,6 +19,20 @@ def run_through(work: Generator[Progress, None, T], on_progress: Callable[[Progr
         on_progress(progress)
 
 
+WAIT = "wait"
+"""Stage of a process that waits for what another one computes; `done` counts seconds."""
+_LABELS = {
+    WAIT: "waiting for another process that computes the same",
+    "rung": "attack at a rung",
+    "scratch": "training from scratch",
+}
+
+
+def stage_label(stage: str) -> str:
+    """A stage in the words that people are shown."""
+    return _LABELS.get(stage, stage)
+
+
 class Progress(NamedTuple):
     """What long work yields on its way, between two units that may be interrupted."""
 

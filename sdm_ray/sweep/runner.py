@@ -13,6 +13,7 @@ from sdm_ray.config import SweepSettings, load_own_modules
 from sdm_ray.core.errors import RunError
 from sdm_ray.core.result import Status, TrialResult
 from sdm_ray.frontier.points import Point, pareto_front
+from sdm_ray.sweep.cluster.choice import ClusterChoice, check_output_dir, choose_cluster
 from sdm_ray.sweep.cluster.connection import cluster, quiet_logs, ray_environment
 from sdm_ray.sweep.cluster.mirror import Mirror, MirrorThread, below, sweep_uri, trials_uri
 from sdm_ray.sweep.cluster.worker import check_function
@@ -27,6 +28,7 @@ from sdm_ray.sweep.state.recorder import Recorder
 from sdm_ray.sweep.view.live import View, default_view
 from sdm_ray.tracking import Tracker, open_tracker
 from sdm_ray.tracking.outbox import SWEEP_RUN
+from sdm_ray.tracking.place import choose_place
 
 if TYPE_CHECKING:
     from sdm_ray.sweep.search.study import SearchStudy
@@ -73,6 +75,7 @@ class _Run:
 
     settings: SweepSettings
     folder: Path
+    cluster: ClusterChoice
     trial_function: str
     final_function: str
     recorder: Recorder
@@ -113,12 +116,14 @@ def run_sweep(
     check_sweep(settings)
     check_function(trial_function)
     check_function(final_function)
+    check_output_dir(settings)
+    choice = choose_cluster(settings.resources)
     view = view or default_view()
     switch = StopSwitch()
     with ExitStack() as stack:
         stack.enter_context(stop_on_signals(switch, view.message))
         folder = stack.enter_context(claimed_folder(settings, resume=resume))
-        stack.enter_context(ray_environment(local=settings.resources.ray_address is None))
+        stack.enter_context(ray_environment(local=choice.is_private))
         stack.enter_context(quiet_logs(folder / "sweep.log"))
         recorder = Recorder.open(settings, folder)
         stack.callback(recorder.ledger.close)
@@ -126,10 +131,16 @@ def run_sweep(
         stack.callback(view.close)
         if resume:
             recorder.restart_failed_references()
-        tracker = open_tracker(settings.tracking, folder, fetch=partial(_fetch_trial, settings, folder))
+        tracking = settings.tracking
+        if tracking.enabled:
+            place = choose_place(tracking, folder, own=settings.storage_path is not None)
+            view.message(str(place))
+            tracking = place.apply(tracking)
+        tracker = open_tracker(tracking, folder, fetch=partial(_fetch_trial, settings, folder))
         run = _Run(
             settings=settings,
             folder=folder,
+            cluster=choice,
             trial_function=trial_function,
             final_function=final_function,
             recorder=recorder,
@@ -198,12 +209,14 @@ def _search(run: _Run) -> None:
 def _run_missing(run: _Run, study: SearchStudy, unreported: list[TrialResult]) -> None:
     """Connect to Ray and run the trials that have no end."""
     with ExitStack() as stack:
-        run.recorder.state.concurrency = stack.enter_context(cluster(run.settings.resources, owner=run.folder))
+        run.recorder.state.concurrency = stack.enter_context(
+            cluster(run.settings.resources, owner=run.folder, announce=run.view.message)
+        )
         stack.enter_context(stop_on_signals(run.switch, run.view.message))  # Ray has put its own SIGTERM in place
         if run.switch.reason is not None:
             return
         caches = None
-        if run.settings.resources.ray_address is not None:  # nodes that may have cache folders of their own
+        if not run.cluster.is_private:  # nodes that may have cache folders of their own
             from sdm_ray.sweep.cluster.object_store import shared_caches
 
             caches = stack.enter_context(shared_caches(f"caches of {run.recorder.ledger.record.study_name}"))

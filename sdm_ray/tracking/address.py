@@ -34,11 +34,6 @@ def sqlite_uri(path: Path) -> str:
     return f"sqlite:///{path.absolute()}"
 
 
-def default_uri(sweep_dir: Path) -> str:
-    """Where a sweep is tracked unless `tracking.uri` says otherwise."""
-    return sqlite_uri(sweep_dir / "mlflow.db")
-
-
 def sweep_id_file(sweep_dir: Path) -> Path:
     """The file with the id that all runs of a sweep share; a sweep that was not tracked has none."""
     return sweep_dir / "tracking" / "sweep_id"
@@ -78,7 +73,21 @@ def masked(uri: str) -> str:
 def unreachable(uri: str, reason: object) -> RunError:
     """The error for a server that does not answer."""
     return RunError(
-        f"the MLflow server at {masked(uri)} does not answer ({reason}); start it, correct tracking.uri, {_OFF}"
+        f"the MLflow server at {masked(uri)} does not answer ({reason}); start it, correct tracking.uri (or "
+        f"MLFLOW_TRACKING_URI), {_OFF}"
+    )
+
+
+def is_refusal(words: str) -> bool:
+    """Whether an error of MLflow's client says that the server wants credentials, or others."""
+    return re.search(r"\b(401|403)\b|UNAUTHENTICATED|PERMISSION_DENIED", words) is not None
+
+
+def refused(uri: str, reason: object) -> RunError:
+    """The error for a server that wants credentials."""
+    return RunError(
+        f"the MLflow server at {masked(uri)} refuses ({reason}); set MLFLOW_TRACKING_TOKEN, or "
+        f"MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, {_OFF}"
     )
 
 

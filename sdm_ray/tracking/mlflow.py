@@ -17,11 +17,12 @@ from urllib.parse import quote
 from sdm_ray.config import TrackingSettings
 from sdm_ray.core.errors import RunError, UsageError
 from sdm_ray.core.result import Status, TrialResult
-from sdm_ray.tracking.address import check_address, default_uri, masked, sqlite_file, sweep_id_file, unreachable
+from sdm_ray.tracking.address import check_address, is_refusal, masked, refused, sqlite_file, sweep_id_file, unreachable
 from sdm_ray.tracking.client import prepare_mlflow
 from sdm_ray.tracking.environment import environment_tags
 from sdm_ray.tracking.naming import MAX_TAG, finite_metrics, flat_params, legal_key, readable, tag_values
 from sdm_ray.tracking.outbox import SWEEP_RUN, Delivery, Journal, Record
+from sdm_ray.tracking.place import DEFAULT_EXPERIMENT, keep_place, place_of
 from sdm_ray.tracking.series import Series, kept_tags, split
 from sdm_ray.tracking.sink import SWEEP_TAG, TRIAL_TAG, MlflowSink
 
@@ -74,7 +75,7 @@ class MlflowTracker:
 
     Args:
         settings: tracking settings.
-        sweep_dir: the sweep's folder; `mlflow.db`, `mlartifacts/` and `tracking/` go there by default.
+        sweep_dir: the sweep's folder, for `tracking/`.
         fetch: brings the folder of a trial that has ended to this machine.
     """
 
@@ -82,7 +83,8 @@ class MlflowTracker:
         self, settings: TrackingSettings, sweep_dir: Path, *, fetch: Callable[[str], None] = lambda trial_id: None
     ) -> None:
         self._settings, self._sweep_dir, self._fetch = settings, sweep_dir.absolute(), fetch
-        self._uri = settings.uri or default_uri(self._sweep_dir)
+        self._uri = settings.uri or place_of(self._sweep_dir, settings)
+        self._experiment = settings.experiment or DEFAULT_EXPERIMENT
         self._sink: MlflowSink | None = None
         self._journal: Journal | None = None
         self._delivery: Delivery | None = None
@@ -113,7 +115,7 @@ class MlflowTracker:
         self._delivery = Delivery(journal, sink, self._connect)
         if wait:
             self._delivery.wait_connected()
-        self._environment = environment_tags()
+        self._environment = environment_tags() | self._settings.tags
         self._start(SWEEP_RUN, name, settings, self._environment | tags)
 
     def _connect(self) -> None:
@@ -135,7 +137,7 @@ class MlflowTracker:
     ) -> None:
         """See `Tracker.start_trial`."""
         shown = {name: value for name, value in self._environment.items() if name.startswith("mlflow.")}
-        self._start(trial_id, name or trial_id, params, shown | tags)
+        self._start(trial_id, name or trial_id, params, shown | self._settings.tags | tags)
 
     @_never_raising
     def log(self, trial_id: str, metrics: dict[str, float], step: int) -> None:
@@ -254,6 +256,7 @@ class MlflowTracker:
         folder = self._sweep_dir / "tracking"
         try:
             self._journal = Journal(folder)
+            keep_place(self._sweep_dir, self._uri, self._experiment)
             sweep_id = _sweep_id(sweep_id_file(self._sweep_dir))
         except OSError as error:
             raise RunError(f"tracking cannot write to {folder}: {error.strerror or error}; free space there") from None
@@ -261,7 +264,7 @@ class MlflowTracker:
         artifacts = (file.parent / "mlartifacts").as_uri() if file is not None else None
         self._sink = MlflowSink(
             self._uri,
-            self._settings.experiment,
+            self._experiment,
             artifacts,
             sweep_id,
             system_metrics=self._settings.system_metrics,
@@ -357,7 +360,8 @@ def within(connect: Callable[[], None], uri: str) -> None:
         return
     if isinstance(failure[0], UsageError):
         raise failure[0]
-    raise unreachable(uri, " ".join(str(failure[0]).split())[:200])
+    words = " ".join(str(failure[0]).split())[:200]
+    raise refused(uri, words) if is_refusal(words) else unreachable(uri, words)
 
 
 def _page(sink: MlflowSink) -> str:

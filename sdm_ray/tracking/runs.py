@@ -16,7 +16,6 @@ from sdm_ray.core.suggest import nearest
 from sdm_ray.tracking.address import (
     PREFIX,
     check_address,
-    default_uri,
     masked,
     sqlite_file,
     sqlite_uri,
@@ -27,10 +26,11 @@ from sdm_ray.tracking.client import new_client
 from sdm_ray.tracking.mlflow import within
 from sdm_ray.tracking.naming import SEPARATOR
 from sdm_ray.tracking.outbox import SWEEP_RUN
+from sdm_ray.tracking.place import DATABASE, place_of
+from sdm_ray.tracking.place import URI as URI_VARIABLE
 from sdm_ray.tracking.series import KEPT_TAG, measured
 from sdm_ray.tracking.sink import SWEEP_TAG, TRIAL_TAG
 
-URI_VARIABLE = "MLFLOW_TRACKING_URI"
 MAX_NAMES = 5000
 """Runs whose names are looked at for a suggestion."""
 
@@ -66,8 +66,8 @@ def find_run(reference: str, *, uri: str | None = None, output_dir: str | Path =
 
     Args:
         reference: the text; the prefix may be missing.
-        uri: tracking URI. None takes `$MLFLOW_TRACKING_URI`, and without it the sqlite file of a sweep in `output_dir`
-            that holds the run.
+        uri: tracking URI. None takes `$MLFLOW_TRACKING_URI`, and without it the sqlite file of the sweeps in
+            `output_dir`, or of one of them, that holds the run.
         output_dir: where sweeps lie.
 
     Raises:
@@ -96,7 +96,7 @@ def run_of_trial(sweep_dir: Path, trial_id: str, *, uri: str | None = None) -> T
     Args:
         sweep_dir: the sweep's folder.
         trial_id: the trial.
-        uri: `tracking.uri` of the sweep; None is the file in its folder.
+        uri: `tracking.uri` of the sweep; None is where it says that its runs are.
 
     Raises:
         UsageError: when the sweep was not tracked, or the trial has no run.
@@ -106,9 +106,10 @@ def run_of_trial(sweep_dir: Path, trial_id: str, *, uri: str | None = None) -> T
     if not mark.is_file():
         raise UsageError(f"sweep {sweep_dir} was not tracked (tracking.enabled was false), so there is no run to use")
     sweep_id = mark.read_text(encoding="utf-8").strip()
-    found = find_trial(uri or default_uri(sweep_dir), sweep_id, trial_id)
+    uri = uri or place_of(sweep_dir)
+    found = find_trial(uri, sweep_id, trial_id)
     if found is None:
-        raise UsageError(f"trial {trial_id!r} of {sweep_dir} has no run at {masked(uri or 'its mlflow.db')}")
+        raise UsageError(f"trial {trial_id!r} of {sweep_dir} has no run at {masked(uri)}")
     return found
 
 
@@ -169,7 +170,7 @@ def connect(uri: str) -> Any:
 def _holding(run_id: str, output_dir: Path) -> str:
     """URI of the database below a folder that holds a run."""
     known: dict[str, str] = {}
-    files = sorted(output_dir.glob("*/mlflow.db"))
+    files = [*output_dir.glob(DATABASE), *sorted(output_dir.glob(f"*/{DATABASE}"))]
     for file in files:
         try:
             with closing(sqlite3.connect(f"file:{file.absolute()}?mode=ro", uri=True)) as database:
@@ -178,11 +179,7 @@ def _holding(run_id: str, output_dir: Path) -> str:
                 known |= dict(database.execute("SELECT run_uuid, name FROM runs LIMIT ?", (MAX_NAMES,)))
         except sqlite3.Error:  # not MLflow's, or damaged: it does not hold the run
             continue
-    looked = (
-        f"the {len(files)} tracked folder(s) of {output_dir}"
-        if files
-        else f"{output_dir}, which holds no tracked sweep"
-    )
+    looked = f"the {len(files)} database(s) of {output_dir}" if files else f"{output_dir}, which holds no tracked sweep"
     raise UsageError(
         f"no run {run_id!r} in {looked}{_suggestion(run_id, known)}; for a server, give its address "
         f"(--tracking-uri, or {URI_VARIABLE})"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sdm_ray.core.lock import FolderLock, InUse
-from sdm_ray.core.progress import Progress
+from sdm_ray.core.progress import WAIT, Progress
 
 T = TypeVar("T")
 
@@ -58,7 +58,7 @@ def built_once(
                 kept[key] = found
                 break
         else:
-            yield Progress("wait", waited, PATIENCE_SECONDS, {})
+            yield Progress(WAIT, waited, PATIENCE_SECONDS, {})
             time.sleep(1.0)
             waited += 1
 

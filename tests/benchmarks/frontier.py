@@ -61,10 +61,10 @@ def track(settings: SweepSettings, results: Sequence[TrialResult], run: Path) ->
     tracker.log_sweep_artifacts([run / "sweep.yaml"])
     tracker._journal.wait_delivered(7200.0)  # type: ignore[attr-defined]
     tracker.finish_sweep("complete")
-    from sdm_ray.tracking.address import sqlite_uri
     from sdm_ray.tracking.client import new_client
+    from sdm_ray.tracking.place import place_of
 
-    client = new_client(sqlite_uri(run / "mlflow.db"))
+    client = new_client(place_of(run))
     (parent,) = client.search_runs(["1"], "tags.`sdm_ray.trial_id` = '-'")
     return str(parent.info.run_id), time.perf_counter() - started
 

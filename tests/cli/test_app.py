@@ -276,7 +276,7 @@ def test_mistakes_are_one_sentence_and_exit_code_2(
     extra = ["--out", str(tmp_path / "out")] if arguments[0] in ("train", "attack") else []
     code, _, err = run(capsys, *arguments, *extra)
     assert code == 2
-    assert err.startswith("error: ")
+    assert err.splitlines()[-1].startswith("error: ")
     assert message in err
     assert "Traceback" not in err
 

@@ -185,3 +185,14 @@ def test_a_built_in_encoder_with_a_missing_file_fails(tmp_path: Path, monkeypatc
 )
 def test_deep_checks_report_the_last_line(script: str, wanted: Check) -> None:
     assert doctor._in_process("x", script) == wanted
+
+
+@pytest.mark.parametrize(("given", "tried"), [(None, "http://mlflow:5000"), ("http://other:5000", "http://other:5000")])
+def test_the_server_of_the_environment_is_tried_unless_another_is_named(
+    monkeypatch: pytest.MonkeyPatch, given: str | None, tried: str
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
+    asked: list[object] = []
+    monkeypatch.setattr(doctor, "diagnose", lambda *_, **options: asked.append(options["tracking_uri"]) or [])
+    doctor.run(deep=False, tracking_uri=given)
+    assert asked == [tried]

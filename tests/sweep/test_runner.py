@@ -172,7 +172,9 @@ def test_failures_of_every_kind(tmp_path: Path) -> None:
     assert failed["t0001"] == "harmful/worst_accuracy is nan"
     assert failed["t0002"] == "the trial reported no desired/accuracy"
     assert failed["t0003"].startswith("SystemExit")
-    assert "started 2 times" in failed["t0005"]
+    assert failed["t0005"] == (
+        "its process died twice: killed, or crashed without a word; resources.max_failures allows no further start"
+    ), "and not that it hung"
     assert {point.trial_id for point in outcome.points} == results.keys() - failed.keys()
     assert len(sweep_fakes.events(results["t0004"].output_dir, "started")) == 2
     assert len(sweep_fakes.events(results["t0006"].output_dir, "finished")) == 1
@@ -441,7 +443,7 @@ def test_hung_and_hungry_trials_are_started_again(tmp_path: Path) -> None:
     assert {name: result.status.value for name, result in results.items()} == {
         "t0000": "complete", "t0001": "complete", "t0002": "failed", "t0003": "complete",
     }  # fmt: skip
-    error = "it made no progress for 2 s (hang.txt in its folder says where) (started 2 times"
+    error = "it made no progress for 2 s, twice (hang.txt in its folder says where); resources.max_failures"
     assert str(results["t0002"].error).startswith(error)
     hang = (outcome.folder / "trials" / "t0002" / "hang.txt").read_text()
     assert "in hungry" in hang, "every thread's stack"

@@ -432,7 +432,7 @@ def test_a_new_database_does_not_delay_the_sweep(
 
     monkeypatch.setattr("sdm_ray.tracking.client.create_database", slow)
     start = time.monotonic()
-    tracker = started(tmp_path)
+    tracker = started(tmp_path / "sweep")
     tracker.start_trial("t0", {}, {})
     assert time.monotonic() - start < 0.9
     assert seen.wait(30)
@@ -483,8 +483,8 @@ def test_mlflow_says_nothing_and_writes_nothing_elsewhere(tmp_path: Path) -> Non
     (tmp_path / "sweep").mkdir()
     run = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
-    assert [path.name for path in tmp_path.iterdir()] == ["sweep"]
-    assert {path.name for path in (tmp_path / "sweep").iterdir()} == {"mlflow.db", "tracking"}
+    assert {path.name for path in tmp_path.iterdir()} == {"mlflow.db", "sweep"}
+    assert {path.name for path in (tmp_path / "sweep").iterdir()} == {"tracking"}
 
 
 def test_a_deleted_experiment_is_refused_at_the_start(sweep_dir: Path) -> None:

@@ -83,7 +83,7 @@ def test_the_champion_loads_back_to_the_bit(sweep: Path) -> None:
     again = register(trial(sweep, "good"), "bits")
     assert (again.version, again.replaced) == ("1", None), "registered again, it is the same version"
     before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(sqlite_uri(sweep / "mlflow.db"))
+    mlflow.set_tracking_uri(sqlite_uri(sweep.parent / "mlflow.db"))
     try:
         classify = mlflow.transformers.load_model(made.uri)
     finally:
@@ -94,7 +94,7 @@ def test_the_champion_loads_back_to_the_bit(sweep: Path) -> None:
     for name, value in exported.state_dict().items():
         assert torch.equal(theirs[name].cpu(), value)
     assert classify("a nurse in the city")[0]["label"] in exported.config.id2label.values()
-    version = connect(sqlite_uri(sweep / "mlflow.db")).get_model_version_by_alias("bits", "champion")
+    version = connect(sqlite_uri(sweep.parent / "mlflow.db")).get_model_version_by_alias("bits", "champion")
     assert version.tags["sdm_ray.harmful/worst_accuracy"] == "0.52"
     assert version.tags["sdm_ray.trial_id"] == "good"
     assert version.run_id == trial(sweep, "good").run_id
@@ -114,7 +114,7 @@ def test_the_champion_loads_back_to_the_bit(sweep: Path) -> None:
 def test_what_may_not_be_champion(sweep: Path, name: str, words: str) -> None:
     """Refused without a trace; by force, or without promotion, it is a version."""
     register(trial(sweep, "good"), "rules", force=True)
-    client = connect(sqlite_uri(sweep / "mlflow.db"))
+    client = connect(sqlite_uri(sweep.parent / "mlflow.db"))
     before = len(client.search_model_versions("name = 'rules'"))
     with pytest.raises(UsageError, match=words + r".*nothing is registered; --force"):
         register(trial(sweep, name), "rules")
@@ -157,7 +157,7 @@ def test_nothing_is_left_of_a_registration_that_fails(sweep: Path, monkeypatch: 
     monkeypatch.setattr(registry_module, "_save", full)
     with pytest.raises(RunError, match=r"refused the model 'half': .*No space left"):
         register(trial(sweep, "good"), "half")
-    client = connect(sqlite_uri(sweep / "mlflow.db"))
+    client = connect(sqlite_uri(sweep.parent / "mlflow.db"))
     assert not client.search_registered_models("name = 'half'")
     with pytest.raises(RunError, match="refused the model 'a/b'"):
         register(trial(sweep, "good"), "a/b")
@@ -170,7 +170,7 @@ def test_a_registry_without_aliases_is_said(sweep: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr("mlflow.MlflowClient.get_model_version_by_alias", missing)
     with pytest.raises(RunError, match="has no aliases: nothing is registered"):
         register(trial(sweep, "good"), "plain")
-    assert not connect(sqlite_uri(sweep / "mlflow.db")).search_registered_models("name = 'plain'")
+    assert not connect(sqlite_uri(sweep.parent / "mlflow.db")).search_registered_models("name = 'plain'")
     assert register(trial(sweep, "good"), "plain", promote=False).version == "1"
 
 
@@ -179,7 +179,7 @@ def test_the_final_attack_is_what_counts(sweep: Path) -> None:
     with pytest.raises(UsageError, match=r"\(shone-final\) fails the audit"):
         register(trial(sweep, "shone"), "final")
     made = register(trial(sweep, "shone"), "final", force=True)
-    version = connect(sqlite_uri(sweep / "mlflow.db")).get_model_version("final", made.version)
+    version = connect(sqlite_uri(sweep.parent / "mlflow.db")).get_model_version("final", made.version)
     assert version.tags["sdm_ray.harmful/worst_accuracy"] == "0.7"
     assert version.tags["sdm_ray.attack"] == "stronger"
     assert version.run_id == trial(sweep, "shone").run_id
@@ -193,7 +193,7 @@ def test_the_command_says_how_to_load(sweep: Path, capsys: pytest.CaptureFixture
     code, _, error = command(capsys, "register", sweep, "--trial", "absent", "--name", "cli")
     assert (code, "trial 'absent' of" in error) == (2, True)
     run_id = trial(sweep, "good").run_id
-    uri = sqlite_uri(sweep / "mlflow.db")
+    uri = sqlite_uri(sweep.parent / "mlflow.db")
     code, _, error = command(
         capsys, "register", f"mlflow:{run_id}", "--name", "x", "--trial", "t", "--tracking-uri", uri
     )

@@ -21,7 +21,7 @@ from sdm_ray.tracking import open_tracker
 from sdm_ray.tracking.address import is_reference, sqlite_uri
 from sdm_ray.tracking.artifacts import add_to_run, download, model_folder
 from sdm_ray.tracking.naming import SEPARATOR
-from sdm_ray.tracking.runs import connect, find_run, sibling_runs
+from sdm_ray.tracking.runs import connect, find_run, run_of_trial, sibling_runs
 from sdm_ray.trial.run import run_trial
 from tests.fakes import sweep as sweep_fakes
 from tests.trial.test_run import settings, with_method  # noqa: F401  (a fixture)
@@ -57,7 +57,7 @@ def ids(file: Path) -> dict[str, str]:
 
 
 def test_a_run_is_found_by_its_id(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = runs / "unit" / "mlflow.db"
+    file = runs / "mlflow.db"
     known = ids(file)
     run = find_run(f"mlflow:{known['t0']}", output_dir=runs)
     assert (run.name, run.trial_id, run.status, run.is_sweep) == ("t0", "t0", "FINISHED", False)
@@ -72,7 +72,7 @@ def test_a_run_is_found_by_its_id(runs: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_what_is_no_run_is_said_with_the_nearest(runs: Path) -> None:
-    file = runs / "unit" / "mlflow.db"
+    file = runs / "mlflow.db"
     known = ids(file)
     with pytest.raises(UsageError, match=rf"runs of that name: {known['t0']}"):
         find_run("mlflow:t0", output_dir=runs)
@@ -90,7 +90,7 @@ def test_what_is_no_run_is_said_with_the_nearest(runs: Path) -> None:
 
 
 def test_a_model_that_is_nowhere_is_said(runs: Path) -> None:
-    known = ids(runs / "unit" / "mlflow.db")
+    known = ids(runs / "mlflow.db")
     run = find_run(known["t0"], output_dir=runs)
     with pytest.raises(UsageError, match=r"has no model: .* sweep with tracking\.log_models=true"), model_folder(run):
         pass
@@ -102,7 +102,7 @@ def test_a_model_that_is_nowhere_is_said(runs: Path) -> None:
 
 
 def test_an_artifact_cannot_leave_its_folder(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = find_run(ids(runs / "unit" / "mlflow.db")["t0"], output_dir=runs)
+    run = find_run(ids(runs / "mlflow.db")["t0"], output_dir=runs)
     (tmp_path / "secret").write_text("1")
     (tmp_path / "file").write_text("2")
     add_to_run(run, metrics={}, tags={}, files=[tmp_path / "file"], folder="attacks/a")
@@ -137,13 +137,13 @@ def test_the_frontier_comes_back_from_the_runs_alone(
     functions = {"trial_function": "tests.fakes.sweep:seeded", "final_function": "tests.fakes.sweep:final"}
     outcome = run_sweep(made, view=SilentView(), **functions)
     assert not outcome.failures
-    known = ids(outcome.folder / "mlflow.db")
+    known = ids(outcome.folder.parent / "mlflow.db")
     name, points = tracked_points(f"mlflow:{known['t0000']}")
     assert name == "fake"
     assert plain(points) == plain(outcome.points)
     assert any(point.superseded for point in points)
     assert points == outcome.points, "no metric is missing"
-    uri = sqlite_uri(outcome.folder / "mlflow.db")
+    uri = sqlite_uri(outcome.folder.parent / "mlflow.db")
     main_exits(["frontier", f"mlflow:{known['fake']}", "--tracking-uri", uri])
     assert "Pareto frontier" in capsys.readouterr().out
     folder = Path("runs") / f"fake-{known['fake'][:8]}"
@@ -170,7 +170,7 @@ def test_a_tracked_model_is_attacked_again(
     trial = sweep / "trials" / "t0"
     result = run_trial(with_method(settings, "tuned"), trial, trial_id="t0")
     track(sweep, trial, log_models=True, weights=result.provenance["weights"])
-    run_id = ids(sweep / "mlflow.db")["t0"]
+    run_id = ids(sweep.parent / "mlflow.db")["t0"]
     attack = ["attack", f"mlflow:{run_id}", "--set", "attack.num_rerun_seeds=3", "--out"]
     main_exits([*attack, "first"])
     assert f"run {run_id} (t0) has it as attack trial-" in " ".join(capsys.readouterr().out.split())
@@ -189,7 +189,7 @@ def test_a_tracked_model_is_attacked_again(
     assert find_run(run_id).metrics[f"again/{label}/harmful/worst_accuracy"] == worst
     track(other, other / "trials" / "t0", log_models=False, weights="of another model")
     capsys.readouterr()
-    main_exits(["attack", f"mlflow:{ids(other / 'mlflow.db')['t0']}"], 1)
+    main_exits(["attack", f"mlflow:{run_of_trial(other, 't0').run_id}"], 1)
     assert "are not those that run" in capsys.readouterr().err
 
 
@@ -209,32 +209,33 @@ def test_a_training_is_linked_to_the_sweep_of_its_config(
     main_exits(["best", "unit", "--out", "best.yaml"])
     origin = load_settings(TrialSettings, Path("best.yaml")).origin
     assert origin is not None
-    assert origin.tracking_uri == sqlite_uri(sweep / "mlflow.db")
-    main_exits(["best", f"mlflow:{ids(sweep / 'mlflow.db')['t0']}", "--out", "same.yaml"])
+    assert origin.tracking_uri == sqlite_uri(sweep.parent / "mlflow.db")
+    main_exits(["best", f"mlflow:{ids(sweep.parent / 'mlflow.db')['t0']}", "--out", "same.yaml"])
     same = load_settings(TrialSettings, Path("same.yaml"))
     assert content_hash(same) == content_hash(settings)
     assert same.origin is not None
     assert (same.origin.trial_id, same.origin.rule, same.origin.sweep_id) == ("t0", "run id", origin.sweep_id)
-    uri = sqlite_uri(sweep / "mlflow.db")
+    uri = sqlite_uri(sweep.parent / "mlflow.db")
     with monkeypatch.context() as patch:
         patch.chdir(tmp_path.parent)
         run_id = ids(Path(uri.removeprefix("sqlite:///")))["t0"]
         main_exits(["best", f"mlflow:{run_id}", "--tracking-uri", uri, "--out", str(tmp_path / "far.yaml")])
     assert Path("far.yaml").read_text() == Path("same.yaml").read_text()
-    main_exits(["best", f"mlflow:{ids(sweep / 'mlflow.db')['unit']}", "--out", "none.yaml"], 2)
+    main_exits(["best", f"mlflow:{ids(sweep.parent / 'mlflow.db')['unit']}", "--out", "none.yaml"], 2)
     assert "has no config.yaml; name the run of a trial" in capsys.readouterr().err
-    run_id = ids(sweep / "mlflow.db")["t0"]
-    connect(sqlite_uri(sweep / "mlflow.db")).log_metric(run_id, "scratch/dominates", 1.0)
+    run_id = ids(sweep.parent / "mlflow.db")["t0"]
+    connect(sqlite_uri(sweep.parent / "mlflow.db")).log_metric(run_id, "scratch/dominates", 1.0)
     capsys.readouterr()
     main_exits(["best", f"mlflow:{run_id}", "--out", "third.yaml"], 2)
     assert f"run {run_id} (t0) is no better than training from scratch" in capsys.readouterr().err
     assert not Path("third.yaml").exists()
     train = ["train", "best.yaml", "--method", "tuned", "--out", "larger"]
     main_exits(train)
-    out = capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert f"tracking in MLflow at {sqlite_uri(sweep.parent / 'mlflow.db')} (that of the config's sweep)" in err
     assert "tracked mlflow ui --backend-store-uri" in out
     main_exits(train)
-    known = ids(sweep / "mlflow.db")
+    known = ids(sweep.parent / "mlflow.db")
     assert f"/runs/{known['unit-t0']}" in out
     assert sorted(known) == ["t0", "unit", "unit-t0"], "resumed, it is the same run"
     run = find_run(known["unit-t0"])
@@ -247,9 +248,9 @@ def test_a_training_is_linked_to_the_sweep_of_its_config(
         "a release does not say where it was tracked"
     )
     main_exits([*train[:-1], "none", "--tracking-uri", "none"])
-    assert len(ids(sweep / "mlflow.db")) == 3
-    (sweep / "mlflow.db").unlink()
-    shutil.rmtree(sweep / "mlartifacts", ignore_errors=True)
+    assert len(ids(sweep.parent / "mlflow.db")) == 3
+    (sweep.parent / "mlflow.db").unlink()
+    shutil.rmtree(sweep.parent / "mlartifacts", ignore_errors=True)
     sweep.rename("gone")
     main_exits([*train[:-1], "away"])
     assert "not tracked: tracking URI" in capsys.readouterr().err

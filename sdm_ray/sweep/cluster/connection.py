@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 
 from sdm_ray.config import ResourceSettings, digest
 from sdm_ray.core.errors import RunError, UsageError
+from sdm_ray.sweep.cluster.choice import ADDRESS, JOB, ClusterChoice, choose_cluster
 
 OBJECT_STORE_BYTES = 256 * 2**20
 """Object store of a local cluster: trials exchange reports only."""
@@ -34,27 +36,40 @@ ENVIRONMENT = {
     "TUNE_GLOBAL_CHECKPOINT_S": "60",  # the sweep resumes from its own ledger
 }
 
+FREE_PORTS = {"AUTOSCALER_METRIC_PORT": "0", "DASHBOARD_METRIC_PORT": "0"}
+"""Lets a local cluster choose ports that Ray would take as fixed ones; see `free_agent_port` too."""
+
 
 @contextmanager
-def cluster(resources: ResourceSettings, *, owner: Path | None = None) -> Iterator[int]:
+def cluster(
+    resources: ResourceSettings, *, owner: Path | None = None, announce: Callable[[str], None] = lambda text: None
+) -> Iterator[int]:
     """Connect to Ray, or start it, for the time of the block; gives the number of trials that fit at once.
 
-    What is already connected in this process is used and left running. The temporary folder of a local cluster belongs
-    to `owner`, the locked folder of a sweep, so that the next driver removes what a killed one left there.
+    What is already connected in this process is used and left running; else `choose_cluster` says which. The temporary
+    folder of a local cluster belongs to `owner`, the locked folder of a sweep, so that the next driver removes what a
+    killed one left there, or one that did not start. `announce` is told which Ray it is, and why, before it is there.
 
     Raises:
         RunError: when Ray does not start or does not answer.
-        UsageError: when a trial could never fit, with what it needs and what there is.
+        UsageError: when a trial could never fit, with what it needs and what there is, or for an address that no sweep
+            can use.
     """
-    with ray_environment(local=resources.ray_address is None):
+    choice = choose_cluster(resources)
+    with ray_environment(local=choice.is_private):
         import ray
 
         if ray.is_initialized():
             yield num_fitting(resources, ray.cluster_resources())
             return
-        folder = None if resources.ray_address else _make_folder(owner)
+        announce(str(choice))
+        folder = _make_folder(owner) if choice.is_private else None
         try:
-            _connect(resources, folder)
+            _connect(choice, folder)
+        except BaseException:  # the folder stays, for its logs
+            ray.shutdown()
+            raise
+        try:
             yield num_fitting(resources, ray.cluster_resources())
         finally:
             ray.shutdown()
@@ -110,12 +125,12 @@ def quiet_logs(path: Path) -> Iterator[None]:
         handler.close()
 
 
-def _connect(resources: ResourceSettings, folder: str | None) -> None:
+def _connect(choice: ClusterChoice, folder: str | None) -> None:
     import ray
 
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.INFO}
     if folder is None:
-        options |= {"address": resources.ray_address, "runtime_env": {"env_vars": ENVIRONMENT}}
+        options |= {"address": choice.address, "runtime_env": {"env_vars": _worker_environment()}}
     else:
         options |= {
             "address": "local",
@@ -124,25 +139,71 @@ def _connect(resources: ResourceSettings, folder: str | None) -> None:
             "_temp_dir": folder,
         }
     try:
-        ray.init(**options)
+        with free_agent_port():
+            ray.init(**options)
     except Exception as error:
-        message = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
-        if resources.ray_address:
-            raise RunError(f"no Ray cluster answers at {resources.ray_address!r}: {message}") from error
-        raise RunError(f"the local Ray cluster did not start: {message}") from error
+        raise RunError(not_connected(choice, folder, error)) from error
+
+
+def not_connected(choice: ClusterChoice, folder: str | None, error: BaseException) -> str:
+    """Why there is no Ray, and what to do about it."""
+    message = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
+    if folder is None:
+        return (
+            f"no Ray cluster answers at {choice.address!r} ({choice.why}): {message}; correct the address, or set "
+            "resources.ray_address=local for a Ray on this machine"
+        )
+    logs = f"Ray's logs are in {folder}/session_latest/logs"
+    if isinstance(error, TimeoutError) or any(word in message.lower() for word in ("timed out", "timeout", "deadline")):
+        return (
+            f"Ray did not start in time on this machine, which is busy or short of memory ({message}): give the same "
+            "command again once it is quieter, or name a cluster that runs already in resources.ray_address or "
+            f"{ADDRESS}; {logs}"
+        )
+    return f"the local Ray cluster did not start: {message}; `sdm-ray doctor --deep` tries it alone; {logs}"
+
+
+@contextmanager
+def free_agent_port() -> Iterator[None]:
+    """Let a Ray that starts in the block choose the port of its dashboard agent, as it chooses all others.
+
+    `ray.init` has no option for it and takes 52365; a later `ray start --head` beside it could then take no jobs.
+    """
+    from ray._private import parameter
+
+    before = parameter.RayParams
+
+    def params(*args: Any, **options: Any) -> Any:
+        return before(*args, **({"dashboard_agent_listen_port": 0} | options))
+
+    parameter.RayParams = params
+    try:
+        yield
+    finally:
+        parameter.RayParams = before
+
+
+def _worker_environment() -> dict[str, str]:
+    """What workers of a cluster need, but for what the job has set itself, with which Ray would refuse to merge it."""
+    ours = json.loads(os.environ.get(JOB) or "{}").get("runtime_env") or {}
+    return {name: value for name, value in ENVIRONMENT.items() if name not in (ours.get("env_vars") or {})}
 
 
 @contextmanager
 def ray_environment(*, local: bool) -> Iterator[None]:
     """Set what Ray reads from the environment, some of it when it is imported; what was there is put back.
 
-    A local cluster gets a token of its own: Ray would write one to the home folder, which may be read-only.
+    A local cluster gets a token of its own: Ray would write one to the home folder, which may be read-only. It is kept
+    from another cluster's address and from the runtime environment of a job there, which it could not make.
     """
-    values = dict(ENVIRONMENT)
+    values = ENVIRONMENT | (FREE_PORTS if local else {})
+    hidden = {ADDRESS, JOB} if local else {name for name in (ADDRESS,) if "://" in os.environ.get(name, "")}
     if local and not {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
         values["RAY_AUTH_TOKEN"] = _token()
-    before = {name: os.environ.get(name) for name in (*values, "RAY_AUTH_MODE")}
+    before = {name: os.environ.get(name) for name in (*values, "RAY_AUTH_MODE", *hidden)}
     os.environ.update(values)
+    for name in hidden:
+        os.environ.pop(name, None)
     try:
         yield
     finally:

@@ -249,6 +249,14 @@ class Watchdog:
             self._path.unlink(missing_ok=True)
 
 
+def is_hung(folder: Path) -> bool:
+    """Whether the process of a trial ended itself. One that was killed leaves the file too, with nothing in it."""
+    try:
+        return (folder / HANG).stat().st_size > 0
+    except OSError:
+        return False
+
+
 def load_function(name: str) -> TrialFunction:
     """The function that `module:function` names."""
     module, _, function = name.partition(":")

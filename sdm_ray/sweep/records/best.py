@@ -11,7 +11,8 @@ from sdm_ray.core.errors import UsageError
 from sdm_ray.frontier.select import Rule, refuse_scratch, rule_of, select
 from sdm_ray.frontier.tables import read_tables
 from sdm_ray.sweep.records.folder import find_sweep
-from sdm_ray.tracking.address import default_uri, is_reference, sweep_id_file
+from sdm_ray.tracking.address import is_reference, sweep_id_file
+from sdm_ray.tracking.place import choose_place, without_password
 
 
 def load_best(
@@ -72,7 +73,7 @@ def _of_run(reference: str, output_dir: str | Path, tracking_uri: str | None) ->
         settings = load_settings(TrialSettings, file)
     origin = Origin(
         sweep=settings.name.partition("/")[0], trial_id=run.trial_id, rule="run id", metrics=dict(run.metrics),
-        sweep_id=run.sweep_id, tracking_uri=run.uri,
+        sweep_id=run.sweep_id, tracking_uri=without_password(run.uri),
     )  # fmt: skip
     return settings.model_copy(update={"name": f"{origin.sweep}-{run.trial_id}", "origin": origin})
 
@@ -83,5 +84,9 @@ def _where_tracked(folder: Path) -> dict[str, str]:
     if not mark.is_file():
         return {}
     tracking = load_settings(SweepSettings, folder / "sweep.yaml").tracking
-    uri = tracking.uri or default_uri(folder)
-    return {"sweep_id": mark.read_text().strip(), "tracking_uri": uri, "experiment": tracking.experiment}
+    place = choose_place(tracking, folder)
+    return {
+        "sweep_id": mark.read_text().strip(),
+        "tracking_uri": without_password(place.uri),
+        "experiment": place.experiment,
+    }

@@ -16,16 +16,32 @@ class Running:
 
     entry: Entry
     started: float = field(default_factory=time.monotonic)
-    stage: str = "starting"
+    stage: str = "starting (its process imports, reads data and encoder)"
     done: int = 0
     total: int = 0
     retries: int = 0
-    last_error: str | None = None
 
     @property
     def share(self) -> float:
         """Share of the current stage that is done."""
         return self.done / self.total if self.total else 0.0
+
+
+@dataclass
+class Deaths:
+    """How often the process of a trial died."""
+
+    count: int = 0
+    reason: str | None = None
+    """Why, the last time that it was known."""
+
+    def __str__(self) -> str:
+        return "its process died" if self.count <= 1 else f"its process died {times(self.count)}"
+
+
+def times(count: int) -> str:
+    """A number of times in words."""
+    return {1: "once", 2: "twice"}.get(count, f"{count} times")
 
 
 @dataclass(frozen=True)

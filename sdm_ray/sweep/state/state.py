@@ -13,7 +13,7 @@ from sdm_ray.sweep.state.clock import SweepClock
 from sdm_ray.sweep.state.judgement import Judgement
 from sdm_ray.sweep.state.ledger import Entry, Record, Role
 from sdm_ray.sweep.state.pruning import pruning_reason
-from sdm_ray.sweep.state.snapshot import Running, Snapshot
+from sdm_ray.sweep.state.snapshot import Deaths, Running, Snapshot
 
 ROLES: tuple[Role, ...] = ("reference", "search", "final")
 
@@ -41,6 +41,8 @@ class SweepState:
         self.running: dict[str, Running] = {}
         self.stopping: dict[str, str] = {}
         """Why running trials are being stopped."""
+        self.deaths: dict[str, Deaths] = {}
+        """Of the processes of trials, under this driver."""
         self.clock = SweepClock(settings, earlier_seconds=record.elapsed)
         self.references = ordered_references(settings)
         """Reference methods and variants in the order in which they run."""
@@ -115,6 +117,11 @@ class SweepState:
         """A process has taken the trial up (again)."""
         if trial_id not in self.running:
             self.running[trial_id] = Running(self.trials[trial_id])
+
+    def died(self, trial_id: str, reason: str | None) -> None:
+        """The process of a trial has died, begun or not; None where nobody knows why."""
+        deaths = self.deaths.setdefault(trial_id, Deaths())
+        deaths.count, deaths.reason = deaths.count + 1, reason or deaths.reason
 
     def checked(self, result: TrialResult) -> TrialResult:
         """A trial's result as it counts: with its params, and failed where an objective is missing or not finite."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ray.tune import Callback, Stopper
@@ -14,6 +15,7 @@ from sdm_ray.sweep.state.labels import run_name, run_params
 from sdm_ray.sweep.state.ledger import Entry
 from sdm_ray.sweep.state.recorder import Recorder
 from sdm_ray.sweep.state.state import SweepState
+from sdm_ray.sweep.tune.deaths import death_reason
 from sdm_ray.sweep.tune.jobs import TRIAL
 from sdm_ray.sweep.tune.searcher import DriverOnly
 from sdm_ray.sweep.view.live import View
@@ -58,7 +60,10 @@ class SweepCallback(DriverOnly, Callback):
         if running is not None:
             running.retries += 1
             running.stage = "restarting"
-        self._view.message(f"trial {trial.config[TRIAL]}: its process died; it goes on from its checkpoint")
+        trial_id = trial.config[TRIAL]
+        reason = self._state.deaths[trial_id].reason if trial_id in self._state.deaths else None
+        died = "its process died" + (f" ({reason})" if reason else "")
+        self._view.message(f"trial {trial_id}: {died}; it goes on from its checkpoint")
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         """About ten times a second."""
@@ -109,10 +114,23 @@ class SweepScheduler(DriverOnly, FIFOScheduler):
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
         """Before a retry and before the end of a trial that is given up."""
         getattr(tune_controller, "_resetting_trials", set()).discard(trial)
-        running = self._recorder.state.running.get(trial.config[TRIAL])
-        message = (trial.get_error() or "").strip().splitlines()
-        if running is not None and message:
-            running.last_error = message[-1][:300]
+        self._recorder.state.died(trial.config[TRIAL], death_reason(_error_text(trial), _log_folder()))
+
+
+def _error_text(trial: Trial) -> str:
+    """Tune's account of a trial's failures; not `Trial.get_error`, which reads it where it is not written yet."""
+    try:
+        return Path(trial.error_file or "").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def _log_folder() -> Path | None:
+    """Ray's logs on this machine."""
+    from ray._private import worker
+
+    node = getattr(worker, "_global_node", None)
+    return None if node is None else Path(node.get_logs_dir_path())
 
 
 def _rung(metrics: Mapping[str, float]) -> tuple[int, float, float] | None:

@@ -18,11 +18,12 @@ from ray.tune.search import Searcher
 
 from sdm_ray.core.errors import RunError, UsageError
 from sdm_ray.core.result import Status, TrialResult
-from sdm_ray.sweep.cluster.worker import HANG, Failure, finished_result
+from sdm_ray.sweep.cluster.worker import HANG, Failure, finished_result, is_hung
 from sdm_ray.sweep.search.models import first_points
 from sdm_ray.sweep.search.study import SearchStudy
 from sdm_ray.sweep.state.ledger import Entry
 from sdm_ray.sweep.state.recorder import Recorder
+from sdm_ray.sweep.state.snapshot import Deaths, times
 from sdm_ray.sweep.state.state import SweepState
 from sdm_ray.sweep.tune.jobs import JobMaker
 
@@ -191,13 +192,13 @@ class SweepSearcher(DriverOnly, Searcher):
 
     def _lost(self, trial_id: str) -> TrialResult:
         """The result of a trial whose process died too often."""
-        running = self._state.running.get(trial_id)
-        reason = (running and running.last_error) or "its process died"
-        if (self._output_dir(trial_id) / HANG).exists():
+        deaths = self._state.deaths.get(trial_id, Deaths())
+        error = f"{deaths}: {deaths.reason}" if deaths.reason else str(deaths)
+        if is_hung(self._output_dir(trial_id)):
             silent = self._state.settings.resources.max_silent_seconds
-            reason = f"it made no progress for {silent:g} s ({HANG} in its folder says where)"
-        times = (running.retries if running else 0) + 1
-        error = f"{reason} (started {times} times; resources.max_failures allows no more)"
+            often = f", {times(deaths.count)}" if deaths.count > 1 else ""
+            error = f"it made no progress for {silent:g} s{often} ({HANG} in its folder says where)"
+        error = f"{error}; resources.max_failures allows no further start"
         return self._without_result(trial_id, Status.FAILED, error)
 
     def _without_result(self, trial_id: str, status: Status, error: str) -> TrialResult:

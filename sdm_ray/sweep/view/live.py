@@ -13,15 +13,18 @@ from rich.table import Table
 from rich.text import Text
 
 from sdm_ray.core.metric_names import Metric
+from sdm_ray.core.progress import WAIT, stage_label
 from sdm_ray.core.result import Status, TrialResult
 from sdm_ray.frontier.points import Point, hypervolume
-from sdm_ray.sweep.state.snapshot import Running, Snapshot
+from sdm_ray.sweep.state.snapshot import Running, Snapshot, times
 
 REFRESH_SECONDS = 0.5
 LINE_SECONDS = 10.0
 """Plain output gets a line of progress this often, and one for each trial that ends."""
 MAX_FRONT = 8
 """Rows of the front that fit a screen."""
+MAX_RUNNING = 4
+"""Running trials that plain output names in a line each."""
 
 
 class View(Protocol):
@@ -83,7 +86,10 @@ class LinesView:
         """A line every `LINE_SECONDS`."""
         if time.monotonic() - self._last >= LINE_SECONDS:
             self._last = time.monotonic()
-            self._write(progress_line(snapshot()))
+            now = snapshot()
+            self._write(progress_line(now))
+            for running in now.running[:MAX_RUNNING]:
+                self._write(f"  {running_line(running)}")
 
     def finished(self, result: TrialResult, snapshot: Snapshot) -> None:
         """A line for the trial."""
@@ -183,19 +189,30 @@ def progress_counts(snapshot: Snapshot) -> list[str]:
 
 def result_line(result: TrialResult) -> str:
     """How a trial ended, in one line."""
+    name = result.trial_id
+    if not _names_method(name, result.method):
+        name += f" ({result.method})"
     if result.status in (Status.FAILED, Status.STOPPED) or result.error is not None:
-        return f"{result.trial_id} ({result.method}) {result.status}: {result.error}"
+        return f"{name} {result.status}: {result.error}"
     desired = result.metrics.get(Metric.DESIRED_ACCURACY, float("nan"))
     harmful = result.metrics.get(Metric.HARMFUL_WORST_ACCURACY, float("nan"))
     note = " infeasible" if result.status is Status.INFEASIBLE else ""
-    return f"{result.trial_id} ({result.method}){note} desired {desired:.3f}, harmful {harmful:.3f}"
+    return f"{name}{note} desired {desired:.3f}, harmful {harmful:.3f}"
 
 
 def running_line(running: Running) -> str:
     """What a running trial is doing."""
-    share = f" {running.share:.0%}" if running.total else ""
-    retries = f", started {running.retries + 1} times" if running.retries else ""
-    return f"{running.entry.trial_id} {running.entry.method}: {running.stage}{share}{retries}"
+    entry, share = running.entry, ""
+    if running.total and running.stage != WAIT:  # nobody knows how long a wait is
+        share = f" {running.share:.0%}"
+    retries = f", started {times(running.retries + 1)}" if running.retries else ""
+    name = entry.trial_id if _names_method(entry.trial_id, entry.method) else f"{entry.trial_id} {entry.method}"
+    return f"{name}: {stage_label(running.stage)}{share}{retries}"
+
+
+def _names_method(trial_id: str, method: str) -> bool:
+    """Whether a trial's id says its method already: `tuned`, `tuned-s1`."""
+    return trial_id == method or trial_id.startswith(f"{method}-")
 
 
 def clock(seconds: float) -> str:

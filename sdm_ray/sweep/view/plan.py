@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from sdm_ray.config import SweepSettings
 from sdm_ray.config.train import UNTRAINED
+from sdm_ray.sweep.cluster.choice import choose_cluster
 from sdm_ray.sweep.cluster.connection import cluster, num_fitting
 from sdm_ray.sweep.search.check import check_sweep
 from sdm_ray.sweep.search.models import first_points, ordered_references
@@ -132,7 +133,7 @@ def _parts(settings: SweepSettings, probe: Probe) -> dict[str, float]:
 
 
 def _resources(settings: SweepSettings) -> Mapping[str, float]:
-    if settings.resources.ray_address is None:
+    if choose_cluster(settings.resources).is_private:
         import torch
 
         return {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -124,11 +125,12 @@ def test_a_submitted_sweep_stops_cleanly_and_is_submitted_again(
                 "num_examples": [8], "num_search_trials": 2, "num_rerun_seeds": 2, "num_steps_min": 4,
                 "num_steps_max": 8, "batch_sizes": [4],
             },
+            "scratch": {"enabled": False},
             "runtime": {"cache_dir": str(tmp_path / "cache")},
         },
         "space": {"train.learning_rate": {"type": "float", "low": 0.001, "high": 0.01}},
         "references": ["tuned"],
-        "search": {"num_trials": 4, "sampler": "random"},
+        "search": {"num_trials": 4, "sampler": "random", "require_audit": False},  # an empty frontier is exit code 1
     }  # fmt: skip
     path = tmp_path / "sweep.yaml"
     path.write_text(yaml.safe_dump(document))
@@ -143,7 +145,7 @@ def test_a_submitted_sweep_stops_cleanly_and_is_submitted_again(
         return done.stdout
 
     with job_server(environment) as address:
-        sweep = [str(BIN / "sdm-ray"), "sweep", str(path), "--set", "resources.ray_address=auto"]
+        sweep = [str(BIN / "sdm-ray"), "sweep", str(path)]
         submit = ["submit", "--address", address, "--runtime-env-json", json.dumps(stopping)]
         deadline = time.monotonic() + 90
         while True:  # the job server takes a while to listen
@@ -160,7 +162,7 @@ def test_a_submitted_sweep_stops_cleanly_and_is_submitted_again(
         status = read_status(runs / "job")
         assert status.holder is None
         assert status.num_missing > 0
-        assert run_states(runs / "job")["RUNNING"] == 0, "every run is closed"
+        assert run_states(runs / "mlflow.db")["RUNNING"] == 0, "every run is closed"
         finished = ended(runs / "job")
         logs = job(*submit, "--submission-id", "second", "--", *sweep, "--resume")
         assert "Pareto frontier" in logs
@@ -172,17 +174,84 @@ def test_a_submitted_sweep_stops_cleanly_and_is_submitted_again(
     ends = [line["trial_id"] for line in lines if line["event"] == "result"]
     assert len(ends) == len(set(ends)) == 5, "none was run to its end twice"
     assert finished <= set(ends)
-    assert run_states(runs / "job") == {"FINISHED": 6, "RUNNING": 0}
+    assert run_states(runs / "mlflow.db") == {"FINISHED": 6, "RUNNING": 0}
+
+
+TERM = """
+from sdm_ray.meta.objectives import blocking_term
+
+
+@blocking_term("mine", reads="harmful_adapted", maximised=False)
+def mine(trajectory):
+    return trajectory.logits.square().mean()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_a_job_brings_its_own_code_and_is_tracked_where_its_environment_says(
+    tmp_path: Path, data_file: Path, encoder_folder: Path
+) -> None:
+    """As typed: no address, relative paths, a module that only the working directory holds; results stay."""
+    work, runs, database = tmp_path / "work", tmp_path / "runs", tmp_path / "tracked.db"
+    shutil.copytree(encoder_folder, work / "encoder")
+    shutil.copy(data_file, work / "rows.parquet")
+    (work / "my_term.py").write_text(TERM)
+    train = {"num_outer_steps": 4, "adversary": {"num_steps": 1}}
+    document = {
+        "name": "job",
+        "trial": {
+            "data": {"source": "rows.parquet", "max_length": 24},
+            "encoder": {"name": "encoder"},
+            "train": train | {"term_modules": ["my_term"], "blocking": {"custom": {"mine": 0.1}}},
+            "attack": {
+                "families": ["fine_tune"], "num_examples": [8], "num_search_trials": 2, "num_rerun_seeds": 2,
+                "num_steps_min": 2, "num_steps_max": 4, "batch_sizes": [4],
+            },
+            "scratch": {"enabled": False},
+            "runtime": {"cache_dir": str(tmp_path / "cache")},
+        },
+        "space": {"train.learning_rate": {"type": "float", "low": 0.001, "high": 0.01}},
+        "references": [],
+        "search": {"num_trials": 2, "sampler": "random"},
+    }  # fmt: skip
+    (work / "sweep.yaml").write_text(yaml.safe_dump(document))
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    environment = os.environ | token | {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+    variables = {"MLFLOW_TRACKING_URI": f"sqlite:///{database}", "MLFLOW_EXPERIMENT_NAME": "team"}
+    with job_server(environment) as address:
+        submit = [BIN / "ray", "job", "submit", "--working-dir", "."]
+        submit += ["--runtime-env-json", json.dumps({"env_vars": variables}), "--", BIN / "sdm-ray"]
+
+        def job(*arguments: str) -> str:
+            """The whole output of a job; its exit code says little, for four steps block nothing."""
+            command, there = [*submit, *arguments], environment | {"RAY_ADDRESS": address}
+            done = subprocess.run(command, cwd=work, env=there, capture_output=True, text=True, timeout=300)
+            return done.stdout + done.stderr
+
+        deadline = time.monotonic() + 90
+        while "which Ray deletes after the job" not in (said := job("sweep", "sweep.yaml")):
+            assert time.monotonic() < deadline, said
+            time.sleep(2)
+        said = job("sweep", "sweep.yaml", "--set", f"output_dir={runs}")
+    assert "(this is one of its jobs)" in said
+    assert f"tracking in MLflow at sqlite:///{database} (MLFLOW_TRACKING_URI), experiment team" in said
+    entries = read_record(runs / "job").entries
+    assert {name: entry.result and entry.result.status for name, entry in entries.items()} == dict.fromkeys(
+        ["t0000", "t0001"], Status.COMPLETE
+    ), said
+    assert run_states(database) == {"FINISHED": 3, "RUNNING": 0}
+    assert not (runs / "mlflow.db").exists()
 
 
 def ended(folder: Path) -> set[str]:
     return {name for name, entry in read_record(folder).entries.items() if entry.result is not None}
 
 
-def run_states(folder: Path) -> dict[str, int]:
+def run_states(database: Path) -> dict[str, int]:
     from mlflow import MlflowClient
 
-    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    client = MlflowClient(f"sqlite:///{database}")
     runs: list[Any] = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
     found = [run.info.status for run in runs]
     return {state: found.count(state) for state in {*found, "RUNNING"}}

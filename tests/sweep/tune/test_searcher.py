@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from sdm_ray.core.result import Status, TrialResult
-from sdm_ray.sweep.cluster.worker import Job, TrialWorker
+from sdm_ray.sweep.cluster.worker import HANG, Job, TrialWorker
 from sdm_ray.sweep.search.study import SearchStudy
 from sdm_ray.sweep.state.recorder import Recorder
 from sdm_ray.sweep.tune.jobs import JOB, JobMaker
@@ -94,7 +94,32 @@ def test_a_trial_without_a_result_is_handed_out_again_or_failed(tmp_path: Path) 
     driven.recorder.state.begin("t0000")
     driven.searcher.on_trial_complete("b", None, error=True)
     assert [(result.trial_id, result.status) for result in driven.ended] == [("t0000", Status.FAILED)]
-    assert "started 1 times" in str(driven.ended[0].error)
+    assert driven.ended[0].error == "its process died; resources.max_failures allows no further start"
+
+
+def test_a_process_that_died_is_given_its_reason_and_how_often(tmp_path: Path) -> None:
+    """Before the trial began as well: then nothing runs that could keep it."""
+    driven = Driven(tmp_path)
+    for name in "abcd":
+        driven.suggest(name)
+        for _ in range(3):
+            driven.recorder.state.died("t0000", "OSError: no package" if name == "a" else None)
+        driven.searcher.on_trial_complete(name, None, error=True)
+    assert [result.error for result in driven.ended] == [
+        "its process died 12 times: OSError: no package; resources.max_failures allows no further start"
+    ]
+
+
+@pytest.mark.parametrize("dumped", ["", "Thread 0x1 (most recent call first)"])
+def test_only_a_process_that_ended_itself_was_hung(tmp_path: Path, dumped: str) -> None:
+    """The file is there while a step runs, and a process that is killed leaves it empty."""
+    driven = Driven(tmp_path)
+    folder = Path(driven.suggest("a").output_dir)
+    folder.mkdir(parents=True)
+    (folder / HANG).write_text(dumped)
+    driven.recorder.state.begin("t0000")
+    driven.searcher.on_trial_complete("a", None, error=True)
+    assert str(driven.ended[0].error).startswith("it made no progress" if dumped else "its process died")
 
 
 def test_what_runs_out_of_memory_goes_on_with_fewer_beside_it_until_it_is_alone(tmp_path: Path) -> None:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
 
+from sdm_ray.config.train import Method
 from sdm_ray.core.metric_names import Metric
 from sdm_ray.core.result import Status, TrialResult
 from sdm_ray.frontier.points import Point
 from sdm_ray.sweep.state.ledger import Entry
 from sdm_ray.sweep.state.snapshot import Running, Snapshot
-from sdm_ray.sweep.view.live import LinesView, LiveView, clock, render
+from sdm_ray.sweep.view.live import LinesView, LiveView, clock, render, result_line, running_line
 
 
 def result(trial_id: str, status: Status, error: str | None = None) -> TrialResult:
@@ -65,7 +68,7 @@ def test_table_says_everything() -> None:
         "0.960",
         "t0002",
         "0.610",
-        "t0005 mlac: attack 75%, started 2 times",
+        "t0005 mlac: attack 75%, started twice",
     ):
         assert words in text
 
@@ -76,6 +79,39 @@ def test_table_survives_narrow_windows(width: int) -> None:
     assert max(len(line) for line in lines) <= width
     if width >= 40:
         assert "0.610" in "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("trial_id", "method", "changes", "line"),
+    [
+        ("tuned", "tuned", {}, "tuned: starting (its process imports, reads data and encoder)"),
+        ("tuned-s1", "tuned", {"stage": "train", "done": 1, "total": 4}, "tuned-s1: train 25%"),
+        ("scratch", "scratch", {"stage": "scratch", "done": 1, "total": 4}, "scratch: training from scratch 25%"),
+        ("mlac-k4", "mlac", {"stage": "rung"}, "mlac-k4: attack at a rung"),
+        (
+            "t0001", "mlac", {"stage": "wait", "done": 12, "total": 600},
+            "t0001 mlac: waiting for another process that computes the same",
+        ),
+        ("t0001", "mlac", {"stage": "train", "retries": 2}, "t0001 mlac: train, started 3 times"),
+    ],
+)  # fmt: skip
+def test_a_running_trial_says_what_it_does(trial_id: str, method: Method, changes: dict[str, Any], line: str) -> None:
+    assert running_line(Running(Entry(trial_id, "reference", method), **changes)) == line
+
+
+def test_a_reference_is_named_once_where_it_ends() -> None:
+    done = result("tuned", Status.COMPLETE)
+    assert result_line(dataclasses.replace(done, method="tuned")).startswith("tuned desired")
+    assert result_line(done).startswith("tuned (mlac) desired")
+
+
+def test_plain_lines_say_what_is_running(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines: list[str] = []
+    view = LinesView(lines.append)
+    monkeypatch.setattr("sdm_ray.sweep.view.live.LINE_SECONDS", 0.0)
+    view.update(lambda: SNAPSHOT)
+    assert lines[0].startswith("5/12 trials")
+    assert lines[1:] == ["  t0005 mlac: attack 75%, started twice"]
 
 
 def test_lines_view_is_sparse() -> None:

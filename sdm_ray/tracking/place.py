@@ -1,0 +1,150 @@
+"""Where runs go: a setting, where they have begun, MLflow's own environment variables, or a database beside the sweeps.
+
+MLflow reads some variables by itself, wherever its client is used: `MLFLOW_TRACKING_TOKEN`, `MLFLOW_TRACKING_USERNAME`
+and `MLFLOW_TRACKING_PASSWORD`, certificates, timeouts.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sdm_ray.config import TrackingSettings
+from sdm_ray.core.errors import UsageError
+from sdm_ray.core.files import write_text
+from sdm_ray.tracking.address import masked, sqlite_file, sqlite_uri, sweep_id_file
+
+URI, EXPERIMENT, CONTEXT = "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_RUN_CONTEXT"
+"""Variables of MLflow's. The last holds tags of every run, as a JSON object."""
+DEFAULT_EXPERIMENT = "sdm-ray"
+DATABASE = "mlflow.db"
+FILE = "place.json"
+"""What a sweep keeps in `tracking/` of where its runs are."""
+BEGAN = "where it began"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where the runs of a sweep, or of a training, go."""
+
+    uri: str
+    uri_from: str
+    """What decided."""
+    experiment: str
+    experiment_from: str
+    tags: Mapping[str, str]
+    """Of every run."""
+
+    def __str__(self) -> str:
+        return (
+            f"tracking in MLflow at {masked(self.uri)} ({self.uri_from}), "
+            f"experiment {self.experiment} ({self.experiment_from})"
+        )
+
+    def apply(self, settings: TrackingSettings) -> TrackingSettings:
+        """Settings that name this place."""
+        return settings.model_copy(update={"uri": self.uri, "experiment": self.experiment, "tags": dict(self.tags)})
+
+
+def choose_place(
+    settings: TrackingSettings, sweep_dir: Path, *, own: bool = False, environ: Mapping[str, str] = os.environ
+) -> Place:
+    """Where the runs of the sweep in a folder go: setting, then where they have begun, environment, default.
+
+    Args:
+        settings: tracking settings.
+        sweep_dir: the sweep's folder.
+        own: the default is a database in that folder, not the one that all sweeps beside it share.
+        environ: the environment.
+
+    Raises:
+        UsageError: when the variable with tags is no JSON object, or the sweep's record of the place is damaged.
+    """
+    uri, experiment = _begun(sweep_dir)
+    variable = environ.get(URI)
+    if uri is not None and variable and without_password(variable) == uri:
+        uri = variable
+    shared = sqlite_uri((sweep_dir if own else sweep_dir.absolute().parent) / DATABASE)
+    places = ((settings.uri, "tracking.uri"), (uri, BEGAN), (variable, URI), (shared, "the default"))
+    names = (
+        (settings.experiment, "tracking.experiment"),
+        (experiment, BEGAN),
+        (environ.get(EXPERIMENT), EXPERIMENT),
+        (DEFAULT_EXPERIMENT, "the default"),
+    )
+    (chosen, uri_from), (name, experiment_from) = (
+        next((value, source) for value, source in found if value) for found in (places, names)
+    )
+    tags = context_tags(environ) | settings.tags
+    return Place(uri=chosen, uri_from=uri_from, experiment=name, experiment_from=experiment_from, tags=tags)
+
+
+def place_of(sweep_dir: Path, settings: TrackingSettings | None = None) -> str:
+    """The tracking URI of the sweep in a folder."""
+    return choose_place(settings or TrackingSettings(), sweep_dir).uri
+
+
+def keep_place(sweep_dir: Path, uri: str, experiment: str) -> None:
+    """Write down where a sweep's runs are, without a password; files beside the sweep by where they lie from it.
+
+    Raises:
+        OSError: when it cannot be written.
+    """
+    file = sqlite_file(uri)
+    where = {"uri": without_password(uri)}
+    if file is not None and file.parent in (sweep_dir.absolute(), sweep_dir.absolute().parent):
+        where = {"file": os.path.relpath(file, sweep_dir.absolute())}
+    write_text(_file(sweep_dir), json.dumps({**where, "experiment": experiment}))
+
+
+def context_tags(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Tags that the environment gives to every run.
+
+    Raises:
+        UsageError: when they are no JSON object.
+    """
+    text = environ.get(CONTEXT)
+    if not text:
+        return {}
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise UsageError(
+            f'{CONTEXT} is {text[:80]!r}, which is no JSON object of tags; write {{"name": "value"}}, or unset it'
+        )
+    return {str(name): value if isinstance(value, str) else json.dumps(value) for name, value in found.items()}
+
+
+def without_password(uri: str) -> str:
+    """The URI without its password."""
+    return re.sub(r"(://[^/@:]*):[^/@]*@", r"\1@", uri)
+
+
+def _begun(sweep_dir: Path) -> tuple[str | None, str | None]:
+    """URI and experiment of the runs that a sweep has already; it kept its own database before `place.json`."""
+    path = _file(sweep_dir)
+    if not path.is_file():
+        own = sweep_dir / DATABASE
+        if own.is_file() or sweep_id_file(sweep_dir).is_file():
+            return sqlite_uri(own), DEFAULT_EXPERIMENT
+        return None, None
+    try:
+        kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        uri = kept["uri"] if "uri" in kept else sqlite_uri(Path(os.path.normpath(sweep_dir.absolute() / kept["file"])))
+        return str(uri), str(kept["experiment"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(
+            f"{path} is damaged ({type(error).__name__}: {error}); delete it and set tracking.uri to where the "
+            "sweep's runs are"
+        ) from None
+
+
+def _file(sweep_dir: Path) -> Path:
+    return sweep_id_file(sweep_dir).with_name(FILE)

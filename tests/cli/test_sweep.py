@@ -1,0 +1,68 @@
+"""What the commands about a sweep say before it runs and after it has."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sdm_ray.cli import sweep as sweep_module
+from sdm_ray.cli.progress import IMPORTING, READING
+from sdm_ray.cli.sweep import run_checked, shortfalls
+from sdm_ray.core.result import Status, TrialResult
+from sdm_ray.sweep import SweepOutcome
+from tests.fakes import sweep as sweep_fakes
+
+
+def result(trial_id: str, status: Status, error: str | None = None) -> TrialResult:
+    return TrialResult(
+        trial_id=trial_id, config_hash="", method="mlac", seed=0, status=status, metrics={}, output_dir=Path(trial_id),
+        error=error,
+    )  # fmt: skip
+
+
+OUTCOME = SweepOutcome(
+    folder=Path("runs/s"),
+    results=[
+        result("tuned", Status.COMPLETE),
+        result("t0000-s1", Status.INFEASIBLE, "seed 1 is below"),
+        result("t0001", Status.INFEASIBLE, "training stopped at step 20"),
+        result("t0002", Status.FAILED, "its process died"),
+        result("t0003", Status.STOPPED, "dominated at its rung"),
+        result("t0000-final", Status.FAILED, "no model"),
+    ],
+    points=[],
+    infeasible={"t0000": "desired accuracy 0.8 is below 0.9"},
+)
+
+
+def test_every_trial_off_the_frontier_has_its_reason_and_each_point_one() -> None:
+    assert shortfalls(OUTCOME) == [
+        "infeasible: t0000: desired accuracy 0.8 is below 0.9",
+        "infeasible: t0001: training stopped at step 20",
+        "stopped: t0003: dominated at its rung",
+        "failed: t0002: its process died",
+        "failed: t0000-final: no model",
+    ]
+
+
+def test_a_long_list_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweep_module, "MAX_LISTED", 1)
+    lines = shortfalls(OUTCOME)
+    assert lines[:2] == [
+        "infeasible: t0000: desired accuracy 0.8 is below 0.9",
+        "infeasible: 1 more, with their reasons in runs/s/trials.jsonl",
+    ]
+
+
+@pytest.mark.parametrize("address", ["local", "10.0.0.1:6379"])
+def test_what_takes_long_is_said_before_it_and_reasons_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], address: str
+) -> None:
+    """On a cluster the driver reads no data."""
+    said: list[str] = []
+    monkeypatch.setattr("sdm_ray.trial.workspace.check_inputs", lambda *_: said.append(capsys.readouterr().err))
+    monkeypatch.setattr("sdm_ray.sweep.runner.run_sweep", lambda *_, **__: OUTCOME)
+    run_checked(sweep_fakes.settings(tmp_path, resources__ray_address=address), resume=False)
+    first = [IMPORTING, READING] if address == "local" else [IMPORTING]
+    assert [*"".join(said).splitlines(), *capsys.readouterr().err.splitlines()] == [*first, *shortfalls(OUTCOME)]
