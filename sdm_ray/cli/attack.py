@@ -266,6 +266,7 @@ def _audit(checks: Sequence[Check]) -> list[str]:
     for check in checks:
         if not check.passed:
             word = "not checked" if check.passed is None else "[bold red]FAILED[/]"
+            word = "uninformative" if check.uninformative else word
             lines.append(f"audit, {check.name.replace('_', ' ')}: {word}: {escape(check.said)}")
     return lines
 

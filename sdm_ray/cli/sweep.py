@@ -26,6 +26,7 @@ from sdm_ray.frontier.select import Rule, select, why_empty
 from sdm_ray.frontier.tables import read_importances, read_tables, write_tables
 from sdm_ray.sweep.records.best import load_best
 from sdm_ray.sweep.records.folder import find_sweep
+from sdm_ray.sweep.view.advice import what_to_change
 from sdm_ray.tracking.address import PREFIX, is_reference
 
 if TYPE_CHECKING:
@@ -58,6 +59,8 @@ def run(settings: SweepSettings, config: Path, *, resume: bool, fork: bool = Fal
             error_console.print(f"infeasible: {point}: {reason}", markup=False, soft_wrap=True)
         why = f"the frontier is empty: {why_empty(outcome.points)}"
         error_console.print(why, markup=False, soft_wrap=True)
+        for line in what_to_change(settings, outcome.results, outcome.points):
+            error_console.print(f"change: {line}", markup=False, soft_wrap=True)
         raise typer.Exit(1)
     best = load_best(outcome.folder)
     write_text(outcome.folder / BEST, to_yaml(best))

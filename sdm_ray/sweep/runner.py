@@ -81,6 +81,8 @@ class _Run:
     frontier: FrontierWriter
     spent_announced: bool = False
     """People know that a budget of hours is spent."""
+    uninformative: set[str] = field(default_factory=set)
+    """Checks of the audit that people know to say nothing here."""
 
 
 def run_sweep(
@@ -239,6 +241,11 @@ def _take_result(run: _Run, result: TrialResult) -> None:
     judged = state.judged_trial(result)
     if state.trials[result.trial_id].point == "tuned":
         _announce_floor(run)
+    for name, said in result.uninformative_checks.items():
+        if name not in run.uninformative:
+            run.uninformative.add(name)
+            check = name.replace("_", " ")
+            run.view.message(f"audit: the check {check} is uninformative on these data and keeps no trial off: {said}")
     run.tracker.finish_trial(judged)
     run.frontier.update(state.judgement.points())
     run.view.finished(judged, state.snapshot())

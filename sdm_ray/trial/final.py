@@ -63,6 +63,7 @@ def iterate_final(
         metrics=metrics,
         output_dir=output_dir,
         provenance=before.provenance | {"attack": attack_digest(settings.attack)},
+        **found.checks(),
     )
     write_result(result)
     return result

@@ -80,10 +80,11 @@ def iterate_trial(
         release = Release.of(settings, trunk=trunk, params=outcome.params, desired_head=outcome.desired_head)
         found = yield from assess(work, release, settings.attack, seed=settings.seed, scratch=settings.own_scratch())
         found.write(output_dir)
+        checks = found.checks()
         metrics = found.metrics | {str(Metric.COST_TRAIN_SECONDS): outcome.seconds}
         _export(settings, work, release, metrics, output_dir / "model")
     else:
-        metrics = _stopped_metrics(work, trunk, outcome)
+        metrics, checks = _stopped_metrics(work, trunk, outcome), {}
     result = TrialResult(
         trial_id=trial_id,
         config_hash=content_hash(settings),
@@ -94,6 +95,7 @@ def iterate_trial(
         output_dir=output_dir,
         error=outcome.stopped,
         provenance=_provenance(settings, work, trunk) | {"weights": params_digest(outcome.params)},
+        **checks,
     )
     write_result(result)
     shutil.rmtree(output_dir / "checkpoint", ignore_errors=True)
