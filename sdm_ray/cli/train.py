@@ -30,6 +30,7 @@ FILES = {"log": LOG, "plot": FIGURE, "model": "model", "attacks": "attack.parque
 def run(settings: TrialSettings, config: Path, out: Path | None, tracking_uri: str | None = None) -> None:
     """Train, attack and print what came out; a config from a tracked sweep is tracked beside its trial."""
     from sdm_ray.attack.protocol import AttackReport
+    from sdm_ray.models.pooling import choose_pooling
     from sdm_ray.sweep.search.samplers import attack_samplers
     from sdm_ray.trial.context import TrialContext
     from sdm_ray.trial.floors import floor_report
@@ -37,6 +38,10 @@ def run(settings: TrialSettings, config: Path, out: Path | None, tracking_uri: s
     from sdm_ray.trial.workspace import open_workspace
 
     context = TrialContext(samplers=attack_samplers())
+    encoder, note = choose_pooling(settings.encoder)
+    settings = settings.model_copy(update={"encoder": encoder})
+    if note is not None:
+        console.print(escape(note), soft_wrap=True)
     folder = out or Path("runs") / f"{settings.name}-{content_hash(settings)}"
     try:
         with tracked(settings, folder, tracking_uri) as log:

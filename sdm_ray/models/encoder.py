@@ -28,6 +28,7 @@ from sdm_ray.models.hub import (
     seeded,
 )
 from sdm_ray.models.native import NATIVE, native_pooling
+from sdm_ray.models.pooling import choose_pooling
 from sdm_ray.models.trunk import Pooling, Trunk, params_digest
 
 
@@ -88,6 +89,8 @@ def load_trunk(
             more layers than there are, or `native` pooling of an architecture it is not known for.
         RunError: when the hub cannot be reached or does not know the encoder.
     """
+    settings = choose_pooling(settings).encoder
+    assert settings.pooling != "auto"
     source = resolve(settings, cache_dir, world)
     try:
         config = fetch(source, settings.revision, AutoConfig.from_pretrained)

@@ -18,7 +18,7 @@ from sdm_ray.sweep.cluster.mirror import Mirror, MirrorThread, below, sweep_uri,
 from sdm_ray.sweep.cluster.worker import check_function
 from sdm_ray.sweep.frontier_writer import FrontierWriter
 from sdm_ray.sweep.interrupt import StopSwitch, stop_on_signals
-from sdm_ray.sweep.records.folder import RESUME_HINT, SETTINGS, claimed_folder
+from sdm_ray.sweep.records.folder import RESUME_HINT, SETTINGS, claimed_folder, settle_pooling
 from sdm_ray.sweep.search.check import check_sweep
 from sdm_ray.sweep.search.models import ordered_references
 from sdm_ray.sweep.state.ledger import trial_folder
@@ -109,6 +109,7 @@ def run_sweep(
         RunError: when Ray or storage fails; what has ended is kept, and `resume` goes on from there.
     """
     check_sweep(settings)
+    settings, note = settle_pooling(settings, resume=resume)
     check_function(trial_function)
     check_function(final_function)
     view = view or default_view()
@@ -122,6 +123,8 @@ def run_sweep(
         stack.callback(recorder.ledger.close)
         view.start(f"sweep {settings.name}: {_size(settings)}, folder {folder}")
         stack.callback(view.close)
+        if note is not None:
+            view.message(note)
         if resume:
             recorder.restart_failed_references()
         tracker = open_tracker(settings.tracking, folder, fetch=partial(_fetch_trial, settings, folder))

@@ -18,7 +18,7 @@ from sdm_ray.trial.assess import assess
 from sdm_ray.trial.context import ALONE, TrialContext
 from sdm_ray.trial.release import Release
 from sdm_ray.trial.run import attack_digest, claim_folder
-from sdm_ray.trial.workspace import open_workspace, trunk_params
+from sdm_ray.trial.workspace import open_workspace, trunk_params, with_pooling
 
 
 def iterate_final(
@@ -37,6 +37,7 @@ def iterate_final(
         RunError: when the trial has no result or no model.
         UsageError: when the settings cannot work, or the folder holds another trial.
     """
+    settings = with_pooling(settings)
     finished = claim_folder(settings, output_dir)
     if finished is not None:
         return finished

@@ -36,6 +36,7 @@ from sdm_ray.trial.workspace import (
     check_attack,
     general_sources,
     open_workspace,
+    with_pooling,
 )
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ def iterate_trial(
         UsageError: when the settings cannot work, or the folder holds another trial.
         RunError: when training diverges or a file cannot be written.
     """
+    settings = with_pooling(settings)
     finished = claim_folder(settings, output_dir)
     if finished is not None:
         return finished

@@ -27,6 +27,7 @@ from sdm_ray.models.builtin import builtin_folder
 from sdm_ray.models.encoder import Trunk, load_tokenizer, load_trunk, tokenizer_digest
 from sdm_ray.models.masked_lm import MaskedLmHead, load_masked_lm
 from sdm_ray.models.mlp import VectorMlp
+from sdm_ray.models.pooling import choose_pooling
 from sdm_ray.trial.context import ALONE, TrialContext
 
 Initialisation = Literal["pretrained", "random"]
@@ -89,6 +90,12 @@ def resolve_device(name: str) -> torch.device:
         reason = str(error).splitlines()[0]
         raise UsageError(f"runtime.device: {name!r} cannot be used here ({reason}); try auto or cpu") from None
     return device
+
+
+def with_pooling(settings: TrialSettings) -> TrialSettings:
+    """The settings with `encoder.pooling: auto` settled by the encoder's own files."""
+    encoder = choose_pooling(settings.encoder).encoder
+    return settings if encoder == settings.encoder else settings.model_copy(update={"encoder": encoder})
 
 
 def open_workspace(settings: TrialSettings, context: TrialContext = ALONE) -> Workspace:
