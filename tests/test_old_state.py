@@ -131,7 +131,9 @@ def check_result(result: TrialResult) -> None:
         assert result.params == expected["params"]
         assert result.config_hash == expected["config_hash"]
     if SAME_MACHINE:
-        assert (str(result.status), result.provenance["weights"]) == (expected["status"], expected["weights"])
+        assert result.provenance["weights"] == expected["weights"]
+        # What a reference fails too kept a trial off then, and says nothing now.
+        assert str(result.status) == expected["status"] or (result.uninformative_checks and not result.failed_checks)
 
 
 def test_a_finished_trial_is_read(home: Path, sweep: Path) -> None:

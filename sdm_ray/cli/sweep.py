@@ -26,6 +26,7 @@ from sdm_ray.frontier.select import Rule, select, why_empty
 from sdm_ray.frontier.tables import read_importances, read_tables, write_tables
 from sdm_ray.sweep.records.best import load_best
 from sdm_ray.sweep.records.folder import find_sweep
+from sdm_ray.sweep.search.check import check_sweep
 from sdm_ray.sweep.view.advice import what_to_change
 from sdm_ray.tracking.address import PREFIX, is_reference
 
@@ -79,16 +80,25 @@ def print_table(points: Sequence[Point]) -> None:
 def run_checked(settings: SweepSettings, *, resume: bool) -> SweepOutcome:
     """Run a sweep whose data and encoder have been tried, and say what failed in it."""
     from sdm_ray.sweep.runner import run_sweep
-    from sdm_ray.sweep.search.samplers import attack_samplers
-    from sdm_ray.trial.context import TrialContext
-    from sdm_ray.trial.workspace import check_inputs
 
-    if settings.resources.ray_address is None:  # on a cluster the driver may not see what the trials see
-        check_inputs(settings.trial, TrialContext(samplers=attack_samplers()))
+    _check(settings)
     outcome = run_sweep(settings, resume=resume)
     for result in outcome.failures:
         error_console.print(f"failed: {result.trial_id}: {result.error}", markup=False, soft_wrap=True)
     return outcome
+
+
+def _check(settings: SweepSettings) -> None:
+    """Refuse what cannot work: what the settings alone tell before torch is imported, then data and encoder."""
+    check_sweep(settings)
+    if settings.resources.ray_address is not None:  # the driver may not see what the trials see
+        return
+    from sdm_ray.sweep.search.samplers import attack_samplers
+    from sdm_ray.trial.context import TrialContext
+    from sdm_ray.trial.workspace import check_inputs
+
+    further = () if settings.final is None else (settings.final_attack(),)
+    check_inputs(settings.trial, TrialContext(samplers=attack_samplers()), further)
 
 
 def again(settings: SweepSettings, *, resume: bool, fork: bool) -> str:
@@ -103,6 +113,7 @@ def again(settings: SweepSettings, *, resume: bool, fork: bool) -> str:
 
 def show_plan(settings: SweepSettings) -> None:
     """Say what a sweep would do and cost; nothing is started but a probe, and nothing is written but its caches."""
+    _check(settings)
     from sdm_ray.sweep.search.samplers import attack_samplers
     from sdm_ray.sweep.view.plan import describe, plan_sweep
     from sdm_ray.trial.context import TrialContext

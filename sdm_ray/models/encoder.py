@@ -90,13 +90,13 @@ def load_trunk(
         RunError: when the hub cannot be reached or does not know the encoder.
     """
     settings = choose_pooling(settings).encoder
-    assert settings.pooling != "auto"
+    pooling = _settled(settings)
     source = resolve(settings, cache_dir, world)
     try:
         config = fetch(source, settings.revision, AutoConfig.from_pretrained)
     except (ValueError, KeyError) as error:
         raise UsageError(f"encoder.name {settings.name!r}: config.json is not usable: {brief(error)}") from None
-    if settings.pooling == "native":
+    if pooling == "native":
         native_pooling(config.model_type)
     keep_layers(config, settings)
     with seeded(seed if initialisation == "random" else NEW_WEIGHTS_SEED), quiet():
@@ -104,7 +104,7 @@ def load_trunk(
             model = _random_model(config, settings)
         else:
             model = _pretrained_model(config, source, settings)
-    trunk = Trunk(model, settings.pooling)
+    trunk = Trunk(model, pooling)
     if trunk.model_type not in NATIVE:
         _check_masks(trunk, settings.name)
     return trunk
@@ -124,6 +124,11 @@ def fresh_params(trunk: Trunk, seed: int) -> Params:
     return {name: value.detach() for name, value in Trunk(model, trunk.pooling).named_parameters()}
 
 
+def _settled(settings: EncoderSettings) -> Pooling:
+    assert settings.pooling != "auto"
+    return settings.pooling
+
+
 def _auto_class(pooling: Pooling) -> Any:
     return AutoModelForSequenceClassification if pooling == "native" else AutoModel
 
@@ -132,7 +137,7 @@ def _random_model(config: Any, settings: EncoderSettings) -> Any:
     config = copy.deepcopy(config)
     config.num_labels = 2  # the draws must not depend on the classifier, which an export has and a checkpoint may not
     try:
-        return _auto_class(settings.pooling).from_config(
+        return _auto_class(_settled(settings)).from_config(
             config, attn_implementation="eager", dtype=torch.float32, trust_remote_code=False
         )
     except ValueError as error:
@@ -146,7 +151,7 @@ def _pretrained_model(config: Any, source: str | Path, settings: EncoderSettings
         model, info = fetch(
             source,
             settings.revision,
-            _auto_class(settings.pooling).from_pretrained,
+            _auto_class(_settled(settings)).from_pretrained,
             config=copy.deepcopy(config),
             use_safetensors=True,
             attn_implementation="eager",
@@ -157,7 +162,7 @@ def _pretrained_model(config: Any, source: str | Path, settings: EncoderSettings
         raise
     except Exception as error:  # safetensors, shape and architecture errors have no common base
         raise UsageError(f"encoder.name {settings.name!r}: its weights cannot be loaded: {brief(error)}") from None
-    encoder = [key for key in info["missing_keys"] if _is_encoder_weight(model, settings.pooling, key)]
+    encoder = [key for key in info["missing_keys"] if _is_encoder_weight(model, _settled(settings), key)]
     if encoder:
         raise UsageError(
             f"encoder.name {settings.name!r}: {len(encoder)} of its weights are missing from the safetensors file "

@@ -117,6 +117,8 @@ class Audit:
         checks = [asdict(check) for check in self.checks]
         for check in checks:
             check["value"] = None if math.isnan(check["value"]) else check["value"]
+            if not check["uninformative"]:
+                del check["uninformative"]
         return {"passed": self.passed, "checks": checks, "warnings": list(self.warnings)}
 
 
