@@ -18,6 +18,7 @@ from sdm_ray.config import EncoderSettings, SyntheticWorld
 from sdm_ray.core.errors import RunError, UsageError
 from sdm_ray.core.hub import brief
 from sdm_ray.core.types import Params
+from sdm_ray.models.architecture import check_architecture
 from sdm_ray.models.hub import (
     NEW_WEIGHTS_SEED,
     check_weights_file,
@@ -40,6 +41,7 @@ def load_tokenizer(settings: EncoderSettings, *, cache_dir: Path, world: Synthet
         RunError: when the hub cannot be reached or does not know the encoder.
     """
     source = resolve(settings, cache_dir, world)
+    _config(settings, source)  # a decoder lacks a padding token too, and that is not what is wrong with it
     try:
         tokenizer = fetch(source, settings.revision, AutoTokenizer.from_pretrained)
     except (ValueError, KeyError, ImportError) as error:
@@ -92,10 +94,7 @@ def load_trunk(
     settings = choose_pooling(settings).encoder
     pooling = _settled(settings)
     source = resolve(settings, cache_dir, world)
-    try:
-        config = fetch(source, settings.revision, AutoConfig.from_pretrained)
-    except (ValueError, KeyError) as error:
-        raise UsageError(f"encoder.name {settings.name!r}: config.json is not usable: {brief(error)}") from None
+    config = _config(settings, source)
     if pooling == "native":
         native_pooling(config.model_type)
     keep_layers(config, settings)
@@ -122,6 +121,17 @@ def fresh_params(trunk: Trunk, seed: int) -> Params:
     with seeded(seed), quiet():
         model = _auto_class(trunk.pooling).from_config(config, attn_implementation="eager", dtype=torch.float32)
     return {name: value.detach() for name, value in Trunk(model, trunk.pooling).named_parameters()}
+
+
+def _config(settings: EncoderSettings, source: str | Path) -> Any:
+    """The configuration of an encoder that can be a trunk."""
+    try:
+        config = fetch(source, settings.revision, AutoConfig.from_pretrained)
+    except (ValueError, KeyError) as error:
+        hint = '; add "model_type", such as "bert", to it' if "model_type" in str(error) else ""
+        raise UsageError(f"encoder.name {settings.name!r}: config.json is not usable: {brief(error)}{hint}") from None
+    check_architecture(config, settings.name)
+    return config
 
 
 def _settled(settings: EncoderSettings) -> Pooling:
