@@ -155,14 +155,19 @@ def _read_parquet(path: Path, columns: dict[str, str]) -> pa.Table:
         return file.read(columns=sorted(set(columns.values())))
 
 
-def _read_csv(path: Path, columns: dict[str, str]) -> pa.Table:
+def _read_csv(path: Path, columns: dict[str, str], delimiter: str = ",") -> pa.Table:
     with path.open(encoding="utf-8-sig", newline="") as stream:
-        header = next(csv.reader(stream), [])
+        header = next(csv.reader(stream, delimiter=delimiter), [])
     check_columns(path, header, columns)
     wanted = sorted(set(columns.values()))
     # Everything as text: inference looks at the first block only and fails on what comes after.
     convert = pa.csv.ConvertOptions(include_columns=wanted, column_types=dict.fromkeys(wanted, pa.string()))
-    return pa.csv.read_csv(path, parse_options=pa.csv.ParseOptions(newlines_in_values=True), convert_options=convert)
+    parse = pa.csv.ParseOptions(newlines_in_values=True, delimiter=delimiter)
+    return pa.csv.read_csv(path, parse_options=parse, convert_options=convert)
+
+
+def _read_tsv(path: Path, columns: dict[str, str]) -> pa.Table:
+    return _read_csv(path, columns, "\t")
 
 
 def _read_jsonl(path: Path, columns: dict[str, str]) -> pa.Table:
@@ -186,12 +191,13 @@ def _read_arrow(path: Path, columns: dict[str, str]) -> pa.Table:
 READERS: dict[str, Callable[[Path, dict[str, str]], pa.Table]] = {
     ".parquet": _read_parquet,
     ".csv": _read_csv,
+    ".tsv": _read_tsv,
     ".jsonl": _read_jsonl,
     ".arrow": _read_arrow,
 }
 """Formats by suffix."""
 
-_FOREIGN = {".json", ".tsv", ".txt", ".xlsx", ".xls", ".gz", ".zip", ".zst", ".pkl", ".feather", ".npz"}
+_FOREIGN = {".json", ".txt", ".xlsx", ".xls", ".gz", ".zip", ".zst", ".pkl", ".feather", ".npz"}
 """Suffixes that say "a file" although they are not read."""
 
 
