@@ -32,7 +32,7 @@ def small(**columns: list[Any]) -> dict[str, list[Any]]:
     return {**rows, **columns}
 
 
-@pytest.mark.parametrize("suffix", [".parquet", ".csv", ".jsonl", ".arrow"])
+@pytest.mark.parametrize("suffix", [".parquet", ".csv", ".tsv", ".jsonl", ".arrow"])
 def test_every_format_gives_the_same_examples(suffix: str, tmp_path: Path) -> None:
     rows = helpers.make_rows(60)
     rows["text"][3] = 'a "quoted", long\nline with ünïcode'
