@@ -5,7 +5,7 @@ neither ray nor mlflow installed.
 
 Settings: `TrialSettings`, `SweepSettings`, `load_settings`, `override`, `content_hash`.
 One model: `run_trial`, `iterate_trial`, `TrialResult`, `attack_model`, `load_exported`.
-Your data in memory: `data_source`.
+Your data in memory: `dataset_source`.
 Many: `run_sweep`, `load_best`, `Point`, `pareto_front`, `hypervolume`.
 Errors: `UsageError`, `RunError`.
 """
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sdm_ray.config import SweepSettings, TrialSettings, content_hash, load_settings, override
     from sdm_ray.core.errors import RunError, UsageError
     from sdm_ray.core.result import TrialResult
-    from sdm_ray.data.memory import data_source
+    from sdm_ray.data.memory import dataset_source
     from sdm_ray.frontier.points import Point, hypervolume, pareto_front
     from sdm_ray.models.export import load_exported
     from sdm_ray.sweep import run_sweep
@@ -36,7 +36,7 @@ _HOME = {
     "UsageError": "core.errors",
     "attack_model": "attack.protocol",
     "content_hash": "config",
-    "data_source": "data.memory",
+    "dataset_source": "data.memory",
     "hypervolume": "frontier.points",
     "iterate_trial": "trial.run",
     "load_best": "sweep.records.best",
@@ -57,7 +57,7 @@ __all__ = [
     "UsageError",
     "attack_model",
     "content_hash",
-    "data_source",
+    "dataset_source",
     "hypervolume",
     "iterate_trial",
     "load_best",

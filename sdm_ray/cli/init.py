@@ -9,11 +9,11 @@ from pathlib import Path
 from rich.markup import escape
 
 from sdm_ray.cli.progress import console
-from sdm_ray.config import DataSettings, SweepSettings, parse_document, parse_settings
+from sdm_ray.config import DataSettings, SweepSettings, load_settings
 from sdm_ray.config.starter import sweep_yaml
 from sdm_ray.config.trial import RuntimeSettings
 from sdm_ray.core.errors import UsageError
-from sdm_ray.core.files import write_text
+from sdm_ray.core.files import atomic_path
 
 ENCODER = "google/bert_uncased_L-2_H-128_A-2"
 """Taken where none is named: BERT-Tiny, which a laptop trains."""
@@ -45,10 +45,10 @@ def run(
     command = shlex.join([*arguments, *([] if encoder is None else ["--encoder", encoder])])
     cache_dir = RuntimeSettings().cache_folder()
     starter, trunk = make_starter(look, encoder or ENCODER, name=name, command=command, cache_dir=cache_dir)
-    written = sweep_yaml(starter)
-    settings = parse_settings(SweepSettings, parse_document(written, path), where=str(path))
-    check_sweep(settings)
-    write_text(path, written)
+    with atomic_path(path) as temporary:
+        temporary.write_text(sweep_yaml(starter), encoding="utf-8")
+        settings = load_settings(SweepSettings, temporary)
+        check_sweep(settings)
     for key in ("data", "splits", "length", "encoder"):
         console.print(f"{key:8}{escape(starter.remarks[key])}", soft_wrap=True)
     num_at_once = num_fitting(settings.resources, {"CPU": _num_cpus(), "GPU": float(torch.cuda.device_count())})

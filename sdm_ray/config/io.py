@@ -46,18 +46,11 @@ def read_document(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        document = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except FileNotFoundError:
         raise UsageError(f"settings file {path} does not exist") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"settings file {path} cannot be read: {error}") from None
-    return parse_document(text, path)
-
-
-def parse_document(text: str, path: str | Path) -> dict[str, Any]:
-    """The mapping in the text of a YAML file; see `read_document`."""
-    try:
-        document = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         raise UsageError(f"settings file {path} is not valid YAML: {' '.join(str(error).split())}") from None
     if document is None:
@@ -220,7 +213,6 @@ __all__ = [
     "json_schema",
     "load_settings",
     "override",
-    "parse_document",
     "parse_settings",
     "to_yaml",
 ]

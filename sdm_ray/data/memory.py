@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
-def data_source(data: datasets.Dataset | datasets.DatasetDict | pa.Table, folder: Path | None = None) -> str:
+def dataset_source(data: datasets.Dataset | datasets.DatasetDict | pa.Table, folder: Path | None = None) -> str:
     """Keep a data set that is in memory, and give what `data.source` names it by.
 
     The file is called by its content: the same rows are kept once, and a sweep over them is resumed. Names of classes

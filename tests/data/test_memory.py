@@ -12,7 +12,7 @@ import pytest
 import sdm_ray
 from sdm_ray.config import DataSettings
 from sdm_ray.core.errors import UsageError
-from sdm_ray.data.memory import data_source
+from sdm_ray.data.memory import dataset_source
 from sdm_ray.data.sources import load_examples
 from tests.fakes import files as helpers
 
@@ -27,22 +27,22 @@ def test_a_dataset_a_dict_and_a_table_are_what_their_rows_are(tmp_path: Path) ->
     reference = load(str(helpers.write_rows(tmp_path / "rows.parquet", rows)))
     split = datasets.DatasetDict({"a": whole.select(range(20)), "b": whole.select(range(20, 60))})
     for data in (whole, split, pa.table(rows)):
-        assert load(data_source(data, tmp_path / "kept")).digest == reference.digest
-    picked = data_source(whole.select([5, 1, 4]), tmp_path / "kept")
+        assert load(dataset_source(data, tmp_path / "kept")).digest == reference.digest
+    picked = dataset_source(whole.select([5, 1, 4]), tmp_path / "kept")
     assert load(picked).texts == [rows["text"][row] for row in (5, 1, 4)]
 
 
 def test_the_same_rows_are_kept_once_under_one_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SDM_RAY_CACHE", str(tmp_path))
     data = datasets.Dataset.from_dict(helpers.make_rows(12))
-    assert sdm_ray.data_source(data) == sdm_ray.data_source(data)
+    assert sdm_ray.dataset_source(data) == sdm_ray.dataset_source(data)
     assert len(list((tmp_path / "data").iterdir())) == 1
 
 
 def test_names_of_classes_are_kept(tmp_path: Path) -> None:
     rows = helpers.make_rows(24)
     data = datasets.Dataset.from_dict(rows).class_encode_column("gender")
-    examples = load(data_source(data, tmp_path))
+    examples = load(dataset_source(data, tmp_path))
     assert examples.harmful_labels == ("f", "m")
     assert [examples.harmful_labels[code] for code in examples.harmful] == rows["gender"]
 
@@ -50,4 +50,4 @@ def test_names_of_classes_are_kept(tmp_path: Path) -> None:
 @pytest.mark.parametrize("data", [[{"text": "a"}], {}, pa.table({"text": []})])
 def test_what_is_no_data_set_is_refused(data: Any, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"holds no rows|must be a datasets\.Dataset"):
-        data_source(data, tmp_path)
+        dataset_source(data, tmp_path)
