@@ -13,7 +13,9 @@ import yaml
 
 from sdm_ray.cli import main
 from sdm_ray.cli.attack import attack_settings
+from sdm_ray.cli.train import audit_lines
 from sdm_ray.config import AttackSettings, TrialSettings, load_settings
+from sdm_ray.core.result import Status, TrialResult
 from sdm_ray.frontier.points import Point
 from sdm_ray.frontier.tables import read_tables, write_tables
 
@@ -90,6 +92,14 @@ def test_train_then_attack_what_it_exported(
     assert ("strength/search_accuracy" in attacked) != ("the search would find cannot be told" in out)
     for name in ("harmful/worst_accuracy", "desired/accuracy", "regret/accuracy"):
         assert attacked[name] == pytest.approx(trained[name], abs=1e-6)
+
+
+def test_failed_and_uninformative_checks_are_said_with_what_they_saw() -> None:
+    result = TrialResult(
+        trial_id="t", config_hash="0", method="mlac", seed=0, status=Status.COMPLETE, metrics={}, output_dir=Path(),
+        failed_checks={"label_flip": "seen"}, uninformative_checks={"collapse": "fails on both"},
+    )  # fmt: skip
+    assert audit_lines(result) == ["audit, label flip: FAILED: seen", "audit, collapse: uninformative: fails on both"]
 
 
 def test_a_training_that_stops_itself_says_why_and_where_its_log_lies(
