@@ -40,11 +40,12 @@ ATTACK = {
 
 def sweep_yaml(starter: Starter) -> str:
     """The sweep file, as text that `load_settings` reads."""
-    data, splits, said = starter.data, starter.data.splits, starter.remarks
+    data, splits = starter.data, starter.data.splits
+    said = {name: _line(text) for name, text in starter.remarks.items()}
     layers = "" if starter.num_layers is None else f"\n    num_layers: {starter.num_layers}"
     shares = ", ".join(f"{name}: {share:g}" for name, share in splits.model_dump().items())
     benign = next((n for n in (50, 20) if n <= max(starter.sizes)), max(starter.sizes))
-    return f"""# {starter.command}
+    return f"""# {_line(starter.command)}
 # {said["data"]}
 # `sdm-ray sweep FILE --dry-run` times a little of a trial and says what the whole takes; `sdm-ray schema sweep` prints
 # every setting with its meaning.
@@ -92,6 +93,11 @@ resources:
   cpus_per_trial: 1
   gpus_per_trial: {starter.gpus_per_trial:g}
 """
+
+
+def _line(text: str) -> str:
+    """A comment, which a line break would end."""
+    return " ".join(text.split())
 
 
 def _scalar(value: str) -> str:

@@ -66,9 +66,9 @@ def make_starter(look: Look, encoder_name: str, *, name: str, command: str, cach
         trunk = load_trunk(encoder, cache_dir=cache_dir)
     texts = look.examples.texts[:LOOKED_AT]
     limit = min(trunk.max_length, int(tokenizer.model_max_length))
-    _, lengths = encode(texts, tokenizer, limit, int(tokenizer.pad_token_id))
+    ids, lengths = encode(texts, tokenizer, limit, int(tokenizer.pad_token_id))
     width = min(round_up(int(np.quantile(lengths, 1 - CUT_SHARE))), MOST_TOKENS[device], limit)
-    trunk.check_data(width, len(tokenizer) - 1)
+    trunk.check_data(width, int(ids.max()))
     cut = float((lengths > width).mean())
     labels = look.examples.desired_labels, look.examples.harmful_labels
     kept = f"{num_layers} of {depth} layers, for there is no GPU" if num_layers else f"{depth} layers"
@@ -85,7 +85,8 @@ def make_starter(look: Look, encoder_name: str, *, name: str, command: str, cach
         gpus_per_trial=1.0 if device == "cuda" else 0.0,
         remarks={
             "data": f"{len(look.examples.texts)} texts; desired: {_named(labels[0])}; harmful: {_named(labels[1])}",
-            "length": f"tokens; {cut:.0%} of the texts are longer (the longest: {int(lengths.max())}) and are cut",
+            "length": f"tokens; the longest text has {int(lengths.max())}"
+            + (f", and {cut:.0%} of the texts are cut" if cut else ""),
             "splits": ", ".join(f"{name} {count}" for name, count in look.counts.items()) + " texts",
             "encoder": kept
             + ("" if note is None else "; " + note.removeprefix("encoder.").partition(" of ")[0] + " says"),
@@ -145,5 +146,5 @@ def _step_seconds(trunk: Trunk, width: int) -> float:
 
 
 def _named(labels: tuple[str, ...]) -> str:
-    shown = ", ".join(labels[:4]) + (", ..." if len(labels) > 4 else "")
+    shown = ", ".join(label[:40] for label in labels[:4]) + (", ..." if len(labels) > 4 else "")
     return f"{len(labels)} classes ({shown})"

@@ -47,6 +47,17 @@ def test_what_it_writes_runs(suffix: str, capsys: pytest.CaptureFixture[str], be
     check_inputs(settings.trial)
 
 
+def test_no_name_breaks_the_file(capsys: pytest.CaptureFixture[str], bert_folder: Path, here: Path) -> None:
+    rows = helpers.make_rows(240)
+    names = {"f": 'on\nname: evil # "', "m": "yes: {"}
+    rows["gender"] = [names[gender] for gender in rows["gender"]]
+    data = helpers.write_rows(here / "on: #1" / "no.csv", rows)
+    assert init(capsys, data, bert_folder)[0] == 0
+    settings = load_settings(SweepSettings, here / "no.yaml")
+    assert settings.name == "no"
+    assert settings.trial.data.source == str(data)
+
+
 def test_few_texts_get_other_splits_and_an_n_that_fits(
     capsys: pytest.CaptureFixture[str], bert_folder: Path, here: Path
 ) -> None:
