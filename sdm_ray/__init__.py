@@ -5,6 +5,7 @@ neither ray nor mlflow installed.
 
 Settings: `TrialSettings`, `SweepSettings`, `load_settings`, `override`, `content_hash`.
 One model: `run_trial`, `iterate_trial`, `TrialResult`, `attack_model`, `load_exported`.
+Your data in memory: `dataset_source`.
 Many: `run_sweep`, `load_best`, `Point`, `pareto_front`, `hypervolume`.
 Your own: `blocking_term`, `register_family`, `trial_metric`, `data_source`.
 Errors: `UsageError`, `RunError`.
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from sdm_ray.config import SweepSettings, TrialSettings, content_hash, load_settings, override
     from sdm_ray.core.errors import RunError, UsageError
     from sdm_ray.core.result import TrialResult
+    from sdm_ray.data.memory import dataset_source
     from sdm_ray.data.own_sources import data_source
     from sdm_ray.frontier.points import Point, hypervolume, pareto_front
     from sdm_ray.meta.objectives import blocking_term
@@ -42,6 +44,7 @@ _HOME = {
     "blocking_term": "meta.objectives",
     "content_hash": "config",
     "data_source": "data.own_sources",
+    "dataset_source": "data.memory",
     "hypervolume": "frontier.points",
     "iterate_trial": "trial.run",
     "load_best": "sweep.records.best",
@@ -66,6 +69,7 @@ __all__ = [
     "blocking_term",
     "content_hash",
     "data_source",
+    "dataset_source",
     "hypervolume",
     "iterate_trial",
     "load_best",

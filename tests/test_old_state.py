@@ -14,7 +14,7 @@ import pytest
 from sdm_ray.attack.report import AttackReport
 from sdm_ray.config import SweepSettings, TrackingSettings, TrialSettings, content_hash, load_settings, override
 from sdm_ray.core.metric_names import Metric
-from sdm_ray.core.result import TrialResult, read_result
+from sdm_ray.core.result import Status, TrialResult, read_result
 from sdm_ray.frontier.tables import read_tables
 from sdm_ray.models.export import load_exported
 from sdm_ray.models.trunk import params_digest
@@ -119,7 +119,10 @@ def test_a_sweep_is_resumed_and_nothing_that_ended_runs_again(sweep: Path) -> No
     assert first_loss(sweep / "trials" / "t0001") == MARK
     assert first_loss(sweep / "trials" / "t0002") != MARK
     for result in outcome.results:
-        check_result(result)
+        if result.trial_id != "t0002":
+            check_result(result)
+        # Optuna is told that t0001 is feasible, as it was not before audits were compared with their references'.
+        assert result.trial_id != "t0002" or (result.status is Status.COMPLETE and result.params)
     assert [point.trial_id for point in read_tables(sweep)] == [point.trial_id for point in outcome.points]
 
 
@@ -127,11 +130,12 @@ def check_result(result: TrialResult) -> None:
     """A trial of the resumed sweep is what the old version made of it."""
     expected = EXPECTED["sweep"][result.trial_id]
     assert_close(result.metrics, expected["metrics"], 0.2)
-    if SAME_MACHINE or result.trial_id != "t0002":  # the last point depends on what Optuna was told
-        assert result.params == expected["params"]
-        assert result.config_hash == expected["config_hash"]
+    assert result.params == expected["params"]
+    assert result.config_hash == expected["config_hash"]
     if SAME_MACHINE:
-        assert (str(result.status), result.provenance["weights"]) == (expected["status"], expected["weights"])
+        assert result.provenance["weights"] == expected["weights"]
+        # What a reference fails too kept a trial off then, and says nothing now.
+        assert str(result.status) == expected["status"] or (result.uninformative_checks and not result.failed_checks)
 
 
 def test_a_finished_trial_is_read(home: Path, sweep: Path) -> None:

@@ -11,7 +11,8 @@ from sdm_ray.attack.families import the_family
 from sdm_ray.attack.families.composed import COMPOSED, check_chains
 from sdm_ray.attack.portfolio import read_portfolio
 from sdm_ray.config.attack import AttackSettings
-from sdm_ray.core.errors import UsageError
+from sdm_ray.config.sizes import size_problem
+from sdm_ray.core.errors import Faults
 from sdm_ray.core.types import Split, Task
 
 if TYPE_CHECKING:
@@ -25,45 +26,46 @@ def resolve_sizes(sizes: Sequence[int | str], data: AttackDataset) -> tuple[int,
 
 
 def check_data(data: AttackDataset, settings: AttackSettings, task: Task) -> None:
-    """Refuse an attack that the data cannot carry, or that names what is not there.
+    """Refuse an attack that the data cannot carry, or that names what is not there; several faults are a line each.
 
     Raises:
         UsageError: for an unknown family or edit, or a portfolio that cannot be read; where n is below the number of
-            classes, attacker-train has too few examples for n, or attacker-validation or test lacks a class.
+            classes, attacker-train has too few examples for n (with sizes that fit), or attacker-validation or test
+            lacks a class.
     """
+    faults = Faults()
     for family in (*settings.families, *settings.benign_families):
-        the_family(family)
-    read_portfolio(settings.portfolio)
+        faults.check(the_family, family)
+    faults.check(read_portfolio, settings.portfolio)
     if COMPOSED.name in settings.families:
-        check_chains(settings.edit_chains)
+        faults.check(check_chains, settings.edit_chains)
     names, labels = data.label_names(task), data.labels_host(task)
     counts = {
         split: torch.bincount(labels[data.indices(split)], minlength=len(names)).tolist()
         for split in (Split.ATTACKER_TRAIN, Split.ATTACKER_VAL, Split.TEST)
     }
-    for n in resolve_sizes(settings.num_examples, data):
-        _check_size(n, counts[Split.ATTACKER_TRAIN], names, balanced=settings.class_balanced)
+    problem = size_problem(
+        resolve_sizes(settings.num_examples, data),
+        counts[Split.ATTACKER_TRAIN],
+        names,
+        balanced=settings.class_balanced,
+        of=_split_sizes(data, len(labels)),
+    )
+    if problem is not None:
+        faults.add(problem)
     for split in (Split.ATTACKER_VAL, Split.TEST):
         for name, count in zip(names, counts[split], strict=True):
             if count == 0:
-                raise UsageError(
+                faults.add(
                     f"data: split '{split}' has no example of {task} label '{name}', so no attack can be scored on it; "
                     "use more data, a larger split or another label column"
                 )
+    faults.refuse()
 
 
-def _check_size(n: int, counts: list[int], names: tuple[str, ...], *, balanced: bool) -> None:
-    if n < len(names):
-        raise UsageError(f"attack.num_examples: n = {n} is below the number of classes ({len(names)}); raise it")
-    split = Split.ATTACKER_TRAIN
-    if n > sum(counts):
-        raise UsageError(
-            f"attack.num_examples: n = {n}, but split '{split}' has {sum(counts)} examples; lower n or use more data"
-        )
-    needed = -(-n // len(names))
-    for name, count in zip(names, counts, strict=True):
-        if balanced and count < needed and n < sum(counts):
-            raise UsageError(
-                f"attack.num_examples: n = {n} needs {needed} examples of each class, but split '{split}' has {count} "
-                f"of '{name}'; lower n, use more data or set attack.class_balanced to false"
-            )
+def _split_sizes(data: AttackDataset, total: int) -> dict[str, int]:
+    """Examples of each split; meta-training, which the attack does not read, has what is left of all."""
+    attacked = {
+        split.value: len(data.indices(split)) for split in (Split.ATTACKER_TRAIN, Split.ATTACKER_VAL, Split.TEST)
+    }
+    return {Split.META_TRAIN.value: total - sum(attacked.values()), **attacked}

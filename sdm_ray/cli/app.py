@@ -174,6 +174,27 @@ def sweep(
 
 
 @app.command()
+def init(
+    data: Annotated[
+        str, typer.Argument(metavar="DATA", help="A .csv, .tsv, .jsonl or .parquet file, a folder, or a hub id.")
+    ],
+    text: Annotated[str, typer.Option(metavar="COLUMN", help="Column of the texts.")],
+    desired: Annotated[str, typer.Option(metavar="COLUMN", help="Column of the label that the model shall learn.")],
+    harmful: Annotated[str, typer.Option(metavar="COLUMN", help="Column of the label that it shall be hard to teach.")],
+    encoder: Annotated[
+        str | None,
+        typer.Option(help="A Hugging Face folder or hub id. [default: BERT-Tiny from the hub]", show_default=False),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="File to write. [default: NAME.yaml, by the data's name]")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the file where it exists.")] = False,
+) -> None:
+    """Look at your data and write a sweep file that runs: splits, sizes, lengths, and about how long it takes."""
+    from sdm_ray.cli.init import run
+
+    run(data, text, desired, harmful, encoder=encoder, out=out, force=force)
+
+
+@app.command()
 def status(
     sweep: Annotated[
         str | None,

@@ -131,13 +131,16 @@ def _opened(
     """The data, and the model as an attacker gets it; an export says what it was made from and trained against."""
     import torch
 
+    from sdm_ray.models.pooling import choose_pooling
     from sdm_ray.sweep.search.samplers import attack_samplers
     from sdm_ray.trial.context import TrialContext
     from sdm_ray.trial.release import Release
     from sdm_ray.trial.workspace import open_workspace, trunk_params
 
     public = None if released is None else released.encoder
-    encoder = _released_encoder(model, settings, public)
+    encoder, note = choose_pooling(_released_encoder(model, settings, public))
+    if note is not None:
+        console.print(escape(note), soft_wrap=True)
     torch.set_num_threads(settings.runtime.num_threads)
     context = TrialContext(samplers=attack_samplers())
     work = open_workspace(settings.model_copy(update={"encoder": encoder}), context)
@@ -272,6 +275,7 @@ def _audit(checks: Sequence[Check]) -> list[str]:
     for check in checks:
         if not check.passed:
             word = "not checked" if check.passed is None else "[bold red]FAILED[/]"
+            word = "uninformative" if check.uninformative else word
             lines.append(f"audit, {check.name.replace('_', ' ')}: {word}: {escape(check.said)}")
     return lines
 

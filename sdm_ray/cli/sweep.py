@@ -28,7 +28,9 @@ from sdm_ray.frontier.select import Rule, select, why_empty
 from sdm_ray.frontier.tables import frontier_document, read_importances, read_tables, write_tables
 from sdm_ray.sweep.records.best import load_best
 from sdm_ray.sweep.records.folder import find_sweep
+from sdm_ray.sweep.search.check import check_sweep
 from sdm_ray.sweep.state.ledger import FILE as LEDGER
+from sdm_ray.sweep.view.advice import what_to_change
 from sdm_ray.tracking.address import PREFIX, is_reference
 
 if TYPE_CHECKING:
@@ -61,6 +63,8 @@ def run(settings: SweepSettings, config: Path, *, resume: bool, fork: bool = Fal
     if not outcome.front:
         why = f"the frontier is empty: {why_empty(outcome.points)}"
         error_console.print(why, markup=False, soft_wrap=True)
+        for line in what_to_change(settings, outcome.results, outcome.points):
+            error_console.print(f"change: {line}", markup=False, soft_wrap=True)
         raise typer.Exit(1)
     best = load_best(outcome.folder)
     write_text(outcome.folder / BEST, to_yaml(best))
@@ -78,19 +82,12 @@ def print_table(points: Sequence[Point]) -> None:
 
 def run_checked(settings: SweepSettings, *, resume: bool) -> SweepOutcome:
     """Run a sweep whose data and encoder have been tried, and say what failed in it."""
-    from sdm_ray.sweep.cluster.choice import check_output_dir, choose_cluster
-    from sdm_ray.sweep.runner import run_sweep
+    from sdm_ray.sweep.cluster.choice import check_output_dir
 
     check_output_dir(settings)
-    cluster = choose_cluster(settings.resources)
-    say(IMPORTING)
-    from sdm_ray.sweep.search.samplers import attack_samplers
-    from sdm_ray.trial.context import TrialContext
-    from sdm_ray.trial.workspace import check_inputs
+    _check(settings)
+    from sdm_ray.sweep.runner import run_sweep
 
-    if cluster.is_private:  # on a cluster the driver may not see what the trials see
-        say(READING)
-        check_inputs(settings.trial, TrialContext(samplers=attack_samplers()))
     outcome = run_sweep(settings, resume=resume)
     for line in shortfalls(outcome):
         say(line)
@@ -118,6 +115,23 @@ def point_of(trial_id: str) -> str:
     return re.sub(r"(?:-s\d+)?(?:-final)?$", "", trial_id)
 
 
+def _check(settings: SweepSettings) -> None:
+    """Refuse what cannot work: what the settings alone tell before torch is imported, then data and encoder."""
+    from sdm_ray.sweep.cluster.choice import choose_cluster
+
+    check_sweep(settings)
+    say(IMPORTING)
+    from sdm_ray.sweep.search.samplers import attack_samplers
+    from sdm_ray.trial.context import TrialContext
+    from sdm_ray.trial.workspace import check_inputs
+
+    if not choose_cluster(settings.resources).is_private:  # the driver may not see what the trials see
+        return
+    say(READING)
+    further = () if settings.final is None else (settings.final_attack(),)
+    check_inputs(settings.trial, TrialContext(samplers=attack_samplers()), further)
+
+
 def again(settings: SweepSettings, *, resume: bool, fork: bool) -> str:
     """The command that goes on with this sweep."""
     arguments = [argument for argument in sys.argv[1:] if argument != "--fork"]
@@ -130,7 +144,7 @@ def again(settings: SweepSettings, *, resume: bool, fork: bool) -> str:
 
 def show_plan(settings: SweepSettings) -> None:
     """Say what a sweep would do and cost; nothing is started but a probe, and nothing is written but its caches."""
-    say(IMPORTING)
+    _check(settings)
     from sdm_ray.sweep.search.samplers import attack_samplers
     from sdm_ray.sweep.view.plan import describe, plan_sweep
     from sdm_ray.trial.context import TrialContext

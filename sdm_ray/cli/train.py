@@ -15,7 +15,7 @@ from sdm_ray.cli.tracking import tracked
 from sdm_ray.config import TrialSettings, content_hash
 from sdm_ray.core.errors import RunError
 from sdm_ray.core.metric_names import Metric
-from sdm_ray.core.result import Status
+from sdm_ray.core.result import Status, TrialResult
 from sdm_ray.figures.training import FIGURE
 from sdm_ray.trial.training_log import LOG
 
@@ -34,6 +34,7 @@ def run(settings: TrialSettings, config: Path, out: Path | None, tracking_uri: s
     check_out(out)
     say(IMPORTING)
     from sdm_ray.attack.protocol import AttackReport
+    from sdm_ray.models.pooling import choose_pooling
     from sdm_ray.sweep.search.samplers import attack_samplers
     from sdm_ray.trial.context import TrialContext
     from sdm_ray.trial.floors import floor_report
@@ -41,6 +42,10 @@ def run(settings: TrialSettings, config: Path, out: Path | None, tracking_uri: s
     from sdm_ray.trial.workspace import open_workspace
 
     context = TrialContext(samplers=attack_samplers())
+    encoder, note = choose_pooling(settings.encoder)
+    settings = settings.model_copy(update={"encoder": encoder})
+    if note is not None:
+        console.print(escape(note), soft_wrap=True)
     folder = out or Path("runs") / f"{settings.name}-{content_hash(settings)}"
     try:
         with tracked(settings, folder, tracking_uri) as log:
@@ -68,9 +73,21 @@ def run(settings: TrialSettings, config: Path, out: Path | None, tracking_uri: s
         f"(base rate {metrics[Metric.HARMFUL_BASE_RATE]:.3f}), "
         f"{metrics[Metric.COST_TRAIN_SECONDS]:.0f} s of training, {metrics[Metric.COST_ATTACK_SECONDS]:.0f} s of attack"
     )
+    for line in audit_lines(result):
+        console.print(escape(line), soft_wrap=True)
     _say_where(folder)
     if settings.data.source != "regression":  # whose networks are released as bare weights
         console.print(f"next    sdm-ray attack {escape(shlex.quote(str(folder / 'model')))}", soft_wrap=True)
+
+
+def audit_lines(result: TrialResult) -> list[str]:
+    """Checks of the audit that failed, and those that say nothing of the model, with what they saw."""
+    kinds = {"FAILED": result.failed_checks, "uninformative": result.uninformative_checks}
+    return [
+        f"audit, {name.replace('_', ' ')}: {word}: {said}"
+        for word, checks in kinds.items()
+        for name, said in checks.items()
+    ]
 
 
 def _say_where(folder: Path) -> None:

@@ -92,7 +92,8 @@ class AdversarySettings(Settings):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         low, high = self.learning_rate.low, self.learning_rate.high
-        if not low <= self.learning_rate_initial <= high:
+        # A rate that is drawn has no initial value.
+        if self.learning_rate_mode != "log_uniform" and not low <= self.learning_rate_initial <= high:
             raise ValueError(
                 f"learning_rate_initial ({self.learning_rate_initial:g}) must lie in learning_rate [{low:g}, {high:g}]"
             )

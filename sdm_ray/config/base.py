@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import (
@@ -30,9 +29,9 @@ class Settings(BaseModel):
     LATER: ClassVar[frozenset[str]] = frozenset()
     """Settings that came after results were published; at their defaults they compute what was computed without them,
     and are left out of `identity`, so that hashes of earlier results stay."""
-
-    FORMERLY: ClassVar[Mapping[str, Any]] = {}
-    """Settings whose default has become None, with what it was: `identity` says that in its place."""
+    MEANT: ClassVar[dict[str, dict[Any, Any]]] = {}
+    """Values by setting that `identity` writes as others: what leaving the setting out meant when results were
+    published. Whoever computes something settles such a value first, so that no two results share a hash."""
 
     def identity(self, *, exclude: set[str] | None = None) -> dict[str, Any]:
         """Plain values that identify what these settings compute: what digests are made of."""
@@ -45,7 +44,7 @@ class Settings(BaseModel):
             return values
         fields = type(self).model_fields
         return {
-            name: self.FORMERLY.get(name) if value is None else value
+            name: self.MEANT[name].get(value, value) if name in self.MEANT else value
             for name, value in values.items()
             if name not in self.LATER or getattr(self, name) != fields[name].default
         }

@@ -139,13 +139,17 @@ class DataSettings(Settings):
 class EncoderSettings(Settings):
     """Which encoder, and how a text becomes one vector."""
 
+    MEANT: ClassVar[dict[str, dict[Any, Any]]] = {"pooling": {"auto": "native"}}
+
     name: str = "builtin"
     """`builtin` (a small ModernBERT pretrained on the synthetic corpus), a local folder, a hub id, or `mlp`: linear
     layers with ReLU for `data.source: regression`, freshly initialised, for there is nothing to know beforehand."""
     revision: str | None = None
     """Revision of a hub encoder."""
-    pooling: Literal["native", "cls", "mean"] = "native"
-    """`native` does what the architecture's ForSequenceClassification does before its last linear layer."""
+    pooling: Literal["auto", "native", "cls", "mean"] = "auto"
+    """`native` does what the architecture's ForSequenceClassification does before its last linear layer. `auto` is what
+    the encoder's own files say (`1_Pooling/config.json` of a sentence encoder), else `native`; a trial writes down
+    which it was."""
     num_layers: PositiveInt | None = None
     """Keep only the first layers; None keeps all (of `mlp`: makes two)."""
     width: PositiveInt = 64

@@ -14,7 +14,7 @@ from sdm_ray.config.base import Settings
 from sdm_ray.config.documents import dump, parse_value, read_document, read_files
 from sdm_ray.config.sweep import SweepSettings
 from sdm_ray.config.trial import TrialSettings
-from sdm_ray.core.errors import UsageError
+from sdm_ray.core.errors import UsageError, listed
 from sdm_ray.core.suggest import nearest
 
 T = TypeVar("T", bound=Settings)
@@ -142,7 +142,7 @@ def _validate(kind: type[T], values: Mapping[str, Any], where: str) -> T:
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        problems = "; ".join(_describe(kind, item) for item in error.errors())
+        problems = listed([_describe(kind, item) for item in error.errors()])
         raise UsageError(f"{where}: {problems}" if where else problems) from None
 
 

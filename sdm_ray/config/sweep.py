@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from contextlib import suppress
-from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 from urllib.parse import urlsplit
 
@@ -122,7 +120,7 @@ class TrackingSettings(Settings):
     """MLflow."""
 
     LATER: ClassVar[frozenset[str]] = frozenset({"tags"})
-    FORMERLY: ClassVar[Mapping[str, Any]] = MappingProxyType({"experiment": "sdm-ray"})
+    MEANT: ClassVar[dict[str, dict[Any, Any]]] = {"experiment": {None: "sdm-ray"}}
 
     enabled: bool = True
     """Log to MLflow."""

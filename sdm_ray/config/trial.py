@@ -74,7 +74,7 @@ class ScratchSettings(Settings):
 
     @model_validator(mode="after")
     def _steps_fit(self) -> Self:
-        if not self.every_steps <= self.screen_steps <= self.max_steps:
+        if self.enabled and not self.every_steps <= self.screen_steps <= self.max_steps:
             raise ValueError(
                 f"every_steps ({self.every_steps}), screen_steps ({self.screen_steps}) and max_steps "
                 f"({self.max_steps}) must not fall in this order"

@@ -1,14 +1,55 @@
 """The two errors that reach a user, each one clear sentence: what, where, the value, the fix.
 
 The command line prints the message without a traceback and exits with `exit_code`; library callers catch them as the
-built-in exceptions that they derive from.
+built-in exceptions that they derive from. Several things that are wrong with one request are one error, a line each.
 """
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
 
 
 class UsageError(ValueError):
     """What was asked for cannot be done as asked: a bad setting, a missing file, an absent column."""
 
     exit_code = 2
+
+
+class Faults:
+    """Gathers what is wrong, so that people hear of all of it at once."""
+
+    def __init__(self) -> None:
+        self._found: list[str] = []
+
+    def check(self, function: Callable[..., object], *arguments: Any, **options: Any) -> bool:
+        """Call a function that raises `UsageError` where something is wrong; whether nothing was."""
+        try:
+            function(*arguments, **options)
+        except UsageError as error:
+            self.add(str(error))
+            return False
+        return True
+
+    def add(self, *faults: str) -> None:
+        """Add sentences; one that is there already stays once."""
+        self._found += [fault for fault in faults if fault not in self._found]
+
+    def refuse(self) -> None:
+        """Raise what was gathered, one fault a line.
+
+        Raises:
+            UsageError: where there is any.
+        """
+        if self._found:
+            raise UsageError(listed(self._found))
+
+
+def listed(faults: Sequence[str]) -> str:
+    """One fault as it is, several one a line."""
+    if len(faults) == 1:
+        return faults[0]
+    return f"{len(faults)} faults:" + "".join(f"\n  {fault}" for fault in faults)
 
 
 class RunError(RuntimeError):

@@ -40,6 +40,10 @@ class TrialResult:
     """The searched settings by dotted path; empty outside a sweep."""
     provenance: dict[str, str] = field(default_factory=dict)
     """Sources and digests of data and encoder, digests of attack and released weights, versions and device."""
+    failed_checks: dict[str, str] = field(default_factory=dict)
+    """What failed checks of the audit saw, by their names."""
+    uninformative_checks: dict[str, str] = field(default_factory=dict)
+    """The same of checks that say nothing of the model, for a reference fails them too."""
 
     def to_dict(self) -> dict[str, Any]:
         """Values that JSON can hold; `output_dir` is left out, so that a folder can move."""

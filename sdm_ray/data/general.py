@@ -19,7 +19,7 @@ from sdm_ray.core.hub import is_hub_id
 from sdm_ray.core.types import Task
 from sdm_ray.data.interface import Dataset
 from sdm_ray.data.readers import Source, data_files, read_files, read_hub
-from sdm_ray.data.sources import normalise
+from sdm_ray.data.sources import is_text, normalise
 from sdm_ray.data.synthetic import pretraining_texts
 from sdm_ray.data.tokenized import encode, round_up
 
@@ -152,7 +152,7 @@ def _texts(source: Source, settings: RetainSettings) -> list[str]:
     """The values of the text column without nulls."""
     column = source.table[settings.text_column]
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)):
+    if not (is_text(kind) or pa.types.is_null(kind)):
         raise UsageError(f"data.text_column: column {settings.text_column!r} holds {kind}, it must hold text")
     values: list[str] = column.cast(pa.large_string()).drop_null().to_pylist()
     return values

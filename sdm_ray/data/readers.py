@@ -40,19 +40,15 @@ def data_files(source: str) -> list[Path] | None:
     path = Path(source).expanduser()
     known = f"known formats: {', '.join(READERS)}"
     if path.is_dir():
-        files = sorted(
-            file
-            for file in path.rglob("*")
-            if file.suffix in READERS and not any(part.startswith((".", "_")) for part in file.relative_to(path).parts)
-        )
+        files = _in_folder(path)
         if not files:
             raise UsageError(f"data.source: folder {source} holds no data file ({known})")
         return files
     if path.exists():
-        if path.suffix not in READERS:
+        if path.suffix.lower() not in READERS:
             raise UsageError(f"data.source: {source} has an unsupported format {path.suffix!r}; {known}")
         return [path]
-    if path.suffix in READERS or path.suffix in _FOREIGN or source.startswith((".", "/", "~")):
+    if path.suffix.lower() in READERS or path.suffix in _FOREIGN or source.startswith((".", "/", "~")):
         raise UsageError(f"data.source: file {source} does not exist")
     return None
 
@@ -71,7 +67,7 @@ def read_files(files: Sequence[Path], columns: dict[str, str]) -> Source:
     class_names: ClassNames = {}
     for file in files:
         try:
-            table = READERS[file.suffix](file, columns)
+            table = READERS[file.suffix.lower()](file, columns)
         except UsageError:
             raise
         except PermissionError:
@@ -79,7 +75,7 @@ def read_files(files: Sequence[Path], columns: dict[str, str]) -> Source:
         except (pa.ArrowException, OSError, UnicodeDecodeError, csv.Error, ValueError) as error:
             kind = file.suffix.removeprefix(".")
             raise UsageError(f"data.source: {file} cannot be read as {kind}: {brief(error)}") from None
-        class_names |= _class_names_of_metadata(table.schema)
+        _add_class_names(class_names, _class_names_of_metadata(table.schema), columns, str(file))
         tables.append(table.replace_schema_metadata(None))
     try:
         return Source(pa.concat_tables(tables, promote_options="permissive"), class_names)
@@ -118,8 +114,61 @@ def read_hub(name: str, revision: str | None, columns: dict[str, str]) -> Source
         check_columns(name, part.column_names, columns)
         kept = part.select_columns(sorted(set(columns.values())))
         tables.append(kept.with_format("arrow")[:].replace_schema_metadata(None))
-        class_names |= {key: value.names for key, value in kept.features.items() if hasattr(value, "names")}
+        named = {key: value.names for key, value in kept.features.items() if hasattr(value, "names")}
+        _add_class_names(class_names, named, columns, f"a split of {name}")
     return Source(pa.concat_tables(tables, promote_options="permissive"), class_names)
+
+
+def _in_folder(folder: Path) -> list[Path]:
+    """The data files of a folder, sorted; of one that `datasets` has saved those that it names, for it leaves caches of
+    its own beside them.
+
+    Raises:
+        UsageError: for packed files, which would be left out, and for a table that is there in two formats.
+    """
+    files: list[Path] = []
+    for file in sorted(folder.rglob("*")):
+        if any(part.startswith((".", "_")) for part in file.relative_to(folder).parts) or not file.is_file():
+            continue
+        if file.suffix.lower() in _PACKED and Path(file.stem).suffix.lower() in READERS:
+            raise UsageError(
+                f"data.source: {file} is packed, which is not read; unpack it, or move it out of the folder"
+            )
+        if file.suffix.lower() in READERS and _is_named(file):
+            files.append(file)
+    seen: dict[Path, Path] = {}
+    for file in files:
+        other = seen.setdefault(file.with_suffix(""), file)
+        if other is not file:
+            raise UsageError(
+                f"data.source: {other} and {file.name} would be read one after the other; keep one if they hold "
+                "the same rows, or rename one"
+            )
+    return files
+
+
+def _is_named(file: Path) -> bool:
+    """Whether a file is one that `Dataset.save_to_disk` wrote, where its folder is such a one; else True."""
+    state = file.parent / "state.json"
+    if file.suffix != ".arrow" or not state.is_file():
+        return True
+    try:
+        return file.name in {
+            entry["filename"] for entry in json.loads(state.read_text(encoding="utf-8"))["_data_files"]
+        }
+    except (OSError, ValueError, KeyError, TypeError):
+        return True
+
+
+def _add_class_names(known: ClassNames, found: ClassNames, columns: dict[str, str], where: str) -> None:
+    """Add names of integer classes; one number must not mean two classes."""
+    for setting, column in columns.items():
+        if column in known and column in found and known[column] != found[column]:
+            raise UsageError(
+                f"data.{setting}: column {column!r} numbers its classes {', '.join(found[column])} in {where}, and "
+                f"{', '.join(known[column])} before; cast both to the same ClassLabel, or to text"
+            )
+    known |= found
 
 
 def _unreachable(name: str, revision: str | None) -> RunError:
@@ -155,20 +204,37 @@ def _read_parquet(path: Path, columns: dict[str, str]) -> pa.Table:
         return file.read(columns=sorted(set(columns.values())))
 
 
-def _read_csv(path: Path, columns: dict[str, str]) -> pa.Table:
+def _read_csv(path: Path, columns: dict[str, str], delimiter: str = ",") -> pa.Table:
     with path.open(encoding="utf-8-sig", newline="") as stream:
-        header = next(csv.reader(stream), [])
+        header = next(csv.reader(stream, delimiter=delimiter), [])
     check_columns(path, header, columns)
     wanted = sorted(set(columns.values()))
+    for setting, column in columns.items():
+        if header.count(column) > 1:
+            raise UsageError(
+                f"data.{setting}: {path} has {header.count(column)} columns {column!r}; rename all but one"
+            )
     # Everything as text: inference looks at the first block only and fails on what comes after.
     convert = pa.csv.ConvertOptions(include_columns=wanted, column_types=dict.fromkeys(wanted, pa.string()))
-    return pa.csv.read_csv(path, parse_options=pa.csv.ParseOptions(newlines_in_values=True), convert_options=convert)
+    parse = pa.csv.ParseOptions(newlines_in_values=True, delimiter=delimiter)
+    return pa.csv.read_csv(path, parse_options=parse, convert_options=convert)
+
+
+def _read_tsv(path: Path, columns: dict[str, str]) -> pa.Table:
+    return _read_csv(path, columns, "\t")
 
 
 def _read_jsonl(path: Path, columns: dict[str, str]) -> pa.Table:
     # A line may not be longer than a block.
-    table = pa.json.read_json(path, read_options=pa.json.ReadOptions(block_size=1 << 24))
+    options = pa.json.ReadOptions(block_size=1 << 24)
+    table = pa.json.read_json(path, read_options=options)
     check_columns(path, table.column_names, columns)
+    dates = [
+        field.name for field in table.schema if pa.types.is_temporal(field.type) and field.name in columns.values()
+    ]
+    if dates:  # JSON has no dates: this is text that looks like them
+        parse = pa.json.ParseOptions(explicit_schema=pa.schema([(name, pa.string()) for name in dates]))
+        table = pa.json.read_json(path, read_options=options, parse_options=parse)
     return table.select(sorted(set(columns.values())))
 
 
@@ -186,12 +252,15 @@ def _read_arrow(path: Path, columns: dict[str, str]) -> pa.Table:
 READERS: dict[str, Callable[[Path, dict[str, str]], pa.Table]] = {
     ".parquet": _read_parquet,
     ".csv": _read_csv,
+    ".tsv": _read_tsv,
     ".jsonl": _read_jsonl,
     ".arrow": _read_arrow,
 }
 """Formats by suffix."""
 
-_FOREIGN = {".json", ".tsv", ".txt", ".xlsx", ".xls", ".gz", ".zip", ".zst", ".pkl", ".feather", ".npz"}
+_PACKED = {".gz", ".zip", ".zst", ".bz2", ".xz"}
+"""Suffixes of packed files."""
+_FOREIGN = {".json", ".txt", ".xlsx", ".xls", ".gz", ".zip", ".zst", ".pkl", ".feather", ".npz"}
 """Suffixes that say "a file" although they are not read."""
 
 

@@ -184,7 +184,7 @@ def _texts(column: pa.ChunkedArray, settings: DataSettings) -> list[str]:
     where = f"data.text_column: column {settings.text_column!r}"
     if len(column) == 0:
         raise UsageError(f"data.source: {settings.source} holds no rows")
-    if not _is_text(column.type):
+    if not is_text(column.type):
         raise UsageError(f"{where} holds {column.type}, it must hold text")
     return _strings(column, where)
 
@@ -206,7 +206,7 @@ def _labels(source: Source, setting: str, columns: dict[str, str]) -> tuple[np.n
     where = f"data.{setting}: column {name!r}"
     column = _decoded(source.table[name])
     kind = column.type
-    if not (_is_text(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_null(kind)):
+    if not (is_text(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_null(kind)):
         raise UsageError(f"{where} holds {kind}, labels must be text or whole numbers")
     names = source.class_names.get(name)
     if names is not None and pa.types.is_integer(kind):
@@ -214,10 +214,16 @@ def _labels(source: Source, setting: str, columns: dict[str, str]) -> tuple[np.n
         _refuse_missing(outside, where, what="unlabelled")
         column = pa.chunked_array([pc.take(pa.array(names), column.combine_chunks())])
     text = column.cast(pa.large_string())
-    _refuse_missing(pc.equal(text, ""), where)
+    _refuse_missing(pc.equal(pc.utf8_trim_whitespace(text), ""), where)
     values: list[str] = sorted(pc.unique(text).to_pylist())
     if all(_is_integer(value) for value in values):
         values.sort(key=int)
+    trimmed = [value.strip() for value in values]
+    for value in values:
+        if trimmed.count(value.strip()) > 1:
+            raise UsageError(
+                f"{where} has classes that differ by white space alone, such as {value!r}; trim its values"
+            )
     if len(values) < 2:
         raise UsageError(f"{where} has one class, {values[0]!r}; two or more are needed")
     codes = pc.index_in(text, value_set=pa.array(values, pa.large_string()))
@@ -232,7 +238,8 @@ def _decoded(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
 
 
-def _is_text(kind: pa.DataType) -> bool:
+def is_text(kind: pa.DataType) -> bool:
+    """Whether a column's type is text, in any of Arrow's layouts."""
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))

@@ -11,7 +11,7 @@ from sdm_ray.frontier.points import Point, near_front, pareto_front
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-Kind = Literal["reference", "front", "near", "dominated", "superseded", "scratch", "infeasible"]
+Kind = Literal["reference", "front", "near", "dominated", "superseded", "scratch", "audit", "infeasible"]
 Place = Callable[[Point], tuple[float, float]]
 """Where a picture draws a point."""
 
@@ -30,6 +30,7 @@ LOOKS: dict[Kind, Look] = {
     "near": Look("interval reaches the frontier", "o", TRIAL, FRONT),
     "superseded": Look("not attacked again", "o", "white", TRIAL),
     "scratch": Look("no better than scratch", "x", FAINT, "#6B6B6B"),
+    "audit": Look("held back by the audit", "s", "none", "#6B6B6B"),
     "infeasible": Look("infeasible", "o", "none", FAINT),
 }
 """Kinds off the front, in the order of drawing."""
@@ -45,6 +46,8 @@ def kinds(points: Sequence[Point]) -> list[Kind]:
             return "reference"
         if id(point) in front:
             return "front"
+        if point.held_back:
+            return "audit"
         if not point.feasible:
             return "infeasible"
         if point.dominated_by_scratch:

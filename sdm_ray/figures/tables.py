@@ -13,17 +13,24 @@ from sdm_ray.figures.style import LABELS
 from sdm_ray.frontier.kept import good_metric
 from sdm_ray.frontier.points import Point, interval_of, pareto_front
 
+MAX_HELD_BACK = 8
+"""Rows of points that the audit holds back; the caption counts all."""
 KEPT_NAMES = {Metric.KEPT_BENIGN: "kept benign", Metric.KEPT_DESIRED: "kept desired"}
 
 
 def pareto_table(points: Sequence[Point]) -> Table:
-    """The front by falling desired accuracy, then the references, for a terminal."""
+    """The front by falling desired accuracy, what the audit holds back, then the references, for a terminal."""
     front = pareto_front(points)[::-1]
+    held = sorted((point for point in points if point.held_back), key=lambda point: -point.desired)[:MAX_HELD_BACK]
     references = sorted((point for point in points if point.is_reference), key=lambda point: -point.desired)
-    numbers = cell_numbers([*front, *references])
-    shown = _kept_columns([*front, *references])
+    numbers = cell_numbers([*front, *held, *references])
+    shown = _kept_columns([*front, *held, *references])
     num_trials = sum(not point.is_reference for point in points)
-    caption = f"{num_trials} trials, {len(front)} on the front; harmful: worst case over the attack, lower is better"
+    num_held = sum(point.held_back for point in points)
+    back = f", {num_held} held back by the audit" if num_held else ""
+    caption = (
+        f"{num_trials} trials, {len(front)} on the front{back}; harmful: worst case over the attack, lower is better"
+    )
     table = Table(
         title="Pareto frontier", caption=caption, box=None, pad_edge=False, title_justify="left",
         caption_justify="left", collapse_padding=bool(shown),
@@ -39,6 +46,9 @@ def pareto_table(points: Sequence[Point]) -> Table:
         )
     for point in front:
         table.add_row(*_row(point, numbers, list(shown)))
+    for point in held:
+        trial, method, *values = _row(point, numbers, list(shown))
+        table.add_row(trial, f"{method} (held back by the audit)", *values, style="yellow")
     table.add_section()
     for point in references:
         table.add_row(*_row(point, numbers, list(shown)), style="dim")

@@ -57,6 +57,11 @@ class Point:
         return not self.is_reference and is_dominated_by_scratch(self.metrics)
 
     @property
+    def held_back(self) -> bool:
+        """Whether the audit keeps it off the front."""
+        return not self.is_reference and not self.feasible and self.metrics.get(Metric.AUDIT_PASSED) == 0.0
+
+    @property
     def eligible(self) -> bool:
         """Whether it may stand on the front."""
         measured = all(map(math.isfinite, (self.desired, self.harmful, *self.further.values())))

@@ -136,12 +136,14 @@ def why_empty(points: Sequence[Point]) -> str:
     trials = [point for point in points if not point.is_reference]
     if not trials:
         return "no trial but the references has finished"
-    infeasible = sum(not point.feasible for point in trials)
+    held = sum(point.held_back for point in trials)
+    infeasible = sum(not point.feasible for point in trials) - held
     scratch = sum(point.feasible and point.dominated_by_scratch for point in trials)
     also = f", {scratch} are no better than training from scratch" if scratch else ""
+    also = (f", {held} are held back by the audit" if held else "") + also
     return (
         f"of {len(trials)} trials {infeasible} failed, were stopped or are infeasible{also}, and "
-        f"{len(trials) - infeasible - scratch} lack a finite objective"
+        f"{len(trials) - held - infeasible - scratch} lack a finite objective"
     )
 
 

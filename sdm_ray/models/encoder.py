@@ -18,6 +18,7 @@ from sdm_ray.config import EncoderSettings, SyntheticWorld
 from sdm_ray.core.errors import RunError, UsageError
 from sdm_ray.core.hub import brief
 from sdm_ray.core.types import Params
+from sdm_ray.models.architecture import check_architecture
 from sdm_ray.models.hub import (
     NEW_WEIGHTS_SEED,
     check_weights_file,
@@ -28,6 +29,7 @@ from sdm_ray.models.hub import (
     seeded,
 )
 from sdm_ray.models.native import NATIVE, native_pooling
+from sdm_ray.models.pooling import choose_pooling
 from sdm_ray.models.trunk import Pooling, Trunk, params_digest
 
 
@@ -39,6 +41,7 @@ def load_tokenizer(settings: EncoderSettings, *, cache_dir: Path, world: Synthet
         RunError: when the hub cannot be reached or does not know the encoder.
     """
     source = resolve(settings, cache_dir, world)
+    _config(settings, source)  # a decoder lacks a padding token too, and that is not what is wrong with it
     try:
         tokenizer = fetch(source, settings.revision, AutoTokenizer.from_pretrained)
     except (ValueError, KeyError, ImportError) as error:
@@ -88,12 +91,11 @@ def load_trunk(
             more layers than there are, or `native` pooling of an architecture it is not known for.
         RunError: when the hub cannot be reached or does not know the encoder.
     """
+    settings = choose_pooling(settings).encoder
+    pooling = _settled(settings)
     source = resolve(settings, cache_dir, world)
-    try:
-        config = fetch(source, settings.revision, AutoConfig.from_pretrained)
-    except (ValueError, KeyError) as error:
-        raise UsageError(f"encoder.name {settings.name!r}: config.json is not usable: {brief(error)}") from None
-    if settings.pooling == "native":
+    config = _config(settings, source)
+    if pooling == "native":
         native_pooling(config.model_type)
     keep_layers(config, settings)
     with seeded(seed if initialisation == "random" else NEW_WEIGHTS_SEED), quiet():
@@ -101,7 +103,7 @@ def load_trunk(
             model = _random_model(config, settings)
         else:
             model = _pretrained_model(config, source, settings)
-    trunk = Trunk(model, settings.pooling)
+    trunk = Trunk(model, pooling)
     if trunk.model_type not in NATIVE:
         _check_masks(trunk, settings.name)
     return trunk
@@ -121,6 +123,22 @@ def fresh_params(trunk: Trunk, seed: int) -> Params:
     return {name: value.detach() for name, value in Trunk(model, trunk.pooling).named_parameters()}
 
 
+def _config(settings: EncoderSettings, source: str | Path) -> Any:
+    """The configuration of an encoder that can be a trunk."""
+    try:
+        config = fetch(source, settings.revision, AutoConfig.from_pretrained)
+    except (ValueError, KeyError) as error:
+        hint = '; add "model_type", such as "bert", to it' if "model_type" in str(error) else ""
+        raise UsageError(f"encoder.name {settings.name!r}: config.json is not usable: {brief(error)}{hint}") from None
+    check_architecture(config, settings.name)
+    return config
+
+
+def _settled(settings: EncoderSettings) -> Pooling:
+    assert settings.pooling != "auto"
+    return settings.pooling
+
+
 def _auto_class(pooling: Pooling) -> Any:
     return AutoModelForSequenceClassification if pooling == "native" else AutoModel
 
@@ -129,7 +147,7 @@ def _random_model(config: Any, settings: EncoderSettings) -> Any:
     config = copy.deepcopy(config)
     config.num_labels = 2  # the draws must not depend on the classifier, which an export has and a checkpoint may not
     try:
-        return _auto_class(settings.pooling).from_config(
+        return _auto_class(_settled(settings)).from_config(
             config, attn_implementation="eager", dtype=torch.float32, trust_remote_code=False
         )
     except ValueError as error:
@@ -143,7 +161,7 @@ def _pretrained_model(config: Any, source: str | Path, settings: EncoderSettings
         model, info = fetch(
             source,
             settings.revision,
-            _auto_class(settings.pooling).from_pretrained,
+            _auto_class(_settled(settings)).from_pretrained,
             config=copy.deepcopy(config),
             use_safetensors=True,
             attn_implementation="eager",
@@ -154,7 +172,7 @@ def _pretrained_model(config: Any, source: str | Path, settings: EncoderSettings
         raise
     except Exception as error:  # safetensors, shape and architecture errors have no common base
         raise UsageError(f"encoder.name {settings.name!r}: its weights cannot be loaded: {brief(error)}") from None
-    encoder = [key for key in info["missing_keys"] if _is_encoder_weight(model, settings.pooling, key)]
+    encoder = [key for key in info["missing_keys"] if _is_encoder_weight(model, _settled(settings), key)]
     if encoder:
         raise UsageError(
             f"encoder.name {settings.name!r}: {len(encoder)} of its weights are missing from the safetensors file "

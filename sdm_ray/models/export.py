@@ -91,6 +91,10 @@ def export_model(
     """
     if len(label_names) != desired_head.shape[0]:
         raise UsageError(f"the desired head has {desired_head.shape[0]} classes, {len(label_names)} names are given")
+    if settings.encoder.pooling == "auto":
+        settings = settings.model_copy(
+            update={"encoder": settings.encoder.model_copy(update={"pooling": trunk.pooling})}
+        )
     if folder.exists() and not (folder / META).is_file() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder} exists and is no exported model; choose another folder or remove it")
     temporary: Path | None = None

@@ -94,8 +94,11 @@ class Trunk(nn.Module):
         """Tokens, special ones included, that the position embeddings reach."""
         config = self.hf_model.config
         limit = int(getattr(config, "max_position_embeddings", 1 << 30))
-        # These count positions from padding_idx + 1.
-        return limit - config.pad_token_id - 1 if self.model_type in ("roberta", "xlm-roberta") else limit
+        for name, module in self.hf_model.named_modules():
+            padding = getattr(module, "padding_idx", None)
+            if name.endswith("position_embeddings") and padding is not None:
+                return limit - int(padding) - 1  # RoBERTa and its kin count positions from padding_idx + 1
+        return limit
 
     @property
     def vocab_size(self) -> int:

@@ -19,7 +19,7 @@ from sdm_ray.sweep.cluster.mirror import Mirror, MirrorThread, below, sweep_uri,
 from sdm_ray.sweep.cluster.worker import check_function
 from sdm_ray.sweep.frontier_writer import FrontierWriter
 from sdm_ray.sweep.interrupt import StopSwitch, stop_on_signals
-from sdm_ray.sweep.records.folder import RESUME_HINT, SETTINGS, claimed_folder
+from sdm_ray.sweep.records.folder import RESUME_HINT, SETTINGS, claimed_folder, settle_pooling
 from sdm_ray.sweep.search.check import check_sweep
 from sdm_ray.sweep.search.models import ordered_references
 from sdm_ray.sweep.standing import SweepReport
@@ -87,6 +87,8 @@ class _Run:
     report: SweepReport
     spent_announced: bool = False
     """People know that a budget of hours is spent."""
+    uninformative: set[str] = field(default_factory=set)
+    """Checks of the audit that people know to say nothing here."""
 
 
 def run_sweep(
@@ -114,6 +116,7 @@ def run_sweep(
     """
     settings = load_own_modules(settings)
     check_sweep(settings)
+    settings, note = settle_pooling(settings, resume=resume)
     check_function(trial_function)
     check_function(final_function)
     check_output_dir(settings)
@@ -129,6 +132,8 @@ def run_sweep(
         stack.callback(recorder.ledger.close)
         view.start(f"sweep {settings.name}: {_size(settings)}, folder {folder}")
         stack.callback(view.close)
+        if note is not None:
+            view.message(note)
         if resume:
             recorder.restart_failed_references()
         tracking = settings.tracking
@@ -259,6 +264,11 @@ def _take_result(run: _Run, result: TrialResult) -> None:
     judged = state.judged_trial(result)
     if state.trials[result.trial_id].point == "tuned":
         _announce_floor(run)
+    for name, said in result.uninformative_checks.items():
+        if name not in run.uninformative:
+            run.uninformative.add(name)
+            check = name.replace("_", " ")
+            run.view.message(f"audit: the check {check} is uninformative on these data and keeps no trial off: {said}")
     run.tracker.finish_trial(judged)
     run.report.take(judged)
     run.frontier.update(state.judgement.points())

@@ -42,6 +42,9 @@ BENIGN = {
 }
 """Benign tasks by their names in metrics; others are columns of the data."""
 
+HONEST = {"random": "random initialisation", "scratch": "training from scratch"}
+"""References that know nothing of the harmful task and so hide nothing, and what they are called."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Assessment:
@@ -63,6 +66,14 @@ class Assessment:
     """What was asked for and not measured, with the reason."""
     metrics: dict[str, float] = field(default_factory=dict)
     """By the names of `Metric`."""
+
+    def checks(self) -> dict[str, Any]:
+        """Fields of a trial's result: what failed checks of the audit saw, by their names."""
+        failed, uninformative = self.audit.failures, self.audit.uninformative
+        return {
+            "failed_checks": {check.name: check.said for check in failed},
+            "uninformative_checks": {check.name: check.said for check in uninformative},
+        }
 
     def write(self, folder: Path) -> None:
         """Write `attack.parquet` (a row a fine-tune), `attack.json` and `audit.json`, each atomically."""
@@ -111,7 +122,7 @@ def assess(
     reports = yield from reference_reports(work, references, settings, runner)
     floor, undefended = reports["random"], reports.get("pretrained")
     benign, notes = yield from _benign(work, release, settings, references, runner)
-    checked = yield from _audit(work, release, report, references, settings)
+    checked = yield from _audit(work, release, report, references, settings, reports)
     recovery = theirs = None
     if undefended is not None:
         target = target_accuracy(undefended, settings.recovery_share)
@@ -207,19 +218,40 @@ def _audit(
     report: AttackReport,
     references: Mapping[str, Reference],
     settings: AttackSettings,
+    reports: Mapping[str, AttackReport],
 ) -> Generator[Progress, None, Audit]:
     """The audit of a release's attack, beside the signals of random initialisation, and what sites of `scratch` tell
-    where there is one, else of random initialisation."""
+    where there is one, else of random initialisation.
+
+    What fails is checked on random initialisation and `scratch` too, which hide nothing: as attackers of the release
+    are told apart, so are theirs.
+    """
     random = references["random"]
-    sites = yield from sites_of(work, release, references.get("scratch", random), settings)
-    return audit(
-        report,
-        signals=measure_signals(release.trunk, release.params, work.data, Task.HARMFUL, settings.seed),
-        floor_signals=measure_signals(random.trunk, random.params, work.data, Task.HARMFUL, settings.seed),
-        trained_against=release.trained_against,
-        shared_texts=work.data.shared_texts(),
-        information=sites,
-    )
+    floor = references.get("scratch", random)
+    floor_signals = measure_signals(random.trunk, random.params, work.data, Task.HARMFUL, settings.seed)
+
+    def checked(report: AttackReport, model: Release | Reference) -> Generator[Progress, None, Audit]:
+        signals = floor_signals
+        if model is not random:
+            signals = measure_signals(model.trunk, model.params, work.data, Task.HARMFUL, settings.seed)
+        sites = yield from sites_of(work, model, floor, settings)
+        return audit(
+            report,
+            signals=signals,
+            floor_signals=floor_signals,
+            trained_against=release.trained_against,
+            shared_texts=work.data.shared_texts(),
+            information=sites,
+        )
+
+    own = yield from checked(report, release)
+    if own.passed:
+        return own
+    honest: dict[str, Audit] = {}
+    for name, words in HONEST.items():
+        if name in references:
+            honest[words] = yield from checked(reports[name], references[name])
+    return own.beside(honest)
 
 
 def _benign(

@@ -12,7 +12,7 @@ from sdm_ray.meta.trainer import Trainer, peak_bytes
 from sdm_ray.models.encoder import Trunk
 from sdm_ray.trial.context import ALONE, TrialContext
 from sdm_ray.trial.release import Release, knowledge_of
-from sdm_ray.trial.workspace import Workspace, general_sources, open_workspace, trunk_params
+from sdm_ray.trial.workspace import Workspace, check_attack, general_sources, open_workspace, trunk_params
 
 WARM_UP_STEPS, TIMED_STEPS = 3, 12
 """Outer steps that are run, and that are timed."""
@@ -69,6 +69,7 @@ def probe(settings: TrialSettings, context: TrialContext = ALONE) -> Probe:
 
     torch.set_num_threads(settings.runtime.num_threads)
     work = open_workspace(settings, context)
+    check_attack(work, settings.attack)
     trunk = work.trunk(settings.encoder, "pretrained", settings.seed)
     general = general_sources(work, settings, trunk)
 

@@ -18,7 +18,7 @@ from sdm_ray.trial.assess import assess
 from sdm_ray.trial.context import ALONE, TrialContext
 from sdm_ray.trial.release import Release
 from sdm_ray.trial.run import attack_digest, claim_folder
-from sdm_ray.trial.workspace import open_workspace, trunk_params
+from sdm_ray.trial.workspace import open_workspace, trunk_params, with_pooling
 
 
 def iterate_final(
@@ -37,7 +37,7 @@ def iterate_final(
         RunError: when the trial has no result or no model.
         UsageError: when the settings cannot work, or the folder holds another trial.
     """
-    settings = load_own_modules(settings)
+    settings = with_pooling(load_own_modules(settings))
     finished = claim_folder(settings, output_dir)
     if finished is not None:
         return finished
@@ -64,6 +64,7 @@ def iterate_final(
         metrics=metrics,
         output_dir=output_dir,
         provenance=before.provenance | {"attack": attack_digest(settings.attack)},
+        **found.checks(),
     )
     write_result(result)
     return result

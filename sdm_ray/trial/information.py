@@ -21,13 +21,16 @@ from sdm_ray.trial.workspace import Workspace
 
 
 def sites_of(
-    work: Workspace, release: Release, floor: Reference, settings: AttackSettings
+    work: Workspace, model: Release | Reference, floor: Reference, settings: AttackSettings
 ) -> Generator[Progress, None, tuple[Site, ...] | None]:
-    """The sites of a release, beside those of a model that was never pretrained; None where they are not asked for."""
+    """The sites of a model, beside those of one that was never pretrained; None where they are not asked for."""
     if not settings.measure_information:
         return None
     told = yield from floor_sites(work, floor, settings.seed)
-    mine = measure_information(release.trunk, release.params, work.data, Task.HARMFUL, settings.seed)
+    if isinstance(model, Reference):
+        mine = yield from floor_sites(work, model, settings.seed)
+    else:
+        mine = measure_information(model.trunk, model.params, work.data, Task.HARMFUL, settings.seed)
     return beside(mine, told)
 
 

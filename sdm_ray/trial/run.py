@@ -37,6 +37,7 @@ from sdm_ray.trial.workspace import (
     check_attack,
     general_sources,
     open_workspace,
+    with_pooling,
 )
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def iterate_trial(
         UsageError: when the settings cannot work, or the folder holds another trial.
         RunError: when training diverges or a file cannot be written.
     """
-    settings = load_own_modules(settings)
+    settings = with_pooling(load_own_modules(settings))
     finished = claim_folder(settings, output_dir)
     if finished is not None:
         return finished
@@ -82,10 +83,11 @@ def iterate_trial(
         release = Release.of(settings, trunk=trunk, params=outcome.params, desired_head=outcome.desired_head)
         found = yield from assess(work, release, settings.attack, seed=settings.seed, scratch=settings.own_scratch())
         found.write(output_dir)
+        checks = found.checks()
         metrics = found.metrics | {str(Metric.COST_TRAIN_SECONDS): outcome.seconds}
         _export(settings, work, release, metrics, output_dir / "model")
     else:
-        metrics = _stopped_metrics(work, trunk, outcome)
+        metrics, checks = _stopped_metrics(work, trunk, outcome), {}
     result = TrialResult(
         trial_id=trial_id,
         config_hash=content_hash(settings),
@@ -96,6 +98,7 @@ def iterate_trial(
         output_dir=output_dir,
         error=outcome.stopped,
         provenance=_provenance(settings, work, trunk) | {"weights": params_digest(outcome.params)},
+        **checks,
     )
     write_result(result)
     shutil.rmtree(output_dir / "checkpoint", ignore_errors=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -20,7 +21,7 @@ from sdm_ray.config import (
     load_own_modules,
 )
 from sdm_ray.core.cache import SharedCache
-from sdm_ray.core.errors import RunError, UsageError
+from sdm_ray.core.errors import Faults, RunError, UsageError
 from sdm_ray.core.types import Params, Split, Task
 from sdm_ray.data.device import DeviceData
 from sdm_ray.data.regression import RegressionWorld, SignedVectors
@@ -34,6 +35,7 @@ from sdm_ray.models.builtin import builtin_folder
 from sdm_ray.models.encoder import Trunk, load_tokenizer, load_trunk, tokenizer_digest
 from sdm_ray.models.masked_lm import MaskedLmHead, load_masked_lm
 from sdm_ray.models.mlp import VectorMlp
+from sdm_ray.models.pooling import choose_pooling
 from sdm_ray.trial.context import ALONE, TrialContext
 
 Initialisation = Literal["pretrained", "random"]
@@ -98,6 +100,12 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
+def with_pooling(settings: TrialSettings) -> TrialSettings:
+    """The settings with `encoder.pooling: auto` settled by the encoder's own files."""
+    encoder = choose_pooling(settings.encoder).encoder
+    return settings if encoder == settings.encoder else settings.model_copy(update={"encoder": encoder})
+
+
 def open_workspace(settings: TrialSettings, context: TrialContext = ALONE) -> Workspace:
     """Tokenised data on the device; the last data are kept, so that trials of a sweep in one process share them."""
     runtime, modules = settings.runtime, load_own_modules(settings).modules
@@ -139,20 +147,33 @@ def check_attack(work: Workspace, attack: AttackSettings) -> None:
     work.sampler(attack.sampler)
 
 
-def check_inputs(settings: TrialSettings, context: TrialContext = ALONE) -> None:
+def check_inputs(
+    settings: TrialSettings, context: TrialContext = ALONE, further: Sequence[AttackSettings] = ()
+) -> None:
     """Load data and encoder once on the CPU, so that what a trial would refuse is refused before many of them start.
 
+    What the data cannot carry is refused before an encoder is loaded, and all that is wrong at once.
+
+    Args:
+        settings: the trial.
+        context: its samplers.
+        further: attacks beside the trial's own and those of its rungs.
+
     Raises:
-        UsageError: for data, an encoder or an attack that do not fit together.
+        UsageError: for data, an encoder or an attack that do not fit together; several faults are a line each.
         RunError: when a hub cannot be reached or the cache cannot be written.
     """
     cpu = settings.model_copy(update={"runtime": settings.runtime.model_copy(update={"device": "cpu"})})
     work = open_workspace(cpu, context)
-    check_attack(work, settings.attack)
-    check_optimizer(settings.train)
-    load_terms(settings.train.term_modules, settings.train.blocking.weights())
-    Plan.of(settings.train)
-    split_meta_train(work.data, settings.train)
+    faults = Faults()
+    rungs = (settings.rung_attack(index) for index in range(len(settings.rungs)))
+    for attack in (settings.attack, *rungs, *further):
+        faults.check(check_attack, work, attack)
+    faults.check(check_optimizer, settings.train)
+    faults.check(load_terms, settings.train.term_modules, settings.train.blocking.weights())
+    if faults.check(Plan.of, settings.train):
+        faults.check(split_meta_train, work.data, settings.train)
+    faults.refuse()
     trunk = work.trunk(settings.encoder, "pretrained", settings.seed)
     general_sources(work, settings, trunk)
 

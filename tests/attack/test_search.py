@@ -151,8 +151,8 @@ def test_every_epoch_is_shuffled_anew() -> None:
     ("n", "balanced", "words"),
     [
         (4, True, ["n = 4", "number of classes (5)"]),
-        (500, False, ["n = 500", "attacker_train", "200 examples"]),
-        (195, True, ["n = 195", "39 examples of each class", "attacker_train", "harmful-"]),
+        (500, False, ["n = 500", "attacker_train", "200 examples", "set attack.num_examples to [200]"]),
+        (195, True, ["n = 195", "39 examples of each class", "attacker_train", "harmful-", "to [100]"]),
     ],
 )
 def test_too_few_examples(n: int, balanced: bool, words: list[str]) -> None:

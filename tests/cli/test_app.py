@@ -17,7 +17,9 @@ import sdm_ray
 from sdm_ray.cli import diagnosis, main
 from sdm_ray.cli.attack import attack_settings
 from sdm_ray.cli.diagnosis import Check
+from sdm_ray.cli.train import audit_lines
 from sdm_ray.config import AttackSettings, TrialSettings, load_settings
+from sdm_ray.core.result import Status, TrialResult
 from sdm_ray.frontier.points import Point
 from sdm_ray.frontier.tables import read_tables, write_tables
 
@@ -94,6 +96,14 @@ def test_train_then_attack_what_it_exported(
     assert ("strength/search_accuracy" in attacked) != ("the search would find cannot be told" in out)
     for name in ("harmful/worst_accuracy", "desired/accuracy", "regret/accuracy"):
         assert attacked[name] == pytest.approx(trained[name], abs=1e-6)
+
+
+def test_failed_and_uninformative_checks_are_said_with_what_they_saw() -> None:
+    result = TrialResult(
+        trial_id="t", config_hash="0", method="mlac", seed=0, status=Status.COMPLETE, metrics={}, output_dir=Path(),
+        failed_checks={"label_flip": "seen"}, uninformative_checks={"collapse": "fails on both"},
+    )  # fmt: skip
+    assert audit_lines(result) == ["audit, label flip: FAILED: seen", "audit, collapse: uninformative: fails on both"]
 
 
 def test_a_training_that_stops_itself_says_why_and_where_its_log_lies(
@@ -291,6 +301,8 @@ def test_mistakes_are_one_sentence_and_exit_code_2(
         ("trial.encoder.name=./nowhere", "./nowhere"),
         ("space={train.bogus: {type: int, low: 1, high: 2}}", "train.bogus"),
         ("resources.cpus_per_trial=4096", "4096"),
+        ("final={attack: {num_examples: [6000]}}", "n = 6000"),
+        ("trial.rungs=[{step: 2, attack: {num_examples: [7000]}}]", "n = 7000"),
     ],
 )
 def test_a_sweep_that_cannot_work_is_refused_before_anything_starts(
@@ -304,6 +316,31 @@ def test_a_sweep_that_cannot_work_is_refused_before_anything_starts(
     assert code == 2
     assert message in err
     assert not list((tmp_path / "runs").glob("demo/trials/*"))
+
+
+def test_all_that_is_wrong_is_said_before_torch_is_imported(trial_file: Path, tmp_path: Path) -> None:
+    sweep_file = tmp_path / "sweep.yaml"
+    space = {"train.learning_rate": {"type": "float", "low": 0.001, "high": 0.01}}
+    sweep_file.write_text(yaml.safe_dump({"trial": yaml.safe_load(trial_file.read_text()), "space": space}))
+    changes = (
+        "trial.attack.families=[fine_tun]", "objectives=[{metric: desired/accurac, direction: maximize}]",
+        "trial.runtime.device=cuda",
+    )  # fmt: skip
+    code = f"""
+import sys
+from sdm_ray.cli import main
+try:
+    main(["sweep", {str(sweep_file)!r}, *[a for c in {changes!r} for a in ("--set", c)], *sys.argv[1:]])
+except SystemExit as stop:
+    assert stop.code == 2 and "torch" not in sys.modules, sys.modules.get("torch")
+"""
+    for option in ([], ["--dry-run"]):
+        done = subprocess.run([sys.executable, "-c", code, *option], capture_output=True, text=True, check=True)
+        lines = done.stderr.splitlines()
+        assert lines[0] == "error: 3 faults:"
+        assert "did you mean 'desired/accuracy'?" in lines[1]
+        assert "'fine_tun' is not known; did you mean 'fine_tune'?" in lines[2]
+        assert "hides the GPUs" in lines[3]
 
 
 def test_no_qualifying_point_says_what_there_is(

@@ -196,3 +196,18 @@ SWEEPS = sorted((ROOT / "sweeps").glob("*.yaml"))
 def test_shipped_files_are_valid(path: Path) -> None:
     kind = SweepSettings if "trial" in yaml.safe_load(path.read_text()) else TrialSettings
     load_settings(kind, path)
+
+
+def test_what_is_switched_off_is_not_checked() -> None:
+    steps = {"every_steps": 500, "screen_steps": 300}
+    assert not TrialSettings.model_validate({"scratch": {"enabled": False, **steps}}).scratch.enabled
+    with pytest.raises(ValueError, match="every_steps"):
+        TrialSettings.model_validate({"scratch": steps})
+
+
+def test_several_faults_of_a_file_are_a_line_each() -> None:
+    with pytest.raises(UsageError) as error:
+        parse_settings(TrialSettings, {"seed": -1, "train": {"learning_rate": 0}}, where="it.yaml")
+    first, *lines = str(error.value).splitlines()
+    assert first == "it.yaml: 2 faults:"
+    assert [line.split(":")[0] for line in lines] == ["  seed", "  train.learning_rate"]

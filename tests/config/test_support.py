@@ -201,3 +201,11 @@ def test_settings_survive_json(values: dict[str, Any]) -> None:
 def test_an_unknown_version_is_refused() -> None:
     with pytest.raises(ValidationError, match="version"):
         AdversarySettings.model_validate({"version": 2})
+
+
+def test_an_initial_rate_counts_only_where_there_is_one() -> None:
+    above = {"learning_rate": {"low": 1e-3, "high": 1e-2}, "learning_rate_initial": 1e-4}
+    assert AdversarySettings.model_validate(above | {"learning_rate_mode": "log_uniform"}).learning_rate.low == 1e-3
+    for mode in ("fixed", "meta_learned"):
+        with pytest.raises(ValueError, match="learning_rate_initial"):
+            AdversarySettings.model_validate(above | {"learning_rate_mode": mode})

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
@@ -38,7 +39,7 @@ def decoded(text: GeneralText, tokenizer: Any) -> set[str]:
     return set(tokenizer.batch_decode(ids, skip_special_tokens=True))
 
 
-@pytest.mark.parametrize("suffix", [".parquet", ".csv", ".jsonl", ".arrow"])
+@pytest.mark.parametrize("suffix", [".parquet", ".csv", ".tsv", ".jsonl", ".arrow"])
 def test_every_format_and_order_gives_the_same_texts(suffix: str, tokenizer: Any, tmp_path: Path) -> None:
     one = load(tokenizer, helpers.write_rows(tmp_path / f"one{suffix}", {"text": TEXTS}))
     other = load(tokenizer, helpers.write_rows(tmp_path / "folder" / "b.parquet", {"text": TEXTS[::-1]}).parent)
@@ -52,6 +53,14 @@ def test_blank_missing_and_repeated_texts_do_not_count(tokenizer: Any, tmp_path:
     text = load(tokenizer, helpers.write_rows(tmp_path / "rows.parquet", rows), text_column="body")
     assert decoded(text, tokenizer) == {"mara works", "vera"}
     assert len(text) == 2
+
+
+def test_text_in_any_layout_of_arrow_is_text(tokenizer: Any, tmp_path: Path) -> None:
+    for kind in (pa.string_view(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())):
+        rows = pa.table({"text": pa.array(TEXTS).cast(kind)})
+        with pa.ipc.new_stream(tmp_path / "rows.arrow", rows.schema) as writer:
+            writer.write_table(rows)
+        assert decoded(load(tokenizer, tmp_path / "rows.arrow"), tokenizer) == set(TEXTS)
 
 
 def test_the_texts_kept_do_not_depend_on_the_others_order(tokenizer: Any, tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ def small(**columns: list[Any]) -> dict[str, list[Any]]:
     return {**rows, **columns}
 
 
-@pytest.mark.parametrize("suffix", [".parquet", ".csv", ".jsonl", ".arrow"])
+@pytest.mark.parametrize("suffix", [".parquet", ".csv", ".tsv", ".jsonl", ".arrow"])
 def test_every_format_gives_the_same_examples(suffix: str, tmp_path: Path) -> None:
     rows = helpers.make_rows(60)
     rows["text"][3] = 'a "quoted", long\nline with ünïcode'
@@ -302,3 +302,52 @@ def test_files_of_a_folder_must_agree(tmp_path: Path) -> None:
 def test_one_column_for_two_purposes(data_file: Path) -> None:
     with pytest.raises(UsageError, match="text, desired and harmful column must differ"):
         load(data_file, harmful_column="profession")
+
+
+def test_a_folder_that_datasets_saved_is_read_without_its_caches(tmp_path: Path) -> None:
+    rows = helpers.make_rows(24)
+    datasets.Dataset.from_dict(rows).save_to_disk(tmp_path / "saved")
+    helpers.write_rows(tmp_path / "saved" / "cache-1.arrow", {name: values[:4] for name, values in rows.items()})
+    assert load(tmp_path / "saved").texts == rows["text"]
+
+
+def test_a_folder_leaves_nothing_out_and_reads_nothing_twice(tmp_path: Path) -> None:
+    rows = helpers.make_rows(24)
+    helpers.write_rows(tmp_path / "a.csv", rows).rename(tmp_path / "a.CSV")
+    assert load(tmp_path).texts == rows["text"]
+    (tmp_path / "b.csv.gz").write_bytes(b"")
+    with pytest.raises(UsageError, match=r"b\.csv\.gz is packed, which is not read; unpack it"):
+        load(tmp_path)
+    (tmp_path / "b.csv.gz").unlink()
+    helpers.write_rows(tmp_path / "a.parquet", rows)
+    with pytest.raises(UsageError, match=r"a\.CSV and a\.parquet would be read one after the other"):
+        load(tmp_path)
+
+
+def test_one_number_means_one_class_in_all_files(tmp_path: Path) -> None:
+    for name, order in (("a", ["f", "m"]), ("b", ["m", "f"])):
+        data = datasets.Dataset.from_dict(small())
+        data = data.cast_column("gender", datasets.ClassLabel(names=order))
+        data.to_parquet(tmp_path / f"{name}.parquet")
+    with pytest.raises(UsageError, match=r"'gender' numbers its classes m, f in .*b\.parquet, and f, m before"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("gender", "words"),
+    [(["f", "m", " ", "m"], "missing or empty value"), (["f", "f ", "m", "m"], "differ by white space alone")],
+)
+def test_labels_of_white_space_are_no_classes(gender: list[str], words: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=words):
+        load(helpers.write_rows(tmp_path / "rows.csv", small(gender=gender)))
+
+
+def test_dates_in_json_are_text(tmp_path: Path) -> None:
+    days = ["2024-01-01", "2024-01-02", "2024-01-01", "2024-01-02"]
+    assert load(helpers.write_rows(tmp_path / "rows.jsonl", small(profession=days))).desired_labels == tuple(days[:2])
+
+
+def test_a_repeated_name_of_a_column_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("text,gender,profession,text\na,f,x,b\nc,m,y,d\n")
+    with pytest.raises(UsageError, match=r"has 2 columns 'text'; rename all but one"):
+        load(tmp_path / "rows.csv")

@@ -126,6 +126,10 @@ def write_rows(path: Path, rows: dict[str, list[Any]]) -> Path:
         import pyarrow.csv
 
         pyarrow.csv.write_csv(table, path)
+    elif path.suffix == ".tsv":
+        import pyarrow.csv
+
+        pyarrow.csv.write_csv(table, path, pyarrow.csv.WriteOptions(delimiter="\t"))
     elif path.suffix == ".jsonl":
         path.write_text("".join(json.dumps(row) + "\n" for row in table.to_pylist()), encoding="utf-8")
     elif path.suffix == ".arrow":

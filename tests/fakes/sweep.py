@@ -6,6 +6,7 @@ files in the sweep's folder, because no other channel reaches a worker.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import random
@@ -200,6 +201,19 @@ def seeded(trial: TrialSettings, output_dir: Path, *, trial_id: str = "trial") -
     metrics = measures(trial)
     metrics[str(Metric.HARMFUL_WORST_ACCURACY)] += 0.01 * trial.seed
     return finish(trial, output_dir, trial_id, metrics)
+
+
+def suspect(trial: TrialSettings, output_dir: Path, *, trial_id: str = "trial") -> Steps:
+    """Fails a check of the audit where it is searched, and another one everywhere, which says nothing."""
+    yield Progress("train", 1, 1, {})
+    is_searched = trial.train.method not in REFERENCES
+    metrics = measures(trial) | {str(Metric.AUDIT_PASSED): float(not is_searched)}
+    result = finish(trial, output_dir, trial_id, metrics)
+    return dataclasses.replace(
+        result,
+        failed_checks={"information": "hidden, not removed"} if is_searched else {},
+        uninformative_checks={"collapse": "fails on random initialisation too"},
+    )
 
 
 def final(trial: TrialSettings, output_dir: Path, *, trial_id: str = "trial") -> Steps:

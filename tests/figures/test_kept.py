@@ -123,6 +123,15 @@ def test_kinds_are_told_apart_once_for_every_picture() -> None:
     assert kinds(POINTS) == [*expected, "reference", "reference"]
 
 
+def test_what_the_audit_holds_back_is_told_apart() -> None:
+    held = point("t9", 0.5, 0.1, feasible=False, more={Metric.AUDIT_PASSED: 0.0})
+    assert kinds([*POINTS, held])[-1] == "audit"
+    assert page_data([held], title="s")["points"][0]["kind"] == "audit"
+    lines = [" ".join(line) for line in shown([*POINTS, held], 160)]
+    assert any(line.startswith("t9 MLAC (held back by the audit) 0.700") for line in lines), lines
+    assert any("on the front, 1 held back by the audit" in line for line in lines), lines
+
+
 def test_the_page_has_shares_with_intervals_and_says_which_axis() -> None:
     data = page_data(POINTS, title="s")
     entries = {entry["id"]: entry for entry in data["points"]}

@@ -30,6 +30,7 @@ from sdm_ray.sweep.search import study as study_module
 from sdm_ray.sweep.search.study import SearchStudy
 from sdm_ray.sweep.state.ledger import read_record
 from sdm_ray.sweep.tune.jobs import trial_values
+from sdm_ray.sweep.view.live import result_line
 from tests.fakes import sweep as sweep_fakes
 from tests.fakes.sweep import RATE, WEIGHT
 
@@ -490,3 +491,33 @@ def test_a_locked_storage_is_waited_for_and_then_ends_the_sweep(
     outcome = run(tmp_path, resume=True, references="[]")
     assert [trial.state.name for trial in stored_trials(outcome)] == ["COMPLETE"] * 4
     assert all(len(sweep_fakes.events(outcome.folder / "trials" / name, "finished")) == 1 for name in ids(4))
+
+
+@in_process
+def test_failed_checks_are_said_at_the_trial_and_uninformative_ones_once(tmp_path: Path) -> None:
+    view = SilentView()
+    outcome = run(tmp_path, "suspect", view=view, search__num_trials=2)
+    assert not outcome.front
+    assert outcome.infeasible["t0000"] == "the audit failed (information: hidden, not removed)"
+    assert sum("collapse is uninformative on these data" in message for message in view.messages) == 1
+    searched = [result for result in outcome.results if result.trial_id == "t0001"]
+    assert "audit failed (information: hidden" in result_line(searched[0])
+    assert all(point.held_back for point in outcome.points if not point.is_reference)
+
+
+@in_process
+def test_a_sweep_settles_the_pooling_once_and_keeps_it(tmp_path: Path) -> None:
+    encoder = tmp_path / "encoder"
+    (encoder / "1_Pooling").mkdir(parents=True)
+    (encoder / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_mean_tokens": True}))
+    asked = {"trial__encoder__name": str(encoder), "trial__data__source": "a/b", "references": "[tuned]"}
+    view = SilentView()
+    outcome = run(tmp_path, view=view, search__num_trials=1, **asked)
+    assert "pooling: mean" in (outcome.folder / "sweep.yaml").read_text()
+    assert sum("encoder.pooling: mean, as 1_Pooling/config.json" in message for message in view.messages) == 1
+    # A sweep of before such files were read goes on as it began.
+    text = (outcome.folder / "sweep.yaml").read_text()
+    (outcome.folder / "sweep.yaml").write_text(text.replace("pooling: mean", "pooling: native"))
+    again = SilentView()
+    run(tmp_path, view=again, resume=True, search__num_trials=1, **asked)
+    assert not [message for message in again.messages if "pooling" in message]

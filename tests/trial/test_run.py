@@ -75,7 +75,9 @@ def test_a_trial_leaves_everything_that_its_result_speaks_of(settings: TrialSett
     names = {Metric.DESIRED_ACCURACY, Metric.HARMFUL_WORST_ACCURACY, Metric.REGRET_ACCURACY, Metric.COST_TRAIN_SECONDS}
     assert all(math.isfinite(result.metrics[str(name)]) for name in names)
     assert read_result(folder) == result
-    assert load_settings(TrialSettings, folder / "config.yaml") == settings
+    written = load_settings(TrialSettings, folder / "config.yaml")
+    assert written.encoder.pooling == "native", "what was left open is settled"
+    assert written == override(settings, {"encoder.pooling": "native"})
     assert pq.read_table(folder / "train.parquet")["train/step"].to_pylist() == [4, 8, 12]
     assert pq.read_table(folder / "attack.parquet").num_rows == 2 * (2 + 2)
     assert pq.read_table(folder / "trajectory.parquet")["inner_step"].to_pylist() == [0, 1, 2] * 2

@@ -1,13 +1,14 @@
 """The audit of an attack: signs that a defence only looks like one, or that the attack was too weak to tell.
 
-A check that fails keeps a point off the frontier. The thresholds are constants here; each check says what it saw.
+A check that fails keeps a point off the frontier, unless a reference that has nothing to hide fails it too: it is then
+uninformative. The thresholds are constants here; each check says what it saw.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -58,11 +59,13 @@ class Check:
 
     name: str
     passed: bool | None
-    """None where there was nothing to check it on."""
+    """None where there was nothing to check it on, or where it is uninformative."""
     value: float
     """What was compared; NaN where nothing was."""
     said: str
     """One sentence."""
+    uninformative: bool = False
+    """A reference that has nothing to hide fails it too, so that it says nothing of the model."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +86,28 @@ class Audit:
         """The checks that failed."""
         return tuple(check for check in self.checks if check.passed is False)
 
+    @property
+    def uninformative(self) -> tuple[Check, ...]:
+        """The checks that failed and say nothing of the model."""
+        return tuple(check for check in self.checks if check.uninformative)
+
+    def beside(self, references: Mapping[str, Audit]) -> Audit:
+        """The same audit, in which a check that a reference fails too is uninformative.
+
+        Args:
+            references: audits of models that hide nothing, by what they are called.
+        """
+
+        def weighed(check: Check) -> Check:
+            too = [name for name, other in references.items() if other.check(check.name).passed is False]
+            if check.passed is not False or not too:
+                return check
+            return replace(
+                check, passed=None, uninformative=True, said=f"fails on {' and '.join(too)} too: {check.said}"
+            )
+
+        return replace(self, checks=tuple(map(weighed, self.checks)))
+
     def check(self, name: str) -> Check:
         """The check of a name."""
         return next(check for check in self.checks if check.name == name)
@@ -92,6 +117,8 @@ class Audit:
         checks = [asdict(check) for check in self.checks]
         for check in checks:
             check["value"] = None if math.isnan(check["value"]) else check["value"]
+            if not check["uninformative"]:
+                del check["uninformative"]
         return {"passed": self.passed, "checks": checks, "warnings": list(self.warnings)}
 
 

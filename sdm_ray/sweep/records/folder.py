@@ -19,6 +19,7 @@ from sdm_ray.core.errors import RunError, UsageError
 from sdm_ray.core.files import write_text
 from sdm_ray.core.lock import FolderLock
 from sdm_ray.core.suggest import did_you_mean
+from sdm_ray.models.pooling import Chosen, choose_pooling
 from sdm_ray.sweep.cluster.mirror import Mirror, sweep_uri
 from sdm_ray.sweep.state.ledger import FILE as LEDGER
 
@@ -31,6 +32,8 @@ MAY_CHANGE = (
 )  # fmt: skip
 """What a resumed sweep may set anew: where it runs, and how long (never fewer trials than have begun)."""
 
+_ENCODER = {"encoder", "encoder.name", "encoder.revision"}
+"""Settings that say which encoder it is."""
 MAY_GROW = ("references", "variants", "search.num_seeds")
 """Where nothing is searched there may be more named models and more seeds of each; none is dropped or altered."""
 
@@ -72,6 +75,26 @@ def claimed_folder(settings: SweepSettings, *, resume: bool) -> Iterator[Path]:
         yield folder
     finally:
         lock.release()
+
+
+def settle_pooling(settings: SweepSettings, *, resume: bool) -> tuple[SweepSettings, str | None]:
+    """The sweep with `trial.encoder.pooling: auto` settled, and a sentence about it where there is something to say.
+
+    A sweep that goes on keeps the pooling that it began with. Where the encoder itself varies, each trial settles its
+    own.
+    """
+    encoder = settings.trial.encoder
+    varied = [*settings.space, *(path for changes in settings.variants.values() for path in changes)]
+    if encoder.pooling != "auto" or _ENCODER.intersection(varied):
+        return settings, None
+    begun = Path(settings.output_dir) / settings.name / SETTINGS
+    chosen = choose_pooling(encoder)
+    if resume and begun.exists():
+        before = load_settings(SweepSettings, begun).trial.encoder.pooling
+        if before != "auto":
+            chosen = Chosen(encoder.model_copy(update={"pooling": before}), None)
+    trial = settings.trial.model_copy(update={"encoder": chosen.encoder})
+    return settings.model_copy(update={"trial": trial}), chosen.note
 
 
 def check_unchanged(before: SweepSettings, now: SweepSettings) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from sdm_ray.config import SweepSettings, TrialSettings, check_path, override
+from sdm_ray.config.attack import FAMILIES
 from sdm_ray.config.space import CategoricalDistribution, Distribution, on_grid
-from sdm_ray.core.errors import UsageError
+from sdm_ray.core.errors import Faults, UsageError
 from sdm_ray.core.metric_names import OWN_METRICS, Metric
 from sdm_ray.core.suggest import did_you_mean
 from sdm_ray.data.sources import benign_columns
@@ -38,27 +40,51 @@ def check_sweep(settings: SweepSettings) -> None:
     Raises:
         UsageError: naming the dotted path, the value and the rule.
     """
+    faults = Faults()
     if settings.search.num_trials and not settings.space:
-        raise UsageError("space is empty, so every trial would be the same; name at least one setting of trial")
-    for path in settings.space:
-        _check_searchable(path, settings.space)
-    _check_own_terms(settings)
-    _check_conditions(settings.space)
-    for path, distribution in settings.space.items():
-        _check_values(settings, path, distribution)
-    space = Space(settings.space)
-    for point in first_points(settings):
-        space.encode(point)
-    check_options(settings.search)
+        faults.add("space is empty, so every trial would be the same; name at least one setting of trial")
+    searchable = [faults.check(_check_searchable, path, settings.space) for path in settings.space]
+    if all(searchable) and faults.check(_check_conditions, settings.space):
+        for path, distribution in settings.space.items():
+            faults.check(_check_values, settings, path, distribution)
+        faults.check(_check_points, settings)
+    faults.check(_check_own_terms, settings)
+    faults.check(check_options, settings.search)
     known = known_metrics(settings.trial)
     for objective in settings.objectives:
         if objective.metric not in known:
-            question = did_you_mean(objective.metric, known)
-            hint = f"; {question}" if question else ""
-            raise UsageError(f"objectives: unknown metric {objective.metric!r}{hint}; there are {', '.join(known)}")
-    _check_references(settings)
+            hint = " ".join([did_you_mean(objective.metric, known), f"there are {', '.join(known)}"]).strip()
+            faults.add(f"objectives: unknown metric {objective.metric!r}; {hint}")
+    faults.add(*unknown_families(settings))
+    faults.check(_check_references, settings)
     if settings.search.num_seeds > 1 and "seed" in settings.space:
-        raise UsageError("space: seed cannot be searched while search.num_seeds sets it; drop one of them")
+        faults.add("space: seed cannot be searched while search.num_seeds sets it; drop one of them")
+    faults.check(_check_device, settings)
+    faults.refuse()
+
+
+def unknown_families(settings: SweepSettings) -> list[str]:
+    """A sentence for each family of an attack that is not there; those that a program has registered are."""
+    registry = sys.modules.get("sdm_ray.attack.families")  # whoever registers one has imported it, and torch with it
+    known = FAMILIES if registry is None else tuple(registry.FAMILIES)
+    trial = settings.trial
+    attacks = [trial.attack, *(trial.rung_attack(index) for index in range(len(trial.rungs)))]
+    attacks += [] if settings.final is None else [settings.final_attack()]
+    named = dict.fromkeys(name for attack in attacks for name in (*attack.families, *attack.benign_families))
+    return [
+        f"attack.families: {name!r} is not known; " + did_you_mean(name, known, otherwise=f"known: {', '.join(known)}")
+        for name in named
+        if name not in known
+    ]
+
+
+def _check_points(settings: SweepSettings) -> None:
+    space = Space(settings.space)
+    for point in first_points(settings):
+        space.encode(point)
+
+
+def _check_device(settings: SweepSettings) -> None:
     if settings.resources.gpus_per_trial == 0 and settings.trial.runtime.device.startswith("cuda"):
         raise UsageError(
             f"trial.runtime.device is {settings.trial.runtime.device!r} but resources.gpus_per_trial is 0, which hides "

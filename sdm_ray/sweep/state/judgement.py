@@ -112,7 +112,7 @@ class Judgement:
         reasons = {
             DESIRED: f"desired accuracy {result.metrics.get(Metric.DESIRED_ACCURACY, math.nan):.3f} is below "
             f"{self.desired_floor or 0.0:.3f}",
-            AUDIT: "the audit failed (audit.json says which check)",
+            AUDIT: f"the audit failed ({failed_checks(result) or 'audit.json says which check'})",
         }
         error = "; ".join(reasons[name] for name in missed)
         return dataclasses.replace(result, status=Status.INFEASIBLE, error=error)
@@ -187,6 +187,11 @@ class Judgement:
 
     def _finals_have_ended(self) -> bool:
         return bool(self._final_points) and all(("final", point) in self._ended for point in self._final_points)
+
+
+def failed_checks(result: TrialResult) -> str:
+    """The checks of the audit that a trial failed, with what they saw; empty where none did, or none is known."""
+    return "; ".join(f"{name.replace('_', ' ')}: {said}" for name, said in result.failed_checks.items())
 
 
 def spread(front: Sequence[Point], count: int) -> list[Point]:

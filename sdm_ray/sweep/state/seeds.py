@@ -39,4 +39,5 @@ def combined(results: Sequence[TrialResult], *, point: str, intervals: Collectio
             from sdm_ray.core.statistics import t_interval
 
             metrics[Metric.low(name)], metrics[Metric.high(name)] = t_interval(values)
-    return dataclasses.replace(results[0], trial_id=point, metrics=metrics)
+    failed = {name: said for result in results[::-1] for name, said in result.failed_checks.items()}
+    return dataclasses.replace(results[0], trial_id=point, metrics=metrics, failed_checks=failed)

@@ -16,6 +16,7 @@ from sdm_ray.core.metric_names import Metric
 from sdm_ray.core.progress import WAIT, stage_label
 from sdm_ray.core.result import Status, TrialResult
 from sdm_ray.frontier.points import Point, hypervolume
+from sdm_ray.sweep.state.judgement import failed_checks
 from sdm_ray.sweep.state.snapshot import Running, Snapshot, times
 
 REFRESH_SECONDS = 0.5
@@ -122,8 +123,8 @@ class LiveView:
             self._draw(snapshot())
 
     def finished(self, result: TrialResult, snapshot: Snapshot) -> None:
-        """Failures leave a line, because the table only counts them."""
-        if result.status is Status.FAILED:
+        """Failures and failed checks of the audit leave a line, because the table only counts them."""
+        if result.status is Status.FAILED or result.failed_checks:
             self.message(result_line(result))
         self._draw(snapshot)
 
@@ -197,7 +198,8 @@ def result_line(result: TrialResult) -> str:
     desired = result.metrics.get(Metric.DESIRED_ACCURACY, float("nan"))
     harmful = result.metrics.get(Metric.HARMFUL_WORST_ACCURACY, float("nan"))
     note = " infeasible" if result.status is Status.INFEASIBLE else ""
-    return f"{name}{note} desired {desired:.3f}, harmful {harmful:.3f}"
+    checks = f"; audit, {failed_checks(result)}" if result.failed_checks else ""
+    return f"{name}{note} desired {desired:.3f}, harmful {harmful:.3f}{checks}"
 
 
 def running_line(running: Running) -> str:

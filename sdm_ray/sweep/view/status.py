@@ -32,6 +32,7 @@ class SweepStatus:
     num_missing: int
     """Trials that still have to run, begun or not."""
     failures: list[TrialResult]
+    """Trials that failed, and those that failed a check of the audit."""
     holder: str | None
     """The process that runs it."""
 
@@ -118,6 +119,6 @@ def read_status(folder: Path) -> SweepStatus:
         points=state.judgement.points(),
         unfinished=[entry.trial_id for entry in state.unfinished()],
         num_missing=state.num_missing(),
-        failures=[result for result in state.results() if result.status is Status.FAILED],
+        failures=[result for result in state.results() if result.status is Status.FAILED or result.failed_checks],
         holder=holder_of(folder / LOCK),
     )

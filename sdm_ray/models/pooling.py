@@ -1,0 +1,94 @@
+"""Which pooling an encoder's own files ask for: a sentence encoder says so in `1_Pooling/config.json`.
+
+No torch and no transformers are imported, so that the driver of a sweep can ask.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sdm_ray.config import EncoderSettings
+from sdm_ray.core.hub import is_hub_id, quiet_hub
+
+MODULES, DEFAULT_FOLDER, FILE = "modules.json", "1_Pooling", "config.json"
+MODES = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean"}
+"""Modes of sentence-transformers that are offered, and what they are called here."""
+SECONDS = 3.0
+"""How long the hub is waited for."""
+
+
+class Chosen(NamedTuple):
+    """An encoder whose pooling is settled."""
+
+    encoder: EncoderSettings
+    note: str | None
+    """One sentence where its own files decided or could not; None where there was nothing to decide."""
+
+
+def choose_pooling(encoder: EncoderSettings) -> Chosen:
+    """Settle `pooling: auto`: what the encoder's own files say, else `native`. Any other pooling stays.
+
+    Args:
+        encoder: a local folder, a hub id, `builtin` or `mlp`. A hub id is looked up in the local cache first; a hub
+            that does not answer counts as one that has no such file.
+    """
+    if encoder.pooling != "auto":
+        return Chosen(encoder, None)
+    found = None if encoder.name in ("builtin", "mlp") else _asked_for(encoder)
+    if found is None:
+        return Chosen(encoder.model_copy(update={"pooling": "native"}), None)
+    file, modes = found
+    offered = [MODES[mode] for mode in modes if mode in MODES]
+    if len(modes) == len(offered) == 1:
+        note = f"encoder.pooling: {offered[0]}, as {file} of {encoder.name} says"
+        return Chosen(encoder.model_copy(update={"pooling": offered[0]}), note)
+    words = " and ".join(mode.removeprefix("pooling_mode_") for mode in modes) or "nothing that is known"
+    note = f"encoder.pooling: native, for {file} of {encoder.name} asks for {words}, which is not offered"
+    return Chosen(encoder.model_copy(update={"pooling": "native"}), note)
+
+
+def _asked_for(encoder: EncoderSettings) -> tuple[str, list[str]] | None:
+    """The file that speaks of pooling and the modes that it asks for; None where there is none."""
+    modules = _read(encoder, MODULES)
+    folder = DEFAULT_FOLDER
+    if isinstance(modules, list):
+        named = [module for module in modules if isinstance(module, dict)]
+        paths = [str(module.get("path")) for module in named if str(module.get("type")).endswith(".Pooling")]
+        folder = paths[0] if paths else folder
+    values = _read(encoder, f"{folder}/{FILE}")
+    if not isinstance(values, dict):
+        return None
+    modes = [name for name, value in values.items() if name.startswith("pooling_mode_") and value is True]
+    if isinstance(values.get("pooling_mode"), str):  # as later versions write it
+        spelt = {"cls": "pooling_mode_cls_token", "mean": "pooling_mode_mean_tokens"}
+        modes = [spelt.get(values["pooling_mode"], f"pooling_mode_{values['pooling_mode']}")]
+    return f"{folder}/{FILE}", modes
+
+
+def _read(encoder: EncoderSettings, name: str) -> Any:
+    """A JSON file of the encoder; None where there is none that can be read."""
+    folder = Path(encoder.name).expanduser()
+    path = folder / name if folder.is_dir() else _from_hub(encoder, name)
+    try:
+        return None if path is None else json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _from_hub(encoder: EncoderSettings, name: str) -> Path | None:
+    if encoder.name.startswith((".", "/", "~")) or not is_hub_id(encoder.name, bare=True):
+        return None
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+
+    cached = try_to_load_from_cache(encoder.name, name, revision=encoder.revision)
+    if isinstance(cached, str):
+        return Path(cached)
+    if cached is not None:  # known not to be there
+        return None
+    try:
+        with quiet_hub():
+            return Path(hf_hub_download(encoder.name, name, revision=encoder.revision, etag_timeout=SECONDS))
+    except Exception:  # network and hub errors have no common base
+        return None
