@@ -12,13 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sdm_ray.attack.findings.audit import Audit, audit
+from sdm_ray.attack.findings.audit import Audit
 from sdm_ray.attack.findings.benign import benign_data
 from sdm_ray.attack.findings.desired import desired_scores
 from sdm_ray.attack.findings.kept import Trio, above, exceeds, kept_metrics
 from sdm_ray.attack.findings.recovery import Recovery, cost_to_recover, recovered_shares, target_accuracy
 from sdm_ray.attack.findings.regret import regret
-from sdm_ray.attack.findings.signals import measure_signals
 from sdm_ray.attack.protocol import AttackReport, RunnerFactory, attack_model
 from sdm_ray.config import AttackSettings, EncoderSettings, ScratchSettings
 from sdm_ray.core.errors import UsageError
@@ -27,9 +26,10 @@ from sdm_ray.core.metric_names import Metric
 from sdm_ray.core.progress import Progress
 from sdm_ray.core.types import Split, Task
 from sdm_ray.data.interface import AttackDataset, labelled
+from sdm_ray.trial.auditing import audit_release
 from sdm_ray.trial.cached import in_turns
 from sdm_ray.trial.floors import Reference, reference_reports
-from sdm_ray.trial.information import floor_sites, sites_of
+from sdm_ray.trial.information import told_by
 from sdm_ray.trial.own_metrics import Measured, own_metrics
 from sdm_ray.trial.release import Release, knowledge_of, own_knowledge
 from sdm_ray.trial.scratch import Scratch, train_scratch
@@ -41,9 +41,6 @@ BENIGN = {
     "held_out": "desired classes that no training saw",
 }
 """Benign tasks by their names in metrics; others are columns of the data."""
-
-HONEST = {"random": "random initialisation", "scratch": "training from scratch"}
-"""References that know nothing of the harmful task and so hide nothing, and what they are called."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +119,7 @@ def assess(
     reports = yield from reference_reports(work, references, settings, runner)
     floor, undefended = reports["random"], reports.get("pretrained")
     benign, notes = yield from _benign(work, release, settings, references, runner)
-    checked = yield from _audit(work, release, report, references, settings, reports)
+    checked = yield from audit_release(work, release, report, references, settings, reports)
     recovery = theirs = None
     if undefended is not None:
         target = target_accuracy(undefended, settings.recovery_share)
@@ -179,7 +176,7 @@ def _references(
         return references, None
     trained, *_ = yield from in_turns(train_scratch(work, encoder, scratch, seed), *about(references))
     last = {"scratch": Reference.from_scratch(trained)}
-    sites = [floor_sites(work, last["scratch"], settings.seed)] if settings.measure_information else []
+    sites = [told_by(work, last["scratch"], settings.seed)] if settings.measure_information else []
     yield from in_turns(*sites, *about(last))
     return references | last, trained
 
@@ -210,48 +207,6 @@ def _attack(
         runner=runner,
     )
     return report
-
-
-def _audit(
-    work: Workspace,
-    release: Release,
-    report: AttackReport,
-    references: Mapping[str, Reference],
-    settings: AttackSettings,
-    reports: Mapping[str, AttackReport],
-) -> Generator[Progress, None, Audit]:
-    """The audit of a release's attack, beside the signals of random initialisation, and what sites of `scratch` tell
-    where there is one, else of random initialisation.
-
-    What fails is checked on random initialisation and `scratch` too, which hide nothing: as attackers of the release
-    are told apart, so are theirs.
-    """
-    random = references["random"]
-    floor = references.get("scratch", random)
-    floor_signals = measure_signals(random.trunk, random.params, work.data, Task.HARMFUL, settings.seed)
-
-    def checked(report: AttackReport, model: Release | Reference) -> Generator[Progress, None, Audit]:
-        signals = floor_signals
-        if model is not random:
-            signals = measure_signals(model.trunk, model.params, work.data, Task.HARMFUL, settings.seed)
-        sites = yield from sites_of(work, model, floor, settings)
-        return audit(
-            report,
-            signals=signals,
-            floor_signals=floor_signals,
-            trained_against=release.trained_against,
-            shared_texts=work.data.shared_texts(),
-            information=sites,
-        )
-
-    own = yield from checked(report, release)
-    if own.passed:
-        return own
-    honest: dict[str, Audit] = {}
-    for name, words in HONEST.items():
-        if name in references:
-            honest[words] = yield from checked(reports[name], references[name])
-    return own.beside(honest)
 
 
 def _benign(

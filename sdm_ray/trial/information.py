@@ -1,4 +1,4 @@
-"""What each site of a release tells, beside a model without pretraining, whose part is kept on disk by content key."""
+"""What each site of a model tells, kept on disk by content key for the references."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from sdm_ray.attack.findings.information import VERSION, Site, Told, beside, measure_information
-from sdm_ray.config import AttackSettings, digest
+from sdm_ray.attack.findings.information import VERSION, Told, measure_information
+from sdm_ray.config import digest
 from sdm_ray.core.cache import look_up, offer
 from sdm_ray.core.errors import RunError
 from sdm_ray.core.files import read_json, write_json
@@ -20,30 +20,19 @@ from sdm_ray.trial.release import Release
 from sdm_ray.trial.workspace import Workspace
 
 
-def sites_of(
-    work: Workspace, model: Release | Reference, floor: Reference, settings: AttackSettings
-) -> Generator[Progress, None, tuple[Site, ...] | None]:
-    """The sites of a model, beside those of one that was never pretrained; None where they are not asked for."""
-    if not settings.measure_information:
-        return None
-    told = yield from floor_sites(work, floor, settings.seed)
-    if isinstance(model, Reference):
-        mine = yield from floor_sites(work, model, settings.seed)
-    else:
-        mine = measure_information(model.trunk, model.params, work.data, Task.HARMFUL, settings.seed)
-    return beside(mine, told)
-
-
-def floor_sites(work: Workspace, floor: Reference, seed: int) -> Generator[Progress, None, tuple[Told, ...]]:
-    """What a model tells that many trials are compared with, from the cache where it has been measured before."""
-    key = digest([floor.digest, work.data.digest, seed, VERSION])
+def told_by(work: Workspace, model: Release | Reference, seed: int) -> Generator[Progress, None, tuple[Told, ...]]:
+    """What each site of a model tells; of one that many trials are compared with, from the cache where it is there."""
+    if isinstance(model, Release):
+        return measure_information(model.trunk, model.params, work.data, Task.HARMFUL, seed)
+    reference = model
+    key = digest([reference.digest, work.data.digest, seed, VERSION])
 
     def path(key: str) -> Path:
         return work.cache_dir / "information" / f"{key}.json"
 
     def build() -> Generator[Progress, None, tuple[Told, ...]]:
         yield from ()
-        return measure_information(floor.trunk, floor.params, work.data, Task.HARMFUL, seed)
+        return measure_information(reference.trunk, reference.params, work.data, Task.HARMFUL, seed)
 
     def load(key: str) -> tuple[Told, ...] | None:
         return look_up(work.cache_dir, f"information/{key}", partial(_read, path(key)), work.context.shared)

@@ -1,4 +1,4 @@
-"""What a release's sites tell, and what is kept of random initialisation."""
+"""What sites tell, and what is kept of random initialisation."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from sdm_ray.trial import information
 from sdm_ray.trial.floors import Reference
-from sdm_ray.trial.information import sites_of
+from sdm_ray.trial.information import told_by
 from sdm_ray.trial.release import Release
 from sdm_ray.trial.workspace import open_workspace, trunk_params
 from tests.fakes.attack_world import drain
@@ -22,9 +22,7 @@ def test_random_initialisation_is_read_once(tmp_path: Path, monkeypatch: pytest.
     trunk = work.trunk(settings.encoder, "pretrained", 0)
     random = Reference.untrained(work, settings.encoder, "random", settings.attack, 0)
     release = Release(trunk=trunk, params=trunk_params(trunk), encoder=settings.encoder)
-    without = settings.attack.model_copy(update={"measure_information": False})
-    assert drain(sites_of(work, release, random, without)) is None
-    first = drain(sites_of(work, release, random, settings.attack))
+    first = drain(told_by(work, random, 0))
     read, original = [], information.measure_information
 
     def counting(trunk: object, *rest: object) -> object:
@@ -32,7 +30,8 @@ def test_random_initialisation_is_read_once(tmp_path: Path, monkeypatch: pytest.
         return original(trunk, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(information, "measure_information", counting)
-    assert drain(sites_of(work, release, random, settings.attack)) == first
+    assert drain(told_by(work, random, 0)) == first
+    assert read == []
+    mine = drain(told_by(work, release, 0))
     assert read == [trunk]
-    assert first is not None
-    assert {site.released.layer for site in first} == {-2, -1, 0, 1, 2}
+    assert {told.layer for told in first} == {told.layer for told in mine} == {-2, -1, 0, 1, 2}

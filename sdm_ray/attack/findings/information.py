@@ -71,10 +71,14 @@ class Site:
         return site_words(self.released.layer)
 
 
-def beside(released: Sequence[Told], floor: Sequence[Told]) -> tuple[Site, ...]:
-    """Sites that both have."""
-    floors = {told.layer: told for told in floor}
-    return tuple(Site(released=told, floor=floors[told.layer]) for told in released if told.layer in floors)
+def beside(released: Sequence[Told], *floors: Sequence[Told]) -> tuple[Site, ...]:
+    """Sites that all have, each beside the floor that tells most there."""
+    found = []
+    for told in released:
+        same = [other for floor in floors for other in floor if other.layer == told.layer]
+        if len(same) == len(floors):
+            found.append(Site(released=told, floor=max(same, key=lambda other: other.accuracy)))
+    return tuple(found)
 
 
 def measure_information(

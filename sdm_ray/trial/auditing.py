@@ -1,0 +1,69 @@
+"""The audit of a release, beside those of references that hide nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping, Sequence
+
+from sdm_ray.attack.findings.audit import Audit, audit
+from sdm_ray.attack.findings.information import beside
+from sdm_ray.attack.findings.signals import measure_signals
+from sdm_ray.attack.report import AttackReport
+from sdm_ray.config import AttackSettings
+from sdm_ray.core.progress import Progress
+from sdm_ray.core.types import Task
+from sdm_ray.trial.floors import Reference
+from sdm_ray.trial.information import told_by
+from sdm_ray.trial.release import Release
+from sdm_ray.trial.workspace import Workspace
+
+HONEST = {"random": "random initialisation", "scratch": "training from scratch"}
+"""References that know nothing of the harmful task and so hide nothing, and what they are called."""
+
+
+def audit_release(
+    work: Workspace,
+    release: Release,
+    report: AttackReport,
+    references: Mapping[str, Reference],
+    settings: AttackSettings,
+    reports: Mapping[str, AttackReport],
+) -> Generator[Progress, None, Audit]:
+    """The audit of a release's attack, beside the signals of random initialisation, and what sites of `scratch` tell
+    where there is one, else of random initialisation.
+
+    What fails is checked on random initialisation and `scratch` too, which hide nothing: as attackers of the release
+    are told apart, so are theirs. Where one of them tells what the other does not, a site hides what neither tells.
+    """
+    random = references["random"]
+    floor_signals = measure_signals(random.trunk, random.params, work.data, Task.HARMFUL, settings.seed)
+    models: dict[str, tuple[AttackReport, Release | Reference]] = {"": (report, release)}
+    models |= {name: (reports[name], references[name]) for name in HONEST if name in references}
+    signals, told = {"random": floor_signals}, {}
+
+    def judge(name: str, floors: Sequence[str]) -> Generator[Progress, None, Audit]:
+        found, model = models[name]
+        if name not in signals:
+            signals[name] = measure_signals(model.trunk, model.params, work.data, Task.HARMFUL, settings.seed)
+        for other in (name, *floors) if settings.measure_information else ():
+            if other not in told:
+                told[other] = yield from told_by(work, models[other][1], settings.seed)
+        return audit(
+            found,
+            signals=signals[name],
+            floor_signals=floor_signals,
+            trained_against=release.trained_against,
+            shared_texts=work.data.shared_texts(),
+            information=beside(told[name], *(told[floor] for floor in floors)) if told else None,
+        )
+
+    own = yield from judge("", floors := ["scratch" if "scratch" in models else "random"])
+    if own.passed:
+        return own
+    others: dict[str, Audit] = {}
+    for name in [name for name in HONEST if name in models]:
+        others[name] = yield from judge(name, floors)
+    if any(other.check("information").passed is False for other in others.values()):
+        own = yield from judge("", list(others))
+        for name in others:
+            others[name] = yield from judge(name, list(others))
+    return own.beside({HONEST[name]: other for name, other in others.items()})
