@@ -11,13 +11,21 @@ from collections.abc import Sequence
 from sdm_ray.config import SweepSettings
 from sdm_ray.core.metric_names import Metric
 from sdm_ray.core.result import FINAL, Status, TrialResult
-from sdm_ray.frontier.points import Point, hypervolume, pareto_front, point_from_result, with_point
+from sdm_ray.frontier.points import (
+    Point,
+    hypervolume,
+    is_dominated_by_scratch,
+    pareto_front,
+    point_from_result,
+    with_point,
+)
 from sdm_ray.sweep.search.models import axes, ordered_references
 from sdm_ray.sweep.state.ledger import Role
 from sdm_ray.sweep.state.seeds import combined
 
-DESIRED, AUDIT, STOPPED = "desired", "audit", "stopped"
-"""Names of the constraints."""
+DESIRED, AUDIT, STOPPED, SCRATCH = "desired", "audit", "stopped", "scratch"
+"""Names of the constraints. The last one is for the sampler alone: a point that training from scratch beats is drawn as
+such, and is not infeasible."""
 MEANT = (
     Metric.DESIRED_ACCURACY, Metric.HARMFUL_WORST_ACCURACY,
     Metric.KEPT_HARMFUL, Metric.KEPT_DESIRED, Metric.KEPT_BENIGN,
@@ -100,13 +108,16 @@ class Judgement:
             found[DESIRED] = floor - result.metrics.get(Metric.DESIRED_ACCURACY, -math.inf)
         if self._search.require_audit:
             found[AUDIT] = 1.0 - result.metrics.get(Metric.AUDIT_PASSED, 1.0)
+        if Metric.SCRATCH_DOMINATES in result.metrics:
+            found[SCRATCH] = float(is_dominated_by_scratch(result.metrics))
         return found
 
     def judged(self, result: TrialResult, role: Role = "search") -> TrialResult:
         """The result of a point with status `infeasible` where it misses a constraint; references keep theirs."""
         if result.status is not Status.COMPLETE or role == "reference" or result.trial_id in self._references:
             return result
-        missed = [name for name, violation in self.violations(result).items() if not violation <= 0]
+        violations = self.violations(result)
+        missed = [name for name in violations if name != SCRATCH and not violations[name] <= 0]
         if not missed:
             return result
         reasons = {

@@ -112,6 +112,15 @@ def test_feasibility_is_relative_to_tuned(tmp_path: Path) -> None:
     assert state.judgement.violations(result("t0002", 0.95)) == {"desired": pytest.approx(-0.01), "audit": 0.0}
 
 
+def test_the_sampler_learns_what_scratch_beats_and_the_trial_stays_complete(tmp_path: Path) -> None:
+    state = make_state(tmp_path)
+    for dominates, violation in ((1.0, 1.0), (1 / 3, 0.0), (0.0, 0.0)):
+        metrics = result("t0000", 0.9).metrics | {str(Metric.SCRATCH_DOMINATES): dominates}
+        ended = result("t0000", 0.9, metrics=metrics)
+        assert state.judgement.violations(ended)["scratch"] == violation
+        assert state.judgement.judged(ended).status is Status.COMPLETE
+
+
 def test_stopped_trials_are_infeasible_and_no_points(tmp_path: Path) -> None:
     state = make_state(tmp_path)
     ended = add(state, result("t0000", 0.99, 0.1, status=Status.STOPPED))
