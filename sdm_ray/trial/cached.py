@@ -74,13 +74,17 @@ def in_turns(*works: Generator[Progress, None, Any]) -> Generator[Progress, None
     """
     results: list[Any] = [None] * len(works)
     left = list(range(len(works)))
-    while left:
-        waiting = None
-        for index in tuple(left):
-            progress = yield from _until_wait(works[index], index, results, left)
-            waiting = waiting if progress is None else progress
-        if waiting is not None and left:
-            yield waiting
+    try:
+        while left:
+            waiting = None
+            for index in tuple(left):
+                progress = yield from _until_wait(works[index], index, results, left)
+                waiting = waiting if progress is None else progress
+            if waiting is not None and left:
+                yield waiting
+    finally:
+        for work in works:
+            work.close()  # lets go of the lock of what is given up half-way
     return tuple(results)
 
 

@@ -28,3 +28,18 @@ def test_one_that_waits_lets_the_next_go_on() -> None:
 
 def test_nothing_to_do() -> None:
     assert list(in_turns()) == []
+
+
+def test_what_is_given_up_is_let_go() -> None:
+    closed: list[str] = []
+
+    def held(name: str) -> Generator[Progress, None, None]:
+        try:
+            yield Progress("wait" if name == "first" else "attack", 0, 1, {})
+        finally:
+            closed.append(name)
+
+    turns = in_turns(held("first"), held("second"))
+    assert next(turns).stage == "attack"
+    turns.close()
+    assert closed == ["first", "second"]
