@@ -18,10 +18,19 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-PositiveInt = Annotated[int, Field(ge=1)]
-NonNegativeInt = Annotated[int, Field(ge=0)]
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+MOST = 2**31 - 1
+"""The largest count."""
+WIDEST = 2**20
+"""The largest dimension of a batch: of more, one tensor fills any memory."""
+_FLOAT32_MOST = 3.4e38
+
+PositiveInt = Annotated[int, Field(ge=1, le=MOST)]
+NonNegativeInt = Annotated[int, Field(ge=0, le=MOST)]
+BatchSize = Annotated[int, Field(ge=1, le=WIDEST)]
+Seed = Annotated[int, Field(ge=0, le=2**62)]
+"""Below what generators take, so that seeds can be derived by addition."""
+PositiveFloat = Annotated[float, Field(gt=0, le=_FLOAT32_MOST, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, Field(ge=0, le=_FLOAT32_MOST, allow_inf_nan=False)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 
 
