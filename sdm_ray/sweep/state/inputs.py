@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from sdm_ray.core.result import other_inputs
+from sdm_ray.core.result import Status, other_inputs
 from sdm_ray.sweep.state.ledger import Entry
 
 _OWN = ("data", "encoder", "seed", "modules")
@@ -14,11 +14,14 @@ _UNTRAINED = ("random", "scratch")
 
 
 def shared_inputs(entry: Entry) -> dict[str, str]:
-    """Digests, from a trial's result, of what it reads as all others do; empty where it has none."""
-    if entry.result is None or any(path.split(".")[0] in _OWN for path in entry.params):
+    """Digests, from a trial's result, of what it reads as all others do; empty where it has none or failed."""
+    if entry.result is None or entry.result.status is Status.FAILED:
         return {}
-    names = ("data",) if entry.result.method in _UNTRAINED else ("data", "encoder")
-    return {name: entry.result.provenance[name] for name in names if name in entry.result.provenance}
+    if any(path.split(".")[0] in _OWN for path in entry.params):
+        return {}
+    provenance = entry.result.provenance
+    drawn = entry.result.method in _UNTRAINED or provenance.get("encoder_name") == "mlp"
+    return {name: provenance[name] for name in (("data",) if drawn else ("data", "encoder")) if name in provenance}
 
 
 def inputs_problem(entries: Iterable[Entry], now: Mapping[str, str]) -> str | None:
