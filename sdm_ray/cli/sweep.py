@@ -27,7 +27,7 @@ from sdm_ray.frontier.points import Point, compare, hypervolume
 from sdm_ray.frontier.select import Rule, select, why_empty
 from sdm_ray.frontier.tables import frontier_document, read_importances, read_tables, write_tables
 from sdm_ray.sweep.records.best import load_best
-from sdm_ray.sweep.records.folder import find_sweep
+from sdm_ray.sweep.records.folder import find_sweep, settle_pooling
 from sdm_ray.sweep.search.check import check_sweep
 from sdm_ray.sweep.state.ledger import FILE as LEDGER
 from sdm_ray.sweep.view.advice import what_to_change
@@ -47,7 +47,8 @@ def run(settings: SweepSettings, config: Path, *, resume: bool, fork: bool = Fal
     if fork:
         from sdm_ray.sweep.records.warm import forked
 
-        settings, message = forked(settings)
+        settings, _ = settle_pooling(settings, resume=True)
+        settings, message = forked(settings, _check(settings))
         console.print(escape(message), soft_wrap=True)
     outcome = run_checked(settings, resume=resume)
     if outcome.points:
@@ -85,10 +86,10 @@ def run_checked(settings: SweepSettings, *, resume: bool) -> SweepOutcome:
     from sdm_ray.sweep.cluster.choice import check_output_dir
 
     check_output_dir(settings)
-    _check(settings)
+    inputs = _check(settings, resume=resume)
     from sdm_ray.sweep.runner import run_sweep
 
-    outcome = run_sweep(settings, resume=resume)
+    outcome = run_sweep(settings, resume=resume, inputs=inputs)
     for line in shortfalls(outcome):
         say(line)
     return outcome
@@ -115,8 +116,11 @@ def point_of(trial_id: str) -> str:
     return re.sub(r"(?:-s\d+)?(?:-final)?$", "", trial_id)
 
 
-def _check(settings: SweepSettings) -> None:
-    """Refuse what cannot work: what the settings alone tell before torch is imported, then data and encoder."""
+def _check(settings: SweepSettings, *, resume: bool = False) -> dict[str, str]:
+    """Refuse what cannot work: what the settings alone tell before torch is imported, then data and encoder.
+
+    Returns the digests of both, where this process can see them.
+    """
     from sdm_ray.sweep.cluster.choice import choose_cluster
 
     check_sweep(settings)
@@ -126,10 +130,11 @@ def _check(settings: SweepSettings) -> None:
     from sdm_ray.trial.workspace import check_inputs
 
     if not choose_cluster(settings.resources).is_private:  # the driver may not see what the trials see
-        return
+        return {}
     say(READING)
     further = () if settings.final is None else (settings.final_attack(),)
-    check_inputs(settings.trial, TrialContext(samplers=attack_samplers()), further)
+    settled, _ = settle_pooling(settings, resume=resume)
+    return check_inputs(settled.trial, TrialContext(samplers=attack_samplers()), further)
 
 
 def again(settings: SweepSettings, *, resume: bool, fork: bool) -> str:

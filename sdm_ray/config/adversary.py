@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from sdm_ray.config.base import (
+    BatchSize,
     LogRange,
     NonNegativeFloat,
     NonNegativeInt,
@@ -65,7 +66,7 @@ class AdversarySettings(Settings):
     learning_rate_schedules: Annotated[tuple[RateSchedule, ...], Field(min_length=1)] = ("constant",)
     """Schedules of the learning rate over the inner steps, drawn uniformly: `warmup` rises over the first tenth and
     stays, `linear` and `cosine` rise likewise and fall to zero."""
-    batch_sizes: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (8, 16, 24)
+    batch_sizes: Annotated[tuple[BatchSize, ...], Field(min_length=1)] = (8, 16, 24)
     """Inner batch sizes, drawn uniformly."""
     head: Literal["meta_learned", "reset", "mixture"] = "meta_learned"
     """Start from the meta-learned harmful head, from a fresh one, or from either."""

@@ -6,9 +6,19 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from sdm_ray.config.base import LogRange, NonNegativeInt, PositiveFloat, PositiveInt, Probability, Settings
+from sdm_ray.config.base import (
+    MOST,
+    BatchSize,
+    LogRange,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Probability,
+    Seed,
+    Settings,
+)
 
-NumExamples = Annotated[int, Field(ge=4)] | Literal["all"]
+NumExamples = Annotated[int, Field(ge=4, le=MOST)] | Literal["all"]
 Preset = Literal["quick", "standard", "paper", "worst-case"]
 AttackOptimizer = Literal["adam", "adamw", "momentum", "rmsprop", "adadelta", "adafactor", "lion"]
 AttackSchedule = Literal["constant", "warmup", "linear", "cosine"]
@@ -129,7 +139,7 @@ class AttackSettings(Settings):
     """Fewest fine-tuning steps."""
     num_steps_max: PositiveInt = 200
     """Most fine-tuning steps."""
-    batch_sizes: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (8, 16, 24)
+    batch_sizes: Annotated[tuple[BatchSize, ...], Field(min_length=1)] = (8, 16, 24)
     """Batch sizes (never above n)."""
     frozen_probability: Probability = 0.25
     """Share of `fine_tune`'s points that train the head alone, at ten times the learning rate."""
@@ -145,7 +155,7 @@ class AttackSettings(Settings):
     every model; None takes all. Test is always scored in full."""
     class_balanced: bool = True
     """Draw the same number of examples from each class (`all` takes all of them)."""
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     """Seed of the search, the subsets, the orders and the heads; equal for all models, which pairs them."""
     max_failed_share: Probability = 0.2
     """Share of a cell's re-runs that may be missing (crashed or diverged twice, or timed out) before it is invalid."""
@@ -164,7 +174,7 @@ class AttackSettings(Settings):
     grouping of its classes that was never trained on, and on the data's benign tasks. Empty measures nothing."""
     benign_families: tuple[str, ...] = ()
     """Families that benign tasks are searched with; empty takes `families`."""
-    benign_groups: Annotated[int, Field(ge=2)] = 3
+    benign_groups: Annotated[int, Field(ge=2, le=MOST)] = 3
     """Classes of that grouping."""
     measure_information: bool = True
     """Read every site of the model with all labels of attacker-train, and of random initialisation, for the audit."""

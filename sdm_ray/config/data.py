@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from sdm_ray.config.base import NonNegativeInt, PositiveFloat, PositiveInt, Probability, Settings
+from sdm_ray.config.base import MOST, WIDEST, NonNegativeInt, PositiveFloat, PositiveInt, Probability, Seed, Settings
 
 VERSION_2_FIELDS = ("num_pairs", "pair_share", "entanglement")
 """Fields of `SyntheticWorld` that version 1 does not know."""
@@ -20,7 +20,7 @@ class SyntheticWorld(Settings):
     version: Literal[1, 2] = 2
     """Version of the generator. In version 1 only the gender of names is known beforehand; version 2 has two-piece
     names, benign tasks and jargon that meta-training does not show."""
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     """Seed of names, templates and texts."""
     num_names: PositiveInt = 600
     """Names of one word in the world; each belongs to one gender and one split. By default 1000 in version 1."""
@@ -64,11 +64,11 @@ class SyntheticWorld(Settings):
 class VectorWorld(Settings):
     """The paper's regression, its two random linear labels turned into classes by their sign (as its code does)."""
 
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     """Seed of the vectors and of both labels."""
-    num_examples: Annotated[int, Field(ge=10)] = 6000
+    num_examples: Annotated[int, Field(ge=10, le=MOST)] = 6000
     """Vectors (all four splits together)."""
-    input_dim: Annotated[int, Field(ge=2)] = 25
+    input_dim: Annotated[int, Field(ge=2, le=WIDEST)] = 25
     """Length of a vector."""
 
 
@@ -113,15 +113,15 @@ class DataSettings(Settings):
     The synthetic world always groups by name."""
     scrub_pronouns: bool = False
     """Replace she/he by they, her/his by their, him by them, before anything else (as the paper)."""
-    max_length: Annotated[int, Field(ge=4)] = 64
+    max_length: Annotated[int, Field(ge=4, le=WIDEST)] = 64
     """Tokens kept of a text, special tokens included."""
     max_examples: PositiveInt | None = None
     """Keep this many examples, chosen by content hash; None keeps all."""
     splits: SplitFractions = SplitFractions()
     """Shares of the four splits."""
-    split_seed: NonNegativeInt = 0
+    split_seed: Seed = 0
     """Salt of the content hash that assigns splits."""
-    desired_labels: Annotated[int, Field(ge=2)] | Literal["all"] = "all"
+    desired_labels: Annotated[int, Field(ge=2, le=MOST)] | Literal["all"] = "all"
     """Meta-training texts that have a desired label, chosen by content hash, at least one a class; the others have a
     harmful label only. `all` labels all."""
     benign_classes: NonNegativeInt | tuple[str, ...] = 0

@@ -25,7 +25,15 @@ EXTENDS = "extends"
 WHOLE = ("space", "variants")
 """Sections of a sweep file whose entries are not merged."""
 
-_NUMBER = re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$")
+_INT, _FLOAT, _MERGE = (f"tag:yaml.org,2002:{name}" for name in ("int", "float", "merge"))
+_NUMBERS = {
+    _INT: re.compile(r"^[-+]?[0-9][0-9_]*$"),
+    _FLOAT: re.compile(
+        r"^([-+]?([0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+|\.[0-9][0-9_]*([eE][-+]?[0-9]+)?|[0-9][0-9_]*\.[0-9_]*)"
+        r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$"
+    ),
+}
+"""How numbers are written. YAML 1.1 has more, and they surprise: 1:30 is 90 and 010 is 8."""
 _REFERENCE = re.compile(
     r"(?P<escaped>\$\$\{env:)"
     r"|\$\{env:(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>[^}]*))?\}"
@@ -153,7 +161,9 @@ def _load(path: Path) -> dict[str, Any]:
 
 
 class Loader(yaml.SafeLoader):
-    """Safe YAML in which `3e-4` is a number (YAML 1.1 reads it as text) and a key may not repeat, with `${env:NAME}`.
+    """Safe YAML in which a key may not repeat, with `${env:NAME}`, and numbers as YAML 1.2 has them.
+
+    `3e-4` is a number and `010` is ten; `1:30` and `0x10` are text, which no setting takes for a number.
 
     Raises:
         UsageError: beginning with the line, for an environment variable that is not set.
@@ -168,14 +178,21 @@ class Loader(yaml.SafeLoader):
         node: yaml.ScalarNode = super().compose_scalar_node(anchor)  # type: ignore[arg-type]
         return node
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.YAMLError(f"key {key!r} appears twice, line {key_node.start_mark.line + 1}")
-            seen.add(key)
-        return super().construct_mapping(node, deep)
+    def compose_mapping_node(self, anchor: dict[Any, yaml.Node] | None) -> yaml.MappingNode:
+        """A mapping as it is written, before `<<` puts other keys into it."""
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)  # type: ignore[arg-type]
+        seen: set[tuple[str, str]] = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag == _MERGE:
+                continue
+            if (key.tag, key.value) in seen:
+                raise yaml.YAMLError(f"key {key.value!r} appears twice, line {key.start_mark.line + 1}")
+            seen.add((key.tag, key.value))
+        return node
+
+    def construct_decimal(self, node: yaml.ScalarNode) -> int:
+        """A whole number; zeros before it change nothing."""
+        return int(self.construct_scalar(node))
 
 
 class _Dumper(yaml.SafeDumper):
@@ -187,8 +204,14 @@ class _Dumper(yaml.SafeDumper):
         return node
 
 
+Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in found if tag not in _NUMBERS]
+    for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 for _kind in (Loader, _Dumper):
-    _kind.add_implicit_resolver("tag:yaml.org,2002:float", _NUMBER, list("-+.0123456789"))
+    for _tag, _pattern in _NUMBERS.items():
+        _kind.add_implicit_resolver(_tag, _pattern, list("-+.0123456789"))
+Loader.add_constructor(_INT, Loader.construct_decimal)
 _Dumper.add_representer(str, _Dumper.represent_text)
 
 

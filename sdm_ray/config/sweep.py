@@ -10,7 +10,15 @@ from urllib.parse import urlsplit
 from pydantic import Field, field_validator, model_validator
 
 from sdm_ray.config.attack import AttackSettings
-from sdm_ray.config.base import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Probability, Settings
+from sdm_ray.config.base import (
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Probability,
+    Seed,
+    Settings,
+)
 from sdm_ray.config.space import Distribution
 from sdm_ray.config.train import Method
 from sdm_ray.config.trial import FINAL_SEED, TrialSettings, _changed, as_modules
@@ -142,7 +150,7 @@ class SweepSettings(Settings):
 
     name: str = "sweep"
     """Name of the sweep and of its folder."""
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     """Seed of the search."""
     output_dir: str = "runs"
     """Folder that the sweep's own folder is made in."""

@@ -7,7 +7,15 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from sdm_ray.config.adversary import AdversarySettings
-from sdm_ray.config.base import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Probability, Settings
+from sdm_ray.config.base import (
+    BatchSize,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Probability,
+    Settings,
+)
 from sdm_ray.config.blocking import BlockingSettings
 
 Method = Literal["pretrained", "random", "scratch", "tuned", "ac", "mlac"]
@@ -51,7 +59,7 @@ class RetainSettings(Settings):
     """Column that holds the text."""
     max_texts: PositiveInt = 20_000
     """Texts kept, chosen by content hash."""
-    batch_size: PositiveInt = 16
+    batch_size: BatchSize = 16
     """Texts of an outer step."""
     mask_share: Annotated[float, Field(gt=0, le=1)] = 0.15
     """Share of tokens that the masked-LM loss predicts."""
@@ -66,9 +74,9 @@ class TrainSettings(Settings):
     adds a harmful head without adaptation; `mlac` blocks simulated adversaries."""
     num_outer_steps: PositiveInt = 1000
     """Outer steps."""
-    desired_batch_size: PositiveInt = 32
+    desired_batch_size: BatchSize = 32
     """Examples in the outer desired batch."""
-    harmful_batch_size: PositiveInt = 32
+    harmful_batch_size: BatchSize = 32
     """Examples in the outer harmful batch."""
     learning_rate: PositiveFloat = 3e-4
     """Outer learning rate of the trunk."""

@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Self
 from pydantic import Field, field_validator, model_validator
 
 from sdm_ray.config.attack import AttackSettings
-from sdm_ray.config.base import NonNegativeInt, PositiveFloat, PositiveInt, Settings
+from sdm_ray.config.base import BatchSize, PositiveFloat, PositiveInt, Seed, Settings
 from sdm_ray.config.data import DataSettings, EncoderSettings
 from sdm_ray.config.train import TrainSettings
 
@@ -61,7 +61,7 @@ class ScratchSettings(Settings):
     """Train it and measure head starts against it; without, no head start kept is known."""
     learning_rates: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (3e-4, 1e-3, 3e-3)
     """Learning rates of Adam that are tried; the best on attacker-validation is taken."""
-    batch_size: PositiveInt = 32
+    batch_size: BatchSize = 32
     """Examples of a step."""
     screen_steps: PositiveInt = 300
     """Steps that every learning rate gets before one of them goes on."""
@@ -122,7 +122,7 @@ class TrialSettings(Settings):
     modules: dict[str, str] = {}
     """Modules of your own that are imported first, because they register blocking terms, attack families, metrics or
     sources of data: a list of names. What is stored has the digest of each source beside it, and takes no other."""
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     """Seed of initialisation, batches and adversary draws of meta-training."""
     data: DataSettings = DataSettings()
     """The data."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -11,6 +12,10 @@ from sdm_ray.core.files import nan_for_null, null_for_nan, read_json, write_json
 
 FINAL = "-final"
 """Ends the id of the final attack on a trial's model; where there was one, its measurements count."""
+
+
+INPUTS = ("data", "encoder")
+"""What of a result's provenance must be equal for two results to be compared, and is no setting."""
 
 
 class Status(StrEnum):
@@ -55,6 +60,13 @@ class TrialResult:
     def from_dict(cls, values: dict[str, Any], output_dir: Path) -> TrialResult:
         """The inverse of `to_dict`, for a result that lies in `output_dir`."""
         return cls(**{**values, "status": Status(values["status"]), "output_dir": output_dir})
+
+
+def other_inputs(before: Mapping[str, str], now: Mapping[str, str]) -> str | None:
+    """A phrase with both digests where data or encoder differ, as far as both sides know them; else None."""
+    differ = [name for name in INPUTS if before.get(name) and now.get(name) and before[name] != now[name]]
+    phrases = [f"the {name} had digest {before[name][:12]} and now {now[name][:12]}" for name in differ]
+    return " and ".join(phrases) or None
 
 
 def read_result(output_dir: Path) -> TrialResult | None:

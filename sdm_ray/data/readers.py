@@ -214,10 +214,29 @@ def _read_csv(path: Path, columns: dict[str, str], delimiter: str = ",") -> pa.T
             raise UsageError(
                 f"data.{setting}: {path} has {header.count(column)} columns {column!r}; rename all but one"
             )
+    _check_quotes(path, delimiter)
     # Everything as text: inference looks at the first block only and fails on what comes after.
     convert = pa.csv.ConvertOptions(include_columns=wanted, column_types=dict.fromkeys(wanted, pa.string()))
     parse = pa.csv.ParseOptions(newlines_in_values=True, delimiter=delimiter)
     return pa.csv.read_csv(path, parse_options=parse, convert_options=convert)
+
+
+def _check_quotes(path: Path, delimiter: str) -> None:
+    """Refuse text after a closing quote, as in files that write \\" for a quote; Arrow takes both apart silently."""
+    limit = csv.field_size_limit(1 << 30)
+    try:
+        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
+            rows = csv.reader(stream, delimiter=delimiter, strict=True)
+            try:
+                for _ in rows:
+                    pass
+            except csv.Error as error:
+                raise UsageError(
+                    f"data.source: {path}, line {rows.line_num}: a quote is wrong ({error}); write a quote within a "
+                    'quoted field as "" (not as \\"), or save the table as .parquet or .jsonl'
+                ) from None
+    finally:
+        csv.field_size_limit(limit)
 
 
 def _read_tsv(path: Path, columns: dict[str, str]) -> pa.Table:

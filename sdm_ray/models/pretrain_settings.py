@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sdm_ray.config.base import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Probability, Settings
+from sdm_ray.config.base import BatchSize, NonNegativeFloat, PositiveFloat, PositiveInt, Probability, Seed, Settings
 from sdm_ray.config.data import SyntheticWorld
 
 
@@ -19,7 +19,7 @@ class PretrainSettings(Settings):
     """Width of the gated MLP."""
     num_steps: PositiveInt = 1500
     """Masked-LM steps."""
-    batch_size: PositiveInt = 128
+    batch_size: BatchSize = 128
     """Texts of a step."""
     learning_rate: PositiveFloat = 2e-3
     """Peak learning rate of AdamW; it rises over the first tenth of the steps and falls linearly to zero."""
@@ -36,7 +36,7 @@ class PretrainSettings(Settings):
     """Share of those texts in which he and she are read as they, his and her as their, instead of `[MASK]`."""
     max_length: PositiveInt = 32
     """Tokens kept of a text, special tokens included."""
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     """Seed of initialisation, order and masks."""
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from sdm_ray.core.result import TrialResult
@@ -14,13 +14,16 @@ from sdm_ray.sweep.state.recorder import Recorder
 from sdm_ray.sweep.state.state import SweepState
 
 
-def open_study(recorder: Recorder, folder: Path, announce: Callable[[str], None]) -> SearchStudy:
+def open_study(
+    recorder: Recorder, folder: Path, announce: Callable[[str], None], inputs: Mapping[str, str] | None = None
+) -> SearchStudy:
     """Open the study that the ledger names, or create one and name it there.
 
     Args:
         recorder: the sweep.
         folder: where `optuna.db` lies unless `storage` is set.
         announce: shows a sentence about a warm start.
+        inputs: digests of data and encoder, where they are known, which a warm start must share.
 
     Raises:
         UsageError: when the storage cannot be used, or does not hold the study.
@@ -28,7 +31,7 @@ def open_study(recorder: Recorder, folder: Path, announce: Callable[[str], None]
     settings, name, file = recorder.state.settings, recorder.ledger.record.study_name, folder / "optuna.db"
     storage = settings.storage or f"sqlite:///{file}"
     if name is None:
-        return _create(recorder, storage, announce)
+        return _create(recorder, storage, announce, inputs)
     is_lost = settings.storage is None and not file.exists()
     options = recorder.ledger.record.sampler_options
     if options is None:
@@ -40,11 +43,13 @@ def open_study(recorder: Recorder, folder: Path, announce: Callable[[str], None]
     return study
 
 
-def _create(recorder: Recorder, storage: str, announce: Callable[[str], None]) -> SearchStudy:
+def _create(
+    recorder: Recorder, storage: str, announce: Callable[[str], None], inputs: Mapping[str, str] | None
+) -> SearchStudy:
     settings = recorder.state.settings
     name = f"{settings.name}-{uuid.uuid4().hex[:8]}"
     earlier = settings.search.warm_start
-    known = [] if earlier is None else list(earlier_results(settings))
+    known = [] if earlier is None else list(earlier_results(settings, inputs))
     study = SearchStudy.open(settings, storage=storage, name=name, create=True)
     if earlier is not None:
         announce(f"warm start: {study.learn(known)} of {len(known)} points of {earlier} fit this space")

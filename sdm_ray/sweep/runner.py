@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -87,6 +87,8 @@ class _Run:
     report: SweepReport
     spent_announced: bool = False
     """People know that a budget of hours is spent."""
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    """Digests of data and encoder, where they are known."""
     uninformative: set[str] = field(default_factory=set)
     """Checks of the audit that people know to say nothing here."""
 
@@ -98,6 +100,7 @@ def run_sweep(
     trial_function: str = "sdm_ray.trial.run:iterate_trial",
     final_function: str = "sdm_ray.trial.final:iterate_final",
     view: View | None = None,
+    inputs: Mapping[str, str] | None = None,
 ) -> SweepOutcome:
     """Run a sweep, or what is missing of it.
 
@@ -109,6 +112,8 @@ def run_sweep(
         trial_function: `module:function` with the contract of `sdm_ray.trial.run.iterate_trial`.
         final_function: the same of `sdm_ray.trial.final.iterate_final`.
         view: what a person sees; by default a live table in a terminal and lines elsewhere.
+        inputs: digests of data and encoder (`sdm_ray.trial.workspace.check_inputs` gives them): earlier results of
+            others are refused before anything starts.
 
     Raises:
         UsageError: before anything starts, when the sweep cannot work as asked.
@@ -125,7 +130,7 @@ def run_sweep(
     switch = StopSwitch()
     with ExitStack() as stack:
         stack.enter_context(stop_on_signals(switch, view.message))
-        folder = stack.enter_context(claimed_folder(settings, resume=resume))
+        folder = stack.enter_context(claimed_folder(settings, resume=resume, inputs=inputs))
         stack.enter_context(ray_environment(local=choice.is_private))
         stack.enter_context(quiet_logs(folder / "sweep.log"))
         recorder = Recorder.open(settings, folder)
@@ -154,6 +159,7 @@ def run_sweep(
             tracker=tracker,
             frontier=FrontierWriter(folder, warn=view.message, publish=partial(_publish, tracker, folder)),
             report=SweepReport(state=recorder.state, tracker=tracker),
+            inputs=inputs or {},
         )
         return _run_and_record(run)
 
@@ -202,7 +208,7 @@ def _search(run: _Run) -> None:
     from sdm_ray.sweep.opening import catch_up, open_study
     from sdm_ray.sweep.tune.searcher import report_to_optuna
 
-    study = open_study(run.recorder, run.folder, run.view.message)
+    study = open_study(run.recorder, run.folder, run.view.message, run.inputs)
     unreported = catch_up(run.recorder.state, study)
     report_to_optuna(run.recorder.state, study, unreported)
     if run.recorder.state.num_missing():

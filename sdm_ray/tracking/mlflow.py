@@ -19,6 +19,8 @@ from sdm_ray.core.errors import RunError, UsageError
 from sdm_ray.core.result import Status, TrialResult
 from sdm_ray.tracking.address import check_address, is_refusal, masked, refused, sqlite_file, sweep_id_file, unreachable
 from sdm_ray.tracking.client import prepare_mlflow
+from sdm_ray.tracking.copies import ARTIFACTS as ARTIFACTS_FOLDER
+from sdm_ray.tracking.copies import settle_copy
 from sdm_ray.tracking.environment import environment_tags
 from sdm_ray.tracking.naming import MAX_TAG, finite_metrics, flat_params, legal_key, readable, tag_values
 from sdm_ray.tracking.outbox import SWEEP_RUN, Delivery, Journal, Record
@@ -255,13 +257,14 @@ class MlflowTracker:
     def _open(self) -> tuple[Journal, MlflowSink]:
         folder = self._sweep_dir / "tracking"
         try:
+            settle_copy(self._sweep_dir, self._uri, self._experiment)
             self._journal = Journal(folder)
             keep_place(self._sweep_dir, self._uri, self._experiment)
             sweep_id = _sweep_id(sweep_id_file(self._sweep_dir))
         except OSError as error:
             raise RunError(f"tracking cannot write to {folder}: {error.strerror or error}; free space there") from None
         file = sqlite_file(self._uri)
-        artifacts = (file.parent / "mlartifacts").as_uri() if file is not None else None
+        artifacts = (file.parent / ARTIFACTS_FOLDER).as_uri() if file is not None else None
         self._sink = MlflowSink(
             self._uri,
             self._experiment,

@@ -99,7 +99,8 @@ def keep_place(sweep_dir: Path, uri: str, experiment: str) -> None:
     where = {"uri": without_password(uri)}
     if file is not None and file.parent in (sweep_dir.absolute(), sweep_dir.absolute().parent):
         where = {"file": os.path.relpath(file, sweep_dir.absolute())}
-    write_text(_file(sweep_dir), json.dumps({**where, "experiment": experiment}))
+    folder = str(sweep_dir.resolve())  # by which a copy is told from the original
+    write_text(_file(sweep_dir), json.dumps({**where, "experiment": experiment, "folder": folder}))
 
 
 def context_tags(environ: Mapping[str, str] = os.environ) -> dict[str, str]:

@@ -17,7 +17,7 @@ from sdm_ray.models.export import load_exported
 from sdm_ray.trial.assess import assess
 from sdm_ray.trial.context import ALONE, TrialContext
 from sdm_ray.trial.release import Release
-from sdm_ray.trial.run import attack_digest, claim_folder
+from sdm_ray.trial.run import attack_digest, check_inputs_of, claim_folder
 from sdm_ray.trial.workspace import open_workspace, trunk_params, with_pooling
 
 
@@ -35,7 +35,8 @@ def iterate_final(
 
     Raises:
         RunError: when the trial has no result or no model.
-        UsageError: when the settings cannot work, or the folder holds another trial.
+        UsageError: when the settings cannot work, the folder holds another trial, or the data are no longer those of
+            the trial.
     """
     settings = with_pooling(load_own_modules(settings))
     finished = claim_folder(settings, output_dir)
@@ -48,6 +49,7 @@ def iterate_final(
         raise RunError(f"{source} holds no released model to attack")
     torch.set_num_threads(settings.runtime.num_threads)
     work = open_workspace(settings, context)
+    check_inputs_of(before, work)
     exported = load_exported(source / "model")
     trunk = exported.trunk.to(work.device)
     head = None if exported.head is None else exported.head.to(work.device)

@@ -18,7 +18,7 @@ from sdm_ray.core.errors import RunError, UsageError
 from sdm_ray.core.files import write_text
 from sdm_ray.core.metric_names import Metric
 from sdm_ray.core.progress import Progress, run_through
-from sdm_ray.core.result import Status, TrialResult, read_result, write_result
+from sdm_ray.core.result import Status, TrialResult, other_inputs, read_result, write_result
 from sdm_ray.core.types import Split, Task
 from sdm_ray.figures.style import LABELS
 from sdm_ray.figures.training import FIGURE, trajectory_figure
@@ -62,17 +62,18 @@ def iterate_trial(
         context: samplers and shared caches; the default needs neither Ray nor Optuna.
 
     Raises:
-        UsageError: when the settings cannot work, or the folder holds another trial.
+        UsageError: when the settings cannot work, or the folder holds another trial or one on other data.
         RunError: when training diverges or a file cannot be written.
     """
     settings = with_pooling(load_own_modules(settings))
     finished = claim_folder(settings, output_dir)
-    if finished is not None:
-        return finished
     torch.set_num_threads(settings.runtime.num_threads)
     work = open_workspace(settings, context)
-    check_attack(work, settings.attack)  # before hours of training, not after
     initialisation: Initialisation = "random" if settings.train.method in ("random", "scratch") else "pretrained"
+    if finished is not None:
+        check_inputs_of(finished, work, work.trunk(settings.encoder, initialisation, settings.seed))
+        return finished
+    check_attack(work, settings.attack)  # before hours of training, not after
     trunk = work.trunk(settings.encoder, initialisation, settings.seed)
     if settings.train.method == "scratch":
         outcome = yield from _train_scratch(settings, work)
@@ -133,6 +134,21 @@ def claim_folder(settings: TrialSettings, output_dir: Path) -> TrialResult | Non
     if finished is None:
         write_text(output_dir / "config.yaml", to_yaml(settings))
     return finished
+
+
+def check_inputs_of(finished: TrialResult, work: Workspace, trunk: Trunk | None = None) -> None:
+    """Refuse a result that was measured on other data, or where a trunk is given with another encoder.
+
+    Raises:
+        UsageError: naming both.
+    """
+    now = {"data": work.data.digest} if trunk is None else {"data": work.data.digest, "encoder": trunk.digest()}
+    problem = other_inputs(finished.provenance, now)
+    if problem is not None:
+        raise UsageError(
+            f"{finished.output_dir} holds the result of other inputs: {problem}; restore what was there, choose "
+            "another output folder, or remove this one"
+        )
 
 
 def attack_digest(attack: AttackSettings) -> str:

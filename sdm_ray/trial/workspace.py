@@ -149,7 +149,7 @@ def check_attack(work: Workspace, attack: AttackSettings) -> None:
 
 def check_inputs(
     settings: TrialSettings, context: TrialContext = ALONE, further: Sequence[AttackSettings] = ()
-) -> None:
+) -> dict[str, str]:
     """Load data and encoder once on the CPU, so that what a trial would refuse is refused before many of them start.
 
     What the data cannot carry is refused before an encoder is loaded, and all that is wrong at once.
@@ -158,6 +158,9 @@ def check_inputs(
         settings: the trial.
         context: its samplers.
         further: attacks beside the trial's own and those of its rungs.
+
+    Returns:
+        Digests of `data` and of `encoder`, which is left out where it is drawn from a seed.
 
     Raises:
         UsageError: for data, an encoder or an attack that do not fit together; several faults are a line each.
@@ -176,6 +179,8 @@ def check_inputs(
     faults.refuse()
     trunk = work.trunk(settings.encoder, "pretrained", settings.seed)
     general_sources(work, settings, trunk)
+    drawn = settings.encoder.name == "mlp"
+    return {"data": work.data.digest} | ({} if drawn else {"encoder": trunk.digest()})
 
 
 def general_sources(work: Workspace, settings: TrialSettings, trunk: Trunk) -> GeneralSources | None:

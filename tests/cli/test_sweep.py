@@ -66,3 +66,24 @@ def test_what_takes_long_is_said_before_it_and_reasons_after_it(
     run_checked(sweep_fakes.settings(tmp_path, resources__ray_address=address), resume=False)
     first = [IMPORTING, READING] if address == "local" else [IMPORTING]
     assert [*"".join(said).splitlines(), *capsys.readouterr().err.splitlines()] == [*first, *shortfalls(OUTCOME)]
+
+
+def test_a_sweep_is_told_the_data_and_encoder_of_now(
+    tmp_path: Path, data_file: Path, encoder_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sdm_ray.config import SweepSettings, parse_settings
+
+    trial = {"data": {"source": str(data_file)}, "encoder": {"name": str(encoder_folder)}}
+    trial |= {"attack": {"num_examples": [4]}, "runtime": {"cache_dir": str(tmp_path / "cache")}}
+    document = {"output_dir": str(tmp_path), "trial": trial, "search": {"num_trials": 0}, "references": ["tuned"]}
+    given: dict[str, str] = {}
+
+    def run_sweep(settings: SweepSettings, *, resume: bool, inputs: dict[str, str]) -> None:
+        given.update(inputs)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sdm_ray.sweep.runner.run_sweep", run_sweep)
+    with pytest.raises(KeyboardInterrupt):
+        run_checked(parse_settings(SweepSettings, document), resume=True)
+    assert given.keys() == {"data", "encoder"}
+    assert all(len(digest) == 64 for digest in given.values())

@@ -200,6 +200,48 @@ def core_tag(value: str) -> str:
     return f"tag:yaml.org,2002:{found}"
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("search: {max_hours: 1:30}", "search.max_hours: got '1:30'"),
+        ("search: {num_trials: 0x10}", "search.num_trials: got '0x10'"),
+        ("search: {num_trials: 0b11}", "search.num_trials: got '0b11'"),
+        ("search: {num_trials: off}", "search.num_trials: got False, must be a number"),
+        ("search: {max_hours: on}", "search.max_hours: got True, must be a number"),
+        ("trial: {train: {learning_rate: true}}", "trial.train.learning_rate: got True, must be a number"),
+        ("trial: {attack: {num_examples: [yes]}}", r"trial.attack.num_examples: got \[True\], must be a number"),
+        ("trial: {train: {blocking: {custom: {a: yes}}}}", "trial.train.blocking.custom: got .*, must be a number"),
+        ("space: {seed: {type: int, low: no, high: 3}}", "space.seed.low: got False, must be a number"),
+    ],
+)
+def test_what_only_yaml_1_1_calls_a_number_is_refused(write: Any, text: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        load_settings(SweepSettings, write("sweep.yaml", text))
+
+
+def test_zeros_before_a_number_do_not_change_it(write: Any) -> None:
+    text = "seed: 010\ntrial: {train: {num_outer_steps: 0600, learning_rate: 01.5}, data: {max_length: 1_0}}"
+    settings = load_settings(SweepSettings, write("sweep.yaml", text))
+    trial = settings.trial
+    assert (settings.seed, trial.train.num_outer_steps, trial.train.learning_rate) == (10, 600, 1.5)
+    assert trial.data.max_length == 10
+    for name in ("010", "09", "1:30", "0x10", "1_0", "1e3", ".5"):
+        assert (
+            parse_settings(SweepSettings, read_document(write("again.yaml", to_yaml(SweepSettings(name=name))))).name
+            == name
+        )
+
+
+def test_merge_keys_put_other_keys_in(write: Any) -> None:
+    """Also where what is merged merges itself, and is met again; a key that is written twice is still refused."""
+    text = "a: {b: {c: &c {<<: &d {x: 1, y: 2}, y: 3}}}\ne: {<<: *c, x: 4}\nf: {<<: [*c, *d], z: 5}\n"
+    found = read_document(write("merge.yaml", text))
+    assert found["a"]["b"]["c"] == {"x": 1, "y": 3}
+    assert (found["e"], found["f"]) == ({"x": 4, "y": 3}, {"x": 1, "y": 3, "z": 5})
+    with pytest.raises(UsageError, match="key 'x' appears twice, line 2"):
+        read_document(write("twice.yaml", "a: &a {x: 1}\nb: {<<: *a, x: 2, x: 3}\n"))
+
+
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
 def test_shipped_files_read_alike_in_yaml_1_1_and_1_2(path: Path) -> None:
     text = path.read_text()

@@ -259,6 +259,20 @@ def test_unreadable_file(suffix: str, content: bytes, tmp_path: Path) -> None:
     assert str(path) in str(caught.value)
 
 
+@pytest.mark.parametrize("row", [r'"said \"hi\" and left",a,0', '"closed" and on,a,0', '"never closed,a,0'])
+def test_text_after_a_closing_quote_is_refused(tmp_path: Path, row: str) -> None:
+    (tmp_path / "rows.csv").write_text(f"text,profession,gender\n{row}\ntwo,b,1\n")
+    with pytest.raises(UsageError, match=r'rows.csv, line \d: a quote is wrong .* as "" '):
+        load(tmp_path / "rows.csv")
+
+
+def test_quotes_and_long_fields_of_csv_are_read(tmp_path: Path) -> None:
+    rows = ['"said ""hi"" and left",a,0', r'"ends with \",b,1', 'in"side,a,0', f'"{"x" * 200_000}",b,1']
+    (tmp_path / "rows.csv").write_text("\n".join(["text,profession,gender", *rows]))
+    texts = load(tmp_path / "rows.csv").texts
+    assert [text[:20] for text in texts] == ['said "hi" and left', "ends with \\", 'in"side', "x" * 20]
+
+
 def test_ragged_csv(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text("text,profession,gender\none,a,0\ntwo,b\n")
     with pytest.raises(UsageError, match=r"rows.csv cannot be read as csv: .*Expected 3 columns, got 2"):

@@ -121,6 +121,27 @@ def test_a_sweep_becomes_a_parent_run_with_a_child_run_for_each_trial(sweep_dir:
     assert (sweep_dir / "mlartifacts").is_dir()
 
 
+@pytest.mark.parametrize("before", [False, True])
+def test_a_copy_does_not_write_over_the_runs_of_its_original(sweep_dir: Path, tmp_path: Path, before: bool) -> None:
+    """Also one that began before a folder was on record: its database says where its artifacts are."""
+    (sweep_dir / "frontier.json").write_text("original")
+    tracker = started(sweep_dir)
+    tracker.log_sweep_artifacts([sweep_dir / "frontier.json"])
+    tracker.finish_sweep("complete")
+    if before:
+        (sweep_dir / "tracking" / "place.json").unlink()
+    copy = shutil.copytree(sweep_dir, tmp_path / "a copy")
+    with pytest.raises(UsageError, match=r"a copy is a copy of .*my sweep, .* remove .*tracking and .*mlflow.db and"):
+        started(copy)
+    sweep_dir.rename(tmp_path / "gone")
+    started(copy).finish_sweep("complete")  # MLflow's client keeps addresses of artifacts for a process
+    (run,) = runs_of(copy).values()
+    assert run.info.artifact_uri.startswith((copy / "mlartifacts").as_uri() + "/")
+    (file,) = (copy / "mlartifacts").rglob("frontier.json")
+    assert Path(unquote(urlsplit(run.info.artifact_uri).path)) == file.parent
+    assert not sweep_dir.exists()
+
+
 def test_a_trial_is_a_few_metrics_with_steps_however_often_it_is_told(sweep_dir: Path) -> None:
     """Accuracy against n is one metric with n as its step; results that stand alone have step 0."""
     tracker = started(sweep_dir)

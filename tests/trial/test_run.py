@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import json
 import math
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,7 @@ from sdm_ray.sweep.cluster.worker import Job, TrialWorker
 from sdm_ray.trial.final import iterate_final
 from sdm_ray.trial.floors import floor_report
 from sdm_ray.trial.run import iterate_trial, run_trial
-from sdm_ray.trial.workspace import open_workspace, resolve_device
+from sdm_ray.trial.workspace import _open_data, open_workspace, resolve_device
 from tests.fakes.attack_world import drain
 
 SMALL = (
@@ -160,6 +162,30 @@ def test_a_finished_trial_is_not_run_again(settings: TrialSettings, tmp_path: Pa
     assert stop.value.value == first
     with pytest.raises(UsageError, match="holds the result of config"):
         run_trial(settings.model_copy(update={"seed": 1}), tmp_path / "trial")
+
+
+def test_a_result_on_other_data_is_not_taken_for_one_on_these(settings: TrialSettings, tmp_path: Path) -> None:
+    source, folder = Path(settings.data.source), tmp_path / "trial"
+    random = with_method(settings, "random")
+    first = run_trial(random, folder, trial_id="trial")
+    shutil.copy(source, tmp_path / "kept.parquet")
+    pq.write_table(pq.read_table(source).slice(1), source)
+    _open_data.cache_clear()
+    with pytest.raises(
+        UsageError, match=rf"{first.provenance['data'][:12]} and now \w{{12}}; restore .* output folder"
+    ):
+        run_trial(random, folder)
+    origin = Origin(sweep="s", trial_id="trial", rule="final attack")
+    with pytest.raises(UsageError, match="the data had digest"):
+        drain(iterate_final(random.model_copy(update={"origin": origin}), tmp_path / "trial-final"))
+    shutil.copy(tmp_path / "kept.parquet", source)
+    _open_data.cache_clear()
+    assert run_trial(random, folder) == first
+    written = json.loads((folder / "result.json").read_text())
+    written["provenance"]["encoder"] = "f" * 64
+    (folder / "result.json").write_text(json.dumps(written))
+    with pytest.raises(UsageError, match="the encoder had digest ffffffffffff and now"):
+        run_trial(random, folder)
 
 
 def test_untrained_references_release_the_weights_that_they_are_named_after(

@@ -9,7 +9,7 @@ exactly what has no end yet, under the same ids, folders and Optuna trials.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,9 @@ from sdm_ray.core.lock import FolderLock
 from sdm_ray.core.suggest import did_you_mean
 from sdm_ray.models.pooling import Chosen, choose_pooling
 from sdm_ray.sweep.cluster.mirror import Mirror, sweep_uri
+from sdm_ray.sweep.state.inputs import inputs_problem
 from sdm_ray.sweep.state.ledger import FILE as LEDGER
+from sdm_ray.sweep.state.ledger import read_record
 
 SETTINGS, LOCK = "sweep.yaml", "sweep.lock"
 RESUME_HINT = "run the same command with --resume to go on"
@@ -39,11 +41,17 @@ MAY_GROW = ("references", "variants", "search.num_seeds")
 
 
 @contextmanager
-def claimed_folder(settings: SweepSettings, *, resume: bool) -> Iterator[Path]:
+def claimed_folder(settings: SweepSettings, *, resume: bool, inputs: Mapping[str, str] | None = None) -> Iterator[Path]:
     """The sweep's folder, made or entered again, locked for the time of the block.
 
+    Args:
+        settings: the sweep.
+        resume: enter it again.
+        inputs: digests of data and encoder as they are now, where they are known.
+
     Raises:
-        UsageError: when it exists and `resume` is off, when there is nothing to resume, or when the sweep has changed.
+        UsageError: when it exists and `resume` is off, when there is nothing to resume, or when the sweep, its data or
+            its encoder have changed.
         RunError: when another driver runs in it, or it cannot be written.
     """
     folder = (Path(settings.output_dir) / settings.name).resolve()
@@ -70,6 +78,12 @@ def claimed_folder(settings: SweepSettings, *, resume: bool) -> Iterator[Path]:
     try:
         if resume:
             check_unchanged(load_settings(SweepSettings, folder / SETTINGS), settings)
+            problem = inputs_problem(read_record(folder).entries.values(), inputs or {})
+            if problem is not None:
+                raise UsageError(
+                    f"{folder} holds results of other inputs: {problem}; restore what was there, or start another "
+                    "sweep with --fork"
+                )
             shutil.rmtree(folder / "tune", ignore_errors=True)
         write_text(folder / SETTINGS, to_yaml(settings))
         yield folder

@@ -11,6 +11,7 @@ from sdm_ray.config import SweepSettings, load_settings
 from sdm_ray.core.errors import UsageError
 from sdm_ray.core.result import Status
 from sdm_ray.sweep.records.folder import SETTINGS, differences, find_sweep
+from sdm_ray.sweep.state.inputs import inputs_problem
 from sdm_ray.sweep.state.ledger import read_record
 from sdm_ray.sweep.state.state import SweepState
 
@@ -22,8 +23,13 @@ FREE = ("trial.runtime", "trial.name")
 
 def earlier_results(
     settings: SweepSettings,
+    inputs: Mapping[str, str] | None = None,
 ) -> Iterator[tuple[Mapping[str, Any], Sequence[float], Mapping[str, float]]]:
     """(params, objectives, violations) of the points that `search.warm_start` completed.
+
+    Args:
+        settings: the sweep that starts from them.
+        inputs: digests of its data and encoder, where they are known.
 
     Raises:
         UsageError: when there is no such sweep, or its results would mean something else here.
@@ -36,6 +42,12 @@ def earlier_results(
     earlier = load_settings(SweepSettings, folder / SETTINGS)
     _check_same(earlier, settings)
     state = SweepState(earlier, read_record(folder))
+    problem = inputs_problem(state.trials.values(), inputs or {})
+    if problem is not None:
+        raise UsageError(
+            f"search.warm_start: the results of {earlier.name!r} mean something else here ({problem}); restore what "
+            "was there, or name its best settings under search.points"
+        )
     for entry in state.entries("search"):
         ended = state.judgement.ended(entry.point) if entry.seed_index == 0 else None
         if ended is not None and ended.status is Status.COMPLETE:
@@ -57,8 +69,10 @@ def _check_same(earlier: SweepSettings, settings: SweepSettings) -> None:
         )
 
 
-def forked(settings: SweepSettings) -> tuple[SweepSettings, str]:
+def forked(settings: SweepSettings, inputs: Mapping[str, str] | None = None) -> tuple[SweepSettings, str]:
     """A sweep of another name that starts from what the one in its folder found out, and a sentence about it.
+
+    `inputs` as in `earlier_results`.
 
     Raises:
         UsageError: when there is no sweep to fork.
@@ -71,7 +85,7 @@ def forked(settings: SweepSettings) -> tuple[SweepSettings, str]:
     search = settings.search.model_copy(update={"warm_start": settings.name})
     fork = settings.model_copy(update={"name": name, "search": search})
     try:
-        num_known = len(list(earlier_results(fork)))
+        num_known = len(list(earlier_results(fork, inputs)))
     except UsageError as error:
         plain = settings.model_copy(update={"name": name})
         return plain, f"fork: sweep {name} starts afresh, because {str(error).removeprefix('search.warm_start: ')}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -55,6 +56,9 @@ def check_sweep(settings: SweepSettings) -> None:
         if objective.metric not in known:
             hint = " ".join([did_you_mean(objective.metric, known), f"there are {', '.join(known)}"]).strip()
             faults.add(f"objectives: unknown metric {objective.metric!r}; {hint}")
+    for metric, count in Counter(objective.metric for objective in settings.objectives).items():
+        if count > 1:
+            faults.add(f"objectives: metric {metric!r} stands there {count} times; drop all but one")
     faults.add(*unknown_families(settings))
     faults.check(_check_references, settings)
     if settings.search.num_seeds > 1 and "seed" in settings.space:

@@ -7,9 +7,10 @@ import time
 from collections import Counter
 
 from sdm_ray.config import SweepSettings
-from sdm_ray.core.result import FINAL, Status, TrialResult
+from sdm_ray.core.result import FINAL, Status, TrialResult, other_inputs
 from sdm_ray.sweep.search.models import ordered_references, reference_settings
 from sdm_ray.sweep.state.clock import SweepClock
+from sdm_ray.sweep.state.inputs import shared_inputs
 from sdm_ray.sweep.state.judgement import Judgement
 from sdm_ray.sweep.state.ledger import Entry, Record, Role
 from sdm_ray.sweep.state.pruning import pruning_reason
@@ -124,9 +125,14 @@ class SweepState:
         deaths.count, deaths.reason = deaths.count + 1, reason or deaths.reason
 
     def checked(self, result: TrialResult) -> TrialResult:
-        """A trial's result as it counts: with its params, and failed where an objective is missing or not finite."""
+        """A trial's result as it counts: with its params, and failed where an objective is missing or not finite, or
+        where data or encoder are not those of the trials before it."""
         result = dataclasses.replace(result, params=self.trials[result.trial_id].params)
         problem = self.judgement.objective_problem(result) if result.status is Status.COMPLETE else None
+        entry = dataclasses.replace(self.trials[result.trial_id], result=result)
+        other = other_inputs(self._inputs, shared_inputs(entry)) if result.status is Status.COMPLETE else None
+        if other is not None:
+            problem = f"measured on other inputs than the trials before it: {other}; restore what was there"
         return result if problem is None else dataclasses.replace(result, status=Status.FAILED, error=problem)
 
     def running_seconds(self, trial_id: str) -> float:
@@ -197,6 +203,7 @@ class SweepState:
         self._incomplete: dict[str, None] = {}
         self._num_skipped = 0
         self._chosen: list[Entry] | None = None
+        self._inputs: dict[str, str] = {}
         for entry in self.trials.values():
             self._count_begun(entry)
         for entry in self.trials.values():
@@ -218,6 +225,7 @@ class SweepState:
 
     def _count_ended(self, entry: Entry) -> None:
         self._unfinished.pop(entry.trial_id, None)
+        self._inputs = shared_inputs(entry) | self._inputs
         self.clock.add(entry)
         group = self._groups[entry.role][entry.point]
         results = [group[index].result for index in sorted(group)]

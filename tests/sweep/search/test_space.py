@@ -46,6 +46,11 @@ REFUSED = {
         {"objectives": [{"metric": "desired/acuracy", "direction": "maximize"}]},
         "unknown metric 'desired/acuracy'",
     ),
+    "metric twice": (
+        {"train.learning_rate": real(0.1, 1)},
+        {"objectives": [{"metric": "desired/accuracy", "direction": way} for way in ("maximize", "minimize")]},
+        "metric 'desired/accuracy' stands there 2 times; drop all but one",
+    ),
     "size that is not attacked": (
         {"train.learning_rate": real(0.1, 1)},
         {"objectives": [{"metric": "harmful/n7/accuracy", "direction": "minimize"}]},

@@ -16,6 +16,7 @@ from sdm_ray.core.metric_names import Metric
 from sdm_ray.core.result import Status, TrialResult
 from sdm_ray.frontier.tables import read_tables, write_tables
 from sdm_ray.sweep.records.folder import claimed_folder
+from sdm_ray.sweep.state.inputs import inputs_problem
 from sdm_ray.sweep.state.ledger import Entry, Ledger, read_record
 from sdm_ray.sweep.state.recorder import Recorder
 from sdm_ray.sweep.state.state import SweepState
@@ -97,6 +98,17 @@ def test_missing_and_infinite_objectives_are_failures(tmp_path: Path, metrics: d
     assert ended.status is Status.FAILED
     assert error in str(ended.error)
     assert state.judgement.points() == []
+
+
+def test_a_trial_on_other_data_than_those_before_it_fails(tmp_path: Path) -> None:
+    state, read = make_state(tmp_path), {"data": "a" * 64, "encoder": "b" * 64}
+    add(state, result("tuned", 0.9, provenance=read))
+    drawn = add(state, result("random", 0.9, method="random", provenance=read | {"encoder": "drawn"}))
+    other = add(state, result("t0000", 0.9, provenance=read | {"data": "c" * 64}))
+    same = add(state, result("t0001", 0.9, provenance=read))
+    assert (drawn.status, other.status, same.status) == (Status.COMPLETE, Status.FAILED, Status.COMPLETE)
+    assert "the data had digest aaaaaaaaaaaa and now cccccccccccc" in str(other.error)
+    assert inputs_problem(state.trials.values(), read) is None, "a failed trial stands in nobody's way"
 
 
 def test_feasibility_is_relative_to_tuned(tmp_path: Path) -> None:

@@ -104,6 +104,34 @@ def test_a_changed_file_forks_and_keeps_what_still_means_the_same(tmp_path: Path
     assert "trial.train.num_outer_steps was 1000, is 7" in said
 
 
+def test_results_on_other_data_or_of_another_encoder_are_not_gone_on_with(tmp_path: Path) -> None:
+    settings = sweep_fakes.settings(tmp_path, references="[tuned, random]")
+    read = {"data": "a" * 64, "encoder": "b" * 64}
+    with claimed_folder(settings, resume=False) as folder:
+        recorder = Recorder.open(settings, folder)
+        add(recorder, dataclasses.replace(result("tuned", 0.95, 0.8), provenance=read))
+        drawn = result("random", 0.6, 0.5)
+        add(recorder, dataclasses.replace(drawn, method="random", provenance=read | {"encoder": "drawn"}))
+        recorder.start(Entry("t0000", "search", "mlac", 0, {"data.max_length": 8}))
+        recorder.finish(dataclasses.replace(result("t0000", 0.94, 0.6), provenance=read | {"data": "its own"}))
+        recorder.ledger.close()
+    for inputs in ({}, read):
+        with claimed_folder(settings, resume=True, inputs=inputs):
+            pass
+        assert forked(settings, inputs)[0].search.warm_start == "fake"
+    for name in read:
+        phrase = f"when tuned was measured, the {name} had digest {read[name][:12]} and now cccccccccccc"
+        changed = read | {name: "c" * 64}
+        with (
+            pytest.raises(UsageError, match=f"{phrase}; restore .* --fork"),
+            claimed_folder(settings, resume=True, inputs=changed),
+        ):
+            pass
+        fork, said = forked(settings, changed)
+        assert fork.search.warm_start is None
+        assert phrase in said
+
+
 def test_dry_run_says_what_it_costs_and_starts_nothing(
     capsys: pytest.CaptureFixture[str], data_file: Path, encoder_folder: Path, tmp_path: Path
 ) -> None:
