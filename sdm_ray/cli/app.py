@@ -250,10 +250,14 @@ def attack(
         ),
     ],
     config: Annotated[
-        Path | None, typer.Option(help="Trial file whose data and attack are used. [default: those of the export]")
+        Path | None,
+        typer.Option(help="Trial file whose data and attack are used. [default: the data that the export names]"),
     ] = None,
     preset: Annotated[
-        AttackPreset | None, typer.Option(help="Budget and families in place of the trial's. [default: the trial's]")
+        AttackPreset | None,
+        typer.Option(
+            help="Budget and families in place of the trial file's. [default: the file's, else the default attack]"
+        ),
     ] = None,
     overrides: Overrides = None,
     modules: Modules = None,

@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 
 FILES = ("attack.parquet", "attack.json", "audit.json", "metrics.json", "summary.parquet")
 FIGURES = ("attack.png", "best_so_far.png", "recovery.png", "strength.png")
+BELIEVED = ("data", "encoder", "train")
+"""Settings that a released folder may say of itself."""
 BLOCKED_SHARE = 0.1
 """Share of the public encoder's head start that a blocked model keeps at most, by the upper end of its interval."""
 
@@ -101,6 +103,10 @@ def _attack(
         check_weights(tracked, None if exported is None else exported.params, model)
     released = exported.meta.settings if exported is not None and exported.meta is not None else None
     settings = load_own_modules(attack_settings(config, preset, given[0], released), given[1])
+    if released is not None and config is None:
+        console.print(
+            f"the folder says: {escape(_says(released))}; how it is attacked is not for it to say", soft_wrap=True
+        )
     say(READING)
     work, release = _opened(model, settings, exported, released)
     try:
@@ -155,6 +161,11 @@ def _opened(
         trained_against=released.train.adversary.supports() if released is not None and defended else (),
     )
     return work, release
+
+
+def _says(released: TrialSettings) -> str:
+    """What a released folder says of itself, in a phrase."""
+    return f"data {released.data.source}, made from {released.encoder.name} by {released.train.method}"
 
 
 def _reports(found: Assessment) -> dict[str, AttackReport]:
@@ -223,9 +234,11 @@ def _runner(ray_address: str | None, device: str, modules: dict[str, str]) -> It
 def attack_settings(
     config: Path | None, preset: str | None, overrides: tuple[str, ...], released: TrialSettings | None
 ) -> TrialSettings:
-    """The trial whose data and attack are used: that of a file, else of the release, else the defaults.
+    """The trial whose data and attack are used: that of a file, else the defaults on the data that the release names.
 
-    A preset replaces the whole attack but its seed.
+    A released folder is a stranger's: it says what it was made from and trained for, and nothing about how it is
+    attacked, what it is compared with, where anything is read from or written to, or what code is loaded. A preset
+    replaces the whole attack but its seed.
     """
     if config is not None and preset is None:
         return load_settings(TrialSettings, config, overrides)
@@ -234,7 +247,7 @@ def attack_settings(
         load_settings(TrialSettings, config)  # says what is wrong with the file itself
         document = read_document(config)
     elif released is not None:
-        document = released.model_dump(mode="json", exclude={"origin"})
+        document = released.model_dump(mode="json", include=set(BELIEVED))
     if preset is not None:
         seed = (document.get("attack") or {}).get("seed", 0)
         document["attack"] = {"preset": preset, "seed": seed}

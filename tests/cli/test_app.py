@@ -83,7 +83,7 @@ def test_train_then_attack_what_it_exported(
     for name, file in (("log", "train.parquet"), ("plot", "trajectory.png"), ("attacks", "attack.parquet")):
         assert any(line.split() == [name, str(tmp_path / "out" / file)] for line in out.splitlines())
     code, out, _ = run(
-        capsys, "attack", tmp_path / "out" / "model", "--out", tmp_path / "attack",
+        capsys, "attack", tmp_path / "out" / "model", "--out", tmp_path / "attack", "--config", trial_file,
         "--set", f"runtime.cache_dir={tmp_path / 'cache'}",
     )  # fmt: skip
     assert code == 0
@@ -244,10 +244,23 @@ def test_a_preset_takes_any_trial_file(tmp_path: Path) -> None:
     assert settings.attack == AttackSettings(preset="quick", seed=7)
 
 
-def test_a_release_is_attacked_without_the_modules_of_its_training() -> None:
-    released = TrialSettings(modules={"gone": "0123456789ab"})
-    assert attack_settings(None, None, (), released).modules == {"gone": "0123456789ab"}
-    assert attack_settings(None, None, ("modules=[]",), released).modules == {}
+def test_a_released_folder_does_not_steer_its_attack(tmp_path: Path) -> None:
+    """Its author could put floors into a cache of their own, weaken the attack, or have code loaded."""
+    released = TrialSettings.model_validate(
+        {
+            "name": "theirs", "seed": 7, "modules": {"gone": "0123456789ab"},
+            "data": {"max_length": 24}, "train": {"method": "tuned"}, "scratch": {"patience": 1},
+            "attack": {"num_search_trials": 1, "num_examples": [20]},
+            "runtime": {"cache_dir": str(tmp_path), "num_threads": 64},
+        }
+    )  # fmt: skip
+    for preset in (None, "quick"):
+        settings = attack_settings(None, preset, (), released)
+        assert (settings.data, settings.train) == (released.data, released.train), "what it says it was trained for"
+        defaults = TrialSettings(attack=AttackSettings(preset=preset))
+        for name in TrialSettings.model_fields.keys() - {"data", "encoder", "train"}:
+            assert getattr(settings, name) == getattr(defaults, name), name
+    assert attack_settings(None, None, ("attack.seed=3",), released).attack.seed == 3
 
 
 def test_a_sweep_is_found_by_its_name(

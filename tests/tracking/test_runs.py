@@ -171,7 +171,8 @@ def test_a_tracked_model_is_attacked_again(
     result = run_trial(with_method(settings, "tuned"), trial, trial_id="t0")
     track(sweep, trial, log_models=True, weights=result.provenance["weights"])
     run_id = ids(sweep.parent / "mlflow.db")["t0"]
-    attack = ["attack", f"mlflow:{run_id}", "--set", "attack.num_rerun_seeds=3", "--out"]
+    config = shutil.copy(trial / "config.yaml", tmp_path)
+    attack = ["attack", f"mlflow:{run_id}", "--config", config, "--set", "attack.num_rerun_seeds=3", "--out"]
     main_exits([*attack, "first"])
     assert f"run {run_id} (t0) has it as attack trial-" in " ".join(capsys.readouterr().out.split())
     run = find_run(run_id)
