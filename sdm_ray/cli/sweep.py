@@ -13,10 +13,12 @@ import typer
 from rich.markup import escape
 
 from sdm_ray.cli.progress import IMPORTING, READING, console, error_console, print_json, say
+from sdm_ray.cli.verdicts import failed_checks, say_point
 from sdm_ray.config import SweepSettings, to_yaml
 from sdm_ray.core.errors import UsageError
 from sdm_ray.core.files import write_text
 from sdm_ray.core.result import Status
+from sdm_ray.core.verdict import says
 from sdm_ray.figures.frontier import frontier_figure
 from sdm_ray.figures.kept import FIGURE as KEPT
 from sdm_ray.figures.kept import kept_figure
@@ -260,12 +262,23 @@ def write_best(
     )
     write_text(out, to_yaml(settings))
     assert settings.origin is not None
+    failed = [] if is_reference(sweep) else failed_checks(find_sweep(sweep), settings.origin.trial_id)
     if as_json:
         origin = settings.origin.model_dump(mode="json")
-        print_json({"config": out, **origin, "settings": settings.model_dump(mode="json", exclude={"origin"})})
+        said = says(settings.origin.metrics, failed)
+        print_json(
+            {
+                "config": out,
+                "verdict": said,
+                "failed_checks": failed,
+                **origin,
+                "settings": settings.model_dump(mode="json", exclude={"origin"}),
+            }
+        )
         return
     if is_unmeasured(settings.origin.metrics):
         console.print(UNMEASURED, soft_wrap=True)
+    say_point(settings.origin.metrics, failed)
     console.print(f"{settings.origin.trial_id} ({settings.origin.rule}) -> {escape(str(out))}", soft_wrap=True)
     console.print(f"next    sdm-ray train {escape(shlex.quote(str(out)))}", soft_wrap=True)
 
