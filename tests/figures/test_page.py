@@ -55,6 +55,7 @@ def test_the_page_says_what_each_point_is() -> None:
     assert data["points"][-1]["y"] is None
     assert data["params"] == ["rate", "sizes"]
     assert data["growth"][0] == [1, hypervolume(POINTS[2:3])]
+    assert [number for number, _ in data["growth"]] == [1, 2, 3, 4, 5, 6, 7], "every trial of a small sweep"
     assert data["growth"][-1] == [7, hypervolume(POINTS)]
     json.dumps(data, allow_nan=False)
 
