@@ -79,6 +79,12 @@ def test_the_page_is_drawn_again_whenever_its_width_changes(tmp_path: Path) -> N
     assert "new ResizeObserver(draw)" in write_page(POINTS, tmp_path / "page.html", title="s").read_text()
 
 
+def test_the_chosen_curve_is_solid_and_references_are_dashed(tmp_path: Path) -> None:
+    assert (
+        "setLineDash(p === chosen ? [] : [5, 4])" in write_page(POINTS, tmp_path / "page.html", title="s").read_text()
+    )
+
+
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="no Chromium on this machine")
 @pytest.mark.parametrize("measured", [True, False])
 def test_a_browser_picks_from_what_is_kept_and_hides_it_where_it_is_unknown(tmp_path: Path, measured: bool) -> None:
