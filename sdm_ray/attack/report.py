@@ -17,7 +17,7 @@ from sdm_ray.attack.families.token_probe import reading_words, site_words
 from sdm_ray.core.errors import RunError
 from sdm_ray.core.files import atomic_path, null_for_nan, read_json, write_json
 from sdm_ray.core.metric_names import Metric
-from sdm_ray.core.statistics import mean, t_interval
+from sdm_ray.core.statistics import mean, pooled_interval
 
 FORMAT_VERSION = 2
 """Version of the JSON layout, and of the protocol behind the numbers."""
@@ -203,9 +203,8 @@ class AttackReport:
             str(Metric.COST_ATTACK_SECONDS): self.seconds,
             str(Metric.COST_NUM_FINE_TUNES): float(len(self.records)),
         }
-        # Seeds of different n are independent draws, so pairing them by index gives as many draws of the mean over n.
-        by_seed = zip(*(units(cell.seed_accuracies, self.num_searches) for cell in self.cells), strict=True)
-        low, high = t_interval([mean(list(values)) for values in by_seed if not any(map(math.isnan, values))])
+        seeds = [units(cell.seed_accuracies, self.num_searches) for cell in self.cells]
+        low, high = pooled_interval([[value for value in values if not math.isnan(value)] for values in seeds])
         worst = str(Metric.HARMFUL_WORST_ACCURACY)
         result |= {Metric.low(worst): max(low, 0.0), Metric.high(worst): min(high, 1.0)}
         for cell in self.cells:

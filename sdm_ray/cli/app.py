@@ -286,13 +286,16 @@ def frontier(
     others: Annotated[
         list[str] | None, typer.Argument(metavar="[SWEEP2 ...]", help="Sweeps to compare with it by hypervolume.")
     ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Compare sweeps though their attack, data or sizes differ.")
+    ] = False,
     tracking_uri: TrackingUri = None,
     as_json: AsJson = False,
 ) -> None:
     """Print a sweep's Pareto table, draw its picture and page again, and compare it with other sweeps."""
     from sdm_ray.cli.sweep import show_frontier
 
-    show_frontier(sweep, others or (), tracking_uri, as_json=as_json)
+    show_frontier(sweep, others or (), tracking_uri, as_json=as_json, force=force)
 
 
 @app.command()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.markup import escape
 
 from sdm_ray.cli.progress import console
+from sdm_ray.cli.verdicts import failed_checks, say_point
 from sdm_ray.config import SweepSettings, load_settings
 from sdm_ray.core.errors import UsageError
 from sdm_ray.sweep.records.best import load_best
@@ -26,11 +27,14 @@ def run(
     uri: str | None,
 ) -> None:
     """Register a trial's model and say how to load it."""
-    made = register(_run(source, min_desired, trial, uri), name, alias=alias, promote=promote, force=force)
+    taken = _run(source, min_desired, trial, uri)
+    made = register(taken, name, alias=alias, promote=promote, force=force)
     words = f"version {made.version} of {name}"
     if made.alias is not None:
         words += f", {made.alias}" + (f" in place of version {made.replaced}" if made.replaced else "")
     console.print(escape(words), soft_wrap=True)
+    failed = [] if is_reference(source) else failed_checks(find_sweep(source), taken.trial_id)
+    say_point(taken.metrics, failed)
     console.print(f"load    mlflow.transformers.load_model({escape(repr(made.uri))})", soft_wrap=True)
 
 

@@ -13,10 +13,12 @@ import typer
 from rich.markup import escape
 
 from sdm_ray.cli.progress import IMPORTING, READING, console, error_console, print_json, say
-from sdm_ray.config import SweepSettings, to_yaml
+from sdm_ray.cli.verdicts import failed_checks, say_point
+from sdm_ray.config import SweepSettings, load_settings, to_yaml
 from sdm_ray.core.errors import UsageError
 from sdm_ray.core.files import write_text
 from sdm_ray.core.result import Status
+from sdm_ray.core.verdict import says
 from sdm_ray.figures.frontier import frontier_figure
 from sdm_ray.figures.kept import FIGURE as KEPT
 from sdm_ray.figures.kept import kept_figure
@@ -27,7 +29,8 @@ from sdm_ray.frontier.points import Point, compare, hypervolume
 from sdm_ray.frontier.select import Rule, select, why_empty
 from sdm_ray.frontier.tables import frontier_document, read_importances, read_tables, write_tables
 from sdm_ray.sweep.records.best import load_best
-from sdm_ray.sweep.records.folder import find_sweep, settle_pooling
+from sdm_ray.sweep.records.comparable import data_digest, unlike
+from sdm_ray.sweep.records.folder import SETTINGS, find_sweep, settle_pooling
 from sdm_ray.sweep.search.check import check_sweep
 from sdm_ray.sweep.state.ledger import FILE as LEDGER
 from sdm_ray.sweep.view.advice import what_to_change
@@ -167,28 +170,50 @@ class _Sweep(NamedTuple):
     folder: Path
     """Where its pictures go."""
     points: list[Point]
+    settings: SweepSettings
+    data: str | None = None
+    """Digest of its data; None where it is not known."""
+
+    @property
+    def measured(self) -> tuple[str, SweepSettings, str | None]:
+        """What comparisons depend on."""
+        return self.name, self.settings, self.data
 
 
 def _read(sweep: str, tracking_uri: str | None) -> _Sweep:
     """A sweep from its folder, or (`mlflow:RUN_ID`) from its runs."""
     if not is_reference(sweep):
         folder = find_sweep(sweep)
-        return _Sweep(folder.name, folder, read_tables(folder))
-    from sdm_ray.sweep.records.tracked import tracked_points
+        settings = load_settings(SweepSettings, folder / SETTINGS)
+        return _Sweep(folder.name, folder, read_tables(folder), settings, data_digest(folder))
+    from sdm_ray.sweep.records.tracked import tracked_sweep
 
-    name, points = tracked_points(sweep, uri=tracking_uri)
-    return _Sweep(name, Path("runs") / f"{name}-{sweep.removeprefix(PREFIX)[:8]}", points)
+    name, settings, points = tracked_sweep(sweep, uri=tracking_uri)
+    return _Sweep(name, Path("runs") / f"{name}-{sweep.removeprefix(PREFIX)[:8]}", points, settings)
 
 
 def show_frontier(
-    sweep: str, others: Sequence[str] = (), tracking_uri: str | None = None, *, as_json: bool = False
+    sweep: str,
+    others: Sequence[str] = (),
+    tracking_uri: str | None = None,
+    *,
+    as_json: bool = False,
+    force: bool = False,
 ) -> None:
     """Print the Pareto table of a sweep and draw its picture again; an empty frontier is an error that says why.
 
-    Each of the others is compared with it by hypervolume.
+    Each of the others is compared with it by hypervolume; unless `force`, one that was measured otherwise is refused.
     """
-    name, folder, points = _read(sweep, tracking_uri)
-    compared = [(theirs.name, theirs.points) for theirs in (_read(other, tracking_uri) for other in others)]
+    mine = _read(sweep, tracking_uri)
+    name, folder, points = mine.name, mine.folder, mine.points
+    compared = [_read(other, tracking_uri) for other in others]
+    differences = [unlike(mine.measured, theirs.measured) for theirs in compared]
+    for theirs, found in zip(compared, differences, strict=True):
+        if found and not force:
+            raise UsageError(
+                f"{name} and {theirs.name} were not measured alike, so neither hypervolume is better: "
+                f"{'; '.join(found)}; run both alike, or add --force"
+            )
     folder.mkdir(parents=True, exist_ok=True)
     if is_reference(sweep):
         write_tables(points, folder)
@@ -196,7 +221,8 @@ def show_frontier(
     shares = kept_figure(points, folder / KEPT)
     write_page(points, folder / PAGE, title=name, importances=read_importances(folder))
     if as_json:
-        comparisons = [_comparison(points, other_name, theirs)._asdict() for other_name, theirs in compared]
+        pairs = zip(compared, differences, strict=True)
+        comparisons = [_comparison(points, theirs, unalike)._asdict() for theirs, unalike in pairs]
         files = {"picture": folder / FIGURE, "kept": shares, "page": folder / PAGE}
         document = frontier_document(points, read_importances(folder))
         print_json({"sweep": name, **document, "comparisons": comparisons, "files": files})
@@ -210,13 +236,16 @@ def show_frontier(
     console.print(f"page    {escape(str(folder / PAGE))}", soft_wrap=True)
     if compared:
         console.print(f"{name}: hypervolume {hypervolume(points):.4f}, {_num_trials(points)} trials")
-    for other_name, theirs in compared:
-        found = _comparison(points, other_name, theirs)
+    for theirs, unalike in zip(compared, differences, strict=True):
+        compares = _comparison(points, theirs, unalike)
         console.print(
-            f"{other_name}: hypervolume {found.hypervolume:.4f}, {found.num_trials} trials: {found.difference:+.4f} "
-            f"\\[{found.low:+.4f}, {found.high:+.4f}] ({found.verdict}; 95 % interval, bootstrap over trials)",
+            f"{escape(theirs.name)}: hypervolume {compares.hypervolume:.4f}, {compares.num_trials} trials: "
+            f"{compares.difference:+.4f} \\[{compares.low:+.4f}, {compares.high:+.4f}] ({compares.verdict}; "
+            "95 % interval, bootstrap over trials)",
             soft_wrap=True,
         )
+        for difference in unalike:
+            console.print(f"  not alike: {escape(difference)}", soft_wrap=True)
 
 
 class _Comparison(NamedTuple):
@@ -229,12 +258,15 @@ class _Comparison(NamedTuple):
     high: float
     verdict: str
     """On the first sweep."""
+    not_alike: list[str]
+    """What was measured otherwise, where the comparison was forced."""
 
 
-def _comparison(points: Sequence[Point], name: str, theirs: Sequence[Point]) -> _Comparison:
+def _comparison(points: Sequence[Point], other: _Sweep, not_alike: list[str]) -> _Comparison:
+    theirs = other.points
     difference, low, high = compare(points, theirs)
     verdict = "better" if low > 0 else "worse" if high < 0 else "cannot be told apart"
-    return _Comparison(name, hypervolume(theirs), _num_trials(theirs), difference, low, high, verdict)
+    return _Comparison(other.name, hypervolume(theirs), _num_trials(theirs), difference, low, high, verdict, not_alike)
 
 
 def _num_trials(points: Sequence[Point]) -> int:
@@ -265,12 +297,23 @@ def write_best(
     )
     write_text(out, to_yaml(settings))
     assert settings.origin is not None
+    failed = [] if is_reference(sweep) else failed_checks(find_sweep(sweep), settings.origin.trial_id)
     if as_json:
         origin = settings.origin.model_dump(mode="json")
-        print_json({"config": out, **origin, "settings": settings.model_dump(mode="json", exclude={"origin"})})
+        said = says(settings.origin.metrics, failed)
+        print_json(
+            {
+                "config": out,
+                "verdict": said,
+                "failed_checks": failed,
+                **origin,
+                "settings": settings.model_dump(mode="json", exclude={"origin"}),
+            }
+        )
         return
     if is_unmeasured(settings.origin.metrics):
         console.print(UNMEASURED, soft_wrap=True)
+    say_point(settings.origin.metrics, failed)
     console.print(f"{settings.origin.trial_id} ({settings.origin.rule}) -> {escape(str(out))}", soft_wrap=True)
     console.print(f"next    sdm-ray train {escape(shlex.quote(str(out)))}", soft_wrap=True)
 

@@ -12,10 +12,12 @@ from rich.markup import escape
 from sdm_ray.cli.progress import IMPORTING, READING, console, error_console, follow, say
 from sdm_ray.cli.tables import attack_table
 from sdm_ray.cli.tracking import tracked
+from sdm_ray.cli.verdicts import point_lines
 from sdm_ray.config import TrialSettings, content_hash
 from sdm_ray.core.errors import RunError
 from sdm_ray.core.metric_names import Metric
 from sdm_ray.core.result import Status, TrialResult
+from sdm_ray.core.verdict import few_reruns
 from sdm_ray.figures.training import FIGURE
 from sdm_ray.trial.training_log import LOG
 
@@ -73,7 +75,9 @@ def run(settings: TrialSettings, config: Path, out: Path | None, tracking_uri: s
         f"(base rate {metrics[Metric.HARMFUL_BASE_RATE]:.3f}), "
         f"{metrics[Metric.COST_TRAIN_SECONDS]:.0f} s of training, {metrics[Metric.COST_ATTACK_SECONDS]:.0f} s of attack"
     )
-    for line in audit_lines(result):
+    few = few_reruns(settings.attack.num_rerun_seeds, settings.attack.num_searches)
+    verdict = point_lines(metrics, result.failed_checks, figures={})
+    for line in (*verdict, *audit_lines(result), *([] if few is None else [f"warning: {few}"])):
         console.print(escape(line), soft_wrap=True)
     _say_where(folder)
     if settings.data.source != "regression":  # whose networks are released as bare weights

@@ -31,6 +31,27 @@ def t_interval(values: Sequence[float]) -> tuple[float, float]:
     return float(array.mean()) - half, float(array.mean()) + half
 
 
+def pooled_interval(groups: Sequence[Sequence[float]]) -> tuple[float, float]:
+    """95 % interval of the mean over groups of the group means, for groups that are drawn independently.
+
+    Variances of the group means add up; the degrees of freedom are those of Welch and Satterthwaite. One group gives
+    `t_interval`. Pairing values of different groups by index instead could give any width, even 0.
+
+    Returns:
+        Low and high; NaN where a group has fewer than two values.
+    """
+    if not groups or any(len(group) < 2 for group in groups):
+        return math.nan, math.nan
+    parts = [float(np.var(group, ddof=1)) / len(group) for group in groups]
+    center = mean(mean(group) for group in groups)
+    total = sum(parts)
+    spread = sum(part**2 / (len(group) - 1) for part, group in zip(parts, groups, strict=True))
+    if spread == 0:
+        return center, center
+    half = float(stdtrit(total**2 / spread, 0.975)) * math.sqrt(total) / len(groups)
+    return center - half, center + half
+
+
 def t_quantile(degrees: int) -> float:
     """0.975 quantile of Student's t, to the six decimals that tables print (so published intervals can be redone)."""
     return round(float(stdtrit(degrees, 0.975)), 6)

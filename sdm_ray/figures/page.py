@@ -101,11 +101,12 @@ def _plain(point: Point, numbers: Sequence[int], kind: Kind) -> dict[str, Any]:
 def _growth(trials: Sequence[Point]) -> list[list[float]]:
     """[trials, hypervolume of the first so many], at up to `MAX_GROWTH` numbers of trials."""
     count = len(trials)
-    counts = sorted({max(1, round(count * (i + 1) / MAX_GROWTH)) for i in range(min(MAX_GROWTH, count))} | {count})
+    steps = min(MAX_GROWTH, count)
+    counts = [round(count * (index + 1) / steps) for index in range(steps)]
     grown: list[list[float]] = []
     front: list[Point] = []
     before = 0
-    for number in counts if count else []:
+    for number in counts:
         front = pareto_front([*front, *trials[before:number]])
         before = number
         grown.append([number, hypervolume(front)])

@@ -69,6 +69,7 @@ def export_model(
     label_names: Sequence[str],
     settings: TrialSettings,
     metrics: Mapping[str, float],
+    failed_checks: Sequence[str] = (),
 ) -> Path:
     """Write a model folder; a reader sees the old one or the new one, never half of one.
 
@@ -81,6 +82,7 @@ def export_model(
         label_names: names of the C classes.
         settings: the trial.
         metrics: what was measured.
+        failed_checks: of the audit, by name.
 
     Returns:
         `folder`.
@@ -102,7 +104,7 @@ def export_model(
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         _write(temporary, trunk, params, desired_head, tokenizer, label_names)
-        _describe(temporary, trunk, label_names, settings, metrics)
+        _describe(temporary, trunk, label_names, settings, metrics, failed_checks)
         temporary.chmod(0o755)
         _replace(temporary, folder)
     except (OSError, SafetensorError) as error:
@@ -169,7 +171,12 @@ def _write(
 
 
 def _describe(
-    folder: Path, trunk: Trunk, label_names: Sequence[str], settings: TrialSettings, metrics: Mapping[str, float]
+    folder: Path,
+    trunk: Trunk,
+    label_names: Sequence[str],
+    settings: TrialSettings,
+    metrics: Mapping[str, float],
+    failed_checks: Sequence[str],
 ) -> None:
     document = {
         "format": FORMAT,
@@ -188,6 +195,7 @@ def _describe(
         metrics=metrics,
         model_type=trunk.model_type,
         num_layers=getattr(config, "num_hidden_layers", None),
+        failed_checks=failed_checks,
     )
     write_text(folder / "README.md", card)
 

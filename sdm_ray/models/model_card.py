@@ -14,6 +14,7 @@ from sdm_ray.config import AttackSettings, TrialSettings, content_hash
 from sdm_ray.config.attack import FAMILIES, SHARING
 from sdm_ray.core.hub import is_hub_id
 from sdm_ray.core.metric_names import Metric
+from sdm_ray.core.verdict import few_reruns, says
 
 WITHOUT_GRADIENTS = "reading the label off the features without gradients"
 UNTRIED = {
@@ -48,6 +49,7 @@ def model_card(
     metrics: Mapping[str, float],
     model_type: str,
     num_layers: int | None = None,
+    failed_checks: Sequence[str] = (),
 ) -> str:
     """README.md of an exported folder, with the YAML header that Hugging Face reads.
 
@@ -57,15 +59,18 @@ def model_card(
         metrics: what was measured, by name.
         model_type: Hugging Face's name of the architecture.
         num_layers: its transformer layers.
+        failed_checks: of the audit, by name.
     """
     native = settings.encoder.pooling == "native"
     return (
         "\n\n".join(
             [
                 _header(settings, native, metrics),
-                f"# {settings.name}",
+                f"# {_name(settings)}",
+                *_again(settings),
                 _summary(settings, model_type, num_layers, len(label_names)),
                 _threat_model(settings),
+                *_verdict(settings, metrics, failed_checks),
                 _measured(settings, metrics),
                 _budget(settings.attack),
                 "## What was not tried\n\n" + "\n".join(f"- {item}" for item in not_tried(settings)),
@@ -76,6 +81,27 @@ def model_card(
         )
         + "\n"
     )
+
+
+def _name(settings: TrialSettings) -> str:
+    """What the card calls the model: one that is trained from a sweep's point is not the sweep's."""
+    return settings.name if settings.origin is None else f"{settings.name}, trained again"
+
+
+def _again(settings: TrialSettings) -> list[str]:
+    origin = settings.origin
+    if origin is None:
+        return []
+    words = f"Trained again from the settings of trial `{origin.trial_id}` of sweep `{origin.sweep}`"
+    return [f"{words}; all figures below are this model's own."]
+
+
+def _verdict(settings: TrialSettings, metrics: Mapping[str, float], failed_checks: Sequence[str]) -> list[str]:
+    said = says(metrics, failed_checks)
+    if said is None:
+        return []
+    few = few_reruns(settings.attack.num_rerun_seeds, settings.attack.num_searches)
+    return ["## Verdict\n\n" + f"**{said}.**" + (f"\n\n{few}." if few else "")]
 
 
 def not_tried(settings: TrialSettings) -> list[str]:
@@ -116,7 +142,7 @@ def _header(settings: TrialSettings, native: bool, metrics: Mapping[str, float])
         # The hub asks for an id even of data that it does not have.
         dataset = {"type": source if _on_hub(source) else "local", "name": Path(source).name}
         results = [{"task": task, "dataset": dataset, "metrics": measured}]
-        card["model-index"] = [{"name": settings.name, "results": results}]
+        card["model-index"] = [{"name": _name(settings), "results": results}]
     return f"---\n{yaml.safe_dump(card, sort_keys=False, allow_unicode=True)}---"
 
 

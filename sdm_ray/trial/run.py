@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -86,7 +86,7 @@ def iterate_trial(
         found.write(output_dir)
         checks = found.checks()
         metrics = found.metrics | {str(Metric.COST_TRAIN_SECONDS): outcome.seconds}
-        _export(settings, work, release, metrics, output_dir / "model")
+        _export(settings, work, release, metrics, output_dir / "model", failed=tuple(checks["failed_checks"]))
     else:
         metrics, checks = _stopped_metrics(work, trunk, outcome), {}
     result = TrialResult(
@@ -225,7 +225,13 @@ def _report_training(settings: TrialSettings, work: Workspace, outcome: TrainOut
 
 
 def _export(
-    settings: TrialSettings, work: Workspace, release: Release, metrics: dict[str, float], folder: Path
+    settings: TrialSettings,
+    work: Workspace,
+    release: Release,
+    metrics: dict[str, float],
+    folder: Path,
+    *,
+    failed: Sequence[str],
 ) -> None:
     """Write the model as a Hugging Face folder with a card, or as bare weights where it reads vectors."""
     assert release.desired_head is not None
@@ -241,6 +247,7 @@ def _export(
         label_names=work.data.label_names(Task.DESIRED),
         settings=settings,
         metrics=metrics,
+        failed_checks=failed,
     )
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import logging
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -147,6 +148,22 @@ def test_frontier_prints_the_table_and_draws(capsys: pytest.CaptureFixture[str],
     assert code == 0
     assert "cannot be told apart; 95 % interval" in out
     assert run(capsys, "frontier", sweep_folder, "nowhere")[0] == 2
+
+
+def test_sweeps_that_were_not_measured_alike_are_compared_by_force_alone(
+    capsys: pytest.CaptureFixture[str], sweep_folder: Path
+) -> None:
+    other = sweep_folder.parent / "other"
+    shutil.copytree(sweep_folder, other)
+    (other / "sweep.yaml").write_text("{name: other, seed: 5, trial: {attack: {num_examples: [7], seed: 3}}}")
+    code, _, err = run(capsys, "frontier", sweep_folder, other)
+    assert code == 2
+    assert "trial.attack.num_examples is [20, 50, 100, 200] in demo, [7] in other" in " ".join(err.split())
+    assert "--force" in err
+    assert "seed" not in err
+    code, out, _ = run(capsys, "frontier", sweep_folder, other, "--force")
+    assert code == 0
+    assert "not alike: trial.attack.num_examples" in out
 
 
 @pytest.mark.parametrize(
@@ -445,7 +462,7 @@ def test_json_for_programs(
     assert [point["trial_id"] for point in frontier["points"] if point["on_front"]] == ["t0", "t1"]
     assert frontier["comparisons"][0] | {"low": 0, "high": 0} == {
         "sweep": "demo", "hypervolume": frontier["hypervolume"], "num_trials": 3, "difference": 0.0, "low": 0,
-        "high": 0, "verdict": "cannot be told apart",
+        "high": 0, "verdict": "cannot be told apart", "not_alike": [],
     }  # fmt: skip
     assert Path(frontier["files"]["picture"]).is_file()
     out = tmp_path / "best.yaml"

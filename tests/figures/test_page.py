@@ -55,6 +55,7 @@ def test_the_page_says_what_each_point_is() -> None:
     assert data["points"][-1]["y"] is None
     assert data["params"] == ["rate", "sizes"]
     assert data["growth"][0] == [1, hypervolume(POINTS[2:3])]
+    assert [number for number, _ in data["growth"]] == [1, 2, 3, 4, 5, 6, 7], "every trial of a small sweep"
     assert data["growth"][-1] == [7, hypervolume(POINTS)]
     json.dumps(data, allow_nan=False)
 
@@ -76,6 +77,12 @@ def test_no_trial_is_a_page_too(tmp_path: Path) -> None:
 def test_the_page_is_drawn_again_whenever_its_width_changes(tmp_path: Path) -> None:
     """A frame of MLflow gets its width after the page is loaded, and no `resize` comes."""
     assert "new ResizeObserver(draw)" in write_page(POINTS, tmp_path / "page.html", title="s").read_text()
+
+
+def test_the_chosen_curve_is_solid_and_references_are_dashed(tmp_path: Path) -> None:
+    assert (
+        "setLineDash(p === chosen ? [] : [5, 4])" in write_page(POINTS, tmp_path / "page.html", title="s").read_text()
+    )
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="no Chromium on this machine")

@@ -203,6 +203,20 @@ def test_the_card_is_one_that_the_hub_takes() -> None:
     assert "/home" not in header
 
 
+def test_the_card_says_the_verdict_and_that_it_is_of_a_model_trained_again() -> None:
+    metrics = {"regret/accuracy": 0.0, "regret/accuracy/low": -0.1, "regret/accuracy/high": 0.01, "audit/passed": 0.0}
+    origin = {"sweep": "demo", "trial_id": "t3", "rule": "knee"}
+    settings = TrialSettings.model_validate({"name": "mine", "origin": origin, "attack": {"num_rerun_seeds": 2}})
+    card = model_card(settings, label_names=NAMES, metrics=metrics, model_type="bert", failed_checks=["sub_chance"])
+    assert "# mine, trained again\n\nTrained again from the settings of trial `t3` of sweep `demo`" in card
+    assert "**cannot be concluded: the audit failed" in card
+    assert "failed checks: sub chance.**" in card
+    assert "intervals rest on 2 re-runs" in card
+    own = model_card(TrialSettings(name="mine"), label_names=NAMES, metrics={}, model_type="bert")
+    assert "# mine\n" in own
+    assert "Verdict" not in own
+
+
 @pytest.mark.parametrize(("method", "blocks"), [("mlac", True), ("ac", True), ("tuned", False), ("random", False)])
 def test_the_card_claims_resistance_for_blocked_models_only(method: Method, blocks: bool) -> None:
     settings = TrialSettings(train=TrainSettings(method=method))

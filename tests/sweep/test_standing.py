@@ -1,8 +1,7 @@
-"""Where trials stand, what is made of an attack in a word, and what a tracker hears of a sweep."""
+"""Where trials stand, and what a tracker hears of a sweep."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,13 +10,13 @@ import pytest
 
 from sdm_ray.core.metric_names import Metric
 from sdm_ray.core.result import Status, TrialResult
-from sdm_ray.sweep.standing import MAX_DESCRIPTION, SweepReport, standings, verdict
+from sdm_ray.sweep.standing import MAX_DESCRIPTION, SweepReport, standings
 from sdm_ray.sweep.state.ledger import Entry
 from sdm_ray.sweep.state.state import SweepState
 from sdm_ray.tracking import NoTracker
 from tests.fakes import sweep as sweep_fakes
 
-REGRET, SCRATCH = str(Metric.REGRET_ACCURACY), str(Metric.SCRATCH_REGRET)
+REGRET = str(Metric.REGRET_ACCURACY)
 DESIRED, HARMFUL = str(Metric.DESIRED_ACCURACY), str(Metric.HARMFUL_WORST_ACCURACY)
 
 
@@ -53,22 +52,6 @@ def take(state: SweepState, result: TrialResult) -> TrialResult:
     state.start(Entry(result.trial_id, role, "mlac", 0))  # type: ignore[arg-type]
     state.finish(result)
     return result
-
-
-@pytest.mark.parametrize(
-    ("word", "metrics"),
-    [
-        (None, {DESIRED: 0.9}),
-        ("invalid", {REGRET: math.nan}),
-        ("not blocked", {REGRET: 0.1, f"{REGRET}/low": 0.05, f"{REGRET}/high": 0.15, "audit/passed": 0.0}),
-        ("not established", {REGRET: 0.0, f"{REGRET}/low": -0.1, f"{REGRET}/high": 0.1, "audit/passed": 0.0}),
-        ("undecided", {REGRET: 0.0, f"{REGRET}/low": -0.1, f"{REGRET}/high": 0.1, "kept/harmful/high": 0.2}),
-        ("blocked", {REGRET: 0.0, f"{REGRET}/low": -0.1, f"{REGRET}/high": 0.1, "kept/harmful/high": 0.05}),
-        ("blocked", {REGRET: 0.5, SCRATCH: -0.1, f"{SCRATCH}/low": -0.2, f"{SCRATCH}/high": -0.05}),
-    ],
-)
-def test_verdict(word: str | None, metrics: dict[str, float]) -> None:
-    assert verdict(metrics) == word
 
 
 def test_every_trial_stands_somewhere_and_moves_when_others_end(tmp_path: Path) -> None:

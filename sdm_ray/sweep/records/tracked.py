@@ -25,7 +25,15 @@ PASSING = ("train/", "rung/", "again/")
 def tracked_points(
     reference: str, *, uri: str | None = None, output_dir: str | Path = "runs"
 ) -> tuple[str, list[Point]]:
-    """Name and points of the sweep that a run belongs to, as the sweep itself has them.
+    """Name and points of `tracked_sweep`."""
+    name, _, points = tracked_sweep(reference, uri=uri, output_dir=output_dir)
+    return name, points
+
+
+def tracked_sweep(
+    reference: str, *, uri: str | None = None, output_dir: str | Path = "runs"
+) -> tuple[str, SweepSettings, list[Point]]:
+    """Name, settings and points of the sweep that a run belongs to, as the sweep itself has them.
 
     Args:
         reference: `mlflow:RUN_ID` of the sweep or of one of its trials.
@@ -50,7 +58,7 @@ def tracked_points(
             )
         settings = load_settings(SweepSettings, file)
         record = Record({entry.trial_id: entry for entry in _entries(runs)})
-        return parent.name, SweepState(settings, record).judgement.points()
+        return parent.name, settings, SweepState(settings, record).judgement.points()
 
 
 def _entries(runs: Iterable[TrackedRun]) -> Iterable[Entry]:

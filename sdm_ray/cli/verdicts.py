@@ -1,0 +1,56 @@
+"""What commands say of one model: its figures, the verdict, and the audit's failed checks by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from rich.markup import escape
+
+from sdm_ray.cli.progress import console
+from sdm_ray.core.metric_names import Metric
+from sdm_ray.core.result import FINAL, read_result
+from sdm_ray.core.verdict import says
+from sdm_ray.frontier.points import interval_of
+
+FIGURES = {Metric.DESIRED_ACCURACY: "desired accuracy", Metric.HARMFUL_WORST_ACCURACY: "worst-case harmful accuracy"}
+
+
+def say_point(
+    metrics: Mapping[str, float], failed: Iterable[str] = (), figures: Mapping[str, float] | None = None
+) -> None:
+    """Print the figures of a model and its verdict.
+
+    Args:
+        metrics: of the model.
+        failed: names of the audit's failed checks.
+        figures: what to print before the verdict, by what it is called; None takes those of `FIGURES`.
+    """
+    for line in point_lines(metrics, failed, figures):
+        console.print(escape(line), soft_wrap=True)
+
+
+def point_lines(
+    metrics: Mapping[str, float], failed: Iterable[str] = (), figures: Mapping[str, float] | None = None
+) -> list[str]:
+    """What `say_point` prints."""
+    named = {words: metrics[name] for name, words in FIGURES.items() if name in metrics} if figures is None else figures
+    ends = {words: interval_of(metrics, name) for name, words in FIGURES.items()} if figures is None else {}
+    parts = []
+    for words, value in named.items():
+        interval = ends.get(words)
+        parts.append(f"{words} {value:.3f}" + (f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else ""))
+    verdict = says(metrics, failed)
+    if verdict is None and metrics.get(Metric.AUDIT_PASSED) == 0.0:
+        checks = ", ".join(name.replace("_", " ") for name in failed)
+        verdict = "the audit failed" + (f": {checks}" if checks else "")
+    return [*([", ".join(parts)] if parts else []), *([f"verdict {verdict}"] if verdict else [])]
+
+
+def failed_checks(sweep: Path, trial_id: str) -> list[str]:
+    """Names of the checks that a sweep's trial failed, by its final attack where there was one."""
+    for name in (f"{trial_id}{FINAL}", trial_id):
+        result = read_result(sweep / "trials" / name)
+        if result is not None:
+            return list(result.failed_checks)
+    return []
