@@ -95,6 +95,7 @@ def _plain(point: Point, numbers: Sequence[int], kind: Kind) -> dict[str, Any]:
         "yi": None if point.harmful_interval is None else list(point.harmful_interval),
         "params": {name: null_for_nan(value) for name, value in point.params.items()},
         "curve": curve,
+        "seconds": null_for_nan(point.metrics.get(Metric.COST_TRAIN_SECONDS)),
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import html
 import json
 import math
 import re
@@ -53,6 +54,9 @@ def test_the_page_says_what_each_point_is() -> None:
     assert data["numbers"] == [20, 200]
     assert data["points"][2]["curve"] == [[pytest.approx(0.52), None, None], [pytest.approx(0.7), None, None]]
     assert data["points"][-1]["y"] is None
+    assert data["points"][-1]["seconds"] is None
+    timed = dataclasses.replace(POINTS[2], metrics={"cost/train_seconds": 12.5})
+    assert page_data([timed], title="s")["points"][0]["seconds"] == 12.5
     assert data["params"] == ["rate", "sizes"]
     assert data["growth"][0] == [1, hypervolume(POINTS[2:3])]
     assert [number for number, _ in data["growth"]] == [1, 2, 3, 4, 5, 6, 7], "every trial of a small sweep"
@@ -142,4 +146,34 @@ def test_a_browser_shows_the_curve_of_the_point_that_is_clicked(tmp_path: Path, 
     assert found[2] == "t0 (on the frontier)"
     assert re.search(r"<dt>rate</dt><dd><i style=\"width: 75%;\"></i></dd><dd>0.75</dd><dt>sizes</dt>", shown)
     print(f"{count} points: {float(found[3]):.1f} ms a change of the chosen one")
-    assert shown.count("<tr data-id=") == 2 + 2
+    assert shown.count("<tr data-id=") == (len(POINTS) if count == 0 else 2 + 2), "of many, those that count"
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="no Chromium on this machine")
+def test_a_browser_sorts_filters_and_writes_the_table_of_all_trials(tmp_path: Path) -> None:
+    crowd = [point(f"c{index}", 0.5 + 1e-4 * index, 0.75, params={"note": '=1+"1"'}) for index in range(300)]
+    path = write_page([*POINTS, *crowd], tmp_path / "page.html", title="s")
+    script = """
+      const ids = () => [...document.querySelectorAll("tbody tr")].map(r => r.dataset.id), first = ids().length;
+      $("kind").value = "all"; $("kind").dispatchEvent(new Event("change"));
+      const all = [ids().length, $("count").textContent];
+      $("filter").value = "C29"; $("filter").dispatchEvent(new Event("input"));
+      const head = [...document.querySelectorAll("thead th")].find(th => th.textContent === "desired");
+      head.click(); const rising = ids()[0]; head.click(); const falling = ids()[0];
+      const lines = csv().trim().split("\\r\\n");
+      const told = [first, all, rising, falling, lines.length, lines[1]];
+      document.body.append(element("pre", `found ${JSON.stringify(told)}`));
+    """
+    path.write_text(path.read_text().replace("</body>", f"<script>{script}</script></body>"))
+    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--window-size=400,1000", "--dump-dom"]
+    command += [f"--user-data-dir={tmp_path}/profile", path.as_uri()]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
+    found = re.search(r"found (\[.*\])</pre>", shown)
+    assert found, shown[-2000:]
+    first, all_rows, rising, falling, lines, line = json.loads(html.unescape(found[1]))
+    assert first == 4
+    assert all_rows == [200, f"the first 200 of {len(POINTS) + 300}"]
+    assert (rising, falling) == ("c29", "c299")
+    assert lines == 1 + 11, "the heading, c29 and c290 to c299, whatever is on the screen"
+    assert line.startswith("c299,dominated,")
+    assert '"\'=1+""1"""' in line, "no spreadsheet takes it for a formula"
