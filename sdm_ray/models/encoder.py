@@ -87,8 +87,9 @@ def load_trunk(
         seed: seed of `random`; pretrained weights do not depend on it.
 
     Raises:
-        UsageError: for a folder without configuration, weights or safetensors, an architecture that cannot be used,
-            more layers than there are, or `native` pooling of an architecture it is not known for.
+        UsageError: for a folder without configuration, weights or safetensors, weights that are NaN or infinite, an
+            architecture that cannot be used, more layers than there are, or `native` pooling of an architecture that
+            it is not known for.
         RunError: when the hub cannot be reached or does not know the encoder.
     """
     settings = choose_pooling(settings).encoder
@@ -104,9 +105,21 @@ def load_trunk(
         else:
             model = _pretrained_model(config, source, settings)
     trunk = Trunk(model, pooling)
+    _check_finite(trunk, settings.name)
     if trunk.model_type not in NATIVE:
         _check_masks(trunk, settings.name)
     return trunk
+
+
+def _check_finite(trunk: Trunk, name: str) -> None:
+    """Refuse weights that nothing can be computed with, before anything is."""
+    for parameter, value in trunk.named_parameters():
+        broken = value.numel() - int(value.isfinite().sum())
+        if broken:
+            raise UsageError(
+                f"encoder {name}: {broken} of {value.numel()} values of {parameter} are NaN or infinite; "
+                "take another copy of it"
+            )
 
 
 def fresh_params(trunk: Trunk, seed: int) -> Params:

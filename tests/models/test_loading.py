@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from sdm_ray.config import EncoderSettings
 from sdm_ray.core.errors import RunError, UsageError
@@ -72,6 +73,17 @@ def test_loading_says_nothing(bert_folder: Path, capfd: pytest.CaptureFixture[st
     load_tokenizer(settings_of(bert_folder), cache_dir=bert_folder)
     captured = capfd.readouterr()
     assert captured.out + captured.err == ""
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_weights_that_are_no_numbers_are_refused(own_folder: Path, tmp_path: Path, value: float) -> None:
+    weights = load_file(own_folder / "model.safetensors")
+    name = next(name for name in weights if name.endswith("word_embeddings.weight") or "tok_embeddings" in name)
+    weights[name][0, :2] = value
+    save_file(weights, own_folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UsageError, match=r"2 of \d+ values of .* are NaN or infinite; take another copy"):
+        load_trunk(EncoderSettings(name=str(own_folder), pooling="mean"), cache_dir=tmp_path)
+    load_trunk(EncoderSettings(name=str(own_folder), pooling="mean"), cache_dir=tmp_path, initialisation="random")
 
 
 def test_half_precision_checkpoints_become_float32(tmp_path: Path) -> None:
