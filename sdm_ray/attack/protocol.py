@@ -118,7 +118,9 @@ def attack_model(
         fine_tunes = FineTunes(running, executor.val, executor.test, total)
         yield from _search(searches, fine_tunes)
         drop_reruns(cells, settings)
-        yield from fine_tunes.run([rerun for search in searches for rerun in search.reruns()], with_test=True)
+        reruns = [rerun for search in searches for rerun in search.reruns()]
+        fine_tunes.expect(len(reruns))  # several for one where readers vote
+        yield from fine_tunes.run(reruns, with_test=True)
     fine_tunes.check_any_finished()
     family_cells = [cell_of(repeats, fine_tunes.scored, settings) for repeats in cells]
     back = [cell for cell in family_cells if cell.family in WALKING_BACK]
@@ -217,6 +219,10 @@ class FineTunes:
         """Re-runs of committees' members, by search and seed."""
         self.records: list[AttackRecord] = []
         self.scored: Scored = defaultdict(list)
+
+    def expect(self, count: int) -> None:
+        """Only so many fine-tunes are left."""
+        self._total = self._done + count
 
     def run(self, attackers: Sequence[Attacker], *, with_test: bool) -> Generator[Progress, None, None]:
         """Run attackers and the retries of those that failed."""

@@ -12,9 +12,9 @@ from sdm_ray.attack.families.base import Attacker
 from sdm_ray.attack.protocol import _vote, attack_model
 from sdm_ray.attack.search import COMMITTEE
 from sdm_ray.config import AttackSettings, TrialSettings
+from sdm_ray.core.progress import Progress, run_through
 from sdm_ray.trial.release import own_knowledge
 from sdm_ray.trial.workspace import open_workspace, trunk_params
-from tests.fakes.attack_world import drain
 from tests.golden import worlds
 
 
@@ -66,9 +66,13 @@ def test_one_record_a_seed_is_made_of_a_committee(
         def close(self) -> None:
             pass
 
-    report = drain(
-        attack_model(trunk, trunk_params(trunk), work.data, attack, knowledge=own_knowledge(trunk), runner=Counting)
+    seen: list[Progress] = []
+    generator = attack_model(
+        trunk, trunk_params(trunk), work.data, attack, knowledge=own_knowledge(trunk), runner=Counting
     )
+    report = run_through(generator, seen.append)
+    assert all(step.done <= step.total for step in seen), "every member of a committee counts"
+    assert seen[-1].done == seen[-1].total
     assert sum(runs) == members * 3
     reruns = [record for record in report.records if record.phase == "rerun"]
     assert [record.seed_index for record in reruns] == [0, 1, 2]

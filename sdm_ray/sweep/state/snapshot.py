@@ -24,7 +24,7 @@ class Running:
     @property
     def share(self) -> float:
         """Share of the current stage that is done."""
-        return self.done / self.total if self.total else 0.0
+        return min(1.0, self.done / self.total) if self.total else 0.0
 
 
 @dataclass
