@@ -15,9 +15,25 @@ from sdm_ray.core.errors import RunError
 from sdm_ray.core.files import atomic_path
 
 T = TypeVar("T")
+
+ASKED = "asked"
+"""Field of an entry's own that holds its key: a digest of all that it was made from."""
 Files = Mapping[str, Any]
 """Contents of an entry's files, (bytes,) uint8 arrays, by their paths in the cache folder and in the order in which
 they are written: the last one makes the entry count."""
+
+
+def is_asked(key: str, found: Any) -> bool:
+    """Whether an entry is what was asked for, by the key within it, for a file can be renamed or copied.
+
+    An entry of before has none and is taken by its name alone. This tells a mix-up; it does not tell who wrote a file,
+    so the cache folder must be the user's own, and no file from elsewhere may choose it.
+
+    Args:
+        key: what is asked for.
+        found: the key within the entry; None where it has none.
+    """
+    return found is None or found == key
 
 
 class SharedCache(Protocol):

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from sdm_ray.config import DataSettings, digest
-from sdm_ray.core.cache import SharedCache, look_up, offer
+from sdm_ray.core.cache import ASKED, SharedCache, is_asked, look_up, offer
 from sdm_ray.core.errors import UsageError
 from sdm_ray.core.files import atomic_path, write_json
 from sdm_ray.core.types import Task
@@ -247,6 +247,7 @@ def _write(path: Path, data: TokenizedData, settings: DataSettings) -> None:
     with atomic_path(path) as temporary, pa.ipc.new_file(str(temporary), table.schema) as writer:
         writer.write_table(table)
     sidecar = {
+        ASKED: path.stem,
         "format_version": FORMAT_VERSION,
         "digest": data.digest,
         "num_examples": len(data.lengths),
@@ -285,9 +286,9 @@ def _read(path: Path) -> TokenizedData | None:
         }
         desired_labels, harmful_labels = (tuple(sidecar[name]) for name in ("desired_labels", "harmful_labels"))
         data = _assemble(arrays, desired_labels, harmful_labels, int(sidecar["pad_id"]), benign)
-        if data.digest == sidecar["digest"]:
+        if data.digest == sidecar["digest"] and is_asked(path.stem, sidecar.get(ASKED)):
             return replace(data, known=_known(table))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, pa.ArrowException):
         pass
-    log.warning("tokenised data in %s is damaged; it is built again", path)
+    log.warning("tokenised data in %s is damaged or of other data; it is built again", path)
     return None

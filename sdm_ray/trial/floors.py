@@ -13,8 +13,9 @@ from sdm_ray.attack.portfolio import read_portfolio
 from sdm_ray.attack.protocol import RunnerFactory, attack_model
 from sdm_ray.attack.report import FORMAT_VERSION, AttackReport
 from sdm_ray.config import AttackSettings, EncoderSettings, digest
-from sdm_ray.core.cache import SharedCache, look_up, offer
+from sdm_ray.core.cache import ASKED, SharedCache, is_asked, look_up, offer
 from sdm_ray.core.errors import RunError
+from sdm_ray.core.files import read_json, write_json
 from sdm_ray.core.progress import Progress
 from sdm_ray.core.types import Params, Task
 from sdm_ray.data.interface import AttackDataset
@@ -68,7 +69,7 @@ class Reference(NamedTuple):
 def load_report(key: str, cache_dir: Path, shared: SharedCache | None = None) -> AttackReport | None:
     """The report kept under `key`; None where there is none that can be read."""
     path = _path(key, cache_dir)
-    report = look_up(cache_dir, _entry(path), partial(_read, path), shared)
+    report = look_up(cache_dir, _entry(path), partial(_read, path, key), shared)
     if report is not None:
         offer(cache_dir, _entry(path), [path], shared)
     return report
@@ -77,7 +78,7 @@ def load_report(key: str, cache_dir: Path, shared: SharedCache | None = None) ->
 def store_report(key: str, cache_dir: Path, report: AttackReport, shared: SharedCache | None = None) -> None:
     """Keep a report under `key`, atomically: readers see the old file or the whole new one."""
     path = _path(key, cache_dir)
-    report.write_json(path)
+    write_json(path, report.to_json() | {ASKED: key})
     offer(cache_dir, _entry(path), [path], shared)
 
 
@@ -173,13 +174,15 @@ def floor_reports(
     return {name: reports[name] for name in encoders}
 
 
-def _read(path: Path) -> AttackReport | None:
-    """A report; None where there is none, or it is damaged."""
+def _read(path: Path, key: str) -> AttackReport | None:
+    """A report; None where there is none, it is damaged, or it was made from something else."""
     if not path.exists():
         return None
     try:
-        return AttackReport.read_json(path)
-    except RunError:
+        value = read_json(path)
+        is_ours = not isinstance(value, dict) or is_asked(key, value.pop(ASKED, None))
+        return AttackReport.from_json(value) if is_ours else None
+    except (RunError, ValueError):
         return None
 
 

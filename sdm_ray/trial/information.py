@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sdm_ray.attack.findings.information import VERSION, Told, measure_information
 from sdm_ray.config import digest
-from sdm_ray.core.cache import look_up, offer
+from sdm_ray.core.cache import ASKED, is_asked, look_up, offer
 from sdm_ray.core.errors import RunError
 from sdm_ray.core.files import read_json, write_json
 from sdm_ray.core.progress import Progress
@@ -35,19 +35,22 @@ def told_by(work: Workspace, model: Release | Reference, seed: int) -> Generator
         return measure_information(reference.trunk, reference.params, work.data, Task.HARMFUL, seed)
 
     def load(key: str) -> tuple[Told, ...] | None:
-        return look_up(work.cache_dir, f"information/{key}", partial(_read, path(key)), work.context.shared)
+        return look_up(work.cache_dir, f"information/{key}", partial(_read, path(key), key), work.context.shared)
 
     def save(key: str, found: tuple[Told, ...]) -> None:
-        write_json(path(key), [asdict(told) for told in found])
+        write_json(path(key), {ASKED: key, "told": [asdict(told) for told in found]})
 
     found = yield from built_once({key: build}, load=load, save=save, path=path)
     offer(work.cache_dir, f"information/{key}", [path(key)], work.context.shared)
     return found[key]
 
 
-def _read(path: Path) -> tuple[Told, ...] | None:
-    """What is kept; None where there is none, or it is damaged."""
+def _read(path: Path, key: str) -> tuple[Told, ...] | None:
+    """What is kept; None where there is none, it is damaged, or it was made from something else."""
     try:
-        return tuple(Told(**told) for told in read_json(path)) if path.exists() else None
-    except (RunError, ValueError, TypeError, KeyError):
+        value = read_json(path) if path.exists() else None
+        if isinstance(value, list):  # an entry of before keys were kept within
+            value = {"told": value}
+        return None if value is None or not is_asked(key, value.get(ASKED)) else tuple(Told(**t) for t in value["told"])
+    except (RunError, ValueError, TypeError, KeyError, AttributeError):
         return None

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from sdm_ray.attack.findings.desired import desired_scores
 from sdm_ray.config import EncoderSettings, ScratchSettings, TrainSettings, digest
-from sdm_ray.core.cache import look_up, offer
+from sdm_ray.core.cache import ASKED, is_asked, look_up, offer
 from sdm_ray.core.files import atomic_path
 from sdm_ray.core.progress import Progress
 from sdm_ray.core.types import Params, Split
@@ -91,10 +91,11 @@ def train_scratch(
         return folder / f"{key}.safetensors"
 
     def load(key: str) -> Scratch | None:
-        return look_up(work.cache_dir, f"scratch/{key}", partial(_read, path(key), trunk, work), work.context.shared)
+        read = partial(_read, path(key), key, trunk, work)
+        return look_up(work.cache_dir, f"scratch/{key}", read, work.context.shared)
 
     def save(key: str, found: Scratch) -> None:
-        _write(path(key), found)
+        _write(path(key), key, found)
         offer(work.cache_dir, f"scratch/{key}", [path(key)], work.context.shared)
 
     found = yield from built_once({key: partial(_train, work, trunk, settings, seed)}, load=load, save=save, path=path)
@@ -154,19 +155,22 @@ def _advance(run: _Run, work: Workspace, trunk: Trunk) -> None:
         run.weights = {name: value.detach().clone() for name, value in params.items()}, head
 
 
-def _write(path: Path, found: Scratch) -> None:
+def _write(path: Path, key: str, found: Scratch) -> None:
     facts = {"learning_rate": found.learning_rate, "num_steps": found.num_steps, "seconds": found.seconds}
     tensors = {name: value.detach().cpu().contiguous() for name, value in {**found.params, _HEAD: found.head}.items()}
     with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata={"sdm_ray": json.dumps(facts)})
+        save_file(tensors, temporary, metadata={"sdm_ray": json.dumps(facts), ASKED: key})
 
 
-def _read(path: Path, trunk: Trunk, work: Workspace) -> Scratch | None:
+def _read(path: Path, key: str, trunk: Trunk, work: Workspace) -> Scratch | None:
     if not path.exists():
         return None
     try:
         with safe_open(path, framework="pt", device=str(work.device)) as file:
-            facts = json.loads((file.metadata() or {})["sdm_ray"])
+            metadata = file.metadata() or {}
+            if not is_asked(key, metadata.get(ASKED)):
+                return None
+            facts = json.loads(metadata["sdm_ray"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, KeyError, ValueError):
         return None

@@ -103,6 +103,18 @@ def test_damaged_floors_are_rebuilt(report: AttackReport, tmp_path: Path, conten
     assert repr(load_report("key", tmp_path)) == repr(report)
 
 
+def test_floors_of_something_else_are_rebuilt(report: AttackReport, tmp_path: Path) -> None:
+    """A file that is renamed or copied says what it was made from; those of before do not."""
+    store_report("theirs", tmp_path, report)
+    (theirs,) = (tmp_path / "floors").iterdir()
+    ours = theirs.with_name(theirs.name.replace("theirs", "ours"))
+    ours.write_bytes(theirs.read_bytes())
+    assert load_report("theirs", tmp_path) is not None
+    assert load_report("ours", tmp_path) is None
+    report.write_json(ours)
+    assert repr(load_report("ours", tmp_path)) == repr(report)
+
+
 def test_floors_are_built_once_for_each_key(report: AttackReport, tmp_path: Path) -> None:
     built: list[str] = []
 

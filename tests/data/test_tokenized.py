@@ -131,6 +131,9 @@ DAMAGES = {
     "other table": lambda arrow, sidecar: helpers.write_rows(arrow, helpers.make_rows(6)),
     "no sidecar": lambda arrow, sidecar: sidecar.unlink(),
     "half a sidecar": lambda arrow, sidecar: sidecar.write_text(sidecar.read_text()[:20]),
+    "another entry": lambda arrow, sidecar: sidecar.write_text(
+        json.dumps(json.loads(sidecar.read_text()) | {"asked": "other"})
+    ),
     "other sidecar": lambda arrow, sidecar: sidecar.write_text("[]"),
     "swapped labels": lambda arrow, sidecar: sidecar.write_text(
         json.dumps(json.loads(sidecar.read_text()) | {"harmful_labels": ["m", "f"]})

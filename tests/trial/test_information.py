@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,15 @@ def test_random_initialisation_is_read_once(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(information, "measure_information", counting)
     assert drain(told_by(work, random, 0)) == first
     assert read == []
+    (entry,) = (work.cache_dir / "information").glob("*.json")
+    kept = json.loads(entry.read_text())
+    entry.write_text(json.dumps(kept["told"]))
+    assert drain(told_by(work, random, 0)) == first, "an entry of before"
+    assert read == []
+    entry.write_text(json.dumps(kept | {"asked": "other", "told": []}))
+    assert drain(told_by(work, random, 0)) == first, "an entry of something else"
+    assert read == [random.trunk]
+    read.clear()
     mine = drain(told_by(work, release, 0))
     assert read == [trunk]
     assert {told.layer for told in first} == {told.layer for told in mine} == {-2, -1, 0, 1, 2}

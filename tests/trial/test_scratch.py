@@ -78,6 +78,11 @@ def test_it_is_trained_once(settings: TrialSettings, tmp_path: Path) -> None:
     other, steps = trained(open_workspace(settings), settings.model_copy(update={"seed": 1}))
     assert steps
     assert params_digest(other.params) != params_digest(first.params)
+    for entry in (tmp_path / "cache" / "scratch").glob("*.safetensors"):
+        entry.write_bytes(file.read_bytes())
+    ours, steps = trained(open_workspace(settings), settings.model_copy(update={"seed": 1}))
+    assert steps, "a copy of another entry is not what was asked for"
+    assert params_digest(ours.params) == params_digest(other.params)
 
 
 def test_patience_and_most_steps(settings: TrialSettings) -> None:
