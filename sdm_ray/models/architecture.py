@@ -9,6 +9,8 @@ from sdm_ray.models.native import NATIVE
 
 NEEDED = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
 """What the configuration of a text encoder says."""
+MOST = {"hidden_size": 2**16, "num_hidden_layers": 1000, "num_attention_heads": 2**12, "vocab_size": 2**24}
+"""Far beyond every encoder there is; a configuration that asks for more would only fill the memory."""
 
 
 def check_architecture(config: Any, name: str) -> None:
@@ -23,6 +25,7 @@ def check_architecture(config: Any, name: str) -> None:
 
     Raises:
         UsageError: for a decoder, an encoder with a decoder, and what has no such layers; it says what is supported.
+            Also for sizes below 1 or beyond `MOST`.
     """
     supported = (
         f"encoder.name takes an encoder: {', '.join(sorted(NATIVE))}, or with encoder.pooling mean or cls another "
@@ -39,6 +42,31 @@ def check_architecture(config: Any, name: str) -> None:
             f"encoder.name {name!r}: model type {kind!r} is no transformer encoder of texts (its configuration has no "
             f"{', '.join(missing)}); {supported}"
         )
+    check_sizes({size: getattr(config, size) for size in MOST}, name)
+
+
+def check_sizes(values: Any, name: str) -> None:
+    """Refuse sizes that nothing can be built with.
+
+    Args:
+        values: a configuration as its file has it; sizes that it lacks or calls otherwise are not looked at.
+        name: of the encoder, for the message.
+
+    Raises:
+        UsageError: for sizes that are no whole numbers from 1 to `MOST`, and for what is no mapping.
+    """
+    if not isinstance(values, dict):
+        raise UsageError(
+            f"encoder.name {name!r}: config.json holds a {type(values).__name__}, not names with values; take another "
+            "copy of the encoder"
+        )
+    for size, most in MOST.items():
+        value = values.get(size, 1)
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+            raise UsageError(
+                f"encoder.name {name!r}: config.json has {value!r} for {size}, which must be a whole number from 1 to "
+                f"{most}; take another copy of the encoder"
+            )
 
 
 def _is_decoder(kind: str) -> bool:

@@ -18,7 +18,7 @@ from sdm_ray.config import EncoderSettings, SyntheticWorld
 from sdm_ray.core.errors import RunError, UsageError
 from sdm_ray.core.hub import brief
 from sdm_ray.core.types import Params
-from sdm_ray.models.architecture import check_architecture
+from sdm_ray.models.architecture import check_architecture, check_sizes
 from sdm_ray.models.hub import (
     NEW_WEIGHTS_SEED,
     check_weights_file,
@@ -138,9 +138,17 @@ def fresh_params(trunk: Trunk, seed: int) -> Params:
 
 def _config(settings: EncoderSettings, source: str | Path) -> Any:
     """The configuration of an encoder that can be a trunk."""
+    if isinstance(source, Path):  # before transformers makes a list as long as the layers are many
+        try:
+            values = json.loads((source / "config.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):  # which `fetch` says better
+            values = {}
+        check_sizes(values, settings.name)
     try:
         config = fetch(source, settings.revision, AutoConfig.from_pretrained)
-    except (ValueError, KeyError) as error:
+    except (UsageError, RunError):
+        raise
+    except Exception as error:  # transformers' checks of fields and of what the file holds have no common base
         hint = '; add "model_type", such as "bert", to it' if "model_type" in str(error) else ""
         raise UsageError(f"encoder.name {settings.name!r}: config.json is not usable: {brief(error)}{hint}") from None
     check_architecture(config, settings.name)

@@ -147,6 +147,20 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "other weights": (other_encoder, r"\d+ of its weights are missing .*does not hold a trained modernbert encoder"),
     "damaged config": (lambda folder: (folder / "config.json").write_text("{"), "cannot be loaded|not usable"),
+    "config that is a list": (lambda folder: (folder / "config.json").write_text("[]"), "config.json holds a list"),
+    "no layers": (
+        lambda folder: edit_config(folder, num_hidden_layers=0, layer_types=None),
+        "has 0 for num_hidden_layers, .* from 1 ",
+    ),
+    "negative layers": (
+        lambda folder: edit_config(folder, num_hidden_layers=-1, layer_types=None),
+        "has -1 for num_hidden_layers",
+    ),
+    "endless layers": (
+        lambda folder: edit_config(folder, num_hidden_layers=10**7, layer_types=None),
+        "has 10000000 for num_hidden_layers, .* to 1000",
+    ),
+    "layers in words": (lambda folder: edit_config(folder, num_hidden_layers="two"), "has 'two' for num_hidden_layers"),
     "unknown type": (lambda folder: edit_config(folder, model_type="nonesuch"), "config.json is not usable.*nonesuch"),
     "wrong shape": (lambda folder: edit_config(folder, hidden_size=32), "weights cannot be loaded"),
 }
