@@ -32,6 +32,7 @@ from sdm_ray.sweep.records.best import load_best
 from sdm_ray.sweep.records.comparable import data_digest, unlike
 from sdm_ray.sweep.records.folder import SETTINGS, find_sweep, settle_pooling
 from sdm_ray.sweep.search.check import check_sweep
+from sdm_ray.sweep.search.location import check_location, own_storage
 from sdm_ray.sweep.state.ledger import FILE as LEDGER
 from sdm_ray.sweep.view.advice import what_to_change
 from sdm_ray.tracking.address import PREFIX, is_reference
@@ -126,6 +127,7 @@ def _check(settings: SweepSettings, *, resume: bool = False) -> dict[str, str]:
     """
     from sdm_ray.sweep.cluster.choice import choose_cluster
 
+    check_location(settings)
     check_sweep(settings)
     say(IMPORTING)
     from sdm_ray.sweep.search.samplers import attack_samplers
@@ -320,7 +322,7 @@ def write_best(
 
 def _study_hint(settings: SweepSettings, folder: Path) -> str:
     """The command that opens Optuna's dashboard on the sweep's storage."""
-    storage = settings.storage or f"sqlite:///{folder.absolute() / 'optuna.db'}"
+    storage = settings.storage or own_storage(folder)
     return shlex.join(["optuna-dashboard", storage.removeprefix("journal://"), "--host", "127.0.0.1"])
 
 

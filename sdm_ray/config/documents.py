@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from sdm_ray.core.errors import UsageError
+from sdm_ray.core.files import is_file, user_path
 
 EXTENDS = "extends"
 WHOLE = ("space", "variants")
@@ -114,8 +115,8 @@ def _extended(document: Document, path: Path, below: tuple[Path, ...]) -> Docume
     base: dict[str, Any] = {}
     files = document.files
     for name in names:
-        file = path.parent / Path(name).expanduser()
-        if not file.is_file():
+        file = path.parent / user_path(name, f"settings file {path}, {EXTENDS}")
+        if not is_file(file):
             raise UsageError(f"settings file {path}: {EXTENDS} names {name!r}, and {file} is no file; correct the path")
         below_it = _read(file, below)
         base, files = _merged(base, below_it.values), (*files, *below_it.files)

@@ -6,11 +6,44 @@ import json
 import math
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from sdm_ray.core.errors import RunError
+from sdm_ray.core.errors import RunError, UsageError
+
+
+def user_path(text: str | Path, setting: str) -> Path:
+    """A path as a person writes it, with `~` for a home folder.
+
+    Args:
+        text: the path.
+        setting: that holds it, or the option, for the error.
+
+    Raises:
+        UsageError: for a home folder that there is not.
+    """
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise UsageError(
+            f"{setting}: there is no home folder for {str(text)!r} (no such user, or HOME is not set); "
+            "write the whole path"
+        ) from None
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is a file; a name that is too long, or a folder that may not be looked into, has none."""
+    with suppress(OSError):
+        return path.is_file()
+    return False
+
+
+def is_folder(path: Path) -> bool:
+    """Whether there is a folder, as `is_file`."""
+    with suppress(OSError):
+        return path.is_dir()
+    return False
 
 
 @contextmanager

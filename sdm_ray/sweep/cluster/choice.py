@@ -9,6 +9,7 @@ from pathlib import Path
 
 from sdm_ray.config import ResourceSettings, SweepSettings
 from sdm_ray.core.errors import UsageError
+from sdm_ray.core.files import user_path
 
 LOCAL = "local"
 """The address that asks for a Ray of one's own, whatever the environment says."""
@@ -111,4 +112,4 @@ def check_output_dir(settings: SweepSettings) -> None:
     """
     if settings.storage_path is None:
         fix = "--set output_dir=/a/folder/that/stays, or set storage_path to where the sweep's files are copied"
-        refuse_working_copy(Path(settings.output_dir), "output_dir", fix)
+        refuse_working_copy(user_path(settings.output_dir, "output_dir"), "output_dir", fix)

@@ -16,11 +16,12 @@ from typing import Any
 
 from sdm_ray.config import SweepSettings, load_settings, to_yaml
 from sdm_ray.core.errors import RunError, UsageError
-from sdm_ray.core.files import write_text
+from sdm_ray.core.files import is_file, user_path, write_text
 from sdm_ray.core.lock import FolderLock
 from sdm_ray.core.suggest import did_you_mean
 from sdm_ray.models.pooling import Chosen, choose_pooling
 from sdm_ray.sweep.cluster.mirror import Mirror, sweep_uri
+from sdm_ray.sweep.search.location import sweep_folder
 from sdm_ray.sweep.state.inputs import inputs_problem
 from sdm_ray.sweep.state.ledger import FILE as LEDGER
 from sdm_ray.sweep.state.ledger import read_record
@@ -54,7 +55,7 @@ def claimed_folder(settings: SweepSettings, *, resume: bool, inputs: Mapping[str
             its encoder have changed.
         RunError: when another driver runs in it, or it cannot be written.
     """
-    folder = (Path(settings.output_dir) / settings.name).resolve()
+    folder = sweep_folder(settings).resolve()
     uri = sweep_uri(settings)
     if uri is not None:
         mirror = Mirror(folder, uri, recursive=False)
@@ -101,7 +102,7 @@ def settle_pooling(settings: SweepSettings, *, resume: bool) -> tuple[SweepSetti
     varied = [*settings.space, *(path for changes in settings.variants.values() for path in changes)]
     if encoder.pooling != "auto" or _ENCODER.intersection(varied):
         return settings, None
-    begun = Path(settings.output_dir) / settings.name / SETTINGS
+    begun = sweep_folder(settings) / SETTINGS
     chosen = choose_pooling(encoder)
     if resume and begun.exists():
         before = load_settings(SweepSettings, begun).trial.encoder.pooling
@@ -163,10 +164,11 @@ def find_sweep(name: str | Path, *, output_dir: str | Path = "runs") -> Path:
     Raises:
         UsageError: when there is none; it suggests the nearest names.
     """
-    for folder in (Path(name), Path(output_dir) / name):
-        if (folder / "sweep.yaml").is_file():
+    output_dir = user_path(output_dir, "output_dir")
+    for folder in (user_path(name, "the sweep"), output_dir / name):
+        if is_file(folder / SETTINGS):
             return folder
-    if Path(name).is_file():
+    if is_file(Path(name)):
         folder = Path(name).parent
         hint = (
             f"write {folder}" if Path(name) == folder / SETTINGS else f"it lies in {output_dir} after `sdm-ray sweep`"
