@@ -105,5 +105,18 @@ def read_json(path: Path) -> Any:
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except RecursionError:
+        raise RunError(f"cannot read {path}: too many values stand within each other") from None
+    except (OSError, ValueError) as error:
         raise RunError(f"cannot read {path}: {error}") from None
+
+
+MALFORMED = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
+"""What values of other kinds than those that were written raise where they are read."""
+
+
+def reason(error: BaseException) -> str:
+    """Why something could not be read, in a phrase."""
+    if isinstance(error, KeyError):
+        return f"{error} is missing"
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -11,7 +11,7 @@ from sdm_ray.attack.findings.information import VERSION, Told, measure_informati
 from sdm_ray.config import digest
 from sdm_ray.core.cache import look_up, offer
 from sdm_ray.core.errors import RunError
-from sdm_ray.core.files import read_json, write_json
+from sdm_ray.core.files import MALFORMED, read_json, write_json
 from sdm_ray.core.progress import Progress
 from sdm_ray.core.types import Task
 from sdm_ray.trial.cached import built_once
@@ -49,5 +49,5 @@ def _read(path: Path) -> tuple[Told, ...] | None:
     """What is kept; None where there is none, or it is damaged."""
     try:
         return tuple(Told(**told) for told in read_json(path)) if path.exists() else None
-    except (RunError, ValueError, TypeError, KeyError):
+    except (RunError, *MALFORMED):
         return None
