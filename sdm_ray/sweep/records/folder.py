@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sdm_ray.config import SweepSettings, load_settings, to_yaml
+from sdm_ray.config import SweepSettings, load_settings, read_document, to_yaml
 from sdm_ray.core.errors import RunError, UsageError
 from sdm_ray.core.files import is_file, user_path, write_text
 from sdm_ray.core.lock import FolderLock
@@ -78,7 +78,7 @@ def claimed_folder(settings: SweepSettings, *, resume: bool, inputs: Mapping[str
     lock.acquire()
     try:
         if resume:
-            check_unchanged(load_settings(SweepSettings, folder / SETTINGS), settings)
+            check_unchanged(begun_settings(folder), settings)
             problem = inputs_problem(read_record(folder).entries.values(), inputs or {})
             if problem is not None:
                 raise UsageError(
@@ -105,11 +105,26 @@ def settle_pooling(settings: SweepSettings, *, resume: bool) -> tuple[SweepSetti
     begun = sweep_folder(settings) / SETTINGS
     chosen = choose_pooling(encoder)
     if resume and begun.exists():
-        before = load_settings(SweepSettings, begun).trial.encoder.pooling
+        before = begun_settings(begun.parent).trial.encoder.pooling
         if before != "auto":
             chosen = Chosen(encoder.model_copy(update={"pooling": before}), None)
     trial = settings.trial.model_copy(update={"encoder": chosen.encoder})
     return settings.model_copy(update={"trial": trial}), chosen.note
+
+
+def begun_settings(folder: Path) -> SweepSettings:
+    """The settings that the sweep in a folder has begun with.
+
+    Raises:
+        UsageError: when they cannot be read, or the file holds none, as a full disk or an editor may leave it.
+    """
+    path = folder / SETTINGS
+    if not read_document(path):
+        raise UsageError(
+            f"{path} is empty, so nothing says which sweep lies there; restore it (its run in MLflow keeps a copy), or "
+            "start another sweep with --set name=..."
+        )
+    return load_settings(SweepSettings, path)
 
 
 def check_unchanged(before: SweepSettings, now: SweepSettings) -> None:

@@ -6,10 +6,10 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from sdm_ray.config import SweepSettings, load_settings
+from sdm_ray.config import SweepSettings
 from sdm_ray.core.errors import UsageError
 from sdm_ray.core.result import Status
-from sdm_ray.sweep.records.folder import SETTINGS, differences, find_sweep
+from sdm_ray.sweep.records.folder import SETTINGS, begun_settings, differences, find_sweep
 from sdm_ray.sweep.search.location import sweep_folder
 from sdm_ray.sweep.state.inputs import inputs_problem
 from sdm_ray.sweep.state.ledger import read_record
@@ -39,7 +39,7 @@ def earlier_results(
     folder = find_sweep(settings.search.warm_start, output_dir=settings.output_dir)
     if folder.resolve() == sweep_folder(settings).resolve():
         raise UsageError("search.warm_start names this sweep itself; --resume goes on with it")
-    earlier = load_settings(SweepSettings, folder / SETTINGS)
+    earlier = begun_settings(folder)
     _check_same(earlier, settings)
     state = SweepState(earlier, read_record(folder))
     problem = inputs_problem(state.trials.values(), inputs or {})
