@@ -87,9 +87,10 @@ def print_table(points: Sequence[Point]) -> None:
 
 def run_checked(settings: SweepSettings, *, resume: bool) -> SweepOutcome:
     """Run a sweep whose data and encoder have been tried, and say what failed in it."""
-    from sdm_ray.sweep.cluster.choice import check_output_dir
+    from sdm_ray.sweep.cluster.choice import check_cluster, check_output_dir
 
     check_output_dir(settings)
+    check_cluster(settings.resources)
     inputs = _check(settings, resume=resume)
     from sdm_ray.sweep.runner import run_sweep
 

@@ -66,6 +66,7 @@ def test_what_takes_long_is_said_before_it_and_reasons_after_it(
 ) -> None:
     """On a cluster the driver reads no data."""
     said: list[str] = []
+    monkeypatch.setattr("sdm_ray.sweep.cluster.choice.check_cluster", lambda _: None)
     monkeypatch.setattr("sdm_ray.trial.workspace.check_inputs", lambda *_: said.append(capsys.readouterr().err))
     monkeypatch.setattr("sdm_ray.sweep.runner.run_sweep", lambda *_, **__: OUTCOME)
     run_checked(sweep_fakes.settings(tmp_path, resources__ray_address=address), resume=False)
