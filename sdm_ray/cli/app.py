@@ -453,10 +453,13 @@ def _fault_of_the_machine(error: Exception) -> str | None:
     """A sentence for what the file system refuses, wherever that was not foreseen; None for everything else."""
     if not isinstance(error, OSError) or error.errno not in FILE_FAULTS:
         return None
-    file = f"cannot use {error.filename}: " if error.filename else ""
+    name = str(error.filename or "")
+    file = f"cannot use {name if len(name) <= MAX_SHOWN else name[:MAX_SHOWN] + '...'}: " if name else ""
     return f"{file}{os.strerror(error.errno)}; {FILE_FAULTS[error.errno]}"
 
 
+MAX_SHOWN = 200
+"""Characters of a file's name."""
 FILE_FAULTS = {
     errno.ENAMETOOLONG: "shorten the name",
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free space, and give the same command again"),

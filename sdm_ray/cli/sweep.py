@@ -121,12 +121,13 @@ def point_of(trial_id: str) -> str:
     return re.sub(r"(?:-s\d+)?(?:-final)?$", "", trial_id)
 
 
-def _check(settings: SweepSettings, *, resume: bool = False) -> dict[str, str]:
+def _check(settings: SweepSettings, *, resume: bool = False, plans: bool = False) -> dict[str, str]:
     """Refuse what cannot work: what the settings alone tell before torch is imported, then data and encoder.
 
-    Returns the digests of both, where this process can see them.
+    What is only planned may need GPUs that this machine has not. Returns the digests of both, where this process can
+    see them.
     """
-    from sdm_ray.sweep.cluster.choice import choose_cluster
+    from sdm_ray.sweep.cluster.choice import check_gpus, choose_cluster
 
     check_location(settings)
     check_sweep(settings)
@@ -137,6 +138,8 @@ def _check(settings: SweepSettings, *, resume: bool = False) -> dict[str, str]:
 
     if not choose_cluster(settings.resources).is_private:  # the driver may not see what the trials see
         return {}
+    if not plans:
+        check_gpus(settings.resources)
     say(READING)
     further = () if settings.final is None else (settings.final_attack(),)
     settled, _ = settle_pooling(settings, resume=resume)
@@ -155,7 +158,7 @@ def again(settings: SweepSettings, *, resume: bool, fork: bool) -> str:
 
 def show_plan(settings: SweepSettings) -> None:
     """Say what a sweep would do and cost; nothing is started but a probe, and nothing is written but its caches."""
-    _check(settings)
+    _check(settings, plans=True)
     from sdm_ray.sweep.search.samplers import attack_samplers
     from sdm_ray.sweep.view.plan import describe, plan_sweep
     from sdm_ray.trial.context import TrialContext

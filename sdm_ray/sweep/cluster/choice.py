@@ -105,6 +105,24 @@ def check_cluster(resources: ResourceSettings, environ: Mapping[str, str] = os.e
         ) from None
 
 
+def check_gpus(resources: ResourceSettings) -> None:
+    """Refuse more GPUs than a Ray on this machine would find.
+
+    Raises:
+        UsageError: with what a trial needs and what there is.
+    """
+    if not resources.gpus_per_trial:
+        return
+    import torch
+
+    there = torch.cuda.device_count()
+    if resources.gpus_per_trial > there:
+        raise UsageError(
+            f"resources.gpus_per_trial is {resources.gpus_per_trial:g} but this machine has {there} GPUs that torch "
+            "can use, so no trial would ever start; lower it or use a larger cluster"
+        )
+
+
 def working_copy(path: Path) -> Path | None:
     """The copy of a job's working directory that a path lies in; None where it lies in none."""
     path = path.resolve()

@@ -13,7 +13,15 @@ from sdm_ray.cli.app import main
 from sdm_ray.config import ResourceSettings
 from sdm_ray.core.errors import RunError, UsageError
 from sdm_ray.sweep import SilentView, run_sweep
-from sdm_ray.sweep.cluster.choice import ADDRESS, JOB, ClusterChoice, check_cluster, choose_cluster, working_copy
+from sdm_ray.sweep.cluster.choice import (
+    ADDRESS,
+    JOB,
+    ClusterChoice,
+    check_cluster,
+    check_gpus,
+    choose_cluster,
+    working_copy,
+)
 from sdm_ray.sweep.cluster.connection import (
     ENVIRONMENT,
     FREE_PORTS,
@@ -188,3 +196,10 @@ def test_an_address_at_which_nobody_listens_is_said() -> None:
         check_cluster(ResourceSettings(ray_address=address), {})
     with pytest.raises(RunError, match=rf"no Ray cluster answers at '{address}' \(resources\.ray_address\): .*refused"):
         check_cluster(ResourceSettings(ray_address=address), {})
+
+
+def test_more_gpus_than_there_are_are_refused_before_data_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    check_gpus(ResourceSettings(gpus_per_trial=1))
+    with pytest.raises(UsageError, match=r"resources\.gpus_per_trial is 2 but this machine has 1 GPUs"):
+        check_gpus(ResourceSettings(gpus_per_trial=2))
