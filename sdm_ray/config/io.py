@@ -131,6 +131,9 @@ def _assign(values: dict[str, Any], dotted: str, value: Any) -> None:
         if last == len(keys):
             node[key] = value
         elif not isinstance(node[key] if isinstance(node, list) else node.get(key), dict | list):
+            if keys[last].isdecimal():
+                above = ".".join(keys[:last])
+                raise UsageError(f"--set {dotted}: no list {above} is set here, which could have an item; set it whole")
             node[key] = {}
         node, at = node[key], last
 

@@ -92,7 +92,8 @@ class SearchSettings(Settings):
     stopping: StoppingSettings = StoppingSettings()
     """What `trial.rungs` are for."""
     require_audit: bool = True
-    """A trial is feasible only if it passes the audit."""
+    """A trial is feasible only if it passes the audit. With false the sampler is not told and the trial counts as
+    complete; what fails the audit stays off the frontier all the same."""
 
 
 class FinalSettings(Settings):

@@ -257,6 +257,7 @@ def test_set_reaches_into_keys_with_dots_and_into_lists() -> None:
     [
         ("space.train.weight.high=1", r"--set space\.train\.weight\.high: space holds no 'train\.weight\.high' yet"),
         ("search.points.1.x=2", r"--set search\.points\.1\.x: '1' is no item of a list, which has no items here"),
+        ("trial.attack.num_examples.0=5", r"no list trial\.attack\.num_examples is set here"),
         ("objectives.first=2", r"'first' is no item of a list, which has items 0 to 0 here"),
     ],
 )
