@@ -249,7 +249,7 @@ class AttackReport:
             fields["records"] = [_restore(AttackRecord, record) for record in fields["records"]]
             report: AttackReport = _restore(cls, fields)
             return report
-        except (KeyError, TypeError, AttributeError) as error:
+        except (LookupError, TypeError, AttributeError) as error:
             raise ValueError(f"not an attack report: {error!r}") from error
 
     def write_json(self, path: Path) -> None:
@@ -306,6 +306,8 @@ def _restore(cls: Any, value: dict[str, Any]) -> Any:
 
 def _value(item: Any, hint: Any) -> Any:
     if hint is float:
+        if not (item is None or isinstance(item, int | float)):
+            raise TypeError(f"{item!r} stands where a number belongs")
         return math.nan if item is None else item
     if hint in (tuple[int, ...], tuple[float, ...]):
         return tuple(math.nan if part is None else part for part in item)

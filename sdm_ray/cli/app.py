@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -442,12 +443,32 @@ def main(argv: list[str] | None = None) -> None:
         _fail("error", str(error), debug=debug)
         sys.exit(error.exit_code)
     except Exception as error:
-        _fail(
-            "internal error",
-            f"{type(error).__name__}: {error}" + ("" if debug else " (--debug shows where)"),
-            debug=debug,
-        )
+        fault = _fault_of_the_machine(error)
+        unknown = f"{type(error).__name__}: {error}" + ("" if debug else " (--debug shows where)")
+        _fail("internal error" if fault is None else "error", fault or unknown, debug=debug)
         sys.exit(RunError.exit_code)
+
+
+def _fault_of_the_machine(error: Exception) -> str | None:
+    """A sentence for what the file system refuses, wherever that was not foreseen; None for everything else."""
+    if not isinstance(error, OSError) or error.errno not in FILE_FAULTS:
+        return None
+    name = str(error.filename or "")
+    file = f"cannot use {name if len(name) <= MAX_SHOWN else name[:MAX_SHOWN] + '...'}: " if name else ""
+    return f"{file}{os.strerror(error.errno)}; {FILE_FAULTS[error.errno]}"
+
+
+MAX_SHOWN = 200
+"""Characters of a file's name."""
+FILE_FAULTS = {
+    errno.ENAMETOOLONG: "shorten the name",
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free space, and give the same command again"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "correct its permissions, or name another"),
+    **dict.fromkeys((errno.ENOTDIR, errno.EISDIR, errno.ELOOP), "correct the path"),
+    errno.EIO: "the disk or its file system fails",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+}
+"""What to do about each."""
 
 
 def _fail(kind: str, message: str, *, debug: bool) -> None:

@@ -23,6 +23,7 @@ from rich.table import Table
 
 from sdm_ray.cli.progress import console, print_json
 from sdm_ray.config import RuntimeSettings
+from sdm_ray.core.errors import UsageError
 from sdm_ray.tracking.place import URI
 
 Level = Literal["ok", "warn", "fail"]
@@ -51,12 +52,12 @@ class Check:
 
 
 def diagnose(
-    cache_dir: Path, *, output_dir: Path = Path("runs"), tracking_uri: str | None = None, deep: bool = False
+    cache_dir: Path | None, *, output_dir: Path = Path("runs"), tracking_uri: str | None = None, deep: bool = False
 ) -> list[Check]:
     """Look at everything that a sweep needs.
 
     Args:
-        cache_dir: the cache folder.
+        cache_dir: the cache folder; None is that of the environment.
         output_dir: where sweeps would write.
         tracking_uri: an MLflow server or database to reach; None tries none.
         deep: also import the heavy packages and start and stop a local Ray, each in a process of its own.
@@ -70,7 +71,7 @@ def diagnose(
         ("mlflow", lambda: _mlflow(tracking_uri, deep)),
         ("hub", _hub),
         ("built-in encoder", _builtin_encoder),
-        ("cache folder", lambda: _folder("cache folder", cache_dir, "set SDM_RAY_CACHE to another folder")),
+        ("cache folder", lambda: _cache_folder(cache_dir)),
         ("output folder", lambda: _folder("output folder", output_dir, "run from another folder or set output_dir")),
     ]
     with ThreadPoolExecutor(max_workers=4) as pool:
@@ -221,6 +222,14 @@ def _builtin_encoder() -> Check:
     return Check("built-in encoder", "ok", f"content hash {wanted}")
 
 
+def _cache_folder(folder: Path | None) -> Check:
+    try:
+        folder = folder or RuntimeSettings().cache_folder()
+    except UsageError as error:
+        return Check("cache folder", "fail", str(error))
+    return _folder("cache folder", folder, "set SDM_RAY_CACHE to another folder")
+
+
 def _folder(name: str, folder: Path, remedy: str) -> Check:
     """Whether a folder, or the nearest one above it that exists, can be written and has room."""
     folder = folder.expanduser().absolute()
@@ -291,7 +300,7 @@ STYLE = {"ok": "green", "warn": "yellow", "fail": "red"}
 
 def run(*, deep: bool, tracking_uri: str | None, as_json: bool = False) -> None:
     """Print every check; exit code 1 when one failed."""
-    checks = diagnose(RuntimeSettings().cache_folder(), deep=deep, tracking_uri=tracking_uri or os.environ.get(URI))
+    checks = diagnose(None, deep=deep, tracking_uri=tracking_uri or os.environ.get(URI))
     failed = any(check.status == "fail" for check in checks)
     if as_json:
         print_json({"works": not failed, "checks": [asdict(check) for check in checks]})

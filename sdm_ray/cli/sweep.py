@@ -14,8 +14,8 @@ from rich.markup import escape
 
 from sdm_ray.cli.progress import IMPORTING, READING, console, error_console, print_json, say
 from sdm_ray.cli.verdicts import failed_checks, say_point
-from sdm_ray.config import SweepSettings, load_settings, to_yaml
-from sdm_ray.core.errors import UsageError
+from sdm_ray.config import SweepSettings, to_yaml
+from sdm_ray.core.errors import RunError, UsageError
 from sdm_ray.core.files import write_text
 from sdm_ray.core.result import Status
 from sdm_ray.core.verdict import says
@@ -30,8 +30,9 @@ from sdm_ray.frontier.select import Rule, select, why_empty
 from sdm_ray.frontier.tables import frontier_document, read_importances, read_tables, write_tables
 from sdm_ray.sweep.records.best import load_best
 from sdm_ray.sweep.records.comparable import data_digest, unlike
-from sdm_ray.sweep.records.folder import SETTINGS, find_sweep, settle_pooling
+from sdm_ray.sweep.records.folder import begun_settings, find_sweep, settle_pooling
 from sdm_ray.sweep.search.check import check_sweep
+from sdm_ray.sweep.search.location import check_location, own_storage
 from sdm_ray.sweep.state.ledger import FILE as LEDGER
 from sdm_ray.sweep.view.advice import what_to_change
 from sdm_ray.tracking.address import PREFIX, is_reference
@@ -86,9 +87,10 @@ def print_table(points: Sequence[Point]) -> None:
 
 def run_checked(settings: SweepSettings, *, resume: bool) -> SweepOutcome:
     """Run a sweep whose data and encoder have been tried, and say what failed in it."""
-    from sdm_ray.sweep.cluster.choice import check_output_dir
+    from sdm_ray.sweep.cluster.choice import check_cluster, check_output_dir
 
     check_output_dir(settings)
+    check_cluster(settings.resources)
     inputs = _check(settings, resume=resume)
     from sdm_ray.sweep.runner import run_sweep
 
@@ -119,13 +121,15 @@ def point_of(trial_id: str) -> str:
     return re.sub(r"(?:-s\d+)?(?:-final)?$", "", trial_id)
 
 
-def _check(settings: SweepSettings, *, resume: bool = False) -> dict[str, str]:
+def _check(settings: SweepSettings, *, resume: bool = False, plans: bool = False) -> dict[str, str]:
     """Refuse what cannot work: what the settings alone tell before torch is imported, then data and encoder.
 
-    Returns the digests of both, where this process can see them.
+    What is only planned may need GPUs that this machine has not. Returns the digests of both, where this process can
+    see them.
     """
-    from sdm_ray.sweep.cluster.choice import choose_cluster
+    from sdm_ray.sweep.cluster.choice import check_gpus, choose_cluster
 
+    check_location(settings)
     check_sweep(settings)
     say(IMPORTING)
     from sdm_ray.sweep.search.samplers import attack_samplers
@@ -134,6 +138,8 @@ def _check(settings: SweepSettings, *, resume: bool = False) -> dict[str, str]:
 
     if not choose_cluster(settings.resources).is_private:  # the driver may not see what the trials see
         return {}
+    if not plans:
+        check_gpus(settings.resources)
     say(READING)
     further = () if settings.final is None else (settings.final_attack(),)
     settled, _ = settle_pooling(settings, resume=resume)
@@ -152,7 +158,7 @@ def again(settings: SweepSettings, *, resume: bool, fork: bool) -> str:
 
 def show_plan(settings: SweepSettings) -> None:
     """Say what a sweep would do and cost; nothing is started but a probe, and nothing is written but its caches."""
-    _check(settings)
+    _check(settings, plans=True)
     from sdm_ray.sweep.search.samplers import attack_samplers
     from sdm_ray.sweep.view.plan import describe, plan_sweep
     from sdm_ray.trial.context import TrialContext
@@ -184,7 +190,7 @@ def _read(sweep: str, tracking_uri: str | None) -> _Sweep:
     """A sweep from its folder, or (`mlflow:RUN_ID`) from its runs."""
     if not is_reference(sweep):
         folder = find_sweep(sweep)
-        settings = load_settings(SweepSettings, folder / SETTINGS)
+        settings = begun_settings(folder)
         return _Sweep(folder.name, folder, read_tables(folder), settings, data_digest(folder))
     from sdm_ray.sweep.records.tracked import tracked_sweep
 
@@ -214,26 +220,20 @@ def show_frontier(
                 f"{name} and {theirs.name} were not measured alike, so neither hypervolume is better: "
                 f"{'; '.join(found)}; run both alike, or add --force"
             )
-    folder.mkdir(parents=True, exist_ok=True)
-    if is_reference(sweep):
-        write_tables(points, folder)
-    frontier_figure(points, folder / FIGURE)
-    shares = kept_figure(points, folder / KEPT)
-    write_page(points, folder / PAGE, title=name, importances=read_importances(folder))
     if as_json:
         pairs = zip(compared, differences, strict=True)
         comparisons = [_comparison(points, theirs, unalike)._asdict() for theirs, unalike in pairs]
-        files = {"picture": folder / FIGURE, "kept": shares, "page": folder / PAGE}
+        files = _draw(mine, is_run=is_reference(sweep))
         document = frontier_document(points, read_importances(folder))
         print_json({"sweep": name, **document, "comparisons": comparisons, "files": files})
         select(points)
         return
     print_table(points)
+    files = _draw(mine, is_run=is_reference(sweep))
     select(points)
-    console.print(f"picture {escape(str(folder / FIGURE))}", soft_wrap=True)
-    if shares is not None:
-        console.print(f"kept    {escape(str(shares))}", soft_wrap=True)
-    console.print(f"page    {escape(str(folder / PAGE))}", soft_wrap=True)
+    for label, file in files.items():
+        if file is not None:
+            console.print(f"{label:8}{escape(str(file))}", soft_wrap=True)
     if compared:
         console.print(f"{name}: hypervolume {hypervolume(points):.4f}, {_num_trials(points)} trials")
     for theirs, unalike in zip(compared, differences, strict=True):
@@ -246,6 +246,27 @@ def show_frontier(
         )
         for difference in unalike:
             console.print(f"  not alike: {escape(difference)}", soft_wrap=True)
+
+
+def _draw(sweep: _Sweep, *, is_run: bool) -> dict[str, Path | None]:
+    """Draw the pictures and the page of a sweep, whose table is written too where it was read from its runs.
+
+    None stands for what is not drawn: `kept`, where nothing was measured for it, and all in a folder that cannot be
+    written, such as a colleague's, which is said.
+    """
+    folder, points = sweep.folder, sweep.points
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if is_run:
+            write_tables(points, folder)
+        frontier_figure(points, folder / FIGURE)
+        shares = kept_figure(points, folder / KEPT)
+        write_page(points, folder / PAGE, title=sweep.name, importances=read_importances(folder))
+    except (RunError, OSError) as error:
+        said = f"no picture is drawn: {error}"
+        error_console.print(said, markup=False, soft_wrap=True)
+        return {"picture": None, "kept": None, "page": None}
+    return {"picture": folder / FIGURE, "kept": shares, "page": folder / PAGE}
 
 
 class _Comparison(NamedTuple):
@@ -320,7 +341,7 @@ def write_best(
 
 def _study_hint(settings: SweepSettings, folder: Path) -> str:
     """The command that opens Optuna's dashboard on the sweep's storage."""
-    storage = settings.storage or f"sqlite:///{folder.absolute() / 'optuna.db'}"
+    storage = settings.storage or own_storage(folder)
     return shlex.join(["optuna-dashboard", storage.removeprefix("journal://"), "--host", "127.0.0.1"])
 
 

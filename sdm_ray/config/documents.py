@@ -20,10 +20,13 @@ from typing import Any, NamedTuple
 import yaml
 
 from sdm_ray.core.errors import UsageError
+from sdm_ray.core.files import is_file, user_path
 
 EXTENDS = "extends"
 WHOLE = ("space", "variants")
 """Sections of a sweep file whose entries are not merged."""
+MAX_DEPTH, MAX_VALUES = 40, 100_000
+"""Of a document in which every alias stands for what it names: settings need a tenth, and nested aliases grow fast."""
 
 _INT, _FLOAT, _MERGE = (f"tag:yaml.org,2002:{name}" for name in ("int", "float", "merge"))
 _NUMBERS = {
@@ -112,8 +115,8 @@ def _extended(document: Document, path: Path, below: tuple[Path, ...]) -> Docume
     base: dict[str, Any] = {}
     files = document.files
     for name in names:
-        file = path.parent / Path(name).expanduser()
-        if not file.is_file():
+        file = path.parent / user_path(name, f"settings file {path}, {EXTENDS}")
+        if not is_file(file):
             raise UsageError(f"settings file {path}: {EXTENDS} names {name!r}, and {file} is no file; correct the path")
         below_it = _read(file, below)
         base, files = _merged(base, below_it.values), (*files, *below_it.files)
@@ -166,8 +169,57 @@ class Loader(yaml.SafeLoader):
     `3e-4` is a number and `010` is ten; `1:30` and `0x10` are text, which no setting takes for a number.
 
     Raises:
-        UsageError: beginning with the line, for an environment variable that is not set.
+        UsageError: beginning with the line, for an environment variable that is not set, a value that is not of its
+            kind (a month 13, a number of thousands of digits), an alias within what it names, and a document beyond
+            `MAX_DEPTH` or `MAX_VALUES`.
     """
+
+    def __init__(self, stream: Any) -> None:
+        super().__init__(stream)
+        self._depth = 0
+        self._sizes: dict[int, tuple[int, int]] = {}
+        """Depth and number of values of what has been composed, by the node's identity."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        """A value, within the bounds."""
+        line = self.peek_event().start_mark.line + 1  # type: ignore[no-untyped-call]
+        self._depth += 1
+        if self._depth > MAX_DEPTH:
+            raise UsageError(f"line {line}: more than {MAX_DEPTH} values stand within each other; nest less")
+        node: yaml.Node | None = super().compose_node(parent, index)
+        self._depth -= 1
+        if node is None:
+            return None
+        if id(node) not in self._sizes:
+            if isinstance(node, yaml.CollectionNode) and node.end_mark is None:
+                raise UsageError(f"line {line}: an alias names what it stands in; write that out or leave it out")
+            self._sizes[id(node)] = self._size(node)
+        depth, count = self._sizes[id(node)]
+        if self._depth + depth > MAX_DEPTH + 1 or count > MAX_VALUES:
+            raise UsageError(
+                f"line {line}: with its aliases followed the file holds more than {MAX_VALUES} values, or more than "
+                f"{MAX_DEPTH} within each other; write out what is meant"
+            )
+        return node
+
+    def _size(self, node: yaml.Node) -> tuple[int, int]:
+        """Depth and number of values of a node whose parts have been composed."""
+        if not isinstance(node, yaml.CollectionNode):
+            return 1, 1
+        parts = [part for item in node.value for part in (item if isinstance(item, tuple) else (item,))]
+        sizes = [self._sizes[id(part)] for part in parts]
+        return 1 + max((depth for depth, _ in sizes), default=0), 1 + sum(count for _, count in sizes)
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """A value; what is not of its kind is said with its line."""
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            if isinstance(error, UsageError):
+                raise
+            kind, text = node.tag.rpartition(":")[2], str(node.value)
+            shown = text if len(text) <= 40 else f"{text[:20]}... ({len(text)} characters)"
+            raise UsageError(f"line {node.start_mark.line + 1}: {shown} cannot be read as {kind}; quote it") from None
 
     def compose_scalar_node(self, anchor: dict[Any, yaml.Node] | None) -> yaml.ScalarNode:
         """A value with environment variables put in, before its type is told from how it is written."""
@@ -175,6 +227,9 @@ class Loader(yaml.SafeLoader):
         if "${env:" in event.value:
             line = event.start_mark.line + 1
             event.value = _REFERENCE.sub(lambda found: _resolved(found, line), event.value)
+        if any(character == "\0" or "\ud800" <= character <= "\udfff" for character in event.value):
+            line = event.start_mark.line + 1
+            raise UsageError(f"line {line}: {event.value[:40]!r} holds a character that no file or name can; drop it")
         node: yaml.ScalarNode = super().compose_scalar_node(anchor)  # type: ignore[arg-type]
         return node
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar, get_origin
+from typing import Any, TypeVar, cast, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -40,7 +40,7 @@ def load_settings(kind: type[T], path: str | Path, overrides: Iterable[str] = ()
 
 def parse_settings(kind: type[T], document: Mapping[str, Any], overrides: Iterable[str] = (), *, where: str = "") -> T:
     """Validate a mapping after `dotted.path=value` overrides; see `load_settings`."""
-    values = _deep_copy(document)
+    values: dict[str, Any] = _deep_copy(document)
     for text in overrides:
         dotted, separator, raw = text.partition("=")
         if not separator or not dotted.strip():
@@ -100,19 +100,58 @@ def to_yaml(settings: Settings) -> str:
     return dump(settings.model_dump(mode="json", exclude_none=True))
 
 
-def _deep_copy(document: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: _deep_copy(value) if isinstance(value, Mapping) else value for key, value in document.items()}
+def _deep_copy(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _deep_copy(item) for key, item in value.items()}
+    return [_deep_copy(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _assign(values: dict[str, Any], dotted: str, value: Any) -> None:
-    *parents, last = dotted.split(".")
-    node = values
-    for key in parents:
-        child = node.get(key)
-        if not isinstance(child, dict):
-            child = node[key] = {}
-        node = child
-    node[last] = value
+    """Put a value at a dotted path.
+
+    Keys of `space`, `variants.NAME` and `search.points.N` are paths themselves: the longest one that is there is taken,
+    else all that is left. A number counts in a list.
+    """
+    keys, node = dotted.split("."), cast(Any, values)
+    at = 0
+    while at < len(keys):
+        last = at + 1
+        key: Any = keys[at]
+        if isinstance(node, list):
+            key = _index(node, key, dotted)
+        elif _holds_paths(keys[:at]):
+            ends = [end for end in range(len(keys), at, -1) if ".".join(keys[at:end]) in node]
+            last = ends[0] if ends else len(keys)
+            key = ".".join(keys[at:last])
+            if not ends and keys[0] == "space" and not isinstance(value, dict | None):
+                raise UsageError(
+                    f"--set {dotted}: space holds no {key!r} yet; give all of it, as in --set '{dotted}={{type: float, "
+                    "low: 1e-4, high: 1e-2, log: true}'"
+                )
+        if last == len(keys):
+            node[key] = value
+        elif not isinstance(node[key] if isinstance(node, list) else node.get(key), dict | list):
+            if keys[last].isdecimal():
+                above = ".".join(keys[:last])
+                raise UsageError(f"--set {dotted}: no list {above} is set here, which could have an item; set it whole")
+            node[key] = {}
+        node, at = node[key], last
+
+
+def _holds_paths(above: list[str]) -> bool:
+    """Whether the keys below this one are dotted paths."""
+    return (
+        above == ["space"]
+        or (above[:1] == ["variants"] and len(above) == 2)
+        or (above[:2] == ["search", "points"] and len(above) == 3)
+    )
+
+
+def _index(items: list[Any], key: str, dotted: str) -> int:
+    if key.isdecimal() and int(key) < len(items):
+        return int(key)
+    there = f"items 0 to {len(items) - 1}" if items else "no items"
+    raise UsageError(f"--set {dotted}: {key!r} is no item of a list, which has {there} here; set the whole list")
 
 
 def _check_kind(kind: type[T], values: Mapping[str, Any], where: str) -> None:

@@ -92,7 +92,8 @@ class SearchSettings(Settings):
     stopping: StoppingSettings = StoppingSettings()
     """What `trial.rungs` are for."""
     require_audit: bool = True
-    """A trial is feasible only if it passes the audit."""
+    """A trial is feasible only if it passes the audit. With false the sampler is not told and the trial counts as
+    complete; what fails the audit stays off the frontier all the same."""
 
 
 class FinalSettings(Settings):
@@ -224,7 +225,11 @@ class SweepSettings(Settings):
     def _urls_hold_no_password(self) -> Self:
         urls = {"storage": self.storage, "storage_path": self.storage_path, "tracking.uri": self.tracking.uri}
         for name, url in urls.items():
-            if url is not None and urlsplit(url).password is not None:
+            try:
+                password = None if url is None else urlsplit(url).password
+            except ValueError as error:
+                raise ValueError(f"{name} is {url!r}, which is no address ({error}); correct it") from None
+            if password is not None:
                 raise ValueError(
                     f"{name} holds a password, which would be written into the sweep's folder and to MLflow: leave it "
                     "out and set PGPASSWORD, PGPASSFILE or MLFLOW_TRACKING_PASSWORD in the environment"

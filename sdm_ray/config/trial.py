@@ -15,6 +15,7 @@ from sdm_ray.config.attack import AttackSettings
 from sdm_ray.config.base import BatchSize, PositiveFloat, PositiveInt, Seed, Settings
 from sdm_ray.config.data import DataSettings, EncoderSettings
 from sdm_ray.config.train import TrainSettings
+from sdm_ray.core.files import user_path
 
 FINAL_SEED, RUNG_SEED, REPEAT_SEED = 1_000_003, 1_009, 10_007
 """Added to the attack's seed for the final stage, for each rung, and for each further training seed."""
@@ -31,8 +32,13 @@ class RuntimeSettings(Settings):
     """Folder of tokenised data, the built-in encoder and floors; None is `$SDM_RAY_CACHE` or ~/.cache/sdm-ray."""
 
     def cache_folder(self) -> Path:
-        """The cache folder: the setting, else `$SDM_RAY_CACHE`, else ~/.cache/sdm-ray."""
-        return Path(self.cache_dir or os.environ.get("SDM_RAY_CACHE") or "~/.cache/sdm-ray").expanduser()
+        """The cache folder: the setting, else `$SDM_RAY_CACHE`, else ~/.cache/sdm-ray.
+
+        Raises:
+            UsageError: where there is no home folder.
+        """
+        folder = self.cache_dir or os.environ.get("SDM_RAY_CACHE") or "~/.cache/sdm-ray"
+        return user_path(folder, "the cache folder (trial.runtime.cache_dir or SDM_RAY_CACHE)")
 
 
 class Origin(Settings):

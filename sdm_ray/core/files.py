@@ -6,11 +6,44 @@ import json
 import math
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from sdm_ray.core.errors import RunError
+from sdm_ray.core.errors import RunError, UsageError
+
+
+def user_path(text: str | Path, setting: str) -> Path:
+    """A path as a person writes it, with `~` for a home folder.
+
+    Args:
+        text: the path.
+        setting: that holds it, or the option, for the error.
+
+    Raises:
+        UsageError: for a home folder that there is not.
+    """
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise UsageError(
+            f"{setting}: there is no home folder for {str(text)!r} (no such user, or HOME is not set); "
+            "write the whole path"
+        ) from None
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is a file; a name that is too long, or a folder that may not be looked into, has none."""
+    with suppress(OSError):
+        return path.is_file()
+    return False
+
+
+def is_folder(path: Path) -> bool:
+    """Whether there is a folder, as `is_file`."""
+    with suppress(OSError):
+        return path.is_dir()
+    return False
 
 
 @contextmanager
@@ -72,5 +105,18 @@ def read_json(path: Path) -> Any:
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except RecursionError:
+        raise RunError(f"cannot read {path}: too many values stand within each other") from None
+    except (OSError, ValueError) as error:
         raise RunError(f"cannot read {path}: {error}") from None
+
+
+MALFORMED = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
+"""What values of other kinds than those that were written raise where they are read."""
+
+
+def reason(error: BaseException) -> str:
+    """Why something could not be read, in a phrase."""
+    if isinstance(error, KeyError):
+        return f"{error} is missing"
+    return " ".join(str(error).split())[:200] or type(error).__name__

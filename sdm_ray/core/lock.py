@@ -38,7 +38,8 @@ class FolderLock:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             file = self.path.open("a+", encoding="utf-8")
         except OSError as error:
-            raise RunError(f"cannot write {self.path}: {error.strerror or error}") from None
+            hint = "; remove it" if isinstance(error, IsADirectoryError) else ""
+            raise RunError(f"cannot write {self.path}: {error.strerror or error}{hint}") from None
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -65,10 +66,20 @@ class FolderLock:
 
 
 def holder_of(path: Path) -> str | None:
-    """Who holds a folder's lock, without taking it; None where nobody does."""
-    if not path.exists():
+    """Who holds a folder's lock, without taking it; None where nobody does.
+
+    Raises:
+        RunError: where it cannot be looked at.
+    """
+    try:
+        opened = path.open(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
         return None
-    with path.open(encoding="utf-8") as file:
+    except OSError as error:
+        raise RunError(
+            f"cannot read the lock {path}: {error.strerror or error}; remove it if nobody runs there"
+        ) from None
+    with opened as file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except OSError as error:

@@ -8,7 +8,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from sdm_ray.core.files import nan_for_null, null_for_nan, read_json, write_json
+from sdm_ray.core.errors import RunError
+from sdm_ray.core.files import MALFORMED, nan_for_null, null_for_nan, read_json, reason, write_json
 
 FINAL = "-final"
 """Ends the id of the final attack on a trial's model; where there was one, its measurements count."""
@@ -58,8 +59,53 @@ class TrialResult:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], output_dir: Path) -> TrialResult:
-        """The inverse of `to_dict`, for a result that lies in `output_dir`."""
+        """The inverse of `to_dict`, for a result that lies in `output_dir`.
+
+        Raises:
+            ValueError: where a value is not of its kind.
+        """
+        check_kinds(values, _KINDS)
         return cls(**{**values, "status": Status(values["status"]), "output_dir": output_dir})
+
+
+_TYPES: dict[str, tuple[type, ...]] = {"text": (str,), "whole": (int,), "number": (int, float), "mapping": (dict,)}
+_WORDS = {
+    "text": "text", "whole": "a whole number", "number": "a number", "mapping": "a mapping",
+    "texts": "a mapping to text", "numbers": "a mapping to numbers",
+}  # fmt: skip
+_KINDS = {
+    **dict.fromkeys(("trial_id", "config_hash", "method", "status"), "text"),
+    "seed": "whole", "params": "mapping", "metrics": "numbers",
+    **dict.fromkeys(("provenance", "failed_checks", "uninformative_checks"), "texts"),
+}  # fmt: skip
+
+
+def check_kinds(values: Any, kinds: Mapping[str, str]) -> None:
+    """Check the kinds of values that were read from a file; those that are absent are somebody else's matter.
+
+    Args:
+        values: by name.
+        kinds: by name: `text`, `whole`, `number`, `mapping`, or `numbers` and `texts`, which are mappings to such.
+
+    Raises:
+        ValueError: with the name, the value and what it must be.
+    """
+    if not isinstance(values, dict):
+        raise ValueError(f"{_shown(values)} stands where a mapping belongs")
+    for name, kind in kinds.items():
+        if name in values and not _is_kind(values[name], kind):
+            raise ValueError(f"{name} is {_shown(values[name])}, and must be {_WORDS[kind]}")
+
+
+def _is_kind(value: Any, kind: str) -> bool:
+    if kind in ("numbers", "texts"):
+        return isinstance(value, dict) and all(_is_kind(item, kind[:-1]) for item in value.values())
+    return isinstance(value, _TYPES[kind]) and not isinstance(value, bool)
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def other_inputs(before: Mapping[str, str], now: Mapping[str, str]) -> str | None:
@@ -70,12 +116,19 @@ def other_inputs(before: Mapping[str, str], now: Mapping[str, str]) -> str | Non
 
 
 def read_result(output_dir: Path) -> TrialResult | None:
-    """The result that lies in a trial's folder, or None when it has not finished."""
+    """The result that lies in a trial's folder, or None when it has not finished.
+
+    Raises:
+        RunError: when it cannot be read, or holds something else.
+    """
     path = output_dir / "result.json"
     if not path.exists():
         return None
     values = read_json(path)
-    return TrialResult.from_dict({**values, "metrics": nan_for_null(values["metrics"])}, output_dir)
+    try:
+        return TrialResult.from_dict({**values, "metrics": nan_for_null(values["metrics"])}, output_dir)
+    except MALFORMED as error:
+        raise RunError(f"{path} is damaged ({reason(error)}); delete it, and the same command makes it anew") from None
 
 
 def write_result(result: TrialResult) -> None:

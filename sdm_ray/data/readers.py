@@ -15,6 +15,7 @@ import pyarrow.json
 import pyarrow.parquet as pq
 
 from sdm_ray.core.errors import RunError, UsageError
+from sdm_ray.core.files import is_file, is_folder, user_path
 from sdm_ray.core.hub import brief, quiet_hub
 from sdm_ray.core.suggest import did_you_mean
 
@@ -37,14 +38,14 @@ def data_files(source: str) -> list[Path] | None:
     Raises:
         UsageError: for a path that does not exist, a folder without data, or a format that is not read.
     """
-    path = Path(source).expanduser()
+    path = user_path(source, "data.source")
     known = f"known formats: {', '.join(READERS)}"
-    if path.is_dir():
+    if is_folder(path):
         files = _in_folder(path)
         if not files:
             raise UsageError(f"data.source: folder {source} holds no data file ({known})")
         return files
-    if path.exists():
+    if is_file(path):
         if path.suffix.lower() not in READERS:
             raise UsageError(f"data.source: {source} has an unsupported format {path.suffix!r}; {known}")
         return [path]

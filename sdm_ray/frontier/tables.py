@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sdm_ray.core.errors import RunError, UsageError
-from sdm_ray.core.files import atomic_path, nan_for_null, null_for_nan, write_json
+from sdm_ray.core.files import MALFORMED, atomic_path, nan_for_null, null_for_nan, write_json
 from sdm_ray.frontier.points import REFERENCE_POINT, Point, hypervolume, near_front, pareto_front
 
 TABLE_VERSION = 3
@@ -86,7 +86,7 @@ def read_tables(folder: Path) -> list[Point]:
                 "run `sdm-ray sweep --resume` to write it anew"
             )
         return [_point(row) for row in table.to_pylist()]
-    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+    except (pa.ArrowException, OSError, *MALFORMED) as error:
         reason = " ".join(str(error).split())[:200]
         raise RunError(
             f"{path} is damaged ({reason}); delete it and run `sdm-ray sweep --resume` to write it anew"
@@ -98,7 +98,7 @@ def read_importances(folder: Path) -> dict[str, dict[str, float]]:
     try:
         values = json.loads((folder / JSON).read_text(encoding="utf-8"))["importances"]
         return {str(name): {str(key): float(share) for key, share in shares.items()} for name, shares in values.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, *MALFORMED):
         return {}
 
 

@@ -19,6 +19,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from sdm_ray.core.errors import RunError, UsageError
+from sdm_ray.core.files import MALFORMED
 
 FORMAT = 3
 _PREFIX = "step-"
@@ -80,7 +81,9 @@ def load_checkpoint(folder: Path, identity: dict[str, Any], device: torch.device
         _check_identity(last, document, identity)
         tensors = load_tensors((last / "tensors.safetensors").read_bytes())
         return int(document["step"]), _join(document["state"], tensors, device)
-    except (OSError, KeyError, json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
+    except UsageError:
+        raise
+    except (OSError, SafetensorError, *MALFORMED) as error:
         raise RunError(f"checkpoint {last} cannot be read ({error!r}); remove it to train from the start") from error
 
 

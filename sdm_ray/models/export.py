@@ -21,7 +21,7 @@ from torch import Tensor
 
 from sdm_ray.config import TrialSettings, content_hash, parse_settings
 from sdm_ray.core.errors import RunError, UsageError
-from sdm_ray.core.files import atomic_path, nan_for_null, null_for_nan, read_json, write_json, write_text
+from sdm_ray.core.files import MALFORMED, atomic_path, nan_for_null, null_for_nan, read_json, write_json, write_text
 from sdm_ray.core.types import Params
 from sdm_ray.models.encoder import load_trunk
 from sdm_ray.models.hub import quiet
@@ -218,8 +218,8 @@ def _refuse_escapes(folder: Path) -> None:
     index = folder / f"{WEIGHTS}.index.json"
     if index.is_file():
         values = read_json(index)
-        names = values.get("weight_map", {}).values() if isinstance(values, dict) else ()
-        for name in names:
+        weights = values.get("weight_map") if isinstance(values, dict) else None
+        for name in weights.values() if isinstance(weights, dict) else ():
             if not (folder / str(name)).resolve().is_relative_to(root):
                 raise UsageError(f"{index} names {name!r}, which lies outside the folder; do not trust this model")
 
@@ -240,10 +240,12 @@ def read_meta(folder: Path) -> ExportMeta:
             settings=settings,
             config_hash=str(document["config_hash"]),
             label_names=tuple(document["label_names"]),
-            metrics=nan_for_null(document["metrics"]),
+            metrics={name: float(value) for name, value in nan_for_null(document["metrics"]).items()},
             versions=dict(document["versions"]),
         )
-    except (KeyError, TypeError, AttributeError) as error:
+    except (UsageError, RunError):
+        raise
+    except MALFORMED as error:
         raise RunError(f"{path} is damaged ({type(error).__name__}: {error}); export the model again") from None
 
 

@@ -15,6 +15,7 @@ from transformers.utils import logging as hf_logging
 
 from sdm_ray.config import EncoderSettings, SyntheticWorld
 from sdm_ray.core.errors import RunError, UsageError
+from sdm_ray.core.files import is_file, is_folder, user_path
 from sdm_ray.core.hub import brief, is_hub_id, quiet_hub
 
 NEW_WEIGHTS_SEED = 0
@@ -34,14 +35,14 @@ def resolve(settings: EncoderSettings, cache_dir: Path, world: SyntheticWorld | 
         from sdm_ray.models.builtin import builtin_folder
 
         return builtin_folder(world, cache_dir=cache_dir)
-    folder = Path(name).expanduser()
-    if folder.is_dir():
+    folder = user_path(name, "encoder.name")
+    if is_folder(folder):
         if not (folder / "config.json").is_file():
             raise UsageError(
                 f"encoder.name: folder {name} holds no config.json, so it is not a Hugging Face model folder"
             )
         return folder
-    if folder.exists():
+    if is_file(folder):
         raise UsageError(
             f"encoder.name: {name} is a file; give the folder that holds config.json and model.safetensors"
         )

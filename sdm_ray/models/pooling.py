@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sdm_ray.config import EncoderSettings
+from sdm_ray.core.files import is_folder, user_path
 from sdm_ray.core.hub import is_hub_id, quiet_hub
 
 MODULES, DEFAULT_FOLDER, FILE = "modules.json", "1_Pooling", "config.json"
@@ -69,8 +70,8 @@ def _asked_for(encoder: EncoderSettings) -> tuple[str, list[str]] | None:
 
 def _read(encoder: EncoderSettings, name: str) -> Any:
     """A JSON file of the encoder; None where there is none that can be read."""
-    folder = Path(encoder.name).expanduser()
-    path = folder / name if folder.is_dir() else _from_hub(encoder, name)
+    folder = user_path(encoder.name, "encoder.name")
+    path = folder / name if is_folder(folder) else _from_hub(encoder, name)
     try:
         return None if path is None else json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sdm_ray.attack.report import AttackReport
-from sdm_ray.config import SweepSettings, load_settings
 from sdm_ray.core.errors import UsageError
 from sdm_ray.core.metric_names import Metric
 from sdm_ray.core.result import Status
 from sdm_ray.core.statistics import t_interval
-from sdm_ray.sweep.records.folder import SETTINGS
+from sdm_ray.sweep.records.folder import begun_settings
 from sdm_ray.sweep.state.ledger import read_record
 
 WORST = "worst"
@@ -170,7 +169,7 @@ def read_measured(folder: Path) -> Measured:
         UsageError: when the sweep's settings cannot be read.
         RunError: when the ledger or an attack's file is damaged.
     """
-    num_outer_steps = load_settings(SweepSettings, folder / SETTINGS).trial.train.num_outer_steps
+    num_outer_steps = begun_settings(folder).trial.train.num_outer_steps
     models: dict[str, dict[int, Released]] = {}
     missing: dict[str, str] = {}
     for entry in read_record(folder).entries.values():

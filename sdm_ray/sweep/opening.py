@@ -8,10 +8,12 @@ from pathlib import Path
 
 from sdm_ray.core.result import TrialResult
 from sdm_ray.sweep.records.warm import earlier_results
+from sdm_ray.sweep.search.location import own_storage
 from sdm_ray.sweep.search.makers import options_of_before, sampler_options
 from sdm_ray.sweep.search.study import SearchStudy
 from sdm_ray.sweep.state.recorder import Recorder
 from sdm_ray.sweep.state.state import SweepState
+from sdm_ray.tracking.address import at_home
 
 
 def open_study(
@@ -29,7 +31,7 @@ def open_study(
         UsageError: when the storage cannot be used, or does not hold the study.
     """
     settings, name, file = recorder.state.settings, recorder.ledger.record.study_name, folder / "optuna.db"
-    storage = settings.storage or f"sqlite:///{file}"
+    storage = own_storage(folder) if settings.storage is None else at_home(settings.storage, "storage")
     if name is None:
         return _create(recorder, storage, announce, inputs)
     is_lost = settings.storage is None and not file.exists()

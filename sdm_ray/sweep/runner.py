@@ -21,6 +21,7 @@ from sdm_ray.sweep.frontier_writer import FrontierWriter
 from sdm_ray.sweep.interrupt import StopSwitch, stop_on_signals
 from sdm_ray.sweep.records.folder import RESUME_HINT, SETTINGS, claimed_folder, settle_pooling
 from sdm_ray.sweep.search.check import check_sweep
+from sdm_ray.sweep.search.location import check_location
 from sdm_ray.sweep.search.models import ordered_references
 from sdm_ray.sweep.standing import SweepReport
 from sdm_ray.sweep.state.ledger import trial_folder
@@ -121,6 +122,7 @@ def run_sweep(
     """
     settings = load_own_modules(settings)
     check_sweep(settings)
+    check_location(settings)
     settings, note = settle_pooling(settings, resume=resume)
     check_function(trial_function)
     check_function(final_function)

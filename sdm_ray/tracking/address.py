@@ -9,6 +9,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from sdm_ray.core.errors import RunError, UsageError
+from sdm_ray.core.files import user_path
 
 PREFIX = "mlflow:"
 CONNECT_TIMEOUT_SECONDS = 3.0
@@ -27,6 +28,16 @@ def sqlite_file(uri: str) -> Path | None:
     if not separator or scheme.split("+")[0] != "sqlite":
         return None
     return Path(path.split("?")[0]).absolute()
+
+
+def at_home(uri: str, setting: str) -> str:
+    """An address of a local file with `~` at the beginning of its path, which databases do not know, written out.
+
+    Raises:
+        UsageError: for a home folder that there is not; it begins with the setting.
+    """
+    found = re.fullmatch(r"(sqlite(?:\+\w+)?:///|journal:///?)(~.*)", uri)
+    return uri if found is None else f"{found[1]}{user_path(found[2], setting)}"
 
 
 def sqlite_uri(path: Path) -> str:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from sdm_ray.core.errors import RunError, UsageError
 from sdm_ray.core.types import Params
+from sdm_ray.tracking.address import sqlite_file
+from sdm_ray.tracking.copies import ARTIFACTS
 from sdm_ray.tracking.mlflow import MODEL
 from sdm_ray.tracking.naming import finite_metrics, tag_values
 from sdm_ray.tracking.runs import TrackedRun, answer, connect
@@ -67,19 +71,44 @@ def download(run: TrackedRun, path: str, into: Path) -> Path | None:
     """Download an artifact of a run; None where it has none of this path.
 
     Raises:
+        UsageError: when its artifacts lay in a folder that is gone, and are not beside the database either.
         RunError: when the server does not answer, or names a file outside the folder.
     """
     client = connect(run.uri)
     parent, _, name = path.rpartition("/")
-    listed = answer(run.uri, lambda: client.list_artifacts(run.run_id, parent or None))
-    if not any(Path(file.path).name == name for file in listed):
-        return None
-    found = Path(answer(run.uri, lambda: client.download_artifacts(run.run_id, path, str(into))))
+    moved = _moved(client, run)
+    if moved is not None:
+        if not (moved / path).exists():
+            return None
+        copy = shutil.copytree if (moved / path).is_dir() else shutil.copyfile
+        found = Path(answer(run.uri, lambda: copy(moved / path, into / name)))
+    else:
+        listed = answer(run.uri, lambda: client.list_artifacts(run.run_id, parent or None))
+        if not any(Path(file.path).name == name for file in listed):
+            return None
+        found = Path(answer(run.uri, lambda: client.download_artifacts(run.run_id, path, str(into))))
     root = into.resolve()
     for file in (found, *found.rglob("*")):
         if not file.resolve().is_relative_to(root):
             raise RunError(f"artifact {path!r} of run {run.run_id} leaves its folder ({file}); do not trust this run")
     return found
+
+
+def _moved(client: Any, run: TrackedRun) -> Path | None:
+    """Where the artifacts of a run lie now that its database was moved with them; None where they are as it says."""
+    file = sqlite_file(run.uri)
+    parts = urlsplit(answer(run.uri, lambda: client.get_run(run.run_id)).info.artifact_uri)
+    said = Path(unquote(parts.path))
+    root = said.parent.parent  # made with the first artifact
+    if file is None or parts.scheme not in ("", "file") or root.is_dir() or root.parent == file.parent:
+        return None
+    beside = file.parent / ARTIFACTS / run.run_id / said.name
+    if beside.is_dir():
+        return beside
+    raise UsageError(
+        f"the artifacts of run {run.run_id} ({run.name}) lie in {said}, says {file}, and that folder is gone; put "
+        f"{ARTIFACTS} beside the database, or read the sweep's folder instead"
+    )
 
 
 def add_to_run(

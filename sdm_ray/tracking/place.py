@@ -17,7 +17,7 @@ from typing import Any
 from sdm_ray.config import TrackingSettings
 from sdm_ray.core.errors import UsageError
 from sdm_ray.core.files import write_text
-from sdm_ray.tracking.address import masked, sqlite_file, sqlite_uri, sweep_id_file
+from sdm_ray.tracking.address import at_home, masked, sqlite_file, sqlite_uri, sweep_id_file
 
 URI, EXPERIMENT, CONTEXT = "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_RUN_CONTEXT"
 """Variables of MLflow's. The last holds tags of every run, as a JSON object."""
@@ -81,7 +81,9 @@ def choose_place(
         next((value, source) for value, source in found if value) for found in (places, names)
     )
     tags = context_tags(environ) | settings.tags
-    return Place(uri=chosen, uri_from=uri_from, experiment=name, experiment_from=experiment_from, tags=tags)
+    return Place(
+        uri=at_home(chosen, uri_from), uri_from=uri_from, experiment=name, experiment_from=experiment_from, tags=tags
+    )
 
 
 def place_of(sweep_dir: Path, settings: TrackingSettings | None = None) -> str:

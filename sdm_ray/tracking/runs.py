@@ -6,7 +6,7 @@ import os
 import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -110,7 +110,8 @@ def run_of_trial(sweep_dir: Path, trial_id: str, *, uri: str | None = None) -> T
     found = find_trial(uri, sweep_id, trial_id)
     if found is None:
         raise UsageError(f"trial {trial_id!r} of {sweep_dir} has no run at {masked(uri)}")
-    return found
+    folder = sweep_dir.absolute() / "trials" / found.trial_id  # the sweep may have been moved since it was tracked
+    return replace(found, tags={**found.tags, "output_dir": str(folder)}) if folder.is_dir() else found
 
 
 def find_trial(uri: str, sweep_id: str, trial_id: str) -> TrackedRun | None:

@@ -11,7 +11,7 @@ from sdm_ray.attack.findings.information import VERSION, Told, measure_informati
 from sdm_ray.config import digest
 from sdm_ray.core.cache import ASKED, is_asked, look_up, offer
 from sdm_ray.core.errors import RunError
-from sdm_ray.core.files import read_json, write_json
+from sdm_ray.core.files import MALFORMED, read_json, write_json
 from sdm_ray.core.progress import Progress
 from sdm_ray.core.types import Task
 from sdm_ray.trial.cached import built_once
@@ -52,5 +52,5 @@ def _read(path: Path, key: str) -> tuple[Told, ...] | None:
         if isinstance(value, list):  # an entry of before keys were kept within
             value = {"told": value}
         return None if value is None or not is_asked(key, value.get(ASKED)) else tuple(Told(**t) for t in value["told"])
-    except (RunError, ValueError, TypeError, KeyError, AttributeError):
+    except (RunError, *MALFORMED):
         return None

@@ -11,7 +11,8 @@ from sdm_ray.attack.findings.desired import desired_scores
 from sdm_ray.attack.protocol import attack_model
 from sdm_ray.config import TrialSettings
 from sdm_ray.config.train import UNTRAINED
-from sdm_ray.core.files import read_json, write_json
+from sdm_ray.core.errors import RunError
+from sdm_ray.core.files import MALFORMED, read_json, reason, write_json
 from sdm_ray.core.metric_names import Metric
 from sdm_ray.core.progress import Progress
 from sdm_ray.core.types import Split
@@ -36,7 +37,10 @@ class Rungs:
         self._settings, self._path = settings, folder / FILE
         self._measured: dict[int, dict[str, float]] = {}
         if settings.rungs and self._path.exists():
-            self._measured = {int(step): metrics for step, metrics in read_json(self._path).items()}
+            try:
+                self._measured = {int(step): dict(metrics) for step, metrics in read_json(self._path).items()}
+            except MALFORMED as error:
+                raise RunError(f"{self._path} is damaged ({reason(error)}); delete it to measure anew") from None
 
     @property
     def steps(self) -> tuple[int, ...]:

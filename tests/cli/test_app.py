@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import logging
 import re
@@ -396,6 +397,28 @@ def test_debug_shows_the_traceback_wherever_it_stands(capsys: pytest.CaptureFixt
     code, _, err = run(capsys, "train", "none.yaml", "--debug")
     assert code == 2
     assert "Traceback" in err
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.ENAMETOOLONG, "", "/x"), "error: cannot use /x: File name too long; shorten the name"),
+        (OSError(errno.ENOSPC, "", "/x"), "error: cannot use /x: No space left on device; free space"),
+        (OSError(errno.EACCES, ""), "error: Permission denied; correct its permissions"),
+        (OSError("strange"), "internal error: OSError: strange (--debug shows where)"),
+        (KeyError("x"), "internal error: KeyError: 'x' (--debug shows where)"),
+    ],
+)
+def test_what_the_file_system_refuses_is_no_internal_error(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, error: Exception, said: str
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("sdm_ray.cli.diagnosis.run", fail)
+    code, _, shown = run(capsys, "doctor")
+    assert code == 1
+    assert shown.startswith(said)
 
 
 @pytest.mark.parametrize("document", ["trial", "sweep"])

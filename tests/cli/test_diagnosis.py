@@ -196,3 +196,11 @@ def test_the_server_of_the_environment_is_tried_unless_another_is_named(
     monkeypatch.setattr(doctor, "diagnose", lambda *_, **options: asked.append(options["tracking_uri"]) or [])
     doctor.run(deep=False, tracking_uri=given)
     assert asked == [tried]
+
+
+def test_a_user_without_a_home_folder_fails_one_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The doctor raises for nobody."""
+    monkeypatch.setenv("SDM_RAY_CACHE", "~nobody-of-this-name/cache")
+    check = doctor._cache_folder(None)
+    assert check.status == "fail"
+    assert "SDM_RAY_CACHE" in check.detail

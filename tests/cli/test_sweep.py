@@ -8,9 +8,14 @@ import pytest
 
 from sdm_ray.cli import sweep as sweep_module
 from sdm_ray.cli.progress import IMPORTING, READING
-from sdm_ray.cli.sweep import run_checked, shortfalls
+from sdm_ray.cli.sweep import run_checked, shortfalls, show_frontier
+from sdm_ray.core.errors import RunError, UsageError
 from sdm_ray.core.result import Status, TrialResult
+from sdm_ray.frontier.points import Point
+from sdm_ray.frontier.tables import write_tables
 from sdm_ray.sweep import SweepOutcome
+from sdm_ray.sweep.records.folder import begun_settings, claimed_folder
+from sdm_ray.sweep.view.status import list_sweeps
 from tests.fakes import sweep as sweep_fakes
 
 
@@ -61,6 +66,7 @@ def test_what_takes_long_is_said_before_it_and_reasons_after_it(
 ) -> None:
     """On a cluster the driver reads no data."""
     said: list[str] = []
+    monkeypatch.setattr("sdm_ray.sweep.cluster.choice.check_cluster", lambda _: None)
     monkeypatch.setattr("sdm_ray.trial.workspace.check_inputs", lambda *_: said.append(capsys.readouterr().err))
     monkeypatch.setattr("sdm_ray.sweep.runner.run_sweep", lambda *_, **__: OUTCOME)
     run_checked(sweep_fakes.settings(tmp_path, resources__ray_address=address), resume=False)
@@ -87,3 +93,37 @@ def test_a_sweep_is_told_the_data_and_encoder_of_now(
         run_checked(parse_settings(SweepSettings, document), resume=True)
     assert given.keys() == {"data", "encoder"}
     assert all(len(digest) == 64 for digest in given.values())
+
+
+def test_a_frontier_in_a_folder_that_may_only_be_read_is_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The table comes first, and pictures that cannot be drawn are said; the exit code is that of a success."""
+    point = Point(trial_id="t0007", method="mlac", desired=0.9, harmful=0.2)
+    write_tables([point], tmp_path)
+    (tmp_path / "sweep.yaml").write_text("name: colleague\n")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise RunError("cannot write frontier.png: Permission denied")
+
+    monkeypatch.setattr(sweep_module, "frontier_figure", refuse)
+    show_frontier(str(tmp_path))
+    shown = capsys.readouterr()
+    assert "t0007" in shown.out
+    assert "picture " not in shown.out
+    assert "no picture is drawn: cannot write frontier.png: Permission denied" in " ".join(shown.err.split())
+    show_frontier(str(tmp_path), as_json=True)
+    assert '"picture": null' in capsys.readouterr().out
+
+
+def test_an_emptied_sweep_file_is_said_and_is_no_changed_sweep(tmp_path: Path) -> None:
+    """A full disk leaves an empty file, of which resuming said that the sweep had changed in all that it sets."""
+    settings = sweep_fakes.settings(tmp_path)
+    folder = tmp_path / settings.name
+    folder.mkdir()
+    (folder / "sweep.yaml").write_text("# nothing\n")
+    with pytest.raises(UsageError, match=r"sweep\.yaml is empty.*restore it"), claimed_folder(settings, resume=True):
+        pass
+    with pytest.raises(UsageError, match=r"sweep\.yaml is empty"):
+        begun_settings(folder)
+    assert "is empty" in list_sweeps(tmp_path)[0].problem

@@ -250,3 +250,31 @@ def test_shipped_files_read_alike_in_yaml_1_1_and_1_2(path: Path) -> None:
         if isinstance(event, yaml.ScalarEvent) and event.implicit[0]:
             read = yaml.SafeLoader("").resolve(yaml.ScalarNode, event.value, (True, False))
             assert read == core_tag(event.value), f"{event.value!r}, line {event.start_mark.line + 1}"
+
+
+NESTED_ALIASES = "a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 9))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("trial: &a {train: *a}\n", "line 1: an alias names what it stands in"),
+        ("trial: &a\n  <<: *a\n", "line 2: an alias names what it stands in"),
+        ("trial: " + "[" * 3000 + "]" * 3000, "more than 40 values stand within each other"),
+        (NESTED_ALIASES, "with its aliases followed the file holds more than 100000 values"),
+        ("seed: " + "9" * 5000, r"line 1: 9+\.\.\. \(5000 characters\) cannot be read as int"),
+        ("name: 2020-13-45\n", "line 1: 2020-13-45 cannot be read as timestamp; quote it"),
+        ("\nname: !!bool abc\n", "line 2: abc cannot be read as bool"),
+        ('output_dir: "a\\0b"\n', "line 1: .* holds a character that no file or name can"),
+    ],
+)
+def test_yaml_that_cannot_be_held_is_refused_in_a_sentence(write: Any, text: str, message: str) -> None:
+    """Recursion, depth, nested aliases and values that are not of their kind end with the line, at once."""
+    with pytest.raises(UsageError, match=rf"bad\.yaml, {message}|bad\.yaml, line \d+: {message}"):
+        read_document(write("bad.yaml", text))
+
+
+def test_aliases_within_bounds_stand_for_what_they_name(write: Any) -> None:
+    """An alias that is used twice is no recursion."""
+    document = read_document(write("good.yaml", "a: &a {x: [1, 2]}\nb: [*a, *a]\n"))
+    assert document["b"] == [{"x": [1, 2]}, {"x": [1, 2]}]

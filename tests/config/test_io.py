@@ -223,3 +223,45 @@ def test_several_faults_of_a_file_are_a_line_each() -> None:
     first, *lines = str(error.value).splitlines()
     assert first == "it.yaml: 2 faults:"
     assert [line.split(":")[0] for line in lines] == ["  seed", "  train.learning_rate"]
+
+
+SPACE = {"space": {"train.learning_rate": {"type": "float", "low": 1e-4, "high": 1e-2}}}
+
+
+def test_set_reaches_into_keys_with_dots_and_into_lists() -> None:
+    """Keys of `space`, `variants` and `search.points` are dotted paths themselves."""
+    document = SPACE | {
+        "search": {"points": [{"train.learning_rate": 1e-4}]},
+        "variants": {"k4": {"train.adversary.num_steps": 2}},
+    }
+    changed = parse_settings(
+        SweepSettings,
+        document,
+        [
+            "space.train.learning_rate.high=1e-3",
+            "space.train.num_outer_steps={type: int, low: 1, high: 2}",
+            "search.points.0.train.learning_rate=1e-3",
+            "variants.k4.train.adversary.num_steps=4",
+            "variants.k4.train.learning_rate=5e-4",
+        ],
+    )
+    assert changed.space["train.learning_rate"].high == 1e-3  # type: ignore[union-attr]
+    assert changed.space["train.num_outer_steps"].low == 1  # type: ignore[union-attr]
+    assert changed.search.points == ({"train.learning_rate": 1e-3},)
+    assert changed.variants == {"k4": {"train.adversary.num_steps": 4, "train.learning_rate": 5e-4}}
+    assert document["search"] == {"points": [{"train.learning_rate": 1e-4}]}, "what was given stays"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("space.train.weight.high=1", r"--set space\.train\.weight\.high: space holds no 'train\.weight\.high' yet"),
+        ("search.points.1.x=2", r"--set search\.points\.1\.x: '1' is no item of a list, which has no items here"),
+        ("trial.attack.num_examples.0=5", r"no list trial\.attack\.num_examples is set here"),
+        ("objectives.first=2", r"'first' is no item of a list, which has items 0 to 0 here"),
+    ],
+)
+def test_set_says_where_a_path_leads_nowhere(text: str, message: str) -> None:
+    document = SPACE | {"search": {"points": []}, "objectives": [{"metric": "m", "direction": "minimize"}]}
+    with pytest.raises(UsageError, match=message):
+        parse_settings(SweepSettings, document, [text])

@@ -256,3 +256,30 @@ def test_a_training_is_linked_to_the_sweep_of_its_config(
     main_exits([*train[:-1], "away"])
     assert "not tracked: tracking URI" in capsys.readouterr().err
     main_exits([*train[:-1], "asked", "--tracking-uri", "http://127.0.0.1:1"], 1)
+
+
+def test_what_was_moved_is_found_where_it_lies_now(tmp_path: Path) -> None:
+    """A database says where artifacts and models lay before a move; now they are beside it and in the named folder."""
+    before, after = tmp_path / "before", tmp_path / "after"
+    track(before / "unit", before / "unit" / "trials" / "t0", log_models=False)
+    (before / "unit" / "trials" / "t0" / "model").mkdir()
+    run_id = ids(before / "mlflow.db")["t0"]
+    before.rename(after)
+    (after / "unit").rename(after / "renamed")
+    database = sqlite_uri(after / "mlflow.db")
+    run = run_of_trial(after / "renamed", "t0", uri=database)
+    with model_folder(run) as folder:
+        assert folder == after / "renamed" / "trials" / "t0" / "model"
+    kept = after / "mlartifacts" / run_id / "artifacts"
+    kept.mkdir(parents=True, exist_ok=True)
+    (kept / "config.yaml").write_text("seed: 1\n")
+    (tmp_path / "into").mkdir()
+    found = download(find_run(run_id, uri=database), "config.yaml", tmp_path / "into")
+    assert found is not None
+    assert found.read_text() == "seed: 1\n"
+    assert download(find_run(run_id, uri=database), "other.yaml", tmp_path / "into") is None
+    shutil.rmtree(after / "mlartifacts")
+    with pytest.raises(
+        UsageError, match=rf"lie in {before}/mlartifacts/.*, and that folder is gone; put mlartifacts beside"
+    ):
+        download(find_run(run_id, uri=database), "config.yaml", tmp_path / "into")

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import os
+import socket
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from sdm_ray.config import ResourceSettings, SweepSettings
-from sdm_ray.core.errors import UsageError
+from sdm_ray.core.errors import RunError, UsageError
+from sdm_ray.core.files import user_path
 
 LOCAL = "local"
 """The address that asks for a Ray of one's own, whatever the environment says."""
 ADDRESS = "RAY_ADDRESS"
+CONNECT_SECONDS = 5.0
+"""How long a cluster has to take a connection."""
 JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Variable in which Ray's job server hands a job its runtime environment; `ray.init` reads it."""
 WORKING_COPIES = ("runtime_resources", "working_dir_files")
@@ -66,6 +71,58 @@ def choose_cluster(resources: ResourceSettings, environ: Mapping[str, str] = os.
     return ClusterChoice(address=None if address == LOCAL else address, why=why)
 
 
+def check_cluster(resources: ResourceSettings, environ: Mapping[str, str] = os.environ) -> None:
+    """Refuse within seconds what Ray would refuse after a minute: more CPUs than there are, and an address at which
+    nobody listens.
+
+    Raises:
+        UsageError: for an address through which no sweep can run, or more CPUs than this machine has.
+        RunError: where nobody listens.
+    """
+    choice = choose_cluster(resources, environ)
+    if choice.address is None:
+        ray, there = sys.modules.get("ray"), os.cpu_count() or 1
+        if (ray is None or not ray.is_initialized()) and resources.cpus_per_trial > there:
+            raise UsageError(
+                f"resources.cpus_per_trial is {resources.cpus_per_trial:g} but this machine has {there} CPUs in all, "
+                "so no trial would ever start; lower it or use a larger cluster"
+            )
+        return
+    if choice.address == "auto":
+        return
+    host, separator, port = choice.address.rpartition(":")
+    if not (separator and host and port.isdecimal() and 0 < int(port) < 65536):
+        raise UsageError(
+            f"the Ray cluster's address is {choice.address!r} ({choice.why}), and must be HOST:PORT, auto or {LOCAL}"
+        )
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise RunError(
+            f"no Ray cluster answers at {choice.address!r} ({choice.why}): {reason}; "
+            f"start it, correct the address, or set resources.ray_address={LOCAL} for a Ray on this machine"
+        ) from None
+
+
+def check_gpus(resources: ResourceSettings) -> None:
+    """Refuse more GPUs than a Ray on this machine would find.
+
+    Raises:
+        UsageError: with what a trial needs and what there is.
+    """
+    if not resources.gpus_per_trial:
+        return
+    import torch
+
+    there = torch.cuda.device_count()
+    if resources.gpus_per_trial > there:
+        raise UsageError(
+            f"resources.gpus_per_trial is {resources.gpus_per_trial:g} but this machine has {there} GPUs that torch "
+            "can use, so no trial would ever start; lower it or use a larger cluster"
+        )
+
+
 def working_copy(path: Path) -> Path | None:
     """The copy of a job's working directory that a path lies in; None where it lies in none."""
     path = path.resolve()
@@ -111,4 +168,4 @@ def check_output_dir(settings: SweepSettings) -> None:
     """
     if settings.storage_path is None:
         fix = "--set output_dir=/a/folder/that/stays, or set storage_path to where the sweep's files are copied"
-        refuse_working_copy(Path(settings.output_dir), "output_dir", fix)
+        refuse_working_copy(user_path(settings.output_dir, "output_dir"), "output_dir", fix)

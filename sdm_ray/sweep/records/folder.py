@@ -14,13 +14,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sdm_ray.config import SweepSettings, load_settings, to_yaml
+from sdm_ray.config import SweepSettings, load_settings, read_document, to_yaml
 from sdm_ray.core.errors import RunError, UsageError
-from sdm_ray.core.files import write_text
+from sdm_ray.core.files import is_file, user_path, write_text
 from sdm_ray.core.lock import FolderLock
 from sdm_ray.core.suggest import did_you_mean
 from sdm_ray.models.pooling import Chosen, choose_pooling
 from sdm_ray.sweep.cluster.mirror import Mirror, sweep_uri
+from sdm_ray.sweep.search.location import sweep_folder
 from sdm_ray.sweep.state.inputs import inputs_problem
 from sdm_ray.sweep.state.ledger import FILE as LEDGER
 from sdm_ray.sweep.state.ledger import read_record
@@ -54,7 +55,7 @@ def claimed_folder(settings: SweepSettings, *, resume: bool, inputs: Mapping[str
             its encoder have changed.
         RunError: when another driver runs in it, or it cannot be written.
     """
-    folder = (Path(settings.output_dir) / settings.name).resolve()
+    folder = sweep_folder(settings).resolve()
     uri = sweep_uri(settings)
     if uri is not None:
         mirror = Mirror(folder, uri, recursive=False)
@@ -77,7 +78,7 @@ def claimed_folder(settings: SweepSettings, *, resume: bool, inputs: Mapping[str
     lock.acquire()
     try:
         if resume:
-            check_unchanged(load_settings(SweepSettings, folder / SETTINGS), settings)
+            check_unchanged(begun_settings(folder), settings)
             problem = inputs_problem(read_record(folder).entries.values(), inputs or {})
             if problem is not None:
                 raise UsageError(
@@ -101,14 +102,29 @@ def settle_pooling(settings: SweepSettings, *, resume: bool) -> tuple[SweepSetti
     varied = [*settings.space, *(path for changes in settings.variants.values() for path in changes)]
     if encoder.pooling != "auto" or _ENCODER.intersection(varied):
         return settings, None
-    begun = Path(settings.output_dir) / settings.name / SETTINGS
+    begun = sweep_folder(settings) / SETTINGS
     chosen = choose_pooling(encoder)
     if resume and begun.exists():
-        before = load_settings(SweepSettings, begun).trial.encoder.pooling
+        before = begun_settings(begun.parent).trial.encoder.pooling
         if before != "auto":
             chosen = Chosen(encoder.model_copy(update={"pooling": before}), None)
     trial = settings.trial.model_copy(update={"encoder": chosen.encoder})
     return settings.model_copy(update={"trial": trial}), chosen.note
+
+
+def begun_settings(folder: Path) -> SweepSettings:
+    """The settings that the sweep in a folder has begun with.
+
+    Raises:
+        UsageError: when they cannot be read, or the file holds none, as a full disk or an editor may leave it.
+    """
+    path = folder / SETTINGS
+    if not read_document(path):
+        raise UsageError(
+            f"{path} is empty, so nothing says which sweep lies there; restore it (its run in MLflow keeps a copy), or "
+            "start another sweep with --set name=..."
+        )
+    return load_settings(SweepSettings, path)
 
 
 def check_unchanged(before: SweepSettings, now: SweepSettings) -> None:
@@ -163,10 +179,11 @@ def find_sweep(name: str | Path, *, output_dir: str | Path = "runs") -> Path:
     Raises:
         UsageError: when there is none; it suggests the nearest names.
     """
-    for folder in (Path(name), Path(output_dir) / name):
-        if (folder / "sweep.yaml").is_file():
+    output_dir = user_path(output_dir, "output_dir")
+    for folder in (user_path(name, "the sweep"), output_dir / name):
+        if is_file(folder / SETTINGS):
             return folder
-    if Path(name).is_file():
+    if is_file(Path(name)):
         folder = Path(name).parent
         hint = (
             f"write {folder}" if Path(name) == folder / SETTINGS else f"it lies in {output_dir} after `sdm-ray sweep`"

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from sdm_ray.config import SweepSettings, load_settings
+from sdm_ray.config import SweepSettings
 from sdm_ray.core.errors import UsageError
 from sdm_ray.core.result import Status
-from sdm_ray.sweep.records.folder import SETTINGS, differences, find_sweep
+from sdm_ray.sweep.records.folder import SETTINGS, begun_settings, differences, find_sweep
+from sdm_ray.sweep.search.location import sweep_folder
 from sdm_ray.sweep.state.inputs import inputs_problem
 from sdm_ray.sweep.state.ledger import read_record
 from sdm_ray.sweep.state.state import SweepState
@@ -37,9 +37,9 @@ def earlier_results(
     """
     assert settings.search.warm_start is not None
     folder = find_sweep(settings.search.warm_start, output_dir=settings.output_dir)
-    if folder.resolve() == (Path(settings.output_dir) / settings.name).resolve():
+    if folder.resolve() == sweep_folder(settings).resolve():
         raise UsageError("search.warm_start names this sweep itself; --resume goes on with it")
-    earlier = load_settings(SweepSettings, folder / SETTINGS)
+    earlier = begun_settings(folder)
     _check_same(earlier, settings)
     state = SweepState(earlier, read_record(folder))
     problem = inputs_problem(state.trials.values(), inputs or {})
@@ -77,7 +77,7 @@ def forked(settings: SweepSettings, inputs: Mapping[str, str] | None = None) -> 
     Raises:
         UsageError: when there is no sweep to fork.
     """
-    parent = Path(settings.output_dir)
+    parent = sweep_folder(settings).parent
     if not (parent / settings.name / SETTINGS).is_file():
         raise UsageError(f"{parent / settings.name} holds no sweep to fork; leave --fork out to start it")
     taken = {path.name for path in parent.iterdir()}

@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 from sdm_ray.config import Method
 from sdm_ray.core.errors import RunError
-from sdm_ray.core.files import nan_for_null, null_for_nan
-from sdm_ray.core.result import TrialResult
+from sdm_ray.core.files import MALFORMED, nan_for_null, null_for_nan, reason
+from sdm_ray.core.result import TrialResult, check_kinds
 
 FILE = "trials.jsonl"
 Role = Literal["reference", "search", "final"]
@@ -159,15 +159,27 @@ def _read(folder: Path) -> tuple[Record, int]:
     for number, line in enumerate(lines[:-1], start=1):
         try:
             _apply(json.loads(line), record, folder)
-        except (ValueError, KeyError, TypeError) as error:
+        except MALFORMED as error:
             if number < len(lines) - 1:
-                raise RunError(f"{path}, line {number}, is damaged: {error}") from None
+                raise RunError(
+                    f"{path}, line {number}, is damaged ({reason(error)}); restore it, or delete all lines of "
+                    "its trial to run that again with --resume"
+                ) from None
             break
         size += len(line) + 1
     return record, size
 
 
+_KINDS = {
+    **dict.fromkeys(("event", "trial_id", "role", "method", "point", "name"), "text"),
+    **dict.fromkeys(("desired", "harmful", "seconds", "elapsed"), "number"),
+    "params": "mapping", "seed_index": "whole", "step": "whole",
+}  # fmt: skip
+"""Of the values that events may hold."""
+
+
 def _apply(event: dict[str, Any], record: Record, folder: Path) -> None:
+    check_kinds(event, _KINDS)
     kind = event["event"]
     if kind == "study":
         record.study_name, record.sampler_options = event["name"], event.get("sampler_options")

@@ -6,13 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sdm_ray.config import load_settings
-from sdm_ray.config.sweep import SweepSettings
 from sdm_ray.core.errors import RunError, UsageError
 from sdm_ray.core.lock import holder_of
 from sdm_ray.core.result import Status, TrialResult
 from sdm_ray.frontier.points import Point, hypervolume
-from sdm_ray.sweep.records.folder import LOCK, SETTINGS
+from sdm_ray.sweep.records.folder import LOCK, SETTINGS, begun_settings
 from sdm_ray.sweep.state.ledger import FILE as LEDGER
 from sdm_ray.sweep.state.ledger import read_record
 from sdm_ray.sweep.state.snapshot import Snapshot
@@ -111,7 +109,7 @@ def read_status(folder: Path) -> SweepStatus:
         UsageError: when its settings cannot be read.
         RunError: when its ledger is damaged.
     """
-    settings = load_settings(SweepSettings, folder / SETTINGS)
+    settings = begun_settings(folder)
     state = SweepState(settings, read_record(folder))
     return SweepStatus(
         folder=folder,

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 from pathlib import Path
 
 import pytest
 
 from sdm_ray.cli.app import main
 from sdm_ray.config import ResourceSettings
-from sdm_ray.core.errors import UsageError
+from sdm_ray.core.errors import RunError, UsageError
 from sdm_ray.sweep import SilentView, run_sweep
-from sdm_ray.sweep.cluster.choice import ADDRESS, JOB, ClusterChoice, choose_cluster, working_copy
+from sdm_ray.sweep.cluster.choice import (
+    ADDRESS,
+    JOB,
+    ClusterChoice,
+    check_cluster,
+    check_gpus,
+    choose_cluster,
+    working_copy,
+)
 from sdm_ray.sweep.cluster.connection import (
     ENVIRONMENT,
     FREE_PORTS,
@@ -170,3 +179,27 @@ def test_commands_on_one_model_refuse_it_as_well(
     assert ended.value.code == 2
     assert "--out" in (error := capsys.readouterr().err)
     assert "which Ray deletes after the job" in error
+
+
+def test_what_ray_would_refuse_after_a_minute_is_refused_before_it_is_imported() -> None:
+    check_cluster(ResourceSettings(cpus_per_trial=1), {})
+    with pytest.raises(UsageError, match=r"resources\.cpus_per_trial is 99999 but this machine has \d+ CPUs"):
+        check_cluster(ResourceSettings(cpus_per_trial=99999), {})
+    for address in ("nonsense", "host:", "host:port", "host:70000"):
+        with pytest.raises(UsageError, match=rf"address is '{address}' \(RAY_ADDRESS\), and must be HOST:PORT"):
+            check_cluster(ResourceSettings(), {ADDRESS: address})
+
+
+def test_an_address_at_which_nobody_listens_is_said() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        check_cluster(ResourceSettings(ray_address=address), {})
+    with pytest.raises(RunError, match=rf"no Ray cluster answers at '{address}' \(resources\.ray_address\): .*refused"):
+        check_cluster(ResourceSettings(ray_address=address), {})
+
+
+def test_more_gpus_than_there_are_are_refused_before_data_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    check_gpus(ResourceSettings(gpus_per_trial=1))
+    with pytest.raises(UsageError, match=r"resources\.gpus_per_trial is 2 but this machine has 1 GPUs"):
+        check_gpus(ResourceSettings(gpus_per_trial=2))
