@@ -11,7 +11,8 @@ from rich.table import Table
 from sdm_ray.cli.progress import console, print_json
 from sdm_ray.cli.sweep import print_table
 from sdm_ray.core.errors import UsageError
-from sdm_ray.sweep.records.folder import SETTINGS, find_sweep
+from sdm_ray.sweep.records.folder import find_sweep
+from sdm_ray.sweep.search.location import SETTINGS
 from sdm_ray.sweep.view.status import Listed, list_sweeps, read_status
 
 RUNS = Path("runs")

@@ -19,9 +19,9 @@ from sdm_ray.sweep.cluster.mirror import Mirror, MirrorThread, below, sweep_uri,
 from sdm_ray.sweep.cluster.worker import check_function
 from sdm_ray.sweep.frontier_writer import FrontierWriter
 from sdm_ray.sweep.interrupt import StopSwitch, stop_on_signals
-from sdm_ray.sweep.records.folder import RESUME_HINT, SETTINGS, claimed_folder, settle_pooling
+from sdm_ray.sweep.records.folder import RESUME_HINT, claimed_folder, settle_pooling
 from sdm_ray.sweep.search.check import check_sweep
-from sdm_ray.sweep.search.location import check_location
+from sdm_ray.sweep.search.location import SETTINGS, check_location
 from sdm_ray.sweep.search.models import ordered_references
 from sdm_ray.sweep.standing import SweepReport
 from sdm_ray.sweep.state.ledger import trial_folder

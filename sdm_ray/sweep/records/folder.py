@@ -21,12 +21,12 @@ from sdm_ray.core.lock import FolderLock
 from sdm_ray.core.suggest import did_you_mean
 from sdm_ray.models.pooling import Chosen, choose_pooling
 from sdm_ray.sweep.cluster.mirror import Mirror, sweep_uri
-from sdm_ray.sweep.search.location import sweep_folder
+from sdm_ray.sweep.search.location import SETTINGS, sweep_folder
 from sdm_ray.sweep.state.inputs import inputs_problem
 from sdm_ray.sweep.state.ledger import FILE as LEDGER
 from sdm_ray.sweep.state.ledger import read_record
 
-SETTINGS, LOCK = "sweep.yaml", "sweep.lock"
+LOCK = "sweep.lock"
 RESUME_HINT = "run the same command with --resume to go on"
 
 MAY_CHANGE = (

@@ -12,7 +12,7 @@ from sdm_ray.config import SweepSettings, load_settings
 from sdm_ray.core.errors import RunError, UsageError
 from sdm_ray.core.result import Status, TrialResult
 from sdm_ray.frontier.points import Point
-from sdm_ray.sweep.records.folder import SETTINGS
+from sdm_ray.sweep.search.location import SETTINGS
 from sdm_ray.sweep.state.ledger import Entry, Record
 from sdm_ray.sweep.state.state import ROLES, SweepState
 from sdm_ray.tracking.artifacts import download

@@ -9,8 +9,8 @@ from typing import Any
 from sdm_ray.config import SweepSettings
 from sdm_ray.core.errors import UsageError
 from sdm_ray.core.result import Status
-from sdm_ray.sweep.records.folder import SETTINGS, begun_settings, differences, find_sweep
-from sdm_ray.sweep.search.location import sweep_folder
+from sdm_ray.sweep.records.folder import begun_settings, differences, find_sweep
+from sdm_ray.sweep.search.location import SETTINGS, sweep_folder
 from sdm_ray.sweep.state.inputs import inputs_problem
 from sdm_ray.sweep.state.ledger import read_record
 from sdm_ray.sweep.state.state import SweepState

@@ -8,8 +8,9 @@ from pathlib import Path
 from sdm_ray.config import SweepSettings
 from sdm_ray.core.errors import Faults, UsageError
 from sdm_ray.core.files import is_file, user_path
-from sdm_ray.sweep.state.ledger import FILE as LEDGER
 
+SETTINGS = "sweep.yaml"
+"""What a sweep was begun with, in its folder."""
 MAX_NAME_BYTES, MAX_PART_BYTES = 200, 255
 """Of a sweep's name, which `--fork` and temporary files add to, and of any folder's name on usual file systems."""
 MAX_EXPERIMENT_LENGTH = 500
@@ -64,7 +65,7 @@ def check_location(settings: SweepSettings) -> None:
 
 def _has_begun(settings: SweepSettings) -> bool:
     try:
-        return is_file(sweep_folder(settings) / LEDGER)
+        return is_file(sweep_folder(settings) / SETTINGS)
     except UsageError:
         return False
 

@@ -10,7 +10,8 @@ from sdm_ray.core.errors import RunError, UsageError
 from sdm_ray.core.lock import holder_of
 from sdm_ray.core.result import Status, TrialResult
 from sdm_ray.frontier.points import Point, hypervolume
-from sdm_ray.sweep.records.folder import LOCK, SETTINGS, begun_settings
+from sdm_ray.sweep.records.folder import LOCK, begun_settings
+from sdm_ray.sweep.search.location import SETTINGS
 from sdm_ray.sweep.state.ledger import FILE as LEDGER
 from sdm_ray.sweep.state.ledger import read_record
 from sdm_ray.sweep.state.snapshot import Snapshot

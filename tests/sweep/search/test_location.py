@@ -15,8 +15,7 @@ from sdm_ray.core.errors import UsageError
 from sdm_ray.data.readers import data_files
 from sdm_ray.models.hub import resolve
 from sdm_ray.sweep.records.folder import find_sweep
-from sdm_ray.sweep.search.location import check_location, own_storage, sweep_folder
-from sdm_ray.sweep.state.ledger import FILE as LEDGER
+from sdm_ray.sweep.search.location import SETTINGS, check_location, own_storage, sweep_folder
 from sdm_ray.tracking.address import at_home
 from sdm_ray.tracking.place import choose_place
 
@@ -58,7 +57,7 @@ def test_a_sweep_that_has_begun_keeps_its_name(tmp_path: Path) -> None:
     (tmp_path / "group" / "a").mkdir(parents=True)
     with pytest.raises(UsageError):
         check_location(begun)
-    (tmp_path / "group" / "a" / LEDGER).touch()
+    (tmp_path / "group" / "a" / SETTINGS).touch()
     check_location(begun)
 
 
