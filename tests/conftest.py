@@ -16,6 +16,7 @@ from tests.fakes import files as helpers
 torch.set_num_threads(1)
 for name in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_RUN_CONTEXT"):
     os.environ.pop(name, None)  # a test that wants one sets it
+os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 starves trials beside the suite's other processes
 TESTS = Path(__file__).parent
 
 
