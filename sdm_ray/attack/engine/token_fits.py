@@ -1,8 +1,13 @@
-"""Training of many small readers at once: learned queries, logistic regressions and perceptrons, stacked."""
+"""Training of many small readers at once: learned queries, logistic regressions and perceptrons, stacked.
+
+Gradients are written out: the problems are so small that automatic differentiation and an optimizer object take most of
+the time (`tests/benchmarks/token_fits.py`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +22,8 @@ BATCH = 256
 QUERY_STEPS, LOGISTIC_STEPS, PERCEPTRON_STEPS = 100, 150, 150
 QUERY_RATE, LOGISTIC_RATE, PERCEPTRON_RATE = 0.05, 0.05, 0.01
 """Adam's steps and first learning rates; they fall to 0 along half a cosine."""
+BETAS, EPS = (0.9, 0.99), 1e-8
+"""Of Adam."""
 QUERY_PENALTY = 1e-3
 """Of a query and the weights beside it, times half their square."""
 PERCEPTRON_PENALTY = 0.01
@@ -24,6 +31,10 @@ PERCEPTRON_PENALTY = 0.01
 
 Check = Callable[[], None]
 """Raises where the time is up."""
+Rows = Tensor | slice
+"""Examples of a step."""
+Gradients = Callable[[Params, Rows], Params]
+"""Gradients of the sum of A losses, by the names of the parameters."""
 
 
 def train_queries(
@@ -42,20 +53,29 @@ def train_queries(
     Returns:
         (A, K) queries.
     """
-    many, count, _, width = states.shape
+    many, count, length, width = states.shape
     start = torch.randn(many, width, generator=generator).to(states) / width
     params = {"query": start, "weight": states.new_zeros(many, width, num_classes)}
     params["bias"] = states.new_zeros(many, 1, num_classes)
+    absent, targets = ~mask, _targets(labels, num_classes, states)
 
-    def losses(params: Params, rows: Tensor) -> Tensor:
-        chosen, absent = states[:, rows], ~mask[rows]
-        scores = torch.einsum("anlk,ak->anl", chosen, params["query"]).masked_fill(absent, -torch.inf)
-        pooled = torch.einsum("anl,anlk->ank", scores.softmax(2), chosen)
-        penalty = params["query"].square().sum(1) + params["weight"].square().sum((1, 2))
-        return _cross_entropy(pooled @ params["weight"] + params["bias"], labels[rows]) + QUERY_PENALTY / 2 * penalty
+    def gradients(params: Params, rows: Rows) -> Params:
+        chosen = states[:, rows]
+        flat = chosen.reshape(many, -1, width)
+        scores = (flat @ params["query"][..., None]).view(many, -1, length).masked_fill(absent[rows], -torch.inf)
+        attention = scores.softmax(2)
+        pooled = (attention[:, :, None] @ chosen)[:, :, 0]
+        error = _error(pooled @ params["weight"] + params["bias"], targets[rows])
+        by_state = (chosen @ (error @ params["weight"].mT)[..., None])[..., 0]
+        by_score = attention * (by_state - (attention * by_state).sum(2, keepdim=True))
+        return {
+            "query": (by_score.view(many, 1, -1) @ flat)[:, 0] + QUERY_PENALTY * params["query"],
+            "weight": pooled.mT @ error + QUERY_PENALTY * params["weight"],
+            "bias": error.sum(1, keepdim=True),
+        }
 
-    batches = _batches(count, QUERY_STEPS, generator)
-    return _adam(params, losses, batches, QUERY_STEPS, QUERY_RATE, check)["query"]
+    batches = _batches(count, QUERY_STEPS, generator, states.device)
+    return _adam(params, gradients, batches, QUERY_STEPS, QUERY_RATE, check)["query"]
 
 
 def train_logistic(
@@ -76,13 +96,18 @@ def train_logistic(
     """
     many, count, width = features.shape
     params = {"weight": features.new_zeros(many, width, num_classes), "bias": features.new_zeros(many, 1, num_classes)}
+    targets, penalties = _targets(labels, num_classes, features), penalties[:, None, None]
 
-    def losses(params: Params, rows: Tensor) -> Tensor:
-        scores = features[:, rows] @ params["weight"] + params["bias"]
-        return _cross_entropy(scores, labels[rows]) + penalties / 2 * params["weight"].square().sum((1, 2))
+    def gradients(params: Params, rows: Rows) -> Params:
+        chosen = features[:, rows]
+        error = _error(chosen @ params["weight"] + params["bias"], targets[rows])
+        return {
+            "weight": chosen.mT @ error + penalties * params["weight"],
+            "bias": error.sum(1, keepdim=True),
+        }
 
-    batches = _batches(count, LOGISTIC_STEPS, generator)
-    return _adam(params, losses, batches, LOGISTIC_STEPS, LOGISTIC_RATE, check)
+    batches = _batches(count, LOGISTIC_STEPS, generator, features.device)
+    return _adam(params, gradients, batches, LOGISTIC_STEPS, LOGISTIC_RATE, check)
 
 
 def train_perceptrons(
@@ -100,14 +125,22 @@ def train_perceptrons(
         "weight": torch.randn(many, HIDDEN, num_classes, generator=generator).to(features) / HIDDEN**0.5,
         "bias": features.new_zeros(many, 1, num_classes),
     }
+    targets, penalties = _targets(labels, num_classes, features), PERCEPTRON_PENALTY * penalties[:, None, None]
 
-    def losses(params: Params, rows: Tensor) -> Tensor:
-        squares = params["inner"].square().sum((1, 2)) + params["weight"].square().sum((1, 2))
-        loss = _cross_entropy(forward(params, features[:, rows]), labels[rows])
-        return loss + PERCEPTRON_PENALTY * penalties / 2 * squares
+    def gradients(params: Params, rows: Rows) -> Params:
+        chosen = features[:, rows]
+        hidden = torch.relu(chosen @ params["inner"] + params["shift"])
+        error = _error(hidden @ params["weight"] + params["bias"], targets[rows])
+        by_hidden = (error @ params["weight"].mT).masked_fill(hidden == 0, 0.0)
+        return {
+            "inner": chosen.mT @ by_hidden + penalties * params["inner"],
+            "shift": by_hidden.sum(1, keepdim=True),
+            "weight": hidden.mT @ error + penalties * params["weight"],
+            "bias": error.sum(1, keepdim=True),
+        }
 
-    batches = _batches(count, PERCEPTRON_STEPS, generator)
-    return _adam(params, losses, batches, PERCEPTRON_STEPS, PERCEPTRON_RATE, check)
+    batches = _batches(count, PERCEPTRON_STEPS, generator, features.device)
+    return _adam(params, gradients, batches, PERCEPTRON_STEPS, PERCEPTRON_RATE, check)
 
 
 def forward(params: Params, features: Tensor) -> Tensor:
@@ -117,42 +150,45 @@ def forward(params: Params, features: Tensor) -> Tensor:
     return features @ params["weight"] + params["bias"]
 
 
-def _cross_entropy(scores: Tensor, labels: Tensor) -> Tensor:
-    """(A,) means over examples of scores (A, N, C) and labels (N,)."""
-    return F.cross_entropy(scores.movedim(-1, 1), labels.expand(scores.shape[:2]), reduction="none").mean(1)
+def _targets(labels: Tensor, num_classes: int, like: Tensor) -> Tensor:
+    """(N, C) one-hot labels of another tensor's dtype and device."""
+    return F.one_hot(labels, num_classes).to(like)
 
 
-def _batches(count: int, num_steps: int, generator: torch.Generator) -> Iterator[Tensor]:
+def _error(scores: Tensor, targets: Tensor) -> Tensor:
+    """(A, N, C) gradients of the mean cross-entropy by scores (A, N, C), for one-hot targets (N, C)."""
+    return (scores.softmax(2) - targets) / scores.shape[1]
+
+
+def _batches(count: int, num_steps: int, generator: torch.Generator, device: torch.device) -> Iterator[Rows]:
     """Rows of each step: all of them, or parts of shuffled epochs."""
     if count <= BATCH:
-        rows = torch.arange(count)
-        yield from (rows for _ in range(num_steps))
+        yield from (slice(None) for _ in range(num_steps))
         return
     waiting = torch.arange(0)
     for _ in range(num_steps):
         if len(waiting) < BATCH:
             waiting = torch.cat([waiting, torch.randperm(count, generator=generator)])
         rows, waiting = waiting[:BATCH], waiting[BATCH:]
-        yield rows
+        yield rows.to(device)
 
 
 def _adam(
-    params: Params,
-    losses: Callable[[Params, Tensor], Tensor],
-    batches: Iterator[Tensor],
-    num_steps: int,
-    rate: float,
-    check: Check,
+    params: Params, gradients: Gradients, batches: Iterator[Rows], num_steps: int, rate: float, check: Check
 ) -> Params:
-    """Parameters after Adam's steps on the sum of losses (A,), which is each one's own problem."""
-    leaves: Sequence[Tensor] = [value.requires_grad_() for value in params.values()]
-    optimizer = torch.optim.Adam(leaves, lr=rate, betas=(0.9, 0.99))
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_steps)
-    with torch.enable_grad():
-        for rows in batches:
+    """Parameters after Adam's steps on A losses, each a problem of its own; all parameters move as one vector."""
+    flat = torch.cat([value.flatten() for value in params.values()])
+    views = dict(zip(params, torch.split(flat, [value.numel() for value in params.values()]), strict=True))
+    current = {name: views[name].view_as(value) for name, value in params.items()}
+    mean, square = torch.zeros_like(flat), torch.zeros_like(flat)
+    with torch.no_grad():
+        for step, rows in enumerate(batches):
             check()
-            optimizer.zero_grad()
-            losses(params, rows.to(leaves[0].device)).sum().backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            schedule.step()
-    return {name: value.detach() for name, value in params.items()}
+            found = gradients(current, rows)
+            gradient = torch.cat([found[name].flatten() for name in current])
+            mean.lerp_(gradient, 1 - BETAS[0])
+            square.mul_(BETAS[1]).addcmul_(gradient, gradient, value=1 - BETAS[1])
+            spread = (square / (1 - BETAS[1] ** (step + 1))).sqrt_().add_(EPS)
+            here = rate / 2 * (1 + math.cos(math.pi * step / num_steps))
+            flat.addcdiv_(mean, spread, value=-here / (1 - BETAS[0] ** (step + 1)))
+    return current

@@ -181,7 +181,8 @@ def test_commands_on_one_model_refuse_it_as_well(
     assert "which Ray deletes after the job" in error
 
 
-def test_what_ray_would_refuse_after_a_minute_is_refused_before_it_is_imported() -> None:
+def test_what_ray_would_refuse_after_a_minute_is_refused_before_it_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray.is_initialized", lambda: False)  # another test of this process may have started one
     check_cluster(ResourceSettings(cpus_per_trial=1), {})
     with pytest.raises(UsageError, match=r"resources\.cpus_per_trial is 99999 but this machine has \d+ CPUs"):
         check_cluster(ResourceSettings(cpus_per_trial=99999), {})
