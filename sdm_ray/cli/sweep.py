@@ -27,7 +27,7 @@ from sdm_ray.figures.tables import pareto_table
 from sdm_ray.frontier.kept import UNMEASURED, is_unmeasured, kept_note
 from sdm_ray.frontier.points import Point, compare, hypervolume
 from sdm_ray.frontier.select import Rule, select, why_empty
-from sdm_ray.frontier.tables import frontier_document, read_importances, read_tables, write_tables
+from sdm_ray.frontier.tables import frontier_document, read_extras, read_tables, write_tables
 from sdm_ray.sweep.records.best import load_best
 from sdm_ray.sweep.records.comparable import data_digest, unlike
 from sdm_ray.sweep.records.folder import begun_settings, find_sweep, settle_pooling
@@ -224,7 +224,7 @@ def show_frontier(
         pairs = zip(compared, differences, strict=True)
         comparisons = [_comparison(points, theirs, unalike)._asdict() for theirs, unalike in pairs]
         files = _draw(mine, is_run=is_reference(sweep))
-        document = frontier_document(points, read_importances(folder))
+        document = frontier_document(points, read_extras(folder))
         print_json({"sweep": name, **document, "comparisons": comparisons, "files": files})
         select(points)
         return
@@ -261,7 +261,7 @@ def _draw(sweep: _Sweep, *, is_run: bool) -> dict[str, Path | None]:
             write_tables(points, folder)
         frontier_figure(points, folder / FIGURE)
         shares = kept_figure(points, folder / KEPT)
-        write_page(points, folder / PAGE, title=sweep.name, importances=read_importances(folder))
+        write_page(points, folder / PAGE, title=sweep.name, extras=read_extras(folder))
     except (RunError, OSError) as error:
         said = f"no picture is drawn: {error}"
         error_console.print(said, markup=False, soft_wrap=True)

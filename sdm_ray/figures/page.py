@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from sdm_ray.core.metric_names import Metric
 from sdm_ray.figures.curves import cell_numbers
 from sdm_ray.figures.kinds import Kind, kinds
 from sdm_ray.figures.style import FAINT, FRONT, INK, LABELS, TRIAL, model_styles
+from sdm_ray.frontier.details import Extras
 from sdm_ray.frontier.kept import WORDS, Kept, good_metric, kept
 from sdm_ray.frontier.points import Point, hypervolume, pareto_front
 
@@ -20,32 +21,32 @@ TEMPLATE = "page.html"
 MARK = "/*DATA*/"
 MAX_GROWTH = 400
 """Most points of the curve of the hypervolume over the number of trials."""
+ATTACK_COST = (Metric.COST_ATTACK_SECONDS, Metric.COST_NUM_FINE_TUNES)
 
 
-def write_page(
-    points: Sequence[Point], path: Path, *, title: str, importances: Mapping[str, Mapping[str, float]] | None = None
-) -> Path:
+def write_page(points: Sequence[Point], path: Path, *, title: str, extras: Extras | None = None) -> Path:
     """Write the page, atomically.
 
     Args:
         points: all trials, in the order in which they began, and references.
         path: the page.
         title: name of the sweep.
-        importances: shares of the searched settings, by objective.
+        extras: what else is known of the points.
 
     Raises:
         RunError: when the file cannot be written.
     """
     template = (files("sdm_ray.figures") / TEMPLATE).read_text(encoding="utf-8")
-    data = page_data(points, title=title) | {"importances": {k: dict(v) for k, v in (importances or {}).items()}}
+    data = page_data(points, title=title, extras=extras)
     text = json.dumps(data, allow_nan=False, separators=(",", ":"))
     # Within a script element only "<" could end the data, or begin a comment.
     write_text(path, template.replace(MARK, text.replace("<", "\\u003c")))
     return path
 
 
-def page_data(points: Sequence[Point], *, title: str) -> dict[str, Any]:
+def page_data(points: Sequence[Point], *, title: str, extras: Extras | None = None) -> dict[str, Any]:
     """The data that the page is drawn from, ready for JSON; NaN becomes null."""
+    extras = extras or Extras()
     numbers = cell_numbers(points)
     good = good_metric(points)
     shares = [kept(point, good) for point in points]
@@ -62,6 +63,8 @@ def page_data(points: Sequence[Point], *, title: str) -> dict[str, Any]:
         "labels": LABELS,
         "params": sorted({name for point in trials for name in point.params}),
         "growth": _growth(trials),
+        "importances": {name: dict(shares) for name, shares in extras.importances.items()},
+        "details": {name: null_for_nan(one.to_json()) for name, one in extras.details.items()},
         "kept": WORDS[good] if any(share.known for share in shares) else None,
         "points": [
             _plain(point, numbers, kind) | _plain_kept(share)
@@ -96,6 +99,9 @@ def _plain(point: Point, numbers: Sequence[int], kind: Kind) -> dict[str, Any]:
         "params": {name: null_for_nan(value) for name, value in point.params.items()},
         "curve": curve,
         "seconds": null_for_nan(point.metrics.get(Metric.COST_TRAIN_SECONDS)),
+        "attack": [
+            null_for_nan(point.metrics.get(name)) for name in (Metric.COST_ATTACK_SECONDS, Metric.COST_NUM_FINE_TUNES)
+        ],
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from sdm_ray.core.errors import RunError, UsageError
 from sdm_ray.core.files import MALFORMED, atomic_path, nan_for_null, null_for_nan, write_json
+from sdm_ray.frontier.details import Extras, read_details
 from sdm_ray.frontier.points import REFERENCE_POINT, Point, hypervolume, near_front, pareto_front
 
 TABLE_VERSION = 3
@@ -23,9 +24,17 @@ _INTERVALS = ("desired_interval", "harmful_interval")
 
 
 def write_tables(
-    points: Sequence[Point], folder: Path, *, importances: Mapping[str, Mapping[str, float]] | None = None
+    points: Sequence[Point],
+    folder: Path,
+    *,
+    extras: Extras | None = None,
 ) -> tuple[Path, Path]:
     """Write `frontier.parquet` (a row for each point, a column for each metric) and `frontier.json`, atomically.
+
+    Args:
+        points: all points.
+        folder: where the files go.
+        extras: what else is known, for `frontier.json`.
 
     Returns:
         The paths of both.
@@ -37,15 +46,13 @@ def write_tables(
     table_path, json_path = folder / PARQUET, folder / JSON
     with atomic_path(table_path) as temporary:
         pq.write_table(_table(rows), temporary)
-    write_json(json_path, _document(points, rows, importances))
+    write_json(json_path, _document(points, rows, extras))
     return table_path, json_path
 
 
-def frontier_document(
-    points: Sequence[Point], importances: Mapping[str, Mapping[str, float]] | None = None
-) -> dict[str, Any]:
+def frontier_document(points: Sequence[Point], extras: Extras | None = None) -> dict[str, Any]:
     """What `frontier.json` holds, as plain values."""
-    return _document(points, _rows(points), importances)
+    return _document(points, _rows(points), extras)
 
 
 def _rows(points: Sequence[Point]) -> list[dict[str, Any]]:
@@ -54,15 +61,15 @@ def _rows(points: Sequence[Point]) -> list[dict[str, Any]]:
     return [_row(point, on_front=id(point) in front, near_front=id(point) in near) for point in points]
 
 
-def _document(
-    points: Sequence[Point], rows: list[dict[str, Any]], importances: Mapping[str, Mapping[str, float]] | None
-) -> dict[str, Any]:
+def _document(points: Sequence[Point], rows: list[dict[str, Any]], extras: Extras | None) -> dict[str, Any]:
+    extras = extras or Extras()
     return {
         "version": TABLE_VERSION,
         "directions": {"desired": "maximize", "harmful": "minimize"},
         "reference_point": {"desired": REFERENCE_POINT[0], "harmful": REFERENCE_POINT[1]},
         "hypervolume": hypervolume(points),
-        "importances": {name: dict(shares) for name, shares in (importances or {}).items()},
+        "importances": {name: dict(shares) for name, shares in extras.importances.items()},
+        "details": {name: null_for_nan(one.to_json()) for name, one in extras.details.items()},
         "points": [null_for_nan(row) for row in rows],
     }
 
@@ -93,12 +100,20 @@ def read_tables(folder: Path) -> list[Point]:
         ) from None
 
 
-def read_importances(folder: Path) -> dict[str, dict[str, float]]:
-    """Shares of the searched settings by objective, as `write_tables` wrote them; empty where it wrote none."""
+def read_extras(folder: Path) -> Extras:
+    """What `write_tables` wrote beside the points; empty where it wrote nothing."""
     try:
-        values = json.loads((folder / JSON).read_text(encoding="utf-8"))["importances"]
-        return {str(name): {str(key): float(share) for key, share in shares.items()} for name, shares in values.items()}
+        document = json.loads((folder / JSON).read_text(encoding="utf-8"))
+        return Extras(importances=_importances(document), details=read_details(document.get("details")))
     except (OSError, *MALFORMED):
+        return Extras()
+
+
+def _importances(document: dict[str, Any]) -> dict[str, dict[str, float]]:
+    try:
+        values = document["importances"]
+        return {str(name): {str(key): float(share) for key, share in shares.items()} for name, shares in values.items()}
+    except MALFORMED:
         return {}
 
 

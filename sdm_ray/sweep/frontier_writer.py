@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from sdm_ray.frontier.details import Details, Extras
 from sdm_ray.frontier.points import Point, pareto_front
 from sdm_ray.frontier.tables import write_tables
 
@@ -28,6 +29,7 @@ class FrontierWriter:
         warn: shows a warning.
         pause_seconds: shortest pause after the files were written.
         publish: is given the files every `PUBLISH_SECONDS` while the sweep runs.
+        details: what the page says of points beyond their numbers, by id.
     """
 
     def __init__(
@@ -37,11 +39,13 @@ class FrontierWriter:
         warn: Callable[[str], None],
         pause_seconds: float = 5.0,
         publish: Callable[[list[Path]], None] = lambda files: None,
+        details: Callable[[Sequence[Point]], Mapping[str, Details]] = lambda points: {},
     ) -> None:
         self._folder = folder
         self._warn = warn
         self._pause = pause_seconds
         self._publish, self._published = publish, -PUBLISH_SECONDS
+        self._details = details
         self._lock = threading.Lock()
         self._points: list[Point] | None = None
         self._wake = threading.Event()
@@ -90,11 +94,12 @@ class FrontierWriter:
             from sdm_ray.figures.page import write_page
             from sdm_ray.figures.style import model_styles
 
+            extras = Extras(importances=self.importances, details=self._details(points))
             files = [
-                *write_tables(points, self._folder, importances=self.importances),
+                *write_tables(points, self._folder, extras=extras),
                 frontier_figure(points, self._folder / "frontier.png"),
+                write_page(points, self._folder / PAGE, title=self._folder.name, extras=extras),
             ]
-            files.append(write_page(points, self._folder / PAGE, title=self._folder.name, importances=self.importances))
             shown = [*pareto_front(points)[:1], *(point for point in points if point.is_reference)]
             curves = [Curve.from_point(point) for point in shown]
             curves = [curve for curve in curves if curve.num_examples]

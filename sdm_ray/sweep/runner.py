@@ -19,6 +19,7 @@ from sdm_ray.sweep.cluster.mirror import Mirror, MirrorThread, below, sweep_uri,
 from sdm_ray.sweep.cluster.worker import check_function
 from sdm_ray.sweep.frontier_writer import FrontierWriter
 from sdm_ray.sweep.interrupt import StopSwitch, stop_on_signals
+from sdm_ray.sweep.records.details import details_of
 from sdm_ray.sweep.records.folder import RESUME_HINT, claimed_folder, settle_pooling
 from sdm_ray.sweep.search.check import check_sweep
 from sdm_ray.sweep.search.location import SETTINGS, check_location
@@ -159,7 +160,12 @@ def run_sweep(
             view=view,
             switch=switch,
             tracker=tracker,
-            frontier=FrontierWriter(folder, warn=view.message, publish=partial(_publish, tracker, folder)),
+            frontier=FrontierWriter(
+                folder,
+                warn=view.message,
+                publish=partial(_publish, tracker, folder),
+                details=partial(details_of, recorder.state, folder, run_link=tracker.run_link),
+            ),
             report=SweepReport(state=recorder.state, tracker=tracker),
             inputs=inputs or {},
         )

@@ -16,7 +16,9 @@ import pytest
 
 from sdm_ray.core.metric_names import Metric
 from sdm_ray.figures.page import page_data, write_page
+from sdm_ray.frontier.details import Details, Extras
 from sdm_ray.frontier.points import Point, hypervolume
+from sdm_ray.frontier.tables import read_extras, write_tables
 
 
 def point(name: str, desired: float, harmful: float, **changes: Any) -> Point:
@@ -42,6 +44,14 @@ POINTS = [
     point("t4", 0.20, 0.5, feasible=False),
     point("t5", 0.93, math.nan, feasible=False),
 ]
+
+
+def in_browser(path: Path, script: str, folder: Path, width: int = 1280) -> str:
+    """The page's document after a script has run at its end."""
+    path.write_text(path.read_text().replace("</body>", f"<script>{script}</script></body>"))
+    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", f"--window-size={width},1000", "--dump-dom"]
+    command += [f"--user-data-dir={folder}/profile", path.as_uri()]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
 
 
 def test_the_page_says_what_each_point_is() -> None:
@@ -72,6 +82,66 @@ def test_nothing_is_loaded_and_no_name_becomes_code(tmp_path: Path) -> None:
     assert "alert(1)</script>" not in text
     (data,) = re.findall(r'<script id="data" type="application/json">(.*?)</script>', text, re.DOTALL)
     assert json.loads(data)["points"][0]["id"] == evil.trial_id
+
+
+EVIL = "<img src=x onerror=alert(1)>"
+DETAILS = {
+    "t0": Details(
+        reason=f"the audit failed {EVIL}", failed={"label_leak": EVIL}, uninformative={"collapse": "random fails too"},
+        model=f"trials/{EVIL}/model", run="1f2e", run_url="http://127.0.0.1:5000/#/runs/1f2e",
+        found={"fine_tune": {"20": 0.5}, "token_probe": {"20": 0.52, "200": 0.7}},
+    ),
+    "t1": Details(run="9a", run_url="javascript:alert(1)"),
+}  # fmt: skip
+
+
+def test_details_come_back_from_the_tables_and_damaged_ones_are_left_out(tmp_path: Path) -> None:
+    write_tables(POINTS, tmp_path, extras=Extras(importances={"harmful": {"rate": 0.5}}, details=DETAILS))
+    found = read_extras(tmp_path)
+    assert (found.details, found.importances) == (DETAILS, {"harmful": {"rate": 0.5}})
+    document = json.loads((tmp_path / "frontier.json").read_text())
+    document["details"]["t1"] = {"unknown": 1}
+    (tmp_path / "frontier.json").write_text(json.dumps(document))
+    assert read_extras(tmp_path).details == {"t0": DETAILS["t0"]}
+    del document["details"]
+    (tmp_path / "frontier.json").write_text(json.dumps(document))
+    assert read_extras(tmp_path).details == {}, "tables of before"
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="no Chromium on this machine")
+def test_a_browser_shows_the_details_of_the_chosen_point_as_text(tmp_path: Path) -> None:
+    costly = [dataclasses.replace(one, metrics=one.metrics | {"cost/attack_seconds": 12345678.0}) for one in POINTS]
+    path = write_page(costly, tmp_path / "page.html", title="s", extras=Extras(details=DETAILS))
+    script = """
+      const seen = id => { choose(D.points.find(p => p.id === id)); return $("detail").innerHTML; };
+      document.body.append(element("pre", JSON.stringify({t0: seen("t0"), t1: seen("t1"), t2: seen("t2"), width: $("parallel").clientWidth, small: [tidy(0.000312), tidy(0.25), tidy(0)]})));
+    """  # noqa: E501
+    page = in_browser(path, script, tmp_path)
+    found = json.loads(html.unescape(re.search(r"<pre>(.*?)</pre>", page, re.DOTALL)[1]))  # type: ignore[index]
+    assert html.escape(f"the audit failed {EVIL}", quote=False) in found["t0"]
+    assert "<img" not in found["t0"]
+    assert f"label leak: {html.escape(EVIL, quote=False)}" in found["t0"]
+    assert "collapse: random fails too" in found["t0"]
+    assert '<a href="http://127.0.0.1:5000/#/runs/1f2e" target="_blank" rel="noopener">1f2e</a>' in found["t0"]
+    cells = re.findall(r"<td class=\"(\w*)\"[^>]*>([^<]+)</td>", found["t0"])
+    assert cells == [("", "0.500"), ("", "–"), ("best", "0.520"), ("best", "0.700")]
+    assert "<a " not in found["t1"], "an address that is none is no link"
+    assert ">9a<" in found["t1"]
+    assert "1.23e7 s" in found["t0"]
+    assert "MLflow" not in found["t2"]
+    assert found["small"] == ["3.12e-4", "0.25", "0"]
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="no Chromium on this machine")
+def test_on_a_narrow_screen_the_headings_of_the_settings_do_not_touch(tmp_path: Path) -> None:
+    many = [
+        dataclasses.replace(one, params={f"train.setting_{index}": 0.1 * index for index in range(8)}) for one in POINTS
+    ]
+    path = write_page(many, tmp_path / "page.html", title="s")
+    script = 'document.body.append(element("pre", `${$("parallel").clientWidth} ${axes.length}`));'
+    found = re.search(r"<pre>(\d+) (\d+)</pre>", in_browser(path, script, tmp_path, width=400))
+    assert found
+    assert int(found[1]) >= 80 * int(found[2])
 
 
 def test_no_trial_is_a_page_too(tmp_path: Path) -> None:
@@ -106,10 +176,7 @@ def test_a_browser_picks_from_what_is_kept_and_hides_it_where_it_is_unknown(tmp_
       const kept = $("facts").textContent.match(/kept.*?]/g);
       document.body.append(element("pre", `name ${$("name").textContent}; facts ${kept}; hidden ${$("kept-section").hidden}; ${box.height}`));
     """  # noqa: E501
-    path.write_text(path.read_text().replace("</body>", f"<script>{script}</script></body>"))
-    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--window-size=1280,1000", "--dump-dom"]
-    command += [f"--user-data-dir={tmp_path}/profile", path.as_uri()]
-    page = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
+    page = in_browser(path, script, tmp_path)
     found = re.search(r"name (.*?); facts (.*?); hidden (.*?); (\d+)</pre>", page)
     assert found, page[-2000:]
     if measured:
@@ -126,7 +193,7 @@ def test_a_browser_shows_the_curve_of_the_point_that_is_clicked(tmp_path: Path, 
     """A click on a dominated point, then a key; alone, and among ten thousand others."""
     crowd = [point(f"c{index}", 0.86 + 1e-6 * index, 0.75, params={"rate": 1e-3}) for index in range(count)]
     shares = {"desired/accuracy": {"train.rate": 0.75, "sizes": 0.25}}
-    path = write_page([*POINTS, *crowd], tmp_path / "page.html", title="s", importances=shares)
+    path = write_page([*POINTS, *crowd], tmp_path / "page.html", title="s", extras=Extras(importances=shares))
     script = """
       const a = at.find(a => a.p.id === "t2"), box = $("map").getBoundingClientRect();
       $("map").dispatchEvent(new MouseEvent("click", {clientX: box.left + a.x, clientY: box.top + a.y}));
@@ -136,10 +203,7 @@ def test_a_browser_shows_the_curve_of_the_point_that_is_clicked(tmp_path: Path, 
       $("map").focus(); $("map").dispatchEvent(new KeyboardEvent("keydown", {key: "ArrowRight"}));
       document.body.append(element("pre", `clicked ${clicked}; key ${$("name").textContent}; ${spent} ms`));
     """
-    path.write_text(path.read_text().replace("</body>", f"<script>{script}</script></body>"))
-    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--window-size=1280,1000", "--dump-dom"]
-    command += [f"--user-data-dir={tmp_path}/profile", path.as_uri()]
-    shown = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
+    shown = in_browser(path, script, tmp_path)
     found = re.search(r"clicked (.*?); key (.*?); ([0-9.]+) ms</pre>", shown)
     assert found, shown[-2000:]
     assert found[1] == "t2 (dominated)"
@@ -164,10 +228,7 @@ def test_a_browser_sorts_filters_and_writes_the_table_of_all_trials(tmp_path: Pa
       const told = [first, all, rising, falling, lines.length, lines[1]];
       document.body.append(element("pre", `found ${JSON.stringify(told)}`));
     """
-    path.write_text(path.read_text().replace("</body>", f"<script>{script}</script></body>"))
-    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--window-size=400,1000", "--dump-dom"]
-    command += [f"--user-data-dir={tmp_path}/profile", path.as_uri()]
-    shown = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
+    shown = in_browser(path, script, tmp_path, width=400)
     found = re.search(r"found (\[.*\])</pre>", shown)
     assert found, shown[-2000:]
     first, all_rows, rising, falling, lines, line = json.loads(html.unescape(found[1]))

@@ -22,7 +22,7 @@ import pytest
 from sdm_ray.config import ResourceSettings
 from sdm_ray.core.errors import RunError, UsageError
 from sdm_ray.core.result import Status
-from sdm_ray.frontier.tables import read_tables
+from sdm_ray.frontier.tables import read_extras, read_tables
 from sdm_ray.sweep import SilentView, SweepOutcome, run_sweep
 from sdm_ray.sweep import runner as runner_module
 from sdm_ray.sweep.cluster.connection import num_fitting, ray_environment
@@ -117,6 +117,7 @@ def test_sweep_end_to_end(
         assert (result.output_dir / "result.json").exists()
     assert [point.trial_id for point in read_tables(outcome.folder)] == [point.trial_id for point in outcome.points]
     assert (outcome.folder / "frontier.png").stat().st_size > 1000
+    assert read_extras(outcome.folder).details["t0001"].run == "run of t0001"
     check_tracking(tracker, outcome)
 
     again = run_sweep_again(outcome, tmp_path, search__points=points)
@@ -503,6 +504,10 @@ def test_failed_checks_are_said_at_the_trial_and_uninformative_ones_once(tmp_pat
     searched = [result for result in outcome.results if result.trial_id == "t0001"]
     assert "audit failed (information: hidden" in result_line(searched[0])
     assert all(point.held_back for point in outcome.points if not point.is_reference)
+    details = read_extras(outcome.folder).details["t0001"]
+    assert details.reason == "the audit failed (information: hidden, not removed)"
+    assert details.failed == {"information": "hidden, not removed"}
+    assert "collapse" in details.uninformative
 
 
 @in_process
