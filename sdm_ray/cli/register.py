@@ -33,8 +33,7 @@ def run(
     if made.alias is not None:
         words += f", {made.alias}" + (f" in place of version {made.replaced}" if made.replaced else "")
     console.print(escape(words), soft_wrap=True)
-    failed = [] if is_reference(source) else failed_checks(find_sweep(source), taken.trial_id)
-    say_point(taken.metrics, failed)
+    say_point(taken.metrics, failed_checks(source, taken.trial_id, uri))
     console.print(f"load    mlflow.transformers.load_model({escape(repr(made.uri))})", soft_wrap=True)
 
 

@@ -318,7 +318,7 @@ def write_best(
     )
     write_text(out, to_yaml(settings))
     assert settings.origin is not None
-    failed = [] if is_reference(sweep) else failed_checks(find_sweep(sweep), settings.origin.trial_id)
+    failed = failed_checks(sweep, settings.origin.trial_id, tracking_uri)
     if as_json:
         origin = settings.origin.model_dump(mode="json")
         said = says(settings.origin.metrics, failed)

@@ -12,6 +12,8 @@ from sdm_ray.core.metric_names import Metric
 from sdm_ray.core.result import FINAL, read_result
 from sdm_ray.core.verdict import says
 from sdm_ray.frontier.points import interval_of
+from sdm_ray.sweep.records.folder import find_sweep
+from sdm_ray.tracking.address import is_reference
 
 FIGURES = {Metric.DESIRED_ACCURACY: "desired accuracy", Metric.HARMFUL_WORST_ACCURACY: "worst-case harmful accuracy"}
 
@@ -47,10 +49,21 @@ def point_lines(
     return [*([", ".join(parts)] if parts else []), *([f"verdict {verdict}"] if verdict else [])]
 
 
-def failed_checks(sweep: Path, trial_id: str) -> list[str]:
-    """Names of the checks that a sweep's trial failed, by its final attack where there was one."""
+def failed_checks(sweep: str | Path, trial_id: str, uri: str | None = None) -> list[str]:
+    """Names of the checks that a sweep's trial failed, by its final attack where there was one.
+
+    Args:
+        sweep: name or folder of the sweep, or `mlflow:RUN_ID` of a run of it.
+        trial_id: the trial.
+        uri: of MLflow; see `sdm_ray.tracking.runs.find_run`.
+    """
+    if is_reference(str(sweep)):
+        from sdm_ray.sweep.records.tracked import tracked_checks
+
+        return tracked_checks(str(sweep), trial_id, uri=uri)
+    folder = find_sweep(sweep)
     for name in (f"{trial_id}{FINAL}", trial_id):
-        result = read_result(sweep / "trials" / name)
+        result = read_result(folder / "trials" / name)
         if result is not None:
             return list(result.failed_checks)
     return []

@@ -25,7 +25,7 @@ from sdm_ray.tracking.environment import environment_tags
 from sdm_ray.tracking.naming import MAX_TAG, finite_metrics, flat_params, legal_key, readable, tag_values
 from sdm_ray.tracking.outbox import SWEEP_RUN, Delivery, Journal, Record
 from sdm_ray.tracking.place import DEFAULT_EXPERIMENT, keep_place, place_of
-from sdm_ray.tracking.series import Series, kept_tags, split
+from sdm_ray.tracking.series import FAILED_CHECKS, Series, kept_tags, split
 from sdm_ray.tracking.sink import SWEEP_TAG, TRIAL_TAG, MlflowSink
 
 log = logging.getLogger(__name__)
@@ -39,6 +39,8 @@ CLOSE_TIMEOUT_SECONDS, AWAY_TIMEOUT_SECONDS = 45.0, 3.0
 HINT_TIMEOUT_SECONDS = 20.0
 DESCRIPTION = "mlflow.note.content"
 """Tag with what MLflow shows as the description of a run: Markdown."""
+MAX_SAID = 300
+"""Characters of what a failed check saw, in the tag of its trial's run."""
 MAX_COMPARED_RUNS = 100
 """MLflow's page of comparison names every run in its address."""
 UI_PORT = 5000
@@ -196,6 +198,7 @@ class MlflowTracker:
             "seed": result.seed,
             "output_dir": result.output_dir,
             "error": result.error,
+            FAILED_CHECKS: _checks(result.failed_checks),
             **{f"provenance.{name}": value for name, value in result.provenance.items()},
             **kept_tags(metrics, single),
         }
@@ -312,6 +315,11 @@ class MlflowTracker:
         self._steps[trial_id] = max(step, self._steps.get(trial_id, 0))
         for name, value in record["metrics"].items():
             self._last[trial_id, name] = (step, value)
+
+
+def _checks(failed: Mapping[str, str]) -> str | None:
+    """The tag of failed checks; None where none failed."""
+    return json.dumps({name: said[:MAX_SAID] for name, said in failed.items()}) if failed else None
 
 
 def _inputs(provenance: Mapping[str, str]) -> list[dict[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
 from collections.abc import Iterator, Mapping
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sdm_ray.core.errors import RunError, UsageError
+from sdm_ray.core.files import MALFORMED
 from sdm_ray.core.suggest import nearest
 from sdm_ray.tracking.address import (
     PREFIX,
@@ -28,7 +30,7 @@ from sdm_ray.tracking.naming import SEPARATOR
 from sdm_ray.tracking.outbox import SWEEP_RUN
 from sdm_ray.tracking.place import DATABASE, place_of
 from sdm_ray.tracking.place import URI as URI_VARIABLE
-from sdm_ray.tracking.series import KEPT_TAG, measured
+from sdm_ray.tracking.series import FAILED_CHECKS, KEPT_TAG, measured
 from sdm_ray.tracking.sink import SWEEP_TAG, TRIAL_TAG
 
 MAX_NAMES = 5000
@@ -59,6 +61,15 @@ class TrackedRun:
     def is_sweep(self) -> bool:
         """Whether it is the parent of trials."""
         return self.trial_id == SWEEP_RUN
+
+    @property
+    def failed_checks(self) -> dict[str, str]:
+        """What failed checks of the audit saw, by name; empty for runs that were tracked before it was kept."""
+        try:
+            found = json.loads(self.tags.get(FAILED_CHECKS, "{}"))
+            return {str(name): str(said) for name, said in found.items()}
+        except MALFORMED:
+            return {}
 
 
 def find_run(reference: str, *, uri: str | None = None, output_dir: str | Path = "runs") -> TrackedRun:

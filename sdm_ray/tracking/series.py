@@ -18,6 +18,8 @@ from sdm_ray.tracking.naming import MAX_TAG
 
 BY_N = "_by_n"
 """Ends the name of a metric whose steps are numbers of labelled examples."""
+FAILED_CHECKS = "sdm_ray.failed_checks"
+"""Tag of a trial's run: what failed checks of the audit saw, by name, as JSON."""
 KEPT_TAG = "sdm_ray.metrics."
 """Begins the tags with metrics that are not logged under their own names; a number follows."""
 _AT_N = re.compile(r"(?P<head>.+)/n(?P<n>\d+)(?:/(?P<tail>[^/]+))?")

@@ -30,7 +30,7 @@ POINTS: dict[str, dict[str, Any]] = {
     "good": {},
     "worse": {"metrics": {"desired/accuracy": 0.952, "harmful/worst_accuracy": 0.6}},
     "wanted": {"metrics": {"desired/accuracy": 0.97, "harmful/worst_accuracy": 0.6}},
-    "audited": {"metrics": {"audit/passed": 0.0}},
+    "audited": {"metrics": {"audit/passed": 0.0}, "failed_checks": {"label_leak": "labels stand in the text"}},
     "scratched": {"metrics": {"scratch/dominates": 1.0, "scratch/desired_accuracy": 0.96}},
     "infeasible": {"status": Status.INFEASIBLE, "error": "desired accuracy 0.200 is below 0.914"},
     "elsewhere": {"data": "other"},
@@ -60,7 +60,7 @@ def sweep(tmp_path_factory: pytest.TempPathFactory, data_file: Path, encoder_fol
         provenance["attack"] = changes.get("attack", "usual")
         provenance["weights"] = changes.get("weights", provenance["weights"])
         values = {"status": Status.COMPLETE, "error": None} | {
-            k: v for k, v in changes.items() if k in ("status", "error")
+            k: v for k, v in changes.items() if k in ("status", "error", "failed_checks")
         }
         made: TrialResult = dataclasses.replace(
             result, trial_id=name, metrics=GOOD | changes.get("metrics", {}), provenance=provenance, **values
@@ -200,3 +200,11 @@ def test_the_command_says_how_to_load(sweep: Path, capsys: pytest.CaptureFixture
     assert (code, "is one trial already" in error) == (2, True)
     code, out, _ = command(capsys, "register", f"mlflow:{run_id}", "--name", "x", "--no-promote", "--tracking-uri", uri)
     assert (code, "models:/x/1" in out) == (0, True)
+
+
+def test_the_command_names_failed_checks_of_a_run_too(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, uri = trial(sweep, "audited"), sqlite_uri(sweep.parent / "mlflow.db")
+    assert run.failed_checks == {"label_leak": "labels stand in the text"}
+    options = ("--name", "held-back", "--force", "--tracking-uri", uri)
+    code, out, _ = command(capsys, "register", f"mlflow:{run.run_id}", *options)
+    assert (code, "verdict the audit failed: label leak" in out) == (0, True)

@@ -10,7 +10,7 @@ from typing import Any
 
 from sdm_ray.config import SweepSettings, load_settings
 from sdm_ray.core.errors import RunError, UsageError
-from sdm_ray.core.result import Status, TrialResult
+from sdm_ray.core.result import FINAL, Status, TrialResult
 from sdm_ray.frontier.points import Point
 from sdm_ray.sweep.search.location import SETTINGS
 from sdm_ray.sweep.state.ledger import Entry, Record
@@ -61,6 +61,19 @@ def tracked_sweep(
         return parent.name, settings, SweepState(settings, record).judgement.points()
 
 
+def tracked_checks(reference: str, trial_id: str, *, uri: str | None = None) -> list[str]:
+    """Names of the checks that a trial of a tracked sweep failed, by its final attack where there was one.
+
+    Args:
+        reference: `mlflow:RUN_ID` of the sweep or of one of its trials.
+        trial_id: the trial.
+        uri: see `sdm_ray.tracking.runs.find_run`.
+    """
+    runs = {run.trial_id: run for run in sibling_runs(find_run(reference, uri=uri))}
+    run = runs.get(f"{trial_id}{FINAL}") or runs.get(trial_id)
+    return [] if run is None else list(run.failed_checks)
+
+
 def _entries(runs: Iterable[TrackedRun]) -> Iterable[Entry]:
     """Trials that have ended."""
     for run in runs:
@@ -94,6 +107,7 @@ def _entry(run: TrackedRun) -> Entry:
         output_dir=Path(tags.get("output_dir", ".")),
         error=tags.get("error"),
         params=params,
+        failed_checks=run.failed_checks,
         provenance={
             name.removeprefix("provenance."): value for name, value in tags.items() if name.startswith("provenance.")
         },
