@@ -12,13 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sdm_ray.attack.engine.interaction import InteractionScaling, NameStates, name_states
 from sdm_ray.attack.engine.scoring import ScoringSet
 from sdm_ray.attack.engine.stack import AttackTimeoutError
 from sdm_ray.attack.engine.token_cache import Passes
 from sdm_ray.attack.engine.token_fits import forward, train_logistic, train_perceptrons, train_queries
-from sdm_ray.attack.engine.token_states import Names, NameScaling, Scaling, Tokens, known_of, read
+from sdm_ray.attack.engine.token_states import Names, NameScaling, OfNames, Scaling, Tokens, known_of, read
 from sdm_ray.attack.families.base import Attacker
 from sdm_ray.attack.families.probes import ridge
+from sdm_ray.attack.families.token_probe import OF_NAMES
 from sdm_ray.core.seeds import seeded
 from sdm_ray.core.types import Params, Split, Task
 from sdm_ray.models.interface import TrunkLike
@@ -48,7 +50,7 @@ class Reader:
     """An attacker's reader, fitted."""
 
     attacker: Attacker
-    scaling: Scaling | NameScaling
+    scaling: Scaling | OfNames
     query: Tensor | None
     score: Score
 
@@ -76,6 +78,9 @@ class TokenReaders:
         self._passes = Passes(trunk, params)
         self._names: dict[int, Names] = {}
         """Of attacker-train's texts by layer, labelled or not."""
+        self._states: tuple[NameStates | None] | None = None
+        """None where it was not asked for; there may be none."""
+        self._of_names: dict[tuple[str, int, int, str], OfNames] = {}
 
     def fit(
         self, attackers: Sequence[Attacker], subsets: Sequence[Tensor], deadline: float | None = None
@@ -94,7 +99,7 @@ class TokenReaders:
             for layers in self._parts(examples, {attackers[index].layer for index in members}):
                 chosen = [index for index in members if attackers[index].layer in layers]
                 tokens = self._gather(examples, layers)
-                fitting = _Fitting(tokens, examples.labels, self._num_classes, self._seed, deadline, self._names_of)
+                fitting = _Fitting(tokens, examples.labels, self._num_classes, self._seed, deadline, self._named)
                 found = fitting.readers([attackers[index] for index in chosen])
                 readers |= dict(zip(chosen, found, strict=True))
         return [readers[index] for index in range(len(attackers))]
@@ -108,14 +113,38 @@ class TokenReaders:
     def _names_of(self, layer: int) -> Names:
         """Names of attacker-train's texts, at most `NAMED_TEXTS`, read once a layer."""
         if layer not in self._names:
-            pool = self._data.indices(Split.ATTACKER_TRAIN)
-            chosen = pool[torch.randperm(len(pool), generator=seeded(self._seed, "named texts"))[:NAMED_TEXTS]]
-            examples = ScoringSet.of(self._data, chosen, self._task)
+            examples = self._named_texts()
             batches = self._passes.tokens(examples, {layer}, self._known(examples.indices))
             parts = [Names.of(tokens, layer) for tokens in batches]
             first, second, two = (torch.cat(values) for values in zip(*map(_fields, parts), strict=True))
             self._names[layer] = Names(first, second, two)
         return self._names[layer]
+
+    def _named_texts(self) -> ScoringSet:
+        pool = self._data.indices(Split.ATTACKER_TRAIN)
+        chosen = pool[torch.randperm(len(pool), generator=seeded(self._seed, "named texts"))[:NAMED_TEXTS]]
+        return ScoringSet.of(self._data, chosen, self._task)
+
+    def _named(self, attacker: Attacker) -> OfNames:
+        """What makes a vector of a name, for an attacker who reads names."""
+        key = attacker.reading, attacker.layer, attacker.position, attacker.scaling
+        if key not in self._of_names:
+            names = self._names_of(attacker.layer)
+            if attacker.reading == "bilinear":
+                self._of_names[key] = NameScaling.of(attacker.scaling, names, attacker.position)
+            else:
+                layer = attacker.position or attacker.layer
+                self._of_names[key] = InteractionScaling.of(names, self._name_states(), layer)
+        return self._of_names[key]
+
+    def _name_states(self) -> NameStates | None:
+        """Of names of two pieces, put into texts of attacker-train."""
+        if self._states is None:
+            examples = self._named_texts()
+            known = known_of(self._data, examples.indices, torch.device("cpu"))
+            assert known is not None
+            self._states = (name_states(self._trunk, self._params, examples, known, self._seed),)
+        return self._states[0]
 
     def _known(self, indices: Tensor) -> Tensor | None:
         return known_of(self._data, indices, self._device)
@@ -139,7 +168,8 @@ class TokenReaders:
 
         states = {layer: joined([part.states[layer] for part in batches]) for layer in layers}
         mask = joined([part.mask[..., None] for part in batches])[..., 0]
-        return Tokens(states, mask, self._known(examples.indices))
+        ids = joined([part.ids[..., None] for part in batches if part.ids is not None])[..., 0]
+        return Tokens(states, mask, self._known(examples.indices), ids)
 
 
 class _Fitting:
@@ -152,9 +182,9 @@ class _Fitting:
         num_classes: int,
         seed: int,
         deadline: float | None,
-        names_of: Callable[[int], Names],
+        named: Callable[[Attacker], OfNames],
     ) -> None:
-        self._names_of = names_of
+        self._named = named
         self._tokens, self._num_classes, self._deadline = tokens, num_classes, deadline
         self._labels = labels.to(tokens.mask.device)
         self._generator = seeded(seed, "token readers", len(labels))
@@ -168,10 +198,7 @@ class _Fitting:
         features, scalings = [], []
         for a in attackers:
             query = queries.get(_place(a)) if a.reading == "query" else None
-            bilinear = a.reading == "bilinear"
-            scaling = (
-                NameScaling.of(a.scaling, self._names_of(a.layer), a.position) if bilinear else self._scaling(_place(a))
-            )
+            scaling = self._named(a) if a.reading in OF_NAMES else self._scaling(_place(a))
             scalings.append(scaling)
             features.append(read(self._tokens, a.layer, a.reading, a.position, scaling, query))
         scores = self._read_outs(attackers, features)
@@ -215,7 +242,7 @@ class _Fitting:
         stacks: dict[str, list[int]] = defaultdict(list)
         for index, attacker in enumerate(attackers):
             self._check()
-            if attacker.reading == "bilinear":  # its sizes say what matters
+            if attacker.reading in OF_NAMES:  # their sizes say what matters
                 scores[index] = ridge(features[index], self._labels, self._num_classes, attacker.amount)
             elif attacker.readout in TRAINED:
                 stacks[attacker.readout].append(index)
