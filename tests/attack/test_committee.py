@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from sdm_ray.attack.protocol import attack_model
-from sdm_ray.attack.search import COMMITTEE
 from sdm_ray.config import AttackSettings, TrialSettings
 from sdm_ray.core.progress import Progress, run_through
 from sdm_ray.trial.release import own_knowledge
@@ -15,12 +14,13 @@ from sdm_ray.trial.workspace import open_workspace, trunk_params
 from tests.golden import worlds
 
 
-@pytest.mark.parametrize(("alike", "members"), [(1.0, COMMITTEE), (0.0, 1)])
+@pytest.mark.parametrize(("alike", "members"), [(1.0, 5), (0.0, 1)])
 def test_one_record_a_seed_is_made_of_a_committee(
     alike: float, members: int, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Readers that validation finds alike vote; where none is like the best, it is run again alone."""
     monkeypatch.setattr("sdm_ray.attack.search.ALIKE", alike)
+    monkeypatch.setattr("sdm_ray.attack.search.COMMITTEE", 5)
     monkeypatch.chdir(worlds.write(tmp_path))
     settings: TrialSettings = worlds.trial(tmp_path, "bert")
     work = open_workspace(settings)

@@ -72,7 +72,7 @@ class NameStates:
         self._firsts, self._seconds = tuple(firsts), tuple(seconds)
         grid = [(first, second) for first in self._firsts for second in self._seconds]
         states = torch.cat(list(self._run(grid, 1)))
-        table = states.unflatten(0, (len(self._firsts), len(self._seconds)))
+        table = states.reshape(len(self._firsts), len(self._seconds), *states.shape[1:])
         self._states = dict(zip(grid, states, strict=True))
         self._of_first = dict(zip(self._firsts, table.mean(1), strict=True))
         self._of_second = dict(zip(self._seconds, table.mean(0), strict=True))
@@ -107,7 +107,7 @@ class NameStates:
         for start in range(0, len(names), size):
             part = names[start : start + size]
             states = torch.stack([self._pass(text, part) for text in range(len(self._hosts.ids))]).mean(0)
-            yield from states.split(together)
+            yield from torch.split(states, together)
 
     def _pass(self, text: int, names: Sequence[Pair]) -> Tensor:
         ids = self._hosts.holding(text, names).to(self._device)

@@ -210,7 +210,7 @@ def read(
     Args:
         tokens: the texts.
         layer: whose states.
-        reading: one of `families.token_probe.READINGS`, with its `position`.
+        reading: one of `families.token_probe`, with its `position`.
         scaling: of these states, or what makes vectors of names for a reading of those.
         query: (K,) learned, for the reading of that name.
     """

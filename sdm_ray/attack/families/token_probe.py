@@ -37,12 +37,16 @@ ROWS = -2
 POOLED = -1
 """The layer of the pooled features, one vector a text."""
 READINGS: tuple[tuple[Reading, int], ...] = (
-    ("position", 1), ("known", 0), ("query", 0), ("bilinear", 16), ("pair", 0), ("maximum", 0), ("bilinear", 4),
-    ("interaction", 0), ("position", 2), ("position", 3),
+    ("position", 1), ("query", 0), ("maximum", 0), ("position", 2), ("position", 3),
 )  # fmt: skip
-"""Readings with the place of their token, 0 being the special token that most texts begin with; `bilinear` with its
-number of components, and `interaction` with the hidden state that is read, 0 for that of the layer, or for all of them
-side by side where that is of single tokens."""
+"""Readings with the place of their token, 0 being the special token that most texts begin with."""
+NAME_READINGS: tuple[tuple[Reading, int], ...] = (
+    ("bilinear", 3), ("known", 0), ("query", 0), ("bilinear", 16), ("pair", 0), ("maximum", 0), ("bilinear", 4),
+    ("interaction", 0),
+)  # fmt: skip
+"""Readings where it is known at which tokens names stand: fixed places tell no more. `bilinear` with its number of
+components, `interaction` with the hidden state that is read, 0 for that of the layer, or for all of them side by side
+where that is of single tokens."""
 SCALINGS: tuple[Scaling, ...] = ("standardised", "whitened")
 READOUTS: tuple[Readout, ...] = ("logistic", "kernel", "ridge", "perceptron")
 PENALTY = LogFloat(1e-3, 10.0)
@@ -59,10 +63,7 @@ def layers(facts: Facts) -> tuple[int, ...]:
 
 def readings(facts: Facts) -> tuple[tuple[Reading, int], ...]:
     """Readings that the data allow."""
-    if not facts.knows_positions:
-        return tuple(pair for pair in READINGS if pair[0] not in ("known", "pair", *OF_NAMES))
-    # Where a name is known to stand, further fixed places tell no more.
-    return tuple(pair for pair in READINGS if pair[0] != "position" or pair[1] == 1)
+    return NAME_READINGS if facts.knows_positions else READINGS
 
 
 def reading_words(attacker: Attacker) -> str:
