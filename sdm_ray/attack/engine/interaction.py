@@ -28,8 +28,8 @@ COUNTED = 512
 """Texts whose names are counted."""
 ALONE = 16
 """Principal components of a name of one piece."""
-ROUNDING = 1e-6
-"""Share of states' deviation below which an interaction is what rounding left."""
+ROUNDING = 64
+"""Interactions up to this many times the rounding of the states' numbers are none."""
 
 Pair = tuple[int, int]
 """Token ids of the pieces of a name."""
@@ -79,7 +79,7 @@ class NameStates:
         self._mean = states.mean(0)
         self.table = self.of(grid)
         """(R, H, P, E) float64 interactions of all names of the first and second pieces that means are over."""
-        self.factors = _factors(self.table, states - self._mean)
+        self.factors = _factors(self.table, states, torch.finfo(next(iter(params.values())).dtype).eps)
         """(H, P, 1) that give the table's interactions length 1 in the mean; 0 where there are none."""
 
     def of(self, names: Sequence[Pair]) -> Tensor:
@@ -187,8 +187,8 @@ class InteractionScaling:
         return torch.cat([alone, together], dim=1)
 
 
-def _factors(table: Tensor, states: Tensor) -> Tensor:
-    """`NameStates.factors` of interactions and of states (R, H, P, E) about their mean."""
+def _factors(table: Tensor, states: Tensor, rounding: float) -> Tensor:
+    """`NameStates.factors` of interactions and states (R, H, P, E), whose numbers are rounded by a share of them."""
     sizes, largest = (values.square().sum(3, keepdim=True).mean(0).sqrt() for values in (table, states))
     # What is no more than rounding is nothing, however far it could be blown up.
-    return torch.where(sizes > ROUNDING * largest, 1 / sizes.clamp_min(1e-300), 0.0)
+    return torch.where(sizes > ROUNDING * rounding * largest, 1 / sizes.clamp_min(1e-300), 0.0)

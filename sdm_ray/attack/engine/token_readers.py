@@ -12,17 +12,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sdm_ray.attack.engine.interaction import InteractionScaling, NameStates, name_states
+from sdm_ray.attack.engine.name_readings import NameReadings
 from sdm_ray.attack.engine.scoring import ScoringSet
 from sdm_ray.attack.engine.stack import AttackTimeoutError
 from sdm_ray.attack.engine.token_cache import Passes
 from sdm_ray.attack.engine.token_fits import forward, train_logistic, train_perceptrons, train_queries
-from sdm_ray.attack.engine.token_states import Names, NameScaling, OfNames, Scaling, Tokens, known_of, read
+from sdm_ray.attack.engine.token_states import OfNames, Scaling, Tokens, known_of, read
 from sdm_ray.attack.families.base import Attacker
 from sdm_ray.attack.families.probes import ridge
 from sdm_ray.attack.families.token_probe import OF_NAMES
 from sdm_ray.core.seeds import seeded
-from sdm_ray.core.types import Params, Split, Task
+from sdm_ray.core.types import Params, Task
 from sdm_ray.models.interface import TrunkLike
 
 if TYPE_CHECKING:
@@ -34,8 +34,6 @@ STACKED_BYTES = 256 * 1024**2
 """Memory that the scaled states of queries that are learned together may take."""
 SAME = 1e-7
 """Deviation, where that of all tokens is 1, below which a feature is the same in all texts."""
-NAMED_TEXTS = 3000
-"""Texts of attacker-train that principal components of names are fitted to at most."""
 KERNEL_EXAMPLES = 3000
 """Examples that a kernel regression is fitted to at most."""
 
@@ -76,11 +74,7 @@ class TokenReaders:
         self._device = next(iter(params.values())).device
         self._labels, self._num_classes = data.labels_host(task), data.num_classes(task)
         self._passes = Passes(trunk, params)
-        self._names: dict[int, Names] = {}
-        """Of attacker-train's texts by layer, labelled or not."""
-        self._states: tuple[NameStates | None] | None = None
-        """None where it was not asked for; there may be none."""
-        self._of_names: dict[tuple[str, int, int, str], OfNames] = {}
+        self._names = NameReadings(trunk, params, data, task, seed, self._passes)
 
     def fit(
         self, attackers: Sequence[Attacker], subsets: Sequence[Tensor], deadline: float | None = None
@@ -99,7 +93,7 @@ class TokenReaders:
             for layers in self._parts(examples, {attackers[index].layer for index in members}):
                 chosen = [index for index in members if attackers[index].layer in layers]
                 tokens = self._gather(examples, layers)
-                fitting = _Fitting(tokens, examples.labels, self._num_classes, self._seed, deadline, self._named)
+                fitting = _Fitting(tokens, examples.labels, self._num_classes, self._seed, deadline, self._names.of)
                 found = fitting.readers([attackers[index] for index in chosen])
                 readers |= dict(zip(chosen, found, strict=True))
         return [readers[index] for index in range(len(attackers))]
@@ -109,42 +103,6 @@ class TokenReaders:
         layers = {reader.attacker.layer for reader in readers}
         batches = self._passes.tokens(examples, layers, self._known(examples.indices))
         return torch.cat([torch.stack([reader(tokens) for reader in readers]).cpu() for tokens in batches], dim=1)
-
-    def _names_of(self, layer: int) -> Names:
-        """Names of attacker-train's texts, at most `NAMED_TEXTS`, read once a layer."""
-        if layer not in self._names:
-            examples = self._named_texts()
-            batches = self._passes.tokens(examples, {layer}, self._known(examples.indices))
-            parts = [Names.of(tokens, layer) for tokens in batches]
-            first, second, two = (torch.cat(values) for values in zip(*map(_fields, parts), strict=True))
-            self._names[layer] = Names(first, second, two)
-        return self._names[layer]
-
-    def _named_texts(self) -> ScoringSet:
-        pool = self._data.indices(Split.ATTACKER_TRAIN)
-        chosen = pool[torch.randperm(len(pool), generator=seeded(self._seed, "named texts"))[:NAMED_TEXTS]]
-        return ScoringSet.of(self._data, chosen, self._task)
-
-    def _named(self, attacker: Attacker) -> OfNames:
-        """What makes a vector of a name, for an attacker who reads names."""
-        key = attacker.reading, attacker.layer, attacker.position, attacker.scaling
-        if key not in self._of_names:
-            names = self._names_of(attacker.layer)
-            if attacker.reading == "bilinear":
-                self._of_names[key] = NameScaling.of(attacker.scaling, names, attacker.position)
-            else:
-                layer = attacker.position or attacker.layer
-                self._of_names[key] = InteractionScaling.of(names, self._name_states(), layer)
-        return self._of_names[key]
-
-    def _name_states(self) -> NameStates | None:
-        """Of names of two pieces, put into texts of attacker-train."""
-        if self._states is None:
-            examples = self._named_texts()
-            known = known_of(self._data, examples.indices, torch.device("cpu"))
-            assert known is not None
-            self._states = (name_states(self._trunk, self._params, examples, known, self._seed),)
-        return self._states[0]
 
     def _known(self, indices: Tensor) -> Tensor | None:
         return known_of(self._data, indices, self._device)
@@ -278,10 +236,6 @@ def kernel_ridge(features: Tensor, labels: Tensor, num_classes: int, penalty: fl
 
 CLOSED = {"ridge": ridge, "kernel": kernel_ridge}
 TRAINED = {"logistic": train_logistic, "perceptron": train_perceptrons}
-
-
-def _fields(names: Names) -> tuple[Tensor, Tensor, Tensor]:
-    return names.first, names.second, names.second_known
 
 
 def _place(attacker: Attacker) -> Place:

@@ -27,6 +27,8 @@ has them.
 """
 OF_NAMES: tuple[Reading, ...] = ("bilinear", "interaction")
 """Readings that make one vector of a name, in sizes that matter, so that ridge regression reads them out."""
+READS_NAMES: tuple[Reading, ...] = ("known", "pair", *OF_NAMES)
+"""Readings that need to know where names stand."""
 Scaling = Literal["standardised", "whitened"]
 """`standardised` scales each coordinate, `whitened` each principal axis, to deviation 1 over the attacker's tokens."""
 Readout = Literal["logistic", "ridge", "perceptron", "kernel"]

@@ -69,7 +69,7 @@ def test_a_name_of_two_pieces_that_tell_together_alone_is_found() -> None:
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_what_a_layer_makes_of_two_pieces_is_found_by_their_interaction_alone(seed: int) -> None:
-    report = attacked(together(seed), Pairs(seed), num_examples=(60,), num_probe_trials=8)
+    report = attacked(together(seed), Pairs(seed), num_examples=(60,), num_probe_trials=8, num_rerun_seeds=1)
     (cell,) = report.cells
     assert cell.accuracy > 0.9, cell.winner
     assert cell.winner is not None
@@ -81,7 +81,8 @@ def test_what_a_layer_makes_of_two_pieces_is_found_by_their_interaction_alone(se
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_an_interaction_of_pieces_that_know_nothing_tells_nothing(seed: int) -> None:
-    (cell,) = attacked(together(seed, knows=False), Pairs(seed), num_examples=(60,), num_probe_trials=8).cells
+    trunk, data = together(seed, knows=False), Pairs(seed)
+    (cell,) = attacked(trunk, data, num_examples=(60,), num_probe_trials=8).cells
     assert cell.accuracy < 0.6, cell.winner
 
 
