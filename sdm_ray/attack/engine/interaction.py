@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -30,6 +30,11 @@ ALONE = 16
 """Principal components of a name of one piece."""
 ROUNDING = 64
 """Interactions up to this many times the rounding of the states' numbers are none."""
+
+WIDE = 4096
+"""Numbers of a name's interactions above which those of all names are told along the axes of the table's names."""
+KEPT_BYTES = 256 * 1024**2
+"""Memory that states of single names may take; those that were run first make room."""
 
 Pair = tuple[int, int]
 """Token ids of the pieces of a name."""
@@ -86,6 +91,8 @@ class NameStates:
         """(M, H, P, E) float64 interactions of M names, H hidden states."""
         self._know(names)
         found = [self._states[a, b] - self._of_first[a] - self._of_second[b] + self._mean for a, b in names]
+        while len(self._states) * self._mean.nbytes > KEPT_BYTES:
+            del self._states[next(iter(self._states))]
         return torch.stack(found) if found else self._mean.new_zeros(0, *self._mean.shape)
 
     def _know(self, names: Sequence[Pair]) -> None:
@@ -165,11 +172,18 @@ class InteractionScaling:
     """None where the attacker's names are of one piece."""
     layer: int
     """Which hidden state is read; below 1 all of them but that of the embeddings, whose tokens have not met."""
+    axes: Tensor | None = None
+    """(F, K) along which interactions are told; None where they are few numbers."""
 
     @classmethod
     def of(cls, names: Names, states: NameStates | None, layer: int) -> InteractionScaling:
         """Of attacker-train's names, at the layer at which those of one piece are read; see the attributes."""
-        return cls(components(names.first[~names.second_known], ALONE, white=False), states, layer)
+        found = cls(components(names.first[~names.second_known], ALONE, white=False), states, layer)
+        if states is None or found._flat(states.table[:1]).shape[1] <= WIDE:
+            return found
+        # The table's names lie in as many dimensions as there are: nothing of them is lost.
+        _, _, axes = torch.linalg.svd(found._flat(states.table), full_matrices=False)
+        return replace(found, axes=axes.T)
 
     def __call__(self, names: Names) -> Tensor:
         """(N, F) float64, of length 1 in the mean; what is of the other kind of names is zero."""
@@ -179,12 +193,23 @@ class InteractionScaling:
             return alone
         assert names.pieces is not None
         pairs = [(a, b) for a, b in names.pieces[two].tolist()]
-        layers = slice(self.layer, self.layer + 1) if self.layer > 0 else slice(1, None)
-        factors = self.states.factors[layers]
-        told = (self.states.of(pairs)[:, layers] * factors).flatten(1) / (factors > 0).sum().clamp_min(1).sqrt()
+        parts = [pairs[start : start + EXAMPLES_PER_BATCH] for start in range(0, len(pairs), EXAMPLES_PER_BATCH)]
+        told = torch.cat([self._told(part) for part in parts or [[]]])
         together = alone.new_zeros(len(alone), told.shape[1])
         together[two] = told
         return torch.cat([alone, together], dim=1)
+
+    def _told(self, pairs: Sequence[Pair]) -> Tensor:
+        assert self.states is not None
+        flat = self._flat(self.states.of(pairs))
+        return flat if self.axes is None else flat @ self.axes
+
+    def _flat(self, interactions: Tensor) -> Tensor:
+        """(M, ·) of length 1 in the mean, of interactions (M, H, P, E)."""
+        assert self.states is not None
+        layers = slice(self.layer, self.layer + 1) if self.layer > 0 else slice(1, None)
+        factors = self.states.factors[layers]
+        return (interactions[:, layers] * factors).flatten(1) / (factors > 0).sum().clamp_min(1).sqrt()
 
 
 def _factors(table: Tensor, states: Tensor, rounding: float) -> Tensor:

@@ -133,6 +133,31 @@ def test_kinds_of_names_do_not_mix() -> None:
         assert found[~two][:, :6].square().sum(1).mean() == pytest.approx(1)
 
 
+def test_of_a_wide_encoder_names_are_told_along_as_many_axes_as_the_table_has_names(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    _, states = known()
+    names = named(
+        torch.ones(13, dtype=torch.bool), torch.stack([torch.arange(13) % 6 + 50, torch.arange(13) % 7 + 60], 1)
+    )
+    found = InteractionScaling.of(names, states, 1)(names)
+    monkeypatch.setattr("sdm_ray.attack.engine.interaction.WIDE", 29)
+    wide = InteractionScaling.of(names, states, 1)
+    assert wide.axes is not None
+    assert wide.axes.shape[1] == min(30, len(states.table))
+    torch.testing.assert_close(wide(names) @ wide(names).T, found @ found.T)
+
+
+def test_states_of_names_that_were_run_first_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    trunk, states = known()
+    monkeypatch.setattr("sdm_ray.attack.engine.interaction.KEPT_BYTES", 2 * 2 * 5 * 6 * 8)
+    first, wanted = states.of([(50, 60)]), [(50, 60), (51, 61), (52, 62)]
+    found, before = states.of(wanted), trunk.rows
+    assert torch.equal(states.of(wanted)[1:], found[1:])
+    assert trunk.rows == before + 2, "one name had gone, in two texts"
+    torch.testing.assert_close(found[:1], first)
+
+
 def test_names_of_one_piece_are_read_as_they_stand() -> None:
     names = named(torch.zeros(20, dtype=torch.bool), torch.zeros(20, 2, dtype=torch.long))
     found = InteractionScaling.of(names, None, 1)(names)
