@@ -20,10 +20,11 @@ from sdm_ray.core.seeds import seeded
 from sdm_ray.core.types import Batch, Params
 from sdm_ray.models.interface import TrunkLike
 
-SIZES = ((8, 16), (4, 16), (4, 8), (2, 8), (2, 4), (1, 4), (1, 2))
+SIZES = ((8, 16), (4, 16), (4, 8), (2, 8), (2, 4), (1, 4))
 """Texts that names are put into, and partners that a piece is averaged over; the first that `PASSES` allows."""
 PASSES = 2048
-"""Texts that go through the trunk for the names of `COUNTED` texts, unless even the least sizes take more."""
+"""Texts that may go through the trunk for the names of `COUNTED` texts. Where the least sizes take more, names hardly
+share pieces: there is no table of them."""
 COUNTED = 512
 """Texts whose names are counted."""
 ALONE = 16
@@ -127,7 +128,7 @@ class NameStates:
 
 
 def name_states(trunk: TrunkLike, params: Params, examples: ScoringSet, known: Tensor, seed: int) -> NameStates | None:
-    """Of the names of two pieces in an attacker's texts; None where no first or no second piece meets another.
+    """Of the names of two pieces in an attacker's texts; None where they make no table, see `SIZES`.
 
     Args:
         trunk: a transformers encoder of texts.
@@ -145,22 +146,25 @@ def name_states(trunk: TrunkLike, params: Params, examples: ScoringSet, known: T
     if min(map(len, counts)) < 2:
         return None
     order = torch.randperm(len(rows), generator=seeded(seed, "hosts of names")).tolist()
-    num_texts, num_partners = _sizes([names[place] for place in order[:COUNTED]])
+    sizes = _sizes([names[place] for place in order[:COUNTED]])
+    if sizes is None:
+        return None
+    num_texts, num_partners = sizes
     firsts, seconds = (sorted(piece for piece, _ in count.most_common(num_partners)) for count in counts)
     # Of some texts at random, the shorter ones: they are cheap, and what follows a name is in them too.
     chosen = sorted((rows[place] for place in order[: 4 * num_texts]), key=lambda row: len(ids[row]))[:num_texts]
     return NameStates(trunk, params, Hosts([ids[row] for row in chosen], known[chosen]), firsts, seconds)
 
 
-def _sizes(names: Sequence[Pair]) -> tuple[int, int]:
-    """Of `SIZES`, for texts with such names."""
+def _sizes(names: Sequence[Pair]) -> tuple[int, int] | None:
+    """Of `SIZES`, for texts with such names; None where all take too many passes."""
     firsts, seconds, pairs = len({a for a, _ in names}), len({b for _, b in names}), len(set(names))
 
     def passes(texts: int, partners: int) -> int:
         more = max(0, firsts - partners) + max(0, seconds - partners)
         return texts * (min(firsts, partners) * min(seconds, partners) + more * partners + pairs)
 
-    return next((sizes for sizes in SIZES if passes(*sizes) <= PASSES), SIZES[-1])
+    return next((sizes for sizes in SIZES if passes(*sizes) <= PASSES), None)
 
 
 @dataclass(frozen=True)
@@ -169,7 +173,7 @@ class InteractionScaling:
 
     alone: Scaling
     states: NameStates | None
-    """None where the attacker's names are of one piece."""
+    """None where there is no table of names: then those of two are read as if they were of one."""
     layer: int
     """Which hidden state is read; below 1 all of them but that of the embeddings, whose tokens have not met."""
     axes: Tensor | None = None
@@ -178,7 +182,8 @@ class InteractionScaling:
     @classmethod
     def of(cls, names: Names, states: NameStates | None, layer: int) -> InteractionScaling:
         """Of attacker-train's names, at the layer at which those of one piece are read; see the attributes."""
-        found = cls(components(names.first[~names.second_known], ALONE, white=False), states, layer)
+        alone = names.first if states is None else names.first[~names.second_known]
+        found = cls(components(alone, ALONE, white=False), states, layer)
         if states is None or found._flat(states.table[:1]).shape[1] <= WIDE:
             return found
         # The table's names lie in as many dimensions as there are: nothing of them is lost.
@@ -188,7 +193,7 @@ class InteractionScaling:
     def __call__(self, names: Names) -> Tensor:
         """(N, F) float64, of length 1 in the mean; what is of the other kind of names is zero."""
         two = names.second_known
-        alone = self.alone(names.first) * (~two[:, None])
+        alone = self.alone(names.first)
         if self.states is None:
             return alone
         assert names.pieces is not None
@@ -197,7 +202,7 @@ class InteractionScaling:
         told = torch.cat([self._told(part) for part in parts or [[]]])
         together = alone.new_zeros(len(alone), told.shape[1])
         together[two] = told
-        return torch.cat([alone, together], dim=1)
+        return torch.cat([alone * ~two[:, None], together], dim=1)
 
     def _told(self, pairs: Sequence[Pair]) -> Tensor:
         assert self.states is not None

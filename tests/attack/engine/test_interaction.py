@@ -158,8 +158,14 @@ def test_states_of_names_that_were_run_first_make_room(monkeypatch: pytest.Monke
     torch.testing.assert_close(found[:1], first)
 
 
-def test_names_of_one_piece_are_read_as_they_stand() -> None:
-    names = named(torch.zeros(20, dtype=torch.bool), torch.zeros(20, 2, dtype=torch.long))
+def test_names_that_hardly_share_pieces_make_no_table() -> None:
+    examples, places = texts([(row, 400 + row) for row in range(50, 350)])
+    assert name_states(Combining(1.0), {}, examples, places, 0) is None  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("two", [False, True])
+def test_without_a_table_names_are_read_by_their_first_piece(two: bool) -> None:
+    names = named(torch.full((20,), two), torch.zeros(20, 2, dtype=torch.long))
     found = InteractionScaling.of(names, None, 1)(names)
     assert found.shape == (20, 6)
     assert found.square().sum(1).mean() == pytest.approx(1)
