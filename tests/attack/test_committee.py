@@ -55,3 +55,6 @@ def test_one_record_a_seed_is_made_of_a_committee(
     assert [record.seed_index for record in reruns] == [0, 1, 2]
     assert report.cells[0].valid
     assert len([record for record in report.records if record.phase == "search"]) == 8 * 2, "two seeds a point"
+    losses = [sum(r.val_loss for r in report.records if r.phase == "search" and r.trial == trial) for trial in range(8)]
+    assert report.cells[0].winner is not None
+    assert report.cells[0].winner.trial == losses.index(min(losses)), "the surest reader leads"
