@@ -15,9 +15,9 @@ from contextlib import closing
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
 
 from sdm_ray.attack.check import check_data, resolve_sizes
+from sdm_ray.attack.engine.committee import vote
 from sdm_ray.attack.engine.executor import Executor, Outcome, retry_of
 from sdm_ray.attack.engine.scoring import ScoringSet
 from sdm_ray.attack.families import the_family
@@ -242,7 +242,7 @@ class FineTunes:
                 yield Progress("attack", self._done, self._total, {})
             attackers = retries
         for members in self._members.values():
-            self._keep(self._record(_vote(members)))
+            self._keep(self._record(vote(members)))
         self._members.clear()
 
     def note_best(self, curves: Mapping[SearchKey, Sequence[float]]) -> None:
@@ -292,29 +292,6 @@ class FineTunes:
             scores |= {f"test_{name}": value for name, value in test._asdict().items()}
         permutation = " ".join(map(str, calibration.permutation))
         return dataclasses.replace(record, permutation=permutation, logit_scale=calibration.scale, **scores)
-
-
-def _vote(members: Sequence[Outcome]) -> Outcome:
-    """One outcome of several readers of the same examples: the mean of their scores, each centred over classes and
-    scaled to deviation 1 on attacker-validation."""
-    deviations = [_centred(member.val_logits).std().clamp_min(1e-12) for member in members]
-
-    def mean(split: str) -> Tensor:
-        parts = zip(members, deviations, strict=True)
-        return torch.stack([_centred(getattr(member, split)) / deviation for member, deviation in parts]).mean(0)
-
-    return dataclasses.replace(
-        members[0],
-        seconds=sum(member.seconds for member in members),
-        flops=sum(member.flops for member in members),
-        val_logits=mean("val_logits"),
-        test_logits=mean("test_logits"),
-    )
-
-
-def _centred(scores: Tensor | None) -> Tensor:
-    assert scores is not None
-    return scores - scores.mean(1, keepdim=True)
 
 
 def _search_of(record: AttackRecord) -> SearchKey:

@@ -15,12 +15,10 @@ from sdm_ray.config.attack import SHARING, AttackSettings
 from sdm_ray.core.seeds import derived_seed
 from sdm_ray.core.statistics import mean, t_interval
 
-COMMITTEE = 5
+COMMITTEE = 10
 """Readers of tokens that are run again and vote: one alone is chosen for the few names that validation holds."""
-
-
 ALIKE = 0.05
-"""Validation accuracy by which members of a committee fall short of the best reader at most."""
+"""Validation loss by which members of a committee exceed the best reader at most."""
 
 
 class SearchKey(NamedTuple):
@@ -196,9 +194,8 @@ class Search:
         if self._family.design is None:
             return sorted(trials, key=lambda trial: self._scores[trial], reverse=True)[:1]
         # Readers that differ by a few names in what they get right are alike; how sure they are of all tells more.
-        least = max((self._scores[trial][0] for trial in trials), default=0.0) - ALIKE
-        trials = [trial for trial in trials if self._scores[trial][0] >= least]
-        return sorted(trials, key=lambda trial: self._scores[trial][1], reverse=True)[:COMMITTEE]
+        trials.sort(key=lambda trial: self._scores[trial][1], reverse=True)
+        return [trial for trial in trials if self._scores[trial][1] >= self._scores[trials[0]][1] - ALIKE][:COMMITTEE]
 
 
 def drop_reruns(cells: Sequence[Sequence[Search]], settings: AttackSettings) -> None:

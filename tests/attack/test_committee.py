@@ -5,12 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import torch
 
-from sdm_ray.attack.engine.executor import Outcome
-from sdm_ray.attack.families.base import Attacker
-from sdm_ray.attack.protocol import _vote, attack_model
-from sdm_ray.attack.search import COMMITTEE
+from sdm_ray.attack.protocol import attack_model
 from sdm_ray.config import AttackSettings, TrialSettings
 from sdm_ray.core.progress import Progress, run_through
 from sdm_ray.trial.release import own_knowledge
@@ -18,32 +14,13 @@ from sdm_ray.trial.workspace import open_workspace, trunk_params
 from tests.golden import worlds
 
 
-def outcome(scores: list[list[float]], seconds: float) -> Outcome:
-    attacker = Attacker(family="token_probe", num_examples=4, trains="probe", probe="token_probe")
-    values = torch.tensor(scores)
-    return Outcome(attacker, "ok", seconds, flops=1.0, val_logits=values, test_logits=values)
-
-
-def test_a_vote_weighs_members_alike_whatever_their_scale() -> None:
-    sure = [[2.0, 0.0], [0.0, 2.0], [2.0, 0.0]]
-    other = [[0.0, 100.0], [0.0, 100.0], [100.0, 0.0]]
-    found = _vote([outcome(sure, 1.0), outcome(sure, 1.0), outcome(other, 2.0)])
-    assert found.test_logits is not None
-    assert found.test_logits.argmax(1).tolist() == [0, 1, 0], "two against one"
-    assert found.seconds == 4.0
-    assert found.flops == 3.0
-    shifted = [[a + 7.0, b + 7.0] for a, b in sure]
-    again = _vote([outcome(shifted, 1.0), outcome(sure, 1.0), outcome(other, 2.0)])
-    assert again.test_logits is not None
-    assert torch.allclose(again.test_logits, found.test_logits)
-
-
-@pytest.mark.parametrize(("alike", "members"), [(1.0, COMMITTEE), (0.0, 1)])
+@pytest.mark.parametrize(("alike", "members"), [(1.0, 5), (0.0, 1)])
 def test_one_record_a_seed_is_made_of_a_committee(
     alike: float, members: int, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Readers that validation finds alike vote; where none is like the best, it is run again alone."""
     monkeypatch.setattr("sdm_ray.attack.search.ALIKE", alike)
+    monkeypatch.setattr("sdm_ray.attack.search.COMMITTEE", 5)
     monkeypatch.chdir(worlds.write(tmp_path))
     settings: TrialSettings = worlds.trial(tmp_path, "bert")
     work = open_workspace(settings)
@@ -78,3 +55,6 @@ def test_one_record_a_seed_is_made_of_a_committee(
     assert [record.seed_index for record in reruns] == [0, 1, 2]
     assert report.cells[0].valid
     assert len([record for record in report.records if record.phase == "search"]) == 8 * 2, "two seeds a point"
+    losses = [sum(r.val_loss for r in report.records if r.phase == "search" and r.trial == trial) for trial in range(8)]
+    assert report.cells[0].winner is not None
+    assert report.cells[0].winner.trial == losses.index(min(losses)), "the surest reader leads"

@@ -87,6 +87,19 @@ def test_what_a_model_does_not_have_is_left_out(tmp_path: Path) -> None:
     assert all(isinstance(one, Attacker) for one in found.attackers("fine_tune", 20, RICH))
 
 
+def test_readers_of_names_are_left_out_where_none_is_known_or_the_layer_is_not_there(tmp_path: Path) -> None:
+    reader = {"trains": "probe", "probe": "token_probe", "readout": "ridge", "scaling": "standardised", "layer": 0}
+    readings: list[dict[str, Any]] = [
+        {"reading": "query"}, {"reading": "known"}, {"reading": "interaction", "position": 1},
+        {"reading": "interaction", "position": 9},
+    ]  # fmt: skip
+    entries = [entry(family="token_probe", attacker=reader | reading) for reading in readings]
+    found = read_portfolio(write(tmp_path / "p.json", *entries))
+    for known, kept in ((True, ["query", "known", "interaction"]), (False, ["query"])):
+        facts = RICH._replace(knows_positions=known)
+        assert [one.reading for one in found.attackers("token_probe", 20, facts)] == kept
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -12,15 +12,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sdm_ray.attack.engine.name_readings import NameReadings
 from sdm_ray.attack.engine.scoring import ScoringSet
 from sdm_ray.attack.engine.stack import AttackTimeoutError
 from sdm_ray.attack.engine.token_cache import Passes
 from sdm_ray.attack.engine.token_fits import forward, train_logistic, train_perceptrons, train_queries
-from sdm_ray.attack.engine.token_states import Names, NameScaling, Scaling, Tokens, known_of, read
+from sdm_ray.attack.engine.token_states import OfNames, Scaling, Tokens, known_of, read
 from sdm_ray.attack.families.base import Attacker
 from sdm_ray.attack.families.probes import ridge
+from sdm_ray.attack.families.token_probe import OF_NAMES
 from sdm_ray.core.seeds import seeded
-from sdm_ray.core.types import Params, Split, Task
+from sdm_ray.core.types import Params, Task
 from sdm_ray.models.interface import TrunkLike
 
 if TYPE_CHECKING:
@@ -32,8 +34,6 @@ STACKED_BYTES = 256 * 1024**2
 """Memory that the scaled states of queries that are learned together may take."""
 SAME = 1e-7
 """Deviation, where that of all tokens is 1, below which a feature is the same in all texts."""
-NAMED_TEXTS = 3000
-"""Texts of attacker-train that principal components of names are fitted to at most."""
 KERNEL_EXAMPLES = 3000
 """Examples that a kernel regression is fitted to at most."""
 
@@ -48,7 +48,7 @@ class Reader:
     """An attacker's reader, fitted."""
 
     attacker: Attacker
-    scaling: Scaling | NameScaling
+    scaling: Scaling | OfNames
     query: Tensor | None
     score: Score
 
@@ -74,8 +74,7 @@ class TokenReaders:
         self._device = next(iter(params.values())).device
         self._labels, self._num_classes = data.labels_host(task), data.num_classes(task)
         self._passes = Passes(trunk, params)
-        self._names: dict[int, Names] = {}
-        """Of attacker-train's texts by layer, labelled or not."""
+        self._names = NameReadings(trunk, params, data, task, seed, self._passes)
 
     def fit(
         self, attackers: Sequence[Attacker], subsets: Sequence[Tensor], deadline: float | None = None
@@ -94,7 +93,7 @@ class TokenReaders:
             for layers in self._parts(examples, {attackers[index].layer for index in members}):
                 chosen = [index for index in members if attackers[index].layer in layers]
                 tokens = self._gather(examples, layers)
-                fitting = _Fitting(tokens, examples.labels, self._num_classes, self._seed, deadline, self._names_of)
+                fitting = _Fitting(tokens, examples.labels, self._num_classes, self._seed, deadline, self._names.of)
                 found = fitting.readers([attackers[index] for index in chosen])
                 readers |= dict(zip(chosen, found, strict=True))
         return [readers[index] for index in range(len(attackers))]
@@ -104,18 +103,6 @@ class TokenReaders:
         layers = {reader.attacker.layer for reader in readers}
         batches = self._passes.tokens(examples, layers, self._known(examples.indices))
         return torch.cat([torch.stack([reader(tokens) for reader in readers]).cpu() for tokens in batches], dim=1)
-
-    def _names_of(self, layer: int) -> Names:
-        """Names of attacker-train's texts, at most `NAMED_TEXTS`, read once a layer."""
-        if layer not in self._names:
-            pool = self._data.indices(Split.ATTACKER_TRAIN)
-            chosen = pool[torch.randperm(len(pool), generator=seeded(self._seed, "named texts"))[:NAMED_TEXTS]]
-            examples = ScoringSet.of(self._data, chosen, self._task)
-            batches = self._passes.tokens(examples, {layer}, self._known(examples.indices))
-            parts = [Names.of(tokens, layer) for tokens in batches]
-            first, second, two = (torch.cat(values) for values in zip(*map(_fields, parts), strict=True))
-            self._names[layer] = Names(first, second, two)
-        return self._names[layer]
 
     def _known(self, indices: Tensor) -> Tensor | None:
         return known_of(self._data, indices, self._device)
@@ -139,7 +126,8 @@ class TokenReaders:
 
         states = {layer: joined([part.states[layer] for part in batches]) for layer in layers}
         mask = joined([part.mask[..., None] for part in batches])[..., 0]
-        return Tokens(states, mask, self._known(examples.indices))
+        ids = joined([part.ids[..., None] for part in batches if part.ids is not None])[..., 0]
+        return Tokens(states, mask, self._known(examples.indices), ids)
 
 
 class _Fitting:
@@ -152,9 +140,9 @@ class _Fitting:
         num_classes: int,
         seed: int,
         deadline: float | None,
-        names_of: Callable[[int], Names],
+        named: Callable[[Attacker], OfNames],
     ) -> None:
-        self._names_of = names_of
+        self._named = named
         self._tokens, self._num_classes, self._deadline = tokens, num_classes, deadline
         self._labels = labels.to(tokens.mask.device)
         self._generator = seeded(seed, "token readers", len(labels))
@@ -168,10 +156,7 @@ class _Fitting:
         features, scalings = [], []
         for a in attackers:
             query = queries.get(_place(a)) if a.reading == "query" else None
-            bilinear = a.reading == "bilinear"
-            scaling = (
-                NameScaling.of(a.scaling, self._names_of(a.layer), a.position) if bilinear else self._scaling(_place(a))
-            )
+            scaling = self._named(a) if a.reading in OF_NAMES else self._scaling(_place(a))
             scalings.append(scaling)
             features.append(read(self._tokens, a.layer, a.reading, a.position, scaling, query))
         scores = self._read_outs(attackers, features)
@@ -215,7 +200,7 @@ class _Fitting:
         stacks: dict[str, list[int]] = defaultdict(list)
         for index, attacker in enumerate(attackers):
             self._check()
-            if attacker.reading == "bilinear":  # its sizes say what matters
+            if attacker.reading in OF_NAMES:  # their sizes say what matters
                 scores[index] = ridge(features[index], self._labels, self._num_classes, attacker.amount)
             elif attacker.readout in TRAINED:
                 stacks[attacker.readout].append(index)
@@ -251,10 +236,6 @@ def kernel_ridge(features: Tensor, labels: Tensor, num_classes: int, penalty: fl
 
 CLOSED = {"ridge": ridge, "kernel": kernel_ridge}
 TRAINED = {"logistic": train_logistic, "perceptron": train_perceptrons}
-
-
-def _fields(names: Names) -> tuple[Tensor, Tensor, Tensor]:
-    return names.first, names.second, names.second_known
 
 
 def _place(attacker: Attacker) -> Place:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -32,6 +32,8 @@ class Tokens:
     """(N, L) bool; True on tokens."""
     known: Tensor | None
     """(N, 2) places of a name's tokens; negative where none is known. None where the data do not tell."""
+    ids: Tensor | None = None
+    """(N, L) int64."""
 
     def at(self, layer: int, positions: Tensor) -> Tensor:
         """(N, E) states of one token of each text, the last one of a text that is shorter."""
@@ -90,7 +92,7 @@ def tokens_of(
         elif layer == POOLED:
             assert done.features is not None
             found[POOLED] = done.features[:, None].expand(*mask.shape, -1)
-    return Tokens(found, mask.bool(), known)
+    return Tokens(found, mask.bool(), known, ids)
 
 
 def known_of(data: AttackDataset, indices: Tensor, device: torch.device) -> Tensor | None:
@@ -135,7 +137,7 @@ class Scaling:
 
 @dataclass(frozen=True)
 class NameScaling:
-    """Principal components of names' tokens: those of names of one token, and of each token of two."""
+    """Names as vectors: components of names of one token, and products of components of each token of two."""
 
     alone: Scaling
     first: Scaling
@@ -146,7 +148,7 @@ class NameScaling:
         """Of `rank` components, `whitened`, or `standardised` as a whole, so that large ones stay large."""
         two, white = names.second_known, kind == "whitened"
         parts = (names.first[~two], names.first[two], names.second[two])
-        return cls(*(_components(part, rank, white=white) for part in parts))
+        return cls(*(components(part, rank, white=white) for part in parts))
 
     def __call__(self, names: Names) -> Tensor:
         """(N, F) float64 components of names of one token, and products of those of two; the other kind's are zero."""
@@ -166,15 +168,22 @@ class Names:
     """(N, E); any where there is no second token."""
     second_known: Tensor
     """(N,) bool."""
+    pieces: Tensor | None = None
+    """(N, 2) int64 token ids; any where there is no second token."""
 
     @classmethod
     def of(cls, tokens: Tokens, layer: int) -> Names:
         """Of texts whose names' places are known."""
         assert tokens.known is not None
-        return cls(tokens.name(layer, 0), tokens.name(layer, 1), tokens.known[:, 1] >= 0)
+        pieces = None if tokens.ids is None else tokens.ids.gather(1, tokens.known.clamp_min(0))
+        return cls(tokens.name(layer, 0), tokens.name(layer, 1), tokens.known[:, 1] >= 0, pieces)
 
 
-def _components(states: Tensor, rank: int, *, white: bool) -> Scaling:
+OfNames = Callable[[Names], Tensor]
+"""(N, F) float64, one vector a name."""
+
+
+def components(states: Tensor, rank: int, *, white: bool) -> Scaling:
     """The first principal components of states (N, E), scaled to length 1 in the mean; fewer where there are fewer."""
     width = states.shape[1]
     if len(states) < 2:
@@ -189,18 +198,23 @@ def _components(states: Tensor, rank: int, *, white: bool) -> Scaling:
 
 
 def read(
-    tokens: Tokens, layer: int, reading: str, position: int, scaling: Scaling | NameScaling, query: Tensor | None
+    tokens: Tokens,
+    layer: int,
+    reading: str,
+    position: int,
+    scaling: Scaling | OfNames,
+    query: Tensor | None,
 ) -> Tensor:
     """(N, F) float64: one vector a text.
 
     Args:
         tokens: the texts.
         layer: whose states.
-        reading: one of `families.token_probe.READINGS`, with its `position`.
-        scaling: of these states; of names for `bilinear`.
+        reading: one of `families.token_probe`, with its `position`.
+        scaling: of these states, or what makes vectors of names for a reading of those.
         query: (K,) learned, for the reading of that name.
     """
-    if isinstance(scaling, NameScaling):
+    if not isinstance(scaling, Scaling):
         return scaling(Names.of(tokens, layer))
     if reading == "position":
         places = torch.full((len(tokens.mask),), position, device=tokens.mask.device)

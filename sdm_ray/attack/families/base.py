@@ -58,7 +58,7 @@ class Attacker:
     reading: str = field(default="", repr=False)
     """How `token_probe` makes one vector of a text's token states; else empty."""
     position: int = field(default=0, repr=False)
-    """Which token a reading at a position reads, 0 the first."""
+    """Which token a reading at a position reads, 0 the first; of other readings see `families.token_probe`."""
     scaling: str = field(default="", repr=False)
     """How `token_probe` rescales token states."""
     readout: str = field(default="", repr=False)

@@ -6,6 +6,7 @@ Whoever scales every direction of the states alike, and knows or learns which to
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 from typing import Literal
 
@@ -13,15 +14,21 @@ from sdm_ray.attack.families.base import Attacker, Facts, Family
 from sdm_ray.attack.space import Choice, LogFloat, Point, Space
 from sdm_ray.config.attack import AttackSettings
 
-Reading = Literal["query", "maximum", "position", "known", "pair", "bilinear"]
+Reading = Literal["query", "maximum", "position", "known", "pair", "bilinear", "interaction"]
 """How the states of a text become one vector.
 
 `query`: their mean under softmax weights of a learned query. `maximum`: the maximum and the minimum over tokens of each
 coordinate. `position`: the state of a token by its place. `known`: that of the token where a name is known to stand.
 `pair`: the states of both tokens of a name, side by side. `bilinear`: principal components of names of one token, and
 of names of two the products of both tokens' components, fitted to all texts of attacker-train, labelled or not: what
-two tokens tell together takes few labels then.
+two tokens tell together takes few labels then. `interaction`: what a hidden state tells of both tokens beyond what each
+adds by itself, when names are put into texts of attacker-train (`engine.interaction`); names of one token as `bilinear`
+has them.
 """
+OF_NAMES: tuple[Reading, ...] = ("bilinear", "interaction")
+"""Readings that make one vector of a name, in sizes that matter, so that ridge regression reads them out."""
+READS_NAMES: tuple[Reading, ...] = ("known", "pair", *OF_NAMES)
+"""Readings that need to know where names stand."""
 Scaling = Literal["standardised", "whitened"]
 """`standardised` scales each coordinate, `whitened` each principal axis, to deviation 1 over the attacker's tokens."""
 Readout = Literal["logistic", "ridge", "perceptron", "kernel"]
@@ -32,11 +39,16 @@ ROWS = -2
 POOLED = -1
 """The layer of the pooled features, one vector a text."""
 READINGS: tuple[tuple[Reading, int], ...] = (
-    ("position", 1), ("known", 0), ("query", 0), ("bilinear", 16), ("pair", 0), ("maximum", 0), ("bilinear", 4),
-    ("position", 2), ("position", 3),
+    ("position", 1), ("query", 0), ("maximum", 0), ("position", 2), ("position", 3),
 )  # fmt: skip
-"""Readings with the place of their token, 0 being the special token that most texts begin with; `bilinear` with its
-number of components."""
+"""Readings with the place of their token, 0 being the special token that most texts begin with."""
+NAME_READINGS: tuple[tuple[Reading, int], ...] = (
+    ("bilinear", 3), ("known", 0), ("query", 0), ("bilinear", 16), ("pair", 0), ("maximum", 0), ("bilinear", 4),
+    ("interaction", 0),
+)  # fmt: skip
+"""Readings where it is known at which tokens names stand: fixed places tell no more. `bilinear` with its number of
+components, `interaction` with the hidden state that is read, 0 for that of the layer, or for all of them side by side
+where that is of single tokens."""
 SCALINGS: tuple[Scaling, ...] = ("standardised", "whitened")
 READOUTS: tuple[Readout, ...] = ("logistic", "kernel", "ridge", "perceptron")
 PENALTY = LogFloat(1e-3, 10.0)
@@ -53,15 +65,21 @@ def layers(facts: Facts) -> tuple[int, ...]:
 
 def readings(facts: Facts) -> tuple[tuple[Reading, int], ...]:
     """Readings that the data allow."""
-    return tuple(pair for pair in READINGS if facts.knows_positions or pair[0] not in ("known", "pair", "bilinear"))
+    return NAME_READINGS if facts.knows_positions else READINGS
 
 
 def reading_words(attacker: Attacker) -> str:
     """What an attacker's reading reads, in a phrase."""
     words = {"query": "a learned query's mean", "maximum": "the extremes over tokens", "known": "the token of the name"}
     words |= {"bilinear": f"products of {attacker.position} components of a name's tokens"}
+    words |= {"interaction": f"what a name's tokens tell together in {_together_words(attacker)}"}
     words |= {"pair": "the two tokens of the name", "position": f"token {attacker.position}"}
     return words[attacker.reading]
+
+
+def _together_words(attacker: Attacker) -> str:
+    layer = attacker.position or attacker.layer
+    return f"{site_words(layer) if layer > 0 else 'all hidden states'}, and alone"
 
 
 def site_words(layer: int) -> str:
@@ -91,7 +109,9 @@ def _design(settings: AttackSettings, num_examples: int, facts: Facts) -> list[P
     points = []
     for turn, start in product(range(len(ways)), range(len(choices["layer"]))):
         for index, reading in enumerate(choices["reading"]):
-            layer = choices["layer"][(start + index) % len(choices["layer"])]
+            # Interactions begin with all layers side by side, then the last one.
+            place = start + (0 if reading.startswith("interaction") else index)
+            layer = choices["layer"][place % len(choices["layer"])]
             # Ways take turns along readings, layers and rounds, so that no reading meets one way alone.
             scaling, readout = ways[(3 * index + 5 * start + turn) % len(ways)]
             points.append({"layer": layer, "reading": reading, "scaling": scaling, "readout": readout})
@@ -100,8 +120,7 @@ def _design(settings: AttackSettings, num_examples: int, facts: Facts) -> list[P
 
 def _attacker(point: Point, num_examples: int) -> Attacker:
     reading, position = point["reading"].split()
-    bilinear = reading == "bilinear"
-    return Attacker(
+    attacker = Attacker(
         family=NAME,
         num_examples=num_examples,
         trains="probe",
@@ -109,10 +128,17 @@ def _attacker(point: Point, num_examples: int) -> Attacker:
         layer=point["layer"],
         reading=reading,
         position=int(position),
-        scaling="standardised" if bilinear else point["scaling"],
-        readout="ridge" if bilinear else point["readout"],
-        amount=float(point["amount"]) * (BILINEAR_PENALTY if bilinear else 1.0),
+        scaling="standardised" if reading in OF_NAMES else point["scaling"],
+        readout="ridge" if reading in OF_NAMES else point["readout"],
+        amount=float(point["amount"]),
     )
+    if reading == "bilinear":
+        return replace(attacker, amount=attacker.amount * BILINEAR_PENALTY)
+    if reading == "interaction":
+        # Small penalties do not pay. A hidden state is read for names of two; the embeddings tell more of one token.
+        layer = max(attacker.layer, 0)
+        return replace(attacker, amount=attacker.amount**0.5, position=layer, layer=min(attacker.layer, 0))
+    return attacker
 
 
 def _missing(facts: Facts) -> str:

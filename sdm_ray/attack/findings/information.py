@@ -19,7 +19,7 @@ from sdm_ray.attack.engine.scoring import ScoringSet, validation_sample
 from sdm_ray.attack.engine.token_readers import TokenReaders
 from sdm_ray.attack.families.base import Attacker, Facts
 from sdm_ray.attack.families.knowledge import Knowledge
-from sdm_ray.attack.families.token_probe import NAME, POOLED, layers, reading_words, readings, site_words
+from sdm_ray.attack.families.token_probe import NAME, OF_NAMES, POOLED, layers, reading_words, readings, site_words
 from sdm_ray.attack.scores import raw_accuracy
 from sdm_ray.core.seeds import seeded
 from sdm_ray.core.types import Params, Split, Task
@@ -29,7 +29,7 @@ from sdm_ray.models.interface import TrunkLike
 if TYPE_CHECKING:
     from sdm_ray.data.interface import AttackDataset
 
-VERSION = 3
+VERSION = 4
 """Raise it when the same weights and data would give other numbers."""
 MAX_EXAMPLES, MAX_VALIDATION, MAX_TEST = 3000, 1000, 3000
 """Texts that readers are fitted to, chosen on and scored on, at most."""
@@ -38,7 +38,9 @@ WAYS = (
     ("whitened", "logistic", 1e-2),
     ("whitened", "perceptron", 1.0),
 )
-"""Scaling, read-out and penalty of the readers at each site."""
+"""Scaling, read-out and penalty of the readers at each site; those of names have one way each."""
+INTERACTION_PENALTY = 0.1
+"""Of what a name's pieces tell together."""
 CONFIDENT = 1.96
 """Standard errors on either side of an accuracy that its interval holds."""
 
@@ -165,9 +167,9 @@ def _names(data: AttackDataset, examples: ScoringSet) -> Tensor:
 def _attackers(layer: int, facts: Facts, num_examples: int) -> list[Attacker]:
     """The readers of a site."""
     ways = readings(facts) if layer != POOLED else (("position", 0),)
-    if layer != POOLED and facts.knows_positions:
-        # Where a name is known to stand, a fixed place tells no more.
-        ways = tuple(way for way in ways if way[0] != "position")
+    if layer <= 0:
+        # Tokens of the embeddings have not met.
+        ways = tuple(way for way in ways if way[0] != "interaction")
     return [
         Attacker(
             family=NAME,
@@ -178,11 +180,11 @@ def _attackers(layer: int, facts: Facts, num_examples: int) -> list[Attacker]:
             reading=reading,
             position=position,
             scaling=scaling,
-            readout=readout,
-            amount=amount,
+            readout="ridge" if reading in OF_NAMES else readout,
+            amount=INTERACTION_PENALTY if reading == "interaction" else amount,
         )
         for (reading, position), (scaling, readout, amount) in product(ways, WAYS)
-        if reading != "bilinear" or (scaling, readout) == WAYS[0][:2]
+        if reading not in OF_NAMES or (scaling, readout) == WAYS[0][:2]
     ]
 
 

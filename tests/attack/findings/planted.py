@@ -204,6 +204,37 @@ def hidden(name: str, seed: int) -> Trunk:
     return trunk
 
 
+def together(seed: int, *, knows: bool = True) -> Trunk:
+    """An encoder whose first layer tells the exclusive or of a name's pieces, drowned in what all tokens of a text add.
+
+    A small coordinate of the rows holds a piece's bit. Attention gives every token the mean of a text's bits and of
+    its other coordinates; two units see whether the bits agree. One that does not know lets no bits meet.
+    """
+    trunk = encoder(seed, knows=False)
+    bert, rows = trunk.hf_model.bert, table(trunk)
+    layer, bit, met, told, size = bert.encoder.layer[0], 0, 1, 2, 0.1
+    with torch.no_grad():
+        for module in (bert.embeddings.position_embeddings, bert.embeddings.token_type_embeddings):
+            module.weight.zero_()
+        rows[:, : told + 1] = 0.0
+        rows[FIRST_NAME:, bit] = size * signs()
+        # Rows of the same mean and length are what the embeddings' norm leaves as they are.
+        rows[:, told + 1 :] -= rows.sum(1, keepdim=True) / (rows.shape[1] - told - 1)
+        rows[:, told + 1 :] *= 4.0 / rows[:, told + 1 :].norm(dim=1, keepdim=True)
+        for part in (layer.attention.self.query, layer.attention.self.key):
+            part.weight.zero_()
+        layer.attention.self.value.weight.copy_(torch.eye(rows.shape[1]))
+        mixed, units, shown = layer.attention.output.dense, layer.intermediate.dense, layer.output.dense
+        for part in (mixed, units, shown):
+            part.weight.zero_()
+        mixed.weight[met, bit] = 5.0 / size if knows else 0.0
+        others = torch.randn(rows.shape[1] - told - 1, generator=torch.Generator().manual_seed(seed))
+        mixed.weight[told, told + 1 :] = 3.0 * others
+        units.weight[0, met], units.weight[1, met] = 3.0, -3.0
+        shown.weight[told, :2] = 0.2
+    return trunk
+
+
 def erased(seed: int) -> Trunk:
     """An encoder that knew names: the direction is taken out exactly, and the layers above are drawn again."""
     knew, fresh = encoder(seed), encoder(seed + 1000, knows=False)

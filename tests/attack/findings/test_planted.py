@@ -8,13 +8,15 @@ from typing import Any
 import pytest
 import torch
 
+from sdm_ray.attack.families.token_probe import NAME_READINGS
+from sdm_ray.attack.findings import information
 from sdm_ray.attack.findings.audit import INFORMATION_MARGIN, Check, audit
 from sdm_ray.attack.findings.information import Site, balanced_with_error, beside, measure_information
 from sdm_ray.attack.findings.signals import measure_signals
 from sdm_ray.attack.protocol import AttackReport, attack_model
 from sdm_ray.core.types import Task
 from sdm_ray.models.trunk import Trunk
-from tests.attack.findings.planted import HIDDEN, Names, Pairs, encoder, erased, hidden
+from tests.attack.findings.planted import HIDDEN, Names, Pairs, encoder, erased, hidden, together
 from tests.fakes.attack_world import drain, params_of, quick
 
 SEEDS = (1, pytest.param(2, marks=pytest.mark.slow))
@@ -65,10 +67,38 @@ def test_a_name_of_two_pieces_that_tell_together_alone_is_found() -> None:
     assert cell.winner.readout in ("kernel", "perceptron")
 
 
+@pytest.mark.parametrize("seed", SEEDS)
+def test_what_a_layer_makes_of_two_pieces_is_found_by_their_interaction_alone(seed: int) -> None:
+    report = attacked(together(seed), Pairs(seed), num_examples=(60,), num_probe_trials=8, num_rerun_seeds=1)
+    (cell,) = report.cells
+    assert cell.accuracy > 0.9, cell.winner
+    assert cell.winner is not None
+    assert cell.winner.reading == "interaction"
+    assert "tell together in all hidden states" in cell.winner.describe()
+    others = [r.val_accuracy for r in report.records if r.phase == "search" and r.reading != "interaction"]
+    assert max(others) < 0.85
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_an_interaction_of_pieces_that_know_nothing_tells_nothing(seed: int) -> None:
+    trunk, data = together(seed, knows=False), Pairs(seed)
+    (cell,) = attacked(trunk, data, num_examples=(60,), num_probe_trials=8).cells
+    assert cell.accuracy < 0.6, cell.winner
+
+
 def informed(trunk: Trunk, seed: int, *, data: Names | None = None) -> tuple[Site, ...]:
     data, fresh = data or Names(seed), encoder(seed + 500, knows=False)
     told, floor = (measure_information(model, params_of(model), data, Task.HARMFUL, 0) for model in (trunk, fresh))
     return beside(told, floor)
+
+
+def test_the_audit_reads_what_pieces_tell_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(information, "layers", lambda facts: (1,))
+    monkeypatch.setattr(information, "readings", lambda facts: [way for way in NAME_READINGS if "inter" in way[0]])
+    trunk = together(1)
+    _, told = measure_information(trunk, params_of(trunk), Pairs(1), Task.HARMFUL, 0)
+    assert told.reader == "ridge on what a name's tokens tell together in hidden state 1, and alone, standardised"
+    assert told.accuracy > 0.9
 
 
 def checked(trunk: Trunk, seed: int, report: AttackReport) -> Check:

@@ -1,0 +1,34 @@
+"""Readers of the same examples vote: one alone is chosen for the few names that validation holds."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from sdm_ray.attack.engine.executor import Outcome
+
+
+def vote(members: Sequence[Outcome]) -> Outcome:
+    """One outcome of several readers of the same examples: the mean of their scores, each centred over classes and
+    scaled to deviation 1 on attacker-validation."""
+    deviations = [_centred(member.val_logits).std().clamp_min(1e-12) for member in members]
+
+    def mean(split: str) -> Tensor:
+        parts = zip(members, deviations, strict=True)
+        return torch.stack([_centred(getattr(member, split)) / deviation for member, deviation in parts]).mean(0)
+
+    return dataclasses.replace(
+        members[0],
+        seconds=sum(member.seconds for member in members),
+        flops=sum(member.flops for member in members),
+        val_logits=mean("val_logits"),
+        test_logits=mean("test_logits"),
+    )
+
+
+def _centred(scores: Tensor | None) -> Tensor:
+    assert scores is not None
+    return scores - scores.mean(1, keepdim=True)

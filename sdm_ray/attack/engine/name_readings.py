@@ -1,0 +1,86 @@
+"""What makes one vector of a name, fitted to names of attacker-train, labelled or not."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from sdm_ray.attack.engine.interaction import InteractionScaling, NameStates, name_states
+from sdm_ray.attack.engine.scoring import ScoringSet
+from sdm_ray.attack.engine.token_cache import Passes
+from sdm_ray.attack.engine.token_states import Names, NameScaling, OfNames, known_of
+from sdm_ray.attack.families.base import Attacker
+from sdm_ray.core.seeds import seeded
+from sdm_ray.core.types import Params, Split, Task
+from sdm_ray.models.interface import TrunkLike
+
+if TYPE_CHECKING:
+    from sdm_ray.data.interface import AttackDataset
+
+NAMED_TEXTS = 3000
+"""Texts of attacker-train whose names are read at most."""
+
+
+class NameReadings:
+    """Readings of names under one model's weights, made when they are first asked for, and kept.
+
+    Args:
+        trunk: the architecture, a transformers encoder of texts.
+        params: its weights.
+        data: texts that say where they name somebody.
+        task: whose labels a batch carries; no reading depends on them.
+        seed: of the texts that are read.
+        passes: forward passes of the model.
+    """
+
+    def __init__(
+        self, trunk: TrunkLike, params: Params, data: AttackDataset, task: Task, seed: int, passes: Passes
+    ) -> None:
+        self._trunk, self._params, self._data, self._task, self._seed = trunk, params, data, task, seed
+        self._passes = passes
+        self._names: dict[int, Names] = {}
+        """By layer."""
+        self._states: tuple[NameStates | None] | None = None
+        """None where it was not asked for; there may be none."""
+        self._made: dict[tuple[str, int, int, str], OfNames] = {}
+
+    def of(self, attacker: Attacker) -> OfNames:
+        """What an attacker makes of names who has one of the readings `families.token_probe.OF_NAMES`."""
+        key = attacker.reading, attacker.layer, attacker.position, attacker.scaling
+        if key not in self._made:
+            names = self._names_at(attacker.layer)
+            if attacker.reading == "bilinear":
+                self._made[key] = NameScaling.of(attacker.scaling, names, attacker.position)
+            else:
+                layer = attacker.position or attacker.layer
+                self._made[key] = InteractionScaling.of(names, self._name_states(), layer)
+        return self._made[key]
+
+    def _names_at(self, layer: int) -> Names:
+        if layer not in self._names:
+            examples = self._texts()
+            known = known_of(self._data, examples.indices, next(iter(self._params.values())).device)
+            parts = [Names.of(tokens, layer) for tokens in self._passes.tokens(examples, {layer}, known)]
+            first, second, two = (torch.cat(values) for values in zip(*map(_fields, parts), strict=True))
+            self._names[layer] = Names(first, second, two)
+        return self._names[layer]
+
+    def _name_states(self) -> NameStates | None:
+        """Of names of two pieces, put into texts of attacker-train."""
+        if self._states is None:
+            examples = self._texts()
+            known = known_of(self._data, examples.indices, torch.device("cpu"))
+            assert known is not None
+            self._states = (name_states(self._trunk, self._params, examples, known, self._seed),)
+        return self._states[0]
+
+    def _texts(self) -> ScoringSet:
+        pool = self._data.indices(Split.ATTACKER_TRAIN)
+        chosen = pool[torch.randperm(len(pool), generator=seeded(self._seed, "named texts"))[:NAMED_TEXTS]]
+        return ScoringSet.of(self._data, chosen, self._task)
+
+
+def _fields(names: Names) -> tuple[Tensor, Tensor, Tensor]:
+    return names.first, names.second, names.second_known
