@@ -6,9 +6,9 @@ to a and h to the centred a g; so the site's writers lose a g, and so does the s
 embeddings. Gains that this rests on are held as they were. Nothing is added to the model: the weights that are left
 write nothing there, and no rescaling of them brings it back.
 
-Of a weight that writes w, what is taken out of it is chosen by a metric M: w - M S' (S M S')^-1 S w for covectors S. The
-identity makes it the nearest point in Euclidean distance; the covariance of states makes it LEACE's (arXiv 2306.03819),
-the one that changes states least.
+What is taken out of a vector w that is written is chosen by a metric M: w becomes w - M S' (S M S')^-1 S w for
+covectors S. The identity gives the nearest point in Euclidean distance; the covariance of states gives that of LEACE
+(arXiv 2306.03819), which changes states least.
 """
 
 from __future__ import annotations
@@ -195,7 +195,8 @@ def independent(covectors: Tensor) -> Tensor:
     """(K, D) orthonormal rows that span covectors (·, D)."""
     unit = covectors / covectors.norm(dim=-1, keepdim=True).clamp_min(1e-300)
     _, sizes, axes = torch.linalg.svd(unit, full_matrices=False)
-    return axes[sizes > TOLERANCE * sizes[:1].clamp_min(1e-300)]
+    kept: Tensor = axes[sizes > TOLERANCE * sizes[:1].clamp_min(1e-300)]
+    return kept
 
 
 def _wanted(stream: Stream, directions: Sequence[Direction], params: Params, everywhere: bool) -> dict[int, Tensor]:

@@ -27,6 +27,7 @@ from sdm_ray.data.device import DeviceData
 from sdm_ray.data.regression import RegressionWorld, SignedVectors
 from sdm_ray.data.tokenized import prepare
 from sdm_ray.meta.objectives import load_terms
+from sdm_ray.meta.outer.erase import check_erasure
 from sdm_ray.meta.outer.optimizer import check_optimizer
 from sdm_ray.meta.outer.plan import Plan
 from sdm_ray.meta.outer.retention import GeneralSources, load_general_sources
@@ -179,6 +180,8 @@ def check_inputs(
     faults.refuse()
     trunk = work.trunk(settings.encoder, "pretrained", settings.seed)
     general_sources(work, settings, trunk)
+    if settings.train.erase.num_directions:
+        check_erasure(settings.train.erase, trunk)
     drawn = settings.encoder.name == "mlp"
     return {"data": work.data.digest} | ({} if drawn else {"encoder": trunk.digest()})
 

@@ -1,4 +1,4 @@
-"""Erasure equals a dense reference that projects the stream itself, changes nothing twice, and is in what is exported."""
+"""Erasure equals a dense reference that projects the stream itself, and a second time changes nothing."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def erased(trunk: Trunk, states: tuple[int, ...] = (0, 1, 2), *, everywhere: boo
 
 
 def hidden(trunk: Trunk, params: dict[str, Tensor]) -> Tensor:
-    _, states = functional_call(trunk, params, padded_tokens(), {"hidden_states": True})
+    states: Tensor = functional_call(trunk, params, padded_tokens(), {"hidden_states": True})[1]
     return states
 
 
@@ -63,7 +63,8 @@ def test_what_is_erased_is_read_as_zero_in_every_hidden_state_that_promises_it(
 
 def complement(covectors: Tensor) -> Tensor:
     """(D, D) dense projection onto what covectors (K, D) read nothing of."""
-    return torch.eye(covectors.shape[1], dtype=covectors.dtype) - torch.linalg.pinv(covectors) @ covectors
+    read: Tensor = torch.linalg.pinv(covectors) @ covectors
+    return torch.eye(covectors.shape[1], dtype=covectors.dtype) - read
 
 
 def by_hooks(trunk: Trunk, wanted: list[Tensor]) -> Tensor:
@@ -94,7 +95,7 @@ def by_hooks(trunk: Trunk, wanted: list[Tensor]) -> Tensor:
         else:
             for name in site.columns:
                 output(name, dense)
-    features = trunk(*padded_tokens())
+    features: Tensor = trunk(*padded_tokens())
     for handle in handles:
         handle.remove()
     return features
@@ -180,7 +181,7 @@ def test_a_state_comes_back_to_the_bit() -> None:
 
 def test_too_many_directions_are_refused() -> None:
     trunk = make_trunk("bert")
-    with pytest.raises(UsageError, match="more than half of them; lower train.erase.num_directions"):
+    with pytest.raises(UsageError, match="more than half of them; lower"):
         erased(trunk, (2,) * (trunk.feature_dim // 2 + 1), everywhere=False)
 
 
