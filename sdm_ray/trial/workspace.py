@@ -16,6 +16,7 @@ from sdm_ray.config import (
     AttackSettings,
     DataSettings,
     EncoderSettings,
+    EraseSettings,
     SyntheticWorld,
     TrialSettings,
     load_own_modules,
@@ -149,7 +150,10 @@ def check_attack(work: Workspace, attack: AttackSettings) -> None:
 
 
 def check_inputs(
-    settings: TrialSettings, context: TrialContext = ALONE, further: Sequence[AttackSettings] = ()
+    settings: TrialSettings,
+    context: TrialContext = ALONE,
+    further: Sequence[AttackSettings] = (),
+    erasures: Sequence[EraseSettings] = (),
 ) -> dict[str, str]:
     """Load data and encoder once on the CPU, so that what a trial would refuse is refused before many of them start.
 
@@ -159,6 +163,7 @@ def check_inputs(
         settings: the trial.
         context: its samplers.
         further: attacks beside the trial's own and those of its rungs.
+        erasures: erasures beside the trial's own.
 
     Returns:
         Digests of `data` and of `encoder`, which is left out where it is drawn from a seed.
@@ -180,8 +185,10 @@ def check_inputs(
     faults.refuse()
     trunk = work.trunk(settings.encoder, "pretrained", settings.seed)
     general_sources(work, settings, trunk)
-    if settings.train.erase.num_directions:
-        check_erasure(settings.train.erase, trunk)
+    for erase in (settings.train.erase, *erasures):
+        if erase.num_directions:
+            faults.check(check_erasure, erase, trunk)
+    faults.refuse()
     drawn = settings.encoder.name == "mlp"
     return {"data": work.data.digest} | ({} if drawn else {"encoder": trunk.digest()})
 
