@@ -21,6 +21,7 @@ from sdm_ray.meta.outer.step import OuterStep
 from sdm_ray.meta.trainer import GENERATORS, Trainer
 from sdm_ray.models.erasure import Erasure
 from sdm_ray.models.stream import stream_of
+from tests.fakes.files import NoHostSync
 from tests.fakes.meta import drive, train_settings
 from tests.meta.test_trainer import same, text_world
 
@@ -249,6 +250,12 @@ def test_persistent_adversaries_start_from_it(bert: World) -> None:
     step = OuterStep(settings_of("pool"), trunk=trunk, data=data, generators=Generators(0, GENERATORS), erasure=erasure)
     assert all(float(member.delta.abs().max()) == 0 for member in step.pool.members if member.delta is not None)
     assert leak(bert, erasure, step.params()) < 1e-4
+
+
+def test_taking_it_out_waits_for_no_device(world: World) -> None:
+    erasure, params = found(world).erasure, weights(world)
+    with NoHostSync():
+        erasure.apply(params)
 
 
 def test_a_resumed_training_keeps_it_to_the_bit(bert: World, tmp_path: Path) -> None:
