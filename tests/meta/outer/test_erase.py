@@ -226,7 +226,7 @@ METHODS: dict[str, dict[str, Any]] = {
 
 
 def settings_of(name: str, **changes: Any) -> TrainSettings:
-    common = {"erase": {"num_directions": 2}, "learning_rate": 1e-2, "num_outer_steps": 4}
+    common = {"erase": {"num_directions": 2}, "learning_rate": 1e-2, "num_outer_steps": 2}
     return train_settings(**{**common, **METHODS[name], **changes})
 
 
