@@ -9,12 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from sdm_ray.config import DataSettings
+from tests.benchmarks import erasure
 from tests.benchmarks.inner_loop import __main__ as inner_loop
 from tests.benchmarks.inner_loop.floor import EXACT, agreement, count_flops
 from tests.benchmarks.inner_loop.ours import BESIDE, OURS
 from tests.benchmarks.inner_loop.theirs import THEIRS
 from tests.benchmarks.inner_loop.turns import FULL_SUFFIX, Job, _peak, _reset_peak
 from tests.benchmarks.inner_loop.world import CLASSES, QUICK
+from tests.meta.test_trainer import text_world
 
 JOB = Job("adjoint", "two", 2, "fixed", "cpu", threads=1, quick=True)
 EAGER = tuple(name for name in (*THEIRS, *OURS, *BESIDE) if name not in ("higher_cvx", "adjoint_compiled"))
@@ -134,3 +137,13 @@ def test_memory_grows_by_the_difference_of_peaks() -> None:
 
     (line,) = inner_loop.memory_growth([table(4, 100.0), table(2, 40.0)])
     assert line == {"walk": "two", "mode": "adjoint", "bytes": 30.0, "three_vectors": 40, "kept": 60.0}
+
+
+def test_training_is_timed_with_and_without_erasure(bert_folder: Path, data_settings: DataSettings) -> None:
+    """The same step otherwise; only that of the second takes directions out."""
+    trunk, data = text_world(bert_folder, data_settings)
+    weights = [value.clone() for value in trunk.parameters()]
+    cost = erasure.measure(trunk, data, erasure.random_erasure(trunk, 2), {"method": "erase"}, steps=1, rounds=1)
+    assert cost.plain > 0
+    assert cost.ratio == cost.erased / cost.plain
+    assert all(torch.equal(old, new) for old, new in zip(weights, trunk.parameters(), strict=True))

@@ -66,6 +66,7 @@ class Method(StrEnum):
     pretrained = "pretrained"
     random = "random"
     tuned = "tuned"
+    erase = "erase"
     ac = "ac"
     mlac = "mlac"
 

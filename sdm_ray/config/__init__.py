@@ -5,6 +5,7 @@ from sdm_ray.config.attack import AttackSettings
 from sdm_ray.config.base import LogRange, Settings
 from sdm_ray.config.blocking import BlockingSettings
 from sdm_ray.config.data import DataSettings, EncoderSettings, SplitFractions, SyntheticWorld
+from sdm_ray.config.erase import EraseSettings
 from sdm_ray.config.io import (
     check_path,
     content_hash,
@@ -35,6 +36,7 @@ __all__ = [
     "BlockingSettings",
     "DataSettings",
     "EncoderSettings",
+    "EraseSettings",
     "FinalSettings",
     "LogRange",
     "Method",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -17,10 +17,13 @@ from sdm_ray.config.base import (
     Settings,
 )
 from sdm_ray.config.blocking import BlockingSettings
+from sdm_ray.config.erase import DEFAULT_DIRECTIONS, EraseSettings
 
-Method = Literal["pretrained", "random", "scratch", "tuned", "ac", "mlac"]
+Method = Literal["pretrained", "random", "scratch", "tuned", "erase", "ac", "mlac"]
 UNTRAINED = ("pretrained", "random")
 """Methods that leave the trunk as it is."""
+ERASING = ("erase", "ac", "mlac")
+"""Methods that may take directions out of the residual stream."""
 ADAPTED_TERMS = (
     "harmful_adapted", "harmful_adapted_calibrated", "harmful_adapted_clamped", "harmful_adapted_entropy",
     "harmful_adapted_inverse", "harmful_adapted_uniform",
@@ -68,10 +71,13 @@ class RetainSettings(Settings):
 class TrainSettings(Settings):
     """Meta-training of one model."""
 
+    LATER: ClassVar[frozenset[str]] = frozenset({"erase"})
+
     method: Method = "mlac"
     """`pretrained` and `random` fit the desired head on a frozen trunk; `scratch` trains random initialisation on the
-    desired task as the trial's `scratch` says; `tuned` minimises the desired loss alone; `ac`
-    adds a harmful head without adaptation; `mlac` blocks simulated adversaries."""
+    desired task as the trial's `scratch` says; `tuned` minimises the desired loss alone;
+    `erase` does so with what `erase` says kept out of the residual stream; `ac` adds a harmful head without adaptation;
+    `mlac` blocks simulated adversaries."""
     num_outer_steps: PositiveInt = 1000
     """Outer steps."""
     desired_batch_size: BatchSize = 32
@@ -132,6 +138,9 @@ class TrainSettings(Settings):
     """The adversary distribution."""
     retain: RetainSettings = RetainSettings()
     """General text for the `retain_*` terms."""
+    erase: EraseSettings = EraseSettings()
+    """Directions that are kept out of the residual stream from the first step to the last; with method `erase` all
+    that blocks, with `ac` and `mlac` what adversaries start from."""
     validation: ValidationSettings = ValidationSettings()
     """Watching the desired task while training."""
     log_every_steps: PositiveInt = 50
@@ -149,10 +158,35 @@ class TrainSettings(Settings):
             return values
         return {**values, "blocking": {**blocking, term: 1.0}}
 
+    @model_validator(mode="before")
+    @classmethod
+    def _default_erasure(cls, values: Any) -> Any:
+        """`erase` without a number of directions takes the default one."""
+        if not isinstance(values, dict) or values.get("method") != "erase":
+            return values
+        given = values.get("erase", {})
+        given = given.model_dump(exclude_unset=True) if isinstance(given, EraseSettings) else given
+        if not isinstance(given, dict) or "num_directions" in given:
+            return values
+        return {**values, "erase": {**given, "num_directions": DEFAULT_DIRECTIONS}}
+
+    @model_validator(mode="after")
+    def _erases_what_it_says(self) -> Self:
+        if self.method == "erase" and not self.erase.num_directions:
+            raise ValueError(
+                "method 'erase' takes directions out: set erase.num_directions above 0, or take method 'tuned'"
+            )
+        if self.erase.num_directions and self.method not in ERASING:
+            raise ValueError(
+                f"method '{self.method}' erases nothing, but erase.num_directions is {self.erase.num_directions}: set "
+                f"it to 0, or take one of {', '.join(ERASING)}"
+            )
+        return self
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         weights, adversary = self.blocking.weights(), self.adversary
-        if self.method in ("pretrained", "random", "scratch", "tuned") and weights:
+        if self.method in ("pretrained", "random", "scratch", "tuned", "erase") and weights:
             raise ValueError(
                 f"method '{self.method}' does not block: set every weight of blocking but desired_base to 0"
             )
@@ -170,8 +204,12 @@ class TrainSettings(Settings):
         return self
 
     def for_method(self, method: Method) -> TrainSettings:
-        """The same training with another method: blocking weights and adversary return to that method's defaults."""
+        """The same training with another method: blocking weights and adversary return to that method's defaults, and
+        `erase` alone keeps what is erased."""
         if method == self.method:
             return self
-        values = self.model_dump(mode="json", exclude={"blocking", "adversary"})
+        values = self.model_dump(mode="json", exclude={"blocking", "adversary", "erase"})
+        if method == "erase":
+            own = self.erase.model_dump(mode="json")
+            values["erase"] = own if own["num_directions"] else {**own, "num_directions": DEFAULT_DIRECTIONS}
         return TrainSettings.model_validate({**values, "method": method})

@@ -191,6 +191,11 @@ class TrialSettings(Settings):
             )
         if self.data.source == "regression" and self.train.method == "pretrained":
             raise ValueError("data.source 'regression' has no pretrained encoder: leave method 'pretrained' out")
+        if self.data.source == "regression" and self.train.erase.num_directions:
+            raise ValueError(
+                "data.source 'regression' has no residual stream of tokens: leave method 'erase' out and set "
+                "train.erase.num_directions to 0"
+            )
         return self
 
     @model_validator(mode="after")

@@ -22,6 +22,7 @@ REFERENCE_STYLES = {
     "random": ("v", "#000000"),
     "mlac": ("P", "#009E73"),
     "scratch": ("<", "#E69F00"),
+    "erase": (">", "#56B4E9"),
 }
 """Marker and colour of each reference: Okabe and Ito's palette (yellow darkened for white paper), a shape for each, so
 that nothing depends on colour."""

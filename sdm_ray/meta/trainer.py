@@ -29,6 +29,7 @@ from sdm_ray.meta.validation import Validation, split_meta_train
 
 if TYPE_CHECKING:
     from sdm_ray.meta.outer.retention import GeneralSources
+    from sdm_ray.models.erasure import Erasure
 
 GENERATORS = ("desired", "harmful", "adversary", "desired_adversary", "pool", "heads", "retain")
 
@@ -88,6 +89,7 @@ class Trainer:
         seed: of heads, batches and adversaries.
         checkpoint_dir: where the last checkpoint is kept and looked for; None keeps none.
         general: text and masked-LM head of the `retain_*` terms; None where none is on.
+        erasure: what is kept out of the residual stream (`settings.erase`, found by `outer.erase`).
         pauses: outer steps after which a checkpoint is due and `iterate` yields, whatever else is due.
 
     Raises:
@@ -104,8 +106,10 @@ class Trainer:
         seed: int,
         checkpoint_dir: Path | None = None,
         general: GeneralSources | None = None,
+        erasure: Erasure | None = None,
         pauses: Collection[int] = (),
     ) -> None:
+        assert (erasure is not None) == bool(settings.erase.num_directions), "what is erased is found beforehand"
         self._settings, self._checkpoint_dir, self._device = settings, checkpoint_dir, data.device
         indices, held_out = split_meta_train(data, settings)
         generators = Generators(seed, GENERATORS)
@@ -114,7 +118,13 @@ class Trainer:
             self._step = LinearStep(settings, trunk=trunk, data=data, generators=generators, indices=indices)
         else:
             self._step = OuterStep(
-                settings, trunk=trunk, data=data, generators=generators, indices=indices, general=general
+                settings,
+                trunk=trunk,
+                data=data,
+                generators=generators,
+                indices=indices,
+                general=general,
+                erasure=erasure,
             )
         self._validation = Validation(data, held_out, settings)
         self._log = MetricLog(self._step.metric_names, settings.log_every_steps, data.device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,6 +28,7 @@ from sdm_ray.models.encoder import params_digest
 from sdm_ray.models.export import export_model, export_weights
 from sdm_ray.trial.assess import assess
 from sdm_ray.trial.context import ALONE, TrialContext
+from sdm_ray.trial.erased import REPORT, found_erasure, write_erasure
 from sdm_ray.trial.release import Release
 from sdm_ray.trial.rungs import Rungs
 from sdm_ray.trial.scratch import train_scratch
@@ -55,9 +57,9 @@ def iterate_trial(
 
     Args:
         settings: the trial.
-        output_dir: its folder: `config.yaml`, `checkpoint/` while it trains, `rungs.json` where there are rungs, then
-            `train.parquet`, `trajectory.parquet` and `trajectory.png`, `attack.parquet`, `attack.json`, `audit.json`,
-            `model/` and, last of all, `result.json`.
+        output_dir: its folder: `config.yaml`, `checkpoint/` while it trains, `rungs.json` where there are rungs,
+            `erasure.json` where directions are erased, then `train.parquet`, `trajectory.parquet` and
+            `trajectory.png`, `attack.parquet`, `attack.json`, `audit.json`, `model/` and, last of all, `result.json`.
         trial_id: name of the trial in its sweep.
         context: samplers and shared caches; the default needs neither Ray nor Optuna.
 
@@ -178,6 +180,9 @@ def _train(
 ) -> Generator[Progress, None, TrainOutcome]:
     """Train, and attack the model at its rungs; where training fails, the log so far is left behind."""
     rungs = Rungs(settings, output_dir)
+    erased = yield from found_erasure(work, settings, trunk)
+    if erased is not None:
+        write_erasure(erased, output_dir / REPORT)
     trainer = Trainer(
         settings.train,
         trunk=trunk,
@@ -185,6 +190,7 @@ def _train(
         seed=settings.seed,
         checkpoint_dir=output_dir / "checkpoint",
         general=general_sources(work, settings, trunk),
+        erasure=None if erased is None else erased.erasure,
         pauses=rungs.steps,
     )
     yield from rungs.measured_before()
@@ -198,7 +204,7 @@ def _train(
                 yield from rungs.measure(trainer.done, work, release)
     except StopIteration as stop:
         outcome: TrainOutcome = stop.value
-        return outcome
+        return outcome if erased is None else replace(outcome, seconds=outcome.seconds + erased.seconds)
     except RunError:
         with suppress(RunError):  # the disk may be what failed
             if trainer.log:

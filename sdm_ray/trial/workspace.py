@@ -16,6 +16,7 @@ from sdm_ray.config import (
     AttackSettings,
     DataSettings,
     EncoderSettings,
+    EraseSettings,
     SyntheticWorld,
     TrialSettings,
     load_own_modules,
@@ -27,6 +28,7 @@ from sdm_ray.data.device import DeviceData
 from sdm_ray.data.regression import RegressionWorld, SignedVectors
 from sdm_ray.data.tokenized import prepare
 from sdm_ray.meta.objectives import load_terms
+from sdm_ray.meta.outer.erase import check_erasure
 from sdm_ray.meta.outer.optimizer import check_optimizer
 from sdm_ray.meta.outer.plan import Plan
 from sdm_ray.meta.outer.retention import GeneralSources, load_general_sources
@@ -148,7 +150,10 @@ def check_attack(work: Workspace, attack: AttackSettings) -> None:
 
 
 def check_inputs(
-    settings: TrialSettings, context: TrialContext = ALONE, further: Sequence[AttackSettings] = ()
+    settings: TrialSettings,
+    context: TrialContext = ALONE,
+    further: Sequence[AttackSettings] = (),
+    erasures: Sequence[EraseSettings] = (),
 ) -> dict[str, str]:
     """Load data and encoder once on the CPU, so that what a trial would refuse is refused before many of them start.
 
@@ -158,6 +163,7 @@ def check_inputs(
         settings: the trial.
         context: its samplers.
         further: attacks beside the trial's own and those of its rungs.
+        erasures: erasures beside the trial's own.
 
     Returns:
         Digests of `data` and of `encoder`, which is left out where it is drawn from a seed.
@@ -179,6 +185,10 @@ def check_inputs(
     faults.refuse()
     trunk = work.trunk(settings.encoder, "pretrained", settings.seed)
     general_sources(work, settings, trunk)
+    for erase in (settings.train.erase, *erasures):
+        if erase.num_directions:
+            faults.check(check_erasure, erase, trunk)
+    faults.refuse()
     drawn = settings.encoder.name == "mlp"
     return {"data": work.data.digest} | ({} if drawn else {"encoder": trunk.digest()})
 

@@ -76,6 +76,13 @@ def test_bad_values_name_path_value_and_rule(assignment: str, message: str) -> N
         (["train.method=ac", "train.blocking.harmful_adapted=1"], "uses blocking.harmful_base alone"),
         (["train.blocking.harmful_base=1"], "needs a blocking term besides harmful_base"),
         (["train.adversary.num_steps=0"], "needs an adversary"),
+        (["train.method=erase", "train.blocking.harmful_base=1"], "does not block"),
+        (["train.method=erase", "train.erase.num_directions=0"], "set erase.num_directions above 0"),
+        (["train.method=tuned", "train.erase.num_directions=2"], "'tuned' erases nothing"),
+        (
+            ["data.source=regression", "encoder.name=mlp", "train.erase.num_directions=2"],
+            "has no residual stream of tokens",
+        ),
     ],
 )
 def test_inconsistent_methods_are_refused(assignments: list[str], message: str) -> None:
@@ -98,6 +105,20 @@ def test_another_method_keeps_the_budget_and_drops_what_it_does_not_use() -> Non
     assert tuned.num_outer_steps == 77
     assert tuned.adversary.pool.size == 0
     assert settings.train.for_method("mlac") is settings.train
+
+
+def test_erasure_goes_with_methods_that_erase() -> None:
+    assert trial("train.method=erase").train.erase.num_directions == 6
+    assert trial("train.method=erase", "train.erase.estimator=leace").train.erase.num_directions == 6
+    searched = trial("train.erase.num_directions=4", "train.erase.estimator=leace").train
+    assert searched.for_method("erase").erase == searched.erase
+    assert searched.for_method("tuned").erase == trial().train.erase
+
+
+def test_what_erases_nothing_has_the_identity_of_before() -> None:
+    assert "erase" not in trial().train.identity()
+    assert "erase" in trial("train.erase.num_directions=1").train.identity()
+    assert content_hash(trial("train.erase.num_directions=1")) != content_hash(trial())
 
 
 def test_settings_are_immutable() -> None:

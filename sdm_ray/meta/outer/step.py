@@ -1,4 +1,4 @@
-"""The outer step of `tuned`, `ac` and `mlac`: the update of the trunk, the desired head and what adversaries learn."""
+"""The outer step where the trunk is trained: the update of it, the desired head and what adversaries learn."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ from sdm_ray.meta.outer.optimizer import Group, OuterOptimizer
 from sdm_ray.meta.outer.plan import Plan
 from sdm_ray.meta.outer.retention import GeneralSources, Retention
 from sdm_ray.meta.outer.trajectory import PROBED_EXAMPLES, mean_trajectory, probe_settings
+from sdm_ray.models.erasure import Erasure
 from sdm_ray.models.heads import init_head
 
 
@@ -41,6 +42,7 @@ class OuterStep:
         generators: CPU generators of every draw.
         indices: (N,) host indices that are trained on; None takes all of meta-training.
         general: text and masked-LM head of the `retain_*` terms; None where none is on.
+        erasure: what is kept out of the residual stream, from the start and after every step; None for nothing.
 
     Raises:
         UsageError: for settings that do not fit the data, or a term that is not known.
@@ -55,12 +57,15 @@ class OuterStep:
         generators: Generators,
         indices: Tensor | None = None,
         general: GeneralSources | None = None,
+        erasure: Erasure | None = None,
     ) -> None:
         self._settings, self._data, self._generators = settings, data, generators
         load_terms(settings.term_modules, settings.blocking.weights())
         self._plan = Plan.of(settings)
         self.model = FlatModel(trunk)
         self.trunk = self.model.initial().requires_grad_()
+        self._erasure = erasure
+        self._erase()
         self.desired_head = self._new_head(Task.DESIRED).requires_grad_()
         indices = self._indices = data.indices(Split.META_TRAIN) if indices is None else indices
         self._of_task = {task: labelled(data, indices, task) for task in Task}
@@ -174,6 +179,7 @@ class OuterStep:
         norm = self._optimizer.step([[scaled["trunk"]], [scaled["desired_head"]], learned, shared])
         if self._map is not None:
             self._map.fold(self.trunk)
+        self._erase()
         total.add_metric("train/gradient_norm", norm, share=parts)
         self._bound_learning_rate()
         return torch.stack([total.metrics[name] for name in self.metric_names]) / parts
@@ -212,6 +218,7 @@ class OuterStep:
             "predictors": self.predictors,
             "optimizer": self._optimizer.state_dict(),
             "pool": self.pool.state_dict(),
+            "erasure": None if self._erasure is None else self._erasure.state_dict(),
             "desired_sampler": self._desired.state_dict(),
             "harmful_sampler": self._harmful.state_dict(),
             "inner_samplers": {str(task): value.state_dict() for task, value in self._simulators.items()},
@@ -229,6 +236,8 @@ class OuterStep:
                     getattr(self, name).copy_(state[name])
         self._optimizer.load_state_dict(state["optimizer"])
         self.pool.load_state_dict(state["pool"])
+        if self._erasure is not None:  # found anew elsewhere, it may differ in the last bits
+            self._erasure = Erasure.from_state(self._erasure.stream, state["erasure"])
         self._desired.load_state_dict(state["desired_sampler"])
         self._harmful.load_state_dict(state["harmful_sampler"])
         for task, simulator in self._simulators.items():
@@ -340,6 +349,11 @@ class OuterStep:
         wanted = self._settings.blocking.weights()
         for name, value in values.items():
             total.add_metric(f"train/{name}", value, share * weights[name] / wanted[name])
+
+    def _erase(self) -> None:
+        """Take out of the trunk what is kept out of it, in place."""
+        if self._erasure is not None:
+            self._erasure.apply(self.model.layout.unflatten(self.trunk.detach()))
 
     def _fresh_adapts(self) -> bool:
         """Whether fresh adversaries take steps against the harmful task."""

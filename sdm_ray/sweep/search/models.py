@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from sdm_ray.config import Method, SweepSettings, TrialSettings, override
+from sdm_ray.config import EraseSettings, Method, SweepSettings, TrialSettings, override
+from sdm_ray.config.space import CategoricalDistribution
 from sdm_ray.core.errors import UsageError
 from sdm_ray.core.metric_names import Metric
 
@@ -76,3 +77,22 @@ def reference_settings(settings: SweepSettings, name: str) -> TrialSettings:
         return override(settings.trial, settings.variants[name])
     method: Method = name  # type: ignore[assignment]
     return settings.trial.model_copy(update={"train": settings.trial.train.for_method(method)})
+
+
+def erasures(settings: SweepSettings) -> list[EraseSettings]:
+    """What references, variants and the search erase; of a searched setting the ends of its range, or all choices.
+
+    The sweep has been checked, so that each can be had.
+    """
+    found = [reference_settings(settings, name).train.erase for name in ordered_references(settings)]
+    prefix = "train.erase."
+    for path, distribution in settings.space.items():
+        if path.startswith(prefix):
+            if isinstance(distribution, CategoricalDistribution):
+                values = distribution.choices
+            else:
+                values = (distribution.low, distribution.high)
+            own = settings.trial.train.erase.model_dump()
+            own["num_directions"] = own["num_directions"] or 1
+            found += [EraseSettings.model_validate({**own, path.removeprefix(prefix): value}) for value in values]
+    return found

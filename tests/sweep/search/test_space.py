@@ -12,7 +12,7 @@ import yaml
 from sdm_ray.config import SweepSettings, TrialSettings, load_settings, override, parse_settings
 from sdm_ray.core.errors import UsageError
 from sdm_ray.sweep.search.check import check_sweep
-from sdm_ray.sweep.search.models import KNOWN_POINTS, first_points, ordered_references, reference_settings
+from sdm_ray.sweep.search.models import KNOWN_POINTS, erasures, first_points, ordered_references, reference_settings
 from sdm_ray.sweep.search.space import Space, stored_by_index
 from tests.fakes import sweep as sweep_fakes
 
@@ -187,6 +187,35 @@ def test_variants_follow_the_references_with_their_own_settings(tmp_path: Path) 
     four = reference_settings(settings, "k-four").train
     assert (four.method, four.adversary.num_steps, four.blocking.weights()) == ("mlac", 4, {"harmful_adapted": 2.0})
     assert reference_settings(settings, "plain").train.method == "tuned"
+
+
+def test_erasure_is_a_reference_and_is_searched(tmp_path: Path) -> None:
+    settings = sweep_fakes.settings(
+        tmp_path,
+        references="[tuned, erase]",
+        variants={"ten": {"train.method": "erase", "train.blocking": {}, "train.erase.num_directions": 10}},
+        space={
+            "train.erase.num_directions": {"type": "int", "low": 0, "high": 16},
+            "train.erase.estimator": choices("means", "leace"),
+        },
+    )
+    check_sweep(settings)
+    own = reference_settings(settings, "erase").train
+    assert (own.method, own.erase.num_directions, own.blocking.weights()) == ("erase", 6, {})
+    assert reference_settings(settings, "tuned").train.erase.num_directions == 0
+    wanted = [(one.num_directions, one.estimator) for one in erasures(settings)]
+    assert wanted == [
+        (0, "means"),
+        (6, "means"),
+        (10, "means"),
+        (0, "means"),
+        (16, "means"),
+        (1, "means"),
+        (1, "leace"),
+    ]
+    refused = {"train.erase.num_directions": {"type": "int", "low": -1, "high": 16}}
+    with pytest.raises(UsageError, match=r"train\.erase\.num_directions = -1"):
+        check_sweep(sweep_fakes.settings(tmp_path, space=refused))
 
 
 @pytest.mark.parametrize(
