@@ -56,3 +56,7 @@ class RunError(RuntimeError):
     """A well-formed request failed on the way: no network, a full disk, a diverged run."""
 
     exit_code = 1
+
+
+class DamagedError(RunError):
+    """A file could be read, and does not hold what was written to it."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from sdm_ray.config import SweepSettings, load_own_modules
 from sdm_ray.core.errors import RunError
-from sdm_ray.core.result import Status, TrialResult
+from sdm_ray.core.result import RESULT, Status, TrialResult
 from sdm_ray.frontier.points import Point, pareto_front
 from sdm_ray.sweep.cluster.choice import ClusterChoice, check_output_dir, choose_cluster
 from sdm_ray.sweep.cluster.connection import cluster, quiet_logs, ray_environment
@@ -143,6 +143,10 @@ def run_sweep(
             view.message(note)
         if resume:
             recorder.restart_failed_references()
+            from sdm_ray.sweep.opening import restore_results
+
+            if restored := restore_results(recorder.state):
+                view.message(f"{RESULT} was damaged and is written anew from the ledger: {', '.join(restored)}")
         tracking = settings.tracking
         if tracking.enabled:
             place = choose_place(tracking, folder, own=settings.storage_path is not None)

@@ -26,8 +26,9 @@ from sdm_ray.core.cache import SharedCache
 from sdm_ray.core.errors import RunError, UsageError
 from sdm_ray.core.lock import FolderLock
 from sdm_ray.core.metric_names import Metric
+from sdm_ray.core.notices import gathered
 from sdm_ray.core.progress import Progress
-from sdm_ray.core.result import Status, TrialResult, read_result
+from sdm_ray.core.result import Status, TrialResult, readable_result
 from sdm_ray.sweep.cluster.mirror import Mirror, below
 
 TrialFunction = Callable[..., Generator[Progress, None, TrialResult]]
@@ -92,6 +93,8 @@ class Report:
     """Set on the final report alone."""
     failure: Failure | None = None
     """Of which kind the failure was, where the result is one of a known kind."""
+    notices: list[str] = field(default_factory=list)
+    """Sentences for people."""
 
 
 class TrialWorker:
@@ -114,8 +117,13 @@ class TrialWorker:
         Raises:
             Exception: only a fault of the accelerator, after which the process is of no use.
         """
-        report, job = Report(), self.job
-        deadline = time.monotonic() + seconds
+        report = Report()
+        with gathered(report.notices):
+            self._advance(report, seconds)
+        return report
+
+    def _advance(self, report: Report, seconds: float) -> None:
+        job, deadline = self.job, time.monotonic() + seconds
         try:
             if self._steps is None:
                 self._steps = self._begin()
@@ -136,7 +144,6 @@ class TrialWorker:
         if report.result is not None:
             report.result = self._kept(report.result)
             self.close()
-        return report
 
     def close(self) -> None:
         """Close the generator (its `finally` blocks run) and release the folder."""
@@ -203,13 +210,13 @@ class TrialWorker:
 
 
 def finished_result(job: Job) -> TrialResult | None:
-    """The result that lies in a trial's folder; None where there is none, or it is of other settings.
+    """The result that lies in a trial's folder; None where there is none, or it is damaged or of other settings.
 
     Raises:
         UsageError: when the job's params do not fit its settings.
-        RunError: when the file is damaged.
+        RunError: when the file cannot be read.
     """
-    result = read_result(Path(job.output_dir))
+    result = readable_result(Path(job.output_dir))
     if result is None:
         return None
     settings = override(TrialSettings.model_validate(job.settings), job.params)

@@ -53,6 +53,8 @@ class SweepCallback(DriverOnly, Callback):
             running.stage, running.done, running.total = result["progress"]
         for step, metrics in result.get("rows") or ():
             self._tracker.log(trial_id, metrics, step)
+        for said in result.get("notices") or ():
+            self._view.message(f"trial {trial_id}: {said}")
 
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """The process of a trial died; Tune starts it again."""
