@@ -24,6 +24,7 @@ from sdm_ray.sweep.search.check import check_sweep
 from sdm_ray.sweep.search.location import SETTINGS, check_location
 from sdm_ray.sweep.search.models import ordered_references
 from sdm_ray.sweep.standing import SweepReport
+from sdm_ray.sweep.state.labels import run_name, run_params, trial_tags
 from sdm_ray.sweep.state.ledger import trial_folder
 from sdm_ray.sweep.state.recorder import Recorder
 from sdm_ray.sweep.view.live import View, default_view
@@ -181,6 +182,7 @@ def _run_and_record(run: _Run) -> SweepOutcome:
         status = "failed"
         tags = {"folder": str(run.folder)}
         run.tracker.start_sweep(run.settings.name, run.settings.model_dump(mode="json"), tags, wait=False)
+        _record_again(run)
         try:
             _search(run)
             if run.switch.reason == "tracking" and run.tracker.error is not None:
@@ -193,6 +195,19 @@ def _run_and_record(run: _Run) -> SweepOutcome:
             _close(run, status)
     _fetch_trials(run)
     return _outcome(run, interrupted=status == "stopped")
+
+
+def _record_again(run: _Run) -> None:
+    """Tell the tracker of trials that have ended and that it has no record of: its journal was lost or damaged."""
+    state, lost = run.recorder.state, list[str]()
+    for entry in state.trials.values():
+        if entry.result is not None and not run.tracker.is_recorded(entry.trial_id):
+            params, name = run_params(state.settings, entry), run_name(state.settings, entry)
+            run.tracker.start_trial(entry.trial_id, params, trial_tags(entry), name=name)
+            run.tracker.finish_trial(state.judged_trial(entry.result))
+            lost.append(entry.trial_id)
+    if lost:
+        run.view.message(f"tracking has no record of {len(lost)} trials that have ended; they are recorded again")
 
 
 @contextmanager

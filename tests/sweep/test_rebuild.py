@@ -60,7 +60,8 @@ def test_a_damaged_study_is_moved_aside_and_rebuilt_from_the_ledger(tmp_path: Pa
     view = SilentView()
     outcome = run(tmp_path, 3, view=view, resume=True)
     said = [message for message in view.messages if "optuna.db is damaged" in message]
-    assert len(said) == 1 and "optuna.db.damaged-1 and is rebuilt from the ledger" in said[0]
+    assert len(said) == 1
+    assert "optuna.db.damaged-1 and is rebuilt from the ledger" in said[0]
     assert (outcome.folder / "optuna.db.damaged-1").read_bytes() == kept
     after = told(outcome.folder)
     assert after[:2] == before

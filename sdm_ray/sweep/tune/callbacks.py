@@ -11,8 +11,7 @@ from ray.tune.schedulers import FIFOScheduler
 
 from sdm_ray.core.metric_names import Metric
 from sdm_ray.sweep.interrupt import StopSwitch
-from sdm_ray.sweep.state.labels import run_name, run_params
-from sdm_ray.sweep.state.ledger import Entry
+from sdm_ray.sweep.state.labels import run_name, run_params, trial_tags
 from sdm_ray.sweep.state.recorder import Recorder
 from sdm_ray.sweep.state.state import SweepState
 from sdm_ray.sweep.tune.deaths import death_reason
@@ -72,13 +71,6 @@ class SweepCallback(DriverOnly, Callback):
         if self._tracker.error is not None:
             self._switch.request("tracking")
         self._view.update(self._state.snapshot)
-
-
-def trial_tags(entry: Entry) -> dict[str, Any]:
-    """Tags of a trial's run in the tracker: its method, role, params, point and seed."""
-    tags: dict[str, Any] = {"method": entry.method, "role": entry.role, "params": entry.params}
-    tags |= {"point": entry.point, "seed_index": entry.seed_index}
-    return tags if entry.number is None else tags | {"optuna_trial": entry.number}
 
 
 class SweepStopper(DriverOnly, Stopper):
