@@ -258,7 +258,7 @@ def _run_missing(run: _Run, study: SearchStudy, unreported: list[TrialResult]) -
 def _tune(run: _Run, study: SearchStudy, unreported: list[TrialResult], caches: str | None) -> None:
     from sdm_ray.sweep.tune.callbacks import SweepCallback
     from sdm_ray.sweep.tune.jobs import JobMaker
-    from sdm_ray.sweep.tune.searcher import SweepSearcher
+    from sdm_ray.sweep.tune.searcher import STOPPED_BY_MACHINE, SweepSearcher
     from sdm_ray.sweep.tune.tuner import run_trials
 
     state = run.recorder.state
@@ -281,6 +281,8 @@ def _tune(run: _Run, study: SearchStudy, unreported: list[TrialResult], caches: 
     )
     callback = SweepCallback(state, view=run.view, tracker=run.tracker, switch=run.switch)
     run_trials(run.recorder, searcher, callback, switch=run.switch, folder=run.folder)
+    if searcher.left_unfinished:
+        run.switch.request(STOPPED_BY_MACHINE)
     if state.num_missing() and run.switch.reason is None:
         raise RunError(f"{state.num_missing()} trials were not run; {RESUME_HINT}")
 

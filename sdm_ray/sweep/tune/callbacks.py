@@ -10,6 +10,7 @@ from ray.tune import Callback, Stopper
 from ray.tune.schedulers import FIFOScheduler
 
 from sdm_ray.core.metric_names import Metric
+from sdm_ray.sweep.cluster.worker import hang_dump
 from sdm_ray.sweep.interrupt import StopSwitch
 from sdm_ray.sweep.state.labels import run_name, run_params, trial_tags
 from sdm_ray.sweep.state.recorder import Recorder
@@ -108,7 +109,9 @@ class SweepScheduler(DriverOnly, FIFOScheduler):
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
         """Before a retry and before the end of a trial that is given up."""
         getattr(tune_controller, "_resetting_trials", set()).discard(trial)
-        self._recorder.state.died(trial.config[TRIAL], death_reason(_error_text(trial), _log_folder()))
+        trial_id = trial.config[TRIAL]
+        dump = hang_dump(self._recorder.ledger.output_dir(trial_id))
+        self._recorder.state.died(trial_id, death_reason(_error_text(trial), _log_folder()), dump=dump)
 
 
 def _error_text(trial: Trial) -> str:
