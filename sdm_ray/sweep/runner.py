@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from sdm_ray.config import SweepSettings, load_own_modules
 from sdm_ray.core.errors import RunError
+from sdm_ray.core.output import unbreakable_output
 from sdm_ray.core.result import RESULT, Status, TrialResult
 from sdm_ray.frontier.points import Point, pareto_front
 from sdm_ray.sweep.cluster.choice import ClusterChoice, check_output_dir, choose_cluster
@@ -132,6 +133,7 @@ def run_sweep(
     view = view or default_view()
     switch = StopSwitch()
     with ExitStack() as stack:
+        stack.enter_context(unbreakable_output())
         stack.enter_context(stop_on_signals(switch, view.message))
         folder = stack.enter_context(claimed_folder(settings, resume=resume, inputs=inputs))
         stack.enter_context(ray_environment(local=choice.is_private))
@@ -256,6 +258,7 @@ def _run_missing(run: _Run, study: SearchStudy, unreported: list[TrialResult]) -
 
 
 def _tune(run: _Run, study: SearchStudy, unreported: list[TrialResult], caches: str | None) -> None:
+    from sdm_ray.sweep.cluster.watch import ClusterWatch, cluster_probe
     from sdm_ray.sweep.tune.callbacks import SweepCallback
     from sdm_ray.sweep.tune.jobs import JobMaker
     from sdm_ray.sweep.tune.searcher import STOPPED_BY_MACHINE, SweepSearcher
@@ -280,7 +283,14 @@ def _tune(run: _Run, study: SearchStudy, unreported: list[TrialResult], caches: 
         link=run.tracker.run_link,
     )
     callback = SweepCallback(state, view=run.view, tracker=run.tracker, switch=run.switch)
-    run_trials(run.recorder, searcher, callback, switch=run.switch, folder=run.folder)
+
+    def lose(what: str) -> None:
+        run.view.message(f"{what}: the sweep ends; what has finished is kept, {RESUME_HINT}")
+        run.switch.request(STOPPED_BY_MACHINE)
+
+    watch = ClusterWatch(cluster_probe(), on_loss=lose, end=partial(_close, run, "stopped"))
+    searcher.is_lost = watch.lost
+    run_trials(run.recorder, searcher, callback, switch=run.switch, folder=run.folder, watch=watch)
     if searcher.left_unfinished:
         run.switch.request(STOPPED_BY_MACHINE)
     if state.num_missing() and run.switch.reason is None:

@@ -67,6 +67,7 @@ class SweepSearcher(DriverOnly, Searcher):
         stop: asks the sweep to end, with the reason.
         announce: shows a sentence to people.
         link: gives what Optuna shall note of a trial's run in the tracker.
+        is_lost: whether Ray itself has died, with all of its processes.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class SweepSearcher(DriverOnly, Searcher):
         stop: Callable[[str], None],
         announce: Callable[[str], None],
         link: Link = no_link,
+        is_lost: Callable[[], bool] = lambda: False,
     ) -> None:
         super().__init__()
         self._recorder = recorder
@@ -91,6 +93,7 @@ class SweepSearcher(DriverOnly, Searcher):
         self._stop = stop
         self._announce = announce
         self._link = link
+        self.is_lost = is_lost
         self._adopted = self._state.unfinished()
         self._points = first_points(self._state.settings)
         self._by_tune_id: dict[str, str] = {}
@@ -174,6 +177,9 @@ class SweepSearcher(DriverOnly, Searcher):
             self._finish(self._without_result(trial_id, Status.STOPPED, self._state.stopping.pop(trial_id)))
         elif error and (written := self._written_result(trial_id)) is not None:
             self._finish(written)
+        elif error and self.is_lost():
+            self._state.running.pop(trial_id, None)
+            self._halt()
         elif error and trial_id not in self._state.running and self._num_deaths[trial_id] < MAX_EARLY_DEATHS:
             self._num_deaths[trial_id] += 1
             self._adopted.append(self._state.trials[trial_id])
