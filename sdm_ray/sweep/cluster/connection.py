@@ -19,7 +19,7 @@ from typing import Any
 from sdm_ray.config import ResourceSettings, digest
 from sdm_ray.core.errors import RunError, UsageError
 from sdm_ray.sweep.cluster.choice import ADDRESS, JOB, ClusterChoice, choose_cluster
-from sdm_ray.sweep.cluster.watch import abandon_ray, cluster_probe
+from sdm_ray.sweep.cluster.watch import FOLDER, abandon_ray, cluster_probe
 
 OBJECT_STORE_BYTES = 256 * 2**20
 """Object store of a local cluster: trials exchange reports only."""
@@ -247,8 +247,8 @@ def _make_folder(owner: Path | None) -> str:
     """Ray's sockets lie below its folder, and their paths may hold 107 bytes: a deep TMPDIR would not do."""
     parent = Path("/tmp" if os.access("/tmp", os.W_OK) else tempfile.gettempdir())
     if owner is None:
-        return tempfile.mkdtemp(prefix="sdm-", dir=parent)
-    folder = parent / f"sdm-{digest(str(owner))}"
+        return tempfile.mkdtemp(prefix=FOLDER, dir=parent)
+    folder = parent / f"{FOLDER}{digest(str(owner))}"
     shutil.rmtree(folder, ignore_errors=True)
     try:
         folder.mkdir(mode=0o700)

@@ -11,11 +11,14 @@ import atexit
 import ctypes
 import logging
 import os
+import shutil
+import signal
 import socket
 import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 WATCH_SECONDS = 1.0
@@ -25,6 +28,8 @@ MAX_MISSED = 3
 """Looks in a row at which the address of a joined cluster may fail to answer."""
 STOP_SECONDS, INTERRUPT_SECONDS = 4.0, 6.0
 """How long Tune may take to stop by itself, and then to be interrupted."""
+FOLDER = "sdm-"
+"""Begins the name of the temporary folder of a private Ray."""
 EXIT_CODE = 130
 """That of an interruption."""
 _DAEMONS = {"raylet": "raylet", "gcs_server": "GCS"}
@@ -143,10 +148,17 @@ def abandon_ray() -> None:
 
 
 def _kill_daemons() -> None:
+    """Kill the daemons and workers of a private Ray, and remove its folder."""
     from ray._private import worker
 
     node = getattr(worker, "_global_node", None)
-    for infos in list(getattr(node, "all_processes", {}).values()):
-        for info in infos:
-            with suppress(OSError):
-                info.process.kill()
+    daemons = [info.process for infos in list(getattr(node, "all_processes", {}).values()) for info in infos]
+    for process in daemons:
+        with suppress(OSError):
+            if os.getpgid(process.pid) == process.pid:  # with the workers and agents that it started
+                os.killpg(process.pid, signal.SIGKILL)
+        with suppress(OSError):
+            process.kill()
+    folder = Path(node.get_temp_dir_path()) if node is not None and daemons else None
+    if folder is not None and folder.name.startswith(FOLDER):
+        shutil.rmtree(folder, ignore_errors=True)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -110,3 +111,35 @@ def test_daemons_get_a_session_of_their_own() -> None:
         started = services.ConsolePopen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert started.communicate()[0].strip() == "True"
     assert services.ConsolePopen is before
+
+
+def test_nothing_is_left_of_a_ray_that_is_abandoned(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Neither the daemons, nor what they started, nor their folder; of a cluster that was joined nothing is touched."""
+    folder = tmp_path / "sdm-abc"
+    folder.mkdir()
+    raylet = subprocess.Popen(
+        ["sh", "-c", "sleep 60 & echo $!; wait"], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert raylet.stdout is not None
+    worker = int(raylet.stdout.readline())
+    node = Node({"raylet": raylet})
+    node.get_temp_dir_path = lambda: str(folder)  # type: ignore[attr-defined]
+    monkeypatch.setattr("ray._private.worker._global_node", node)
+    watch_module._kill_daemons()
+    assert raylet.wait(5) == -9
+    deadline = time.monotonic() + 10
+    while is_running(worker):
+        assert time.monotonic() < deadline
+    assert not folder.exists()
+    joined = Node({})
+    joined.get_temp_dir_path = lambda: str(tmp_path)  # type: ignore[attr-defined]
+    monkeypatch.setattr("ray._private.worker._global_node", joined)
+    watch_module._kill_daemons()
+    assert tmp_path.exists()
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
