@@ -6,7 +6,9 @@ built-in exceptions that they derive from. Several things that are wrong with on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import errno
+import re
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 
@@ -56,3 +58,36 @@ class RunError(RuntimeError):
     """A well-formed request failed on the way: no network, a full disk, a diverged run."""
 
     exit_code = 1
+
+
+class DamagedError(RunError):
+    """A file could be read, and does not hold what was written to it."""
+
+
+MACHINE_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+"""Errors of the operating system that say something of the machine and nothing of what was run on it."""
+_IN_WORDS = re.compile(
+    rf"os error ({'|'.join(map(str, MACHINE_FAULTS))})\b|No space left on device|Disk quota exceeded|"
+    "database or disk is full"
+)
+"""The same, from libraries that raise errors of their own."""
+
+
+def machine_fault(error: BaseException) -> str | None:
+    """What is wrong with the machine, where an error comes from that: a full, read-only or broken disk; else None."""
+    for cause in _causes(error):
+        if isinstance(cause, OSError) and cause.errno in MACHINE_FAULTS:
+            return f"{cause.strerror}: {cause.filename}" if cause.filename else str(cause.strerror or cause)
+        if not isinstance(cause, OSError | UsageError) and _IN_WORDS.search(str(cause)):
+            return " ".join(str(cause).split())[:300]
+    return None
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """An error and those that it came from, also those that are not to be shown, the first one first."""
+    chain: list[BaseException] = []
+    found: BaseException | None = error
+    while found is not None and found not in chain:
+        chain.append(found)
+        found = found.__cause__ or found.__context__
+    yield from reversed(chain)

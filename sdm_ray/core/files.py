@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from sdm_ray.core.errors import RunError, UsageError
+from sdm_ray.core.errors import DamagedError, RunError, UsageError
 
 
 def user_path(text: str | Path, setting: str) -> Path:
@@ -101,14 +101,32 @@ def read_json(path: Path) -> Any:
     """Read JSON.
 
     Raises:
-        RunError: when the file cannot be read or is no JSON.
+        DamagedError: when it is no JSON.
+        RunError: when the file cannot be read.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except RecursionError:
-        raise RunError(f"cannot read {path}: too many values stand within each other") from None
-    except (OSError, ValueError) as error:
+        raise DamagedError(f"cannot read {path}: too many values stand within each other") from None
+    except OSError as error:
         raise RunError(f"cannot read {path}: {error}") from None
+    except ValueError as error:
+        raise DamagedError(f"cannot read {path}: {error}") from None
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a damaged file or folder, so that it is made anew and nothing of it is lost; gives its new path.
+
+    Raises:
+        RunError: when its folder cannot be written.
+    """
+    number = 1
+    while (aside := path.with_name(f"{path.name}.damaged-{number}")).exists():
+        number += 1
+    try:
+        return path.rename(aside)
+    except OSError as error:
+        raise RunError(f"cannot move the damaged {path} aside: {error.strerror or error}; remove it") from None
 
 
 MALFORMED = (ValueError, LookupError, TypeError, AttributeError, RecursionError)

@@ -8,9 +8,12 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from sdm_ray.core.errors import RunError
-from sdm_ray.core.files import MALFORMED, nan_for_null, null_for_nan, read_json, reason, write_json
+from sdm_ray.core.errors import DamagedError
+from sdm_ray.core.files import MALFORMED, nan_for_null, null_for_nan, read_json, reason, set_aside, write_json
+from sdm_ray.core.notices import notice
 
+RESULT = "result.json"
+"""In a trial's folder, written last of all."""
 FINAL = "-final"
 """Ends the id of the final attack on a trial's model; where there was one, its measurements count."""
 
@@ -119,16 +122,33 @@ def read_result(output_dir: Path) -> TrialResult | None:
     """The result that lies in a trial's folder, or None when it has not finished.
 
     Raises:
-        RunError: when it cannot be read, or holds something else.
+        DamagedError: when it holds something else.
+        RunError: when it cannot be read.
     """
-    path = output_dir / "result.json"
+    path = output_dir / RESULT
     if not path.exists():
         return None
     values = read_json(path)
     try:
         return TrialResult.from_dict({**values, "metrics": nan_for_null(values["metrics"])}, output_dir)
     except MALFORMED as error:
-        raise RunError(f"{path} is damaged ({reason(error)}); delete it, and the same command makes it anew") from None
+        raise DamagedError(
+            f"{path} is damaged ({reason(error)}); delete it, and the same command makes it anew"
+        ) from None
+
+
+def readable_result(output_dir: Path) -> TrialResult | None:
+    """As `read_result`; a damaged file is moved aside, with a notice, and then there is none.
+
+    Raises:
+        RunError: when it cannot be read or moved.
+    """
+    try:
+        return read_result(output_dir)
+    except DamagedError as error:
+        aside = set_aside(output_dir / RESULT)
+        notice(f"the result was damaged ({reason(error)}) and is made anew; it lies in {aside.name}")
+        return None
 
 
 def write_result(result: TrialResult) -> None:
@@ -138,4 +158,4 @@ def write_result(result: TrialResult) -> None:
         RunError: when the file cannot be written.
     """
     values = result.to_dict()
-    write_json(result.output_dir / "result.json", values | {"metrics": null_for_nan(values["metrics"])})
+    write_json(result.output_dir / RESULT, values | {"metrics": null_for_nan(values["metrics"])})

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from sdm_ray.core.errors import RunError, UsageError
-from sdm_ray.core.files import MALFORMED
+from sdm_ray.core.files import MALFORMED, reason, set_aside
+from sdm_ray.core.notices import notice
 
 FORMAT = 3
 _PREFIX = "step-"
@@ -46,7 +48,9 @@ def save_checkpoint(folder: Path, step: int, identity: dict[str, Any], state: di
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        _write_synced(temporary / "tensors.safetensors", save_tensors(tensors))
+        content = save_tensors(tensors)
+        document["checksum"] = zlib.crc32(content)
+        _write_synced(temporary / "tensors.safetensors", content)
         _write_synced(temporary / "state.json", json.dumps(document, allow_nan=False).encode())
         if final.exists():
             shutil.rmtree(final)
@@ -64,27 +68,39 @@ def save_checkpoint(folder: Path, step: int, identity: dict[str, Any], state: di
 
 
 def load_checkpoint(folder: Path, identity: dict[str, Any], device: torch.device) -> tuple[int, dict[str, Any]] | None:
-    """Step and state of a run's last checkpoint, or None where there is none.
+    """Step and state of a run's last checkpoint that can be read, or None where there is none.
 
+    A damaged one is moved aside, with a notice, so that the run goes on from the one before or from its beginning.
     Tensors come back on the CPU where they were there, else on `device`.
 
     Raises:
         UsageError: when the checkpoint is of another run.
-        RunError: when it cannot be read.
+        RunError: when it cannot be read, or the damaged one cannot be moved.
     """
-    found = _found(folder)
-    if not found:
-        return None
-    last = found[-1]
-    try:
-        document = json.loads((last / "state.json").read_text(encoding="utf-8"))
-        _check_identity(last, document, identity)
-        tensors = load_tensors((last / "tensors.safetensors").read_bytes())
-        return int(document["step"]), _join(document["state"], tensors, device)
-    except UsageError:
-        raise
-    except (OSError, SafetensorError, *MALFORMED) as error:
-        raise RunError(f"checkpoint {last} cannot be read ({error!r}); remove it to train from the start") from error
+    for path in reversed(_found(folder)):
+        try:
+            return _load(path, identity, device)
+        except OSError as error:
+            if not isinstance(error, FileNotFoundError):
+                raise RunError(f"checkpoint {path} cannot be read: {error.strerror or error}") from error
+            damage = f"{Path(error.filename).name} is missing"
+        except UsageError:
+            raise
+        except (SafetensorError, *MALFORMED) as error:
+            damage = reason(error)
+        aside = set_aside(path)
+        before = "from the checkpoint before" if _found(folder) else "from its beginning"
+        notice(f"checkpoint {path.name} is damaged ({damage}): training goes on {before}; it lies in {aside.name}")
+    return None
+
+
+def _load(path: Path, identity: dict[str, Any], device: torch.device) -> tuple[int, dict[str, Any]]:
+    document = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    _check_identity(path, document, identity)
+    content = (path / "tensors.safetensors").read_bytes()
+    if document.get("checksum", zlib.crc32(content)) != zlib.crc32(content):  # older ones have none
+        raise ValueError("tensors.safetensors has another checksum")
+    return int(document["step"]), _join(document["state"], load_tensors(content), device)
 
 
 def _check_identity(path: Path, document: dict[str, Any], identity: dict[str, Any]) -> None:
@@ -115,7 +131,7 @@ def _short(value: Any) -> str:
 
 
 def _found(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob(f"{_PREFIX}*") if path.is_dir())
+    return sorted(path for path in folder.glob(f"{_PREFIX}*") if path.is_dir() and not path.suffix)
 
 
 def _separate(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:

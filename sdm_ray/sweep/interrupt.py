@@ -1,4 +1,4 @@
-"""Ending a sweep early: Ctrl-C and SIGTERM ask once, a second Ctrl-C insists."""
+"""Ending a sweep early: Ctrl-C, SIGTERM and SIGHUP ask once, a second one insists."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ class StopSwitch:
 
 @contextmanager
 def stop_on_signals(switch: StopSwitch, announce: Callable[[str], None]) -> Iterator[None]:
-    """Turn the first SIGINT or SIGTERM into a request to stop, and the next into `KeyboardInterrupt`.
+    """Turn the first SIGINT, SIGTERM or SIGHUP into a request to stop, and the next into `KeyboardInterrupt`.
 
+    A terminal that closes may send SIGHUP more than once, which therefore never insists, and `nohup` has it ignored.
     Outside the main thread signals are left alone. SIGUSR1, which Tune takes over, is put back as well.
     """
     if threading.current_thread() is not threading.main_thread():
@@ -32,13 +33,17 @@ def stop_on_signals(switch: StopSwitch, announce: Callable[[str], None]) -> Iter
 
     def handle(number: int, frame: FrameType | None) -> None:
         if switch.reason is not None:
+            if number == signal.SIGHUP:
+                return
             raise KeyboardInterrupt
         switch.request("interrupted")
         announce("stopping: running trials end at their next step (once more to stop at once)")
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
-    signal.signal(signal.SIGINT, handle)
-    signal.signal(signal.SIGTERM, handle)
+    taken = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.getsignal(number) for number in (*taken, signal.SIGUSR1)}
+    for number in taken:
+        if before[number] is not signal.SIG_IGN or number != signal.SIGHUP:
+            signal.signal(number, handle)
     try:
         yield
     finally:

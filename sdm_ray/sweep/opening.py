@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import sqlite3
 import uuid
 from collections.abc import Callable, Mapping
+from contextlib import closing, suppress
 from pathlib import Path
 
-from sdm_ray.core.result import TrialResult
+from sdm_ray.core.files import set_aside
+from sdm_ray.core.notices import gathered
+from sdm_ray.core.result import RESULT, Status, TrialResult, readable_result, write_result
 from sdm_ray.sweep.records.warm import earlier_results
-from sdm_ray.sweep.search.location import own_storage
+from sdm_ray.sweep.search.location import OWN_FILE, own_storage
 from sdm_ray.sweep.search.makers import options_of_before, sampler_options
 from sdm_ray.sweep.search.study import SearchStudy
 from sdm_ray.sweep.state.recorder import Recorder
@@ -30,19 +34,69 @@ def open_study(
     Raises:
         UsageError: when the storage cannot be used, or does not hold the study.
     """
-    settings, name, file = recorder.state.settings, recorder.ledger.record.study_name, folder / "optuna.db"
+    settings, name, file = recorder.state.settings, recorder.ledger.record.study_name, folder / OWN_FILE
     storage = own_storage(folder) if settings.storage is None else at_home(settings.storage, "storage")
     if name is None:
         return _create(recorder, storage, announce, inputs)
+    numbers = {entry.number: entry.params for entry in recorder.state.entries("search") if entry.number is not None}
+    if settings.storage is None and (damage := damage_of(file, name, max(numbers, default=-1) + 1)) is not None:
+        aside = set_aside(file)
+        for suffix in ("-journal", "-wal", "-shm"):  # a new file would be mended by what belongs to the old one
+            with suppress(FileNotFoundError):
+                file.with_name(file.name + suffix).rename(aside.with_name(aside.name + suffix))
+        announce(f"{file.name} is damaged ({damage}): it lies in {aside.name} and is rebuilt from the ledger")
     is_lost = settings.storage is None and not file.exists()
     options = recorder.ledger.record.sampler_options
     if options is None:
         options = options_of_before(settings.search)
     study = SearchStudy.open(settings, storage=storage, name=name, create=is_lost, options=options)
     if is_lost:
-        entries = recorder.state.entries("search")
-        study.rebuild({entry.number: entry.params for entry in entries if entry.number is not None})
+        study.rebuild(numbers)
     return study
+
+
+def damage_of(file: Path, name: str, num_trials: int) -> str | None:
+    """What keeps a sqlite file from being the storage of a study with so many trials; None where nothing does.
+
+    A file that is not there is not damaged, and a locked one may be sound.
+    """
+    if not file.exists():
+        return None
+    try:
+        if file.stat().st_size == 0:
+            return "it is empty"
+        with closing(sqlite3.connect(file, timeout=1.0)) as database:
+            (found,) = database.execute("PRAGMA quick_check(1)").fetchone()
+            if found != "ok":
+                return str(found)
+            query = "SELECT count(*) FROM trials JOIN studies USING (study_id) WHERE study_name = ?"
+            (count,) = database.execute(query, (name,)).fetchone()
+            if count < num_trials:
+                return f"it holds {count} of {num_trials} trials"
+            if not database.execute("SELECT 1 FROM studies WHERE study_name = ?", (name,)).fetchone():
+                return "it does not hold the study"
+    except sqlite3.DatabaseError as error:
+        sound = isinstance(error, sqlite3.OperationalError) and "no such" not in str(error)
+        return None if sound else str(error)  # a locked file, or one that may not be read, is not damaged
+    return None
+
+
+def restore_results(state: SweepState) -> list[str]:
+    """Write the `result.json` of trials that have ended anew where it is damaged; gives the ids of these trials.
+
+    Raises:
+        RunError: when one cannot be read or written.
+    """
+    restored = []
+    for entry in state.trials.values():
+        if entry.result is None or entry.result.status is Status.FAILED:
+            continue
+        path = entry.result.output_dir / RESULT
+        with gathered([]):  # it is not made anew by running again
+            if path.exists() and readable_result(entry.result.output_dir) is None:
+                write_result(entry.result)
+                restored.append(entry.trial_id)
+    return restored
 
 
 def _create(

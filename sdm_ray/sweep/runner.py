@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from sdm_ray.config import SweepSettings, load_own_modules
 from sdm_ray.core.errors import RunError
-from sdm_ray.core.result import Status, TrialResult
+from sdm_ray.core.output import unbreakable_output
+from sdm_ray.core.result import RESULT, Status, TrialResult
 from sdm_ray.frontier.points import Point, pareto_front
 from sdm_ray.sweep.cluster.choice import ClusterChoice, check_output_dir, choose_cluster
 from sdm_ray.sweep.cluster.connection import cluster, quiet_logs, ray_environment
@@ -25,6 +26,7 @@ from sdm_ray.sweep.search.check import check_sweep
 from sdm_ray.sweep.search.location import SETTINGS, check_location
 from sdm_ray.sweep.search.models import ordered_references
 from sdm_ray.sweep.standing import SweepReport
+from sdm_ray.sweep.state.labels import run_name, run_params, trial_tags
 from sdm_ray.sweep.state.ledger import trial_folder
 from sdm_ray.sweep.state.recorder import Recorder
 from sdm_ray.sweep.view.live import View, default_view
@@ -132,6 +134,7 @@ def run_sweep(
     view = view or default_view()
     switch = StopSwitch()
     with ExitStack() as stack:
+        stack.enter_context(unbreakable_output())
         stack.enter_context(stop_on_signals(switch, view.message))
         folder = stack.enter_context(claimed_folder(settings, resume=resume, inputs=inputs))
         stack.enter_context(ray_environment(local=choice.is_private))
@@ -144,6 +147,10 @@ def run_sweep(
             view.message(note)
         if resume:
             recorder.restart_failed_references()
+            from sdm_ray.sweep.opening import restore_results
+
+            if restored := restore_results(recorder.state):
+                view.message(f"{RESULT} was damaged and is written anew from the ledger: {', '.join(restored)}")
         tracking = settings.tracking
         if tracking.enabled:
             place = choose_place(tracking, folder, own=settings.storage_path is not None)
@@ -183,6 +190,7 @@ def _run_and_record(run: _Run) -> SweepOutcome:
         status = "failed"
         tags = {"folder": str(run.folder)}
         run.tracker.start_sweep(run.settings.name, run.settings.model_dump(mode="json"), tags, wait=False)
+        _record_again(run)
         try:
             _search(run)
             if run.switch.reason == "tracking" and run.tracker.error is not None:
@@ -195,6 +203,19 @@ def _run_and_record(run: _Run) -> SweepOutcome:
             _close(run, status)
     _fetch_trials(run)
     return _outcome(run, interrupted=status == "stopped")
+
+
+def _record_again(run: _Run) -> None:
+    """Tell the tracker of trials that have ended and that it has no record of: its journal was lost or damaged."""
+    state, lost = run.recorder.state, list[str]()
+    for entry in state.trials.values():
+        if entry.result is not None and not run.tracker.is_recorded(entry.trial_id):
+            params, name = run_params(state.settings, entry), run_name(state.settings, entry)
+            run.tracker.start_trial(entry.trial_id, params, trial_tags(entry), name=name)
+            run.tracker.finish_trial(state.judged_trial(entry.result))
+            lost.append(entry.trial_id)
+    if lost:
+        run.view.message(f"tracking has no record of {len(lost)} trials that have ended; they are recorded again")
 
 
 @contextmanager
@@ -243,9 +264,10 @@ def _run_missing(run: _Run, study: SearchStudy, unreported: list[TrialResult]) -
 
 
 def _tune(run: _Run, study: SearchStudy, unreported: list[TrialResult], caches: str | None) -> None:
+    from sdm_ray.sweep.cluster.watch import ClusterWatch, cluster_probe
     from sdm_ray.sweep.tune.callbacks import SweepCallback
     from sdm_ray.sweep.tune.jobs import JobMaker
-    from sdm_ray.sweep.tune.searcher import SweepSearcher
+    from sdm_ray.sweep.tune.searcher import STOPPED_BY_MACHINE, SweepSearcher
     from sdm_ray.sweep.tune.tuner import run_trials
 
     state = run.recorder.state
@@ -267,7 +289,16 @@ def _tune(run: _Run, study: SearchStudy, unreported: list[TrialResult], caches: 
         link=run.tracker.run_link,
     )
     callback = SweepCallback(state, view=run.view, tracker=run.tracker, switch=run.switch)
-    run_trials(run.recorder, searcher, callback, switch=run.switch, folder=run.folder)
+
+    def lose(what: str) -> None:
+        run.view.message(f"{what}: the sweep ends; what has finished is kept, {RESUME_HINT}")
+        run.switch.request(STOPPED_BY_MACHINE)
+
+    watch = ClusterWatch(cluster_probe(), on_loss=lose, end=partial(_close, run, "stopped"))
+    searcher.is_lost = watch.lost
+    run_trials(run.recorder, searcher, callback, switch=run.switch, folder=run.folder, watch=watch)
+    if searcher.left_unfinished:
+        run.switch.request(STOPPED_BY_MACHINE)
     if state.num_missing() and run.switch.reason is None:
         raise RunError(f"{state.num_missing()} trials were not run; {RESUME_HINT}")
 

@@ -46,6 +46,9 @@ class Tracker(Protocol):
     def finish_trial(self, result: TrialResult) -> None:
         """A trial has ended, however it ended."""
 
+    def is_recorded(self, trial_id: str) -> bool:
+        """Whether the beginning and the end of a trial are on record, so that nothing of them is to be sent again."""
+
     def log_sweep(self, metrics: dict[str, float], step: int) -> None:
         """Metrics of the sweep as a whole after `step` trials; the last ones of a step count."""
 
@@ -88,6 +91,10 @@ class NoTracker:
 
     def finish_trial(self, result: TrialResult) -> None:
         """Do nothing."""
+
+    def is_recorded(self, trial_id: str) -> bool:
+        """Nothing is to be sent."""
+        return True
 
     def log_sweep(self, metrics: dict[str, float], step: int) -> None:
         """Do nothing."""

@@ -22,6 +22,7 @@ from sdm_ray.tracking.client import prepare_mlflow
 from sdm_ray.tracking.copies import ARTIFACTS as ARTIFACTS_FOLDER
 from sdm_ray.tracking.copies import settle_copy
 from sdm_ray.tracking.environment import environment_tags
+from sdm_ray.tracking.mending import OLD_SCHEMA, is_own, move_damaged, upgrade
 from sdm_ray.tracking.naming import MAX_TAG, finite_metrics, flat_params, legal_key, readable, tag_values
 from sdm_ray.tracking.outbox import SWEEP_RUN, Delivery, Journal, Record
 from sdm_ray.tracking.place import DEFAULT_EXPERIMENT, keep_place, place_of
@@ -97,6 +98,7 @@ class MlflowTracker:
         self._tags: dict[tuple[str, str], str] = {}
         self._series: dict[tuple[str, str], list[tuple[int, float]]] = {}
         self._begun: set[str] = set()
+        self._finished: set[str] = set()
         self._objectives: Collection[str] = ()
         self._environment: dict[str, str] = {}
         self._is_closed = False
@@ -130,10 +132,24 @@ class MlflowTracker:
             RunError: when the server does not answer.
         """
         assert self._sink is not None
+        assert self._journal is not None
         prepare_mlflow()
         file = sqlite_file(self._uri)
-        if file is None or file.exists():
-            within(self._sink.connect, self._uri)
+        own = file is not None and is_own(file, self._sweep_dir)
+        if file is not None and own:
+            move_damaged(file)
+        lost = file is not None and not file.exists()
+        if not lost:
+            try:
+                within(self._sink.connect, self._uri)
+            except RunError as error:
+                if file is None or not own or OLD_SCHEMA not in str(error):
+                    raise
+                upgrade(file)
+                within(self._sink.connect, self._uri)
+            lost = bool(self._sink.lost(self._journal.begun()))
+        if lost and self._journal.rewind():
+            log.warning("runs are missing at %s: everything is recorded there again", masked(self._uri))
 
     @_never_raising
     def start_trial(
@@ -249,6 +265,10 @@ class MlflowTracker:
         command += " --workers 1"
         return f"{command}\n{UI_SERVER}/{page}"
 
+    def is_recorded(self, trial_id: str) -> bool:
+        """See `Tracker.is_recorded`."""
+        return trial_id in self._finished
+
     def run_link(self, trial_id: str) -> dict[str, str]:
         """See `Tracker.run_link`."""
         run_id = None if self._sink is None else self._sink.run_id(trial_id)
@@ -306,6 +326,8 @@ class MlflowTracker:
         trial_id = record.get("trial", SWEEP_RUN)
         if record["call"] == "start":
             self._begun.add(trial_id)
+        if record["call"] == "finish" and trial_id in self._begun:
+            self._finished.add(trial_id)
         self._tags |= {(trial_id, name): value for name, value in record.get("tags", {}).items()}
         for name, values in record.get("series", {}).items():
             self._series[trial_id, name] = [(step, value) for step, value in values]
@@ -339,11 +361,13 @@ def _inputs(provenance: Mapping[str, str]) -> list[dict[str, str]]:
 
 def _sweep_id(path: Path) -> str:
     """The sweep's own id, drawn once; it stays with the folder."""
-    if not path.exists():
+    known = path.read_text(errors="replace").strip() if path.exists() else ""
+    if not (known.isascii() and known.isalnum()):  # it stands in queries; an empty one would be everybody's
         temporary = path.with_suffix(".new")
         temporary.write_text(uuid.uuid4().hex)
         temporary.replace(path)
-    return path.read_text().strip()
+        return path.read_text()
+    return known
 
 
 def within(connect: Callable[[], None], uri: str) -> None:

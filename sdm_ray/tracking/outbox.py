@@ -34,7 +34,8 @@ Record = dict[str, Any]
 class Journal:
     """An append-only file of records with a delivered prefix; one process writes, threads may share it.
 
-    Records that an earlier process set aside come back at the end, in their order.
+    Records that an earlier process set aside come back at the end, in their order. A line that is no record is skipped,
+    and where the delivered part cannot be told, all is delivered again.
 
     Args:
         folder: holds `journal.jsonl`, `delivered` and, where records were set aside, `undelivered.jsonl`; made if
@@ -51,7 +52,7 @@ class Journal:
         self._file = self.path.open("ab")
         self._end = _whole_lines(self.path)
         self._file.truncate(self._end)  # half a line was left by a kill
-        self._delivered = min(_read_mark(self._mark), self._end)
+        self._delivered = _read_mark(self._mark, self.path, self._end)
         self._changed = threading.Condition()
         self._closed = False
         self.aside = folder / "undelivered.jsonl"
@@ -74,6 +75,19 @@ class Journal:
         with self.aside.open("ab") as file:
             file.write(_line(record))
 
+    def rewind(self) -> bool:
+        """Deliver everything again, from the first record on; whether anything had been."""
+        with self._changed:
+            anything, self._delivered = self._delivered > 0, 0
+            self._changed.notify_all()
+        return anything
+
+    def begun(self) -> set[str]:
+        """Trials, and the sweep's own run, whose beginning has been delivered."""
+        with self._changed:
+            size = self._delivered
+        return {str(record.get("trial")) for record in _records(self.path, size) if record["call"] == "start"}
+
     def pending(self, limit: int) -> tuple[list[Record], list[int]]:
         """The next undelivered records, at most `limit`, and for each the position that `acknowledge` takes."""
         records: list[Record] = []
@@ -85,8 +99,14 @@ class Journal:
             while position < end and len(records) < limit:
                 line = file.readline()
                 position += len(line)
-                records.append(json.loads(line))
-                positions.append(position)
+                record = _record(line)
+                if record is not None:
+                    records.append(record)
+                    positions.append(position)
+                elif positions:
+                    positions[-1] = position
+        if not records and position > self._delivered:
+            self.acknowledge(position)  # nothing but damaged lines
         return records, positions
 
     def acknowledge(self, position: int) -> None:
@@ -133,11 +153,26 @@ def _line(record: Record) -> bytes:
     return json.dumps(record, separators=(",", ":")).encode() + b"\n"
 
 
-def _records(path: Path) -> Iterator[Record]:
+def _record(line: bytes) -> Record | None:
+    """What a line says; None for one that is damaged."""
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) and isinstance(record.get("call"), str) else None
+
+
+def _records(path: Path, size: int | None = None) -> Iterator[Record]:
+    """The records of a file, or of its first `size` bytes."""
     with path.open("rb") as file:
+        position = 0
         for line in file:
-            if line.endswith(b"\n"):  # half a line was left by a kill
-                yield json.loads(line)
+            position += len(line)
+            if size is not None and position > size:
+                return
+            record = _record(line) if line.endswith(b"\n") else None  # half a line was left by a kill
+            if record is not None:
+                yield record
 
 
 def _whole_lines(path: Path) -> int:
@@ -154,9 +189,15 @@ def _whole_lines(path: Path) -> int:
     return 0
 
 
-def _read_mark(path: Path) -> int:
+def _read_mark(mark: Path, path: Path, end: int) -> int:
+    """Bytes that have been delivered; 0 where the record of it cannot be right."""
     try:
-        return max(0, int(path.read_text()))
+        position = int(mark.read_text())
+        if not 0 < position <= end:
+            return 0
+        with path.open("rb") as file:
+            file.seek(position - 1)
+            return position if file.read(1) == b"\n" else 0
     except (OSError, ValueError):
         return 0
 
@@ -236,6 +277,8 @@ class Delivery:
         wait, singles = FIRST_WAIT_SECONDS, 0
         while not self._stop.is_set() and self._journal.wait_pending():
             records, positions = self._journal.pending(1 if singles else CHUNK)
+            if not records:
+                continue
             try:
                 if len(records) == 1 and self._builds_on_one_set_aside(records[0]):
                     self._journal.set_aside(records[0])

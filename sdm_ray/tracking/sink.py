@@ -66,20 +66,36 @@ class MlflowSink:
             return
         client = new_client(self.uri)
         self.experiment_id = find_or_create_experiment(client, self._experiment, self._artifact_location)
-        query = f"tags.`{SWEEP_TAG}` = '{self.sweep_id}'"
-        token = None
-        while True:
-            page = client.search_runs([self.experiment_id], query, max_results=1000, page_token=token)
-            for run in page:
-                trial_id = run.data.tags[TRIAL_TAG]
-                self._runs[trial_id] = run.info.run_id
-                if run.info.status == "RUNNING":
-                    self._open.add(trial_id)
-            token = page.token
-            if not token:
-                break
+        self._runs.clear()
+        for run in self._found(client):
+            trial_id = run.data.tags[TRIAL_TAG]
+            self._runs[trial_id] = run.info.run_id
+            if run.info.status == "RUNNING":
+                self._open.add(trial_id)
         self._client = client
         self._connected.set()
+
+    def lost(self, begun: set[str]) -> set[str]:
+        """Which of these trials, whose runs there once were, have none any more, and were not deleted by a person."""
+        missing = begun - self._runs.keys()
+        if missing:
+            missing -= {run.data.tags[TRIAL_TAG] for run in self._found(self._client, deleted=True)}
+        return missing
+
+    def _found(self, client: Any, *, deleted: bool = False) -> Iterator[Any]:
+        """The sweep's runs on the server."""
+        from mlflow.entities import ViewType
+
+        query, token = f"tags.`{SWEEP_TAG}` = '{self.sweep_id}'", None
+        kind = ViewType.DELETED_ONLY if deleted else ViewType.ACTIVE_ONLY
+        while True:
+            page = client.search_runs(
+                [self.experiment_id], query, run_view_type=kind, max_results=1000, page_token=token
+            )
+            yield from page
+            token = page.token
+            if not token:
+                return
 
     def trial_runs(self) -> list[str]:
         """Run ids of the sweep's trials, in the order in which they began."""

@@ -19,7 +19,7 @@ from sdm_ray.core.errors import RunError, UsageError
 from sdm_ray.core.files import write_text
 from sdm_ray.core.metric_names import Metric
 from sdm_ray.core.progress import Progress, run_through
-from sdm_ray.core.result import Status, TrialResult, other_inputs, read_result, write_result
+from sdm_ray.core.result import Status, TrialResult, other_inputs, readable_result, write_result
 from sdm_ray.core.types import Split, Task
 from sdm_ray.figures.style import LABELS
 from sdm_ray.figures.training import FIGURE, trajectory_figure
@@ -122,12 +122,12 @@ def run_trial(
 
 
 def claim_folder(settings: TrialSettings, output_dir: Path) -> TrialResult | None:
-    """Write `config.yaml` into a trial's folder, or give the result that it holds.
+    """Write `config.yaml` into a trial's folder, or give the result that it holds; a damaged one is moved aside.
 
     Raises:
         UsageError: when it holds the result of other settings.
     """
-    finished = read_result(output_dir)
+    finished = readable_result(output_dir)
     if finished is not None and finished.config_hash != content_hash(settings):
         raise UsageError(
             f"{output_dir} holds the result of config {finished.config_hash}, not {content_hash(settings)}; "

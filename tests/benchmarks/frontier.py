@@ -24,8 +24,8 @@ from sdm_ray.figures.page import write_page
 from sdm_ray.frontier.points import Point
 from sdm_ray.frontier.tables import read_tables, write_tables
 from sdm_ray.sweep.records.tracked import tracked_points
+from sdm_ray.sweep.state.labels import trial_tags
 from sdm_ray.sweep.state.ledger import Entry
-from sdm_ray.sweep.tune.callbacks import trial_tags
 from sdm_ray.tracking import open_tracker
 
 NUM_METRICS, NUM_REPORTS = 20, 2000

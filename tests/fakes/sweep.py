@@ -7,6 +7,7 @@ files in the sweep's folder, because no other channel reaches a worker.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 import random
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdm_ray.config import SweepSettings, TrialSettings, content_hash, parse_settings
+from sdm_ray.core.errors import RunError
 from sdm_ray.core.metric_names import Metric
 from sdm_ray.core.progress import Progress
 from sdm_ray.core.result import Status, TrialResult
@@ -160,6 +162,20 @@ def troubled(trial: TrialSettings, output_dir: Path, *, trial_id: str = "trial")
     if trial_id == "t0006":
         threading.Timer(0.03, os.kill, (os.getpid(), signal.SIGKILL)).start()
     return result
+
+
+def disk_full(trial: TrialSettings, output_dir: Path, *, trial_id: str = "trial") -> Steps:
+    """t0001 and all later ones find the disk full, until there is a file `freed` beside the sweep's."""
+    if (result := finished(output_dir)) is not None:
+        return result
+    note(output_dir, "started")
+    yield Progress("train", 1, 2, {})
+    if trial_id in ("t0001", "t0002", "t0003", "t0004") and not (output_dir.parents[1] / "freed").exists():
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device", str(output_dir / "model"))
+        except OSError as error:
+            raise RunError(f"cannot write the model to {output_dir}: {error.strerror}; free space") from None
+    return finish(trial, output_dir, trial_id, measures(trial))
 
 
 def forgetful(trial: TrialSettings, output_dir: Path, *, trial_id: str = "trial") -> Steps:

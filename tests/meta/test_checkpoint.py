@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -105,8 +106,27 @@ def test_another_run_is_refused_by_name(tmp_path: Path, identity: dict[str, Any]
 
 
 @pytest.mark.parametrize("name", ["state.json", "tensors.safetensors"])
-def test_a_damaged_file_is_named(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("damage", ["cut", "gone", "one bit"])
+def test_a_damaged_checkpoint_is_moved_aside_and_the_one_before_counts(
+    tmp_path: Path, name: str, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    if (name, damage) == ("state.json", "one bit"):
+        pytest.skip("JSON of which one digit is another is JSON")
     save_checkpoint(tmp_path, 5, IDENTITY, state())
-    (tmp_path / "step-000000005" / name).write_bytes(b"{")
-    with pytest.raises(RunError, match="step-000000005 cannot be read"):
-        load_checkpoint(tmp_path, IDENTITY, CPU)
+    shutil.copytree(tmp_path / "step-000000005", tmp_path / "kept")
+    save_checkpoint(tmp_path, 6, IDENTITY, state())
+    (tmp_path / "kept").rename(tmp_path / "step-000000005")
+    for step, from_where in ((6, "from the checkpoint before"), (5, "from its beginning")):
+        path = tmp_path / f"step-{step:09d}" / name
+        content = bytearray(path.read_bytes())
+        content[-1] ^= 1
+        path.write_bytes({"cut": b"{", "gone": b"", "one bit": bytes(content)}[damage])
+        if damage == "gone":
+            path.unlink()
+        found = load_checkpoint(tmp_path, IDENTITY, CPU)
+        assert (None if found is None else found[0]) == (5 if step == 6 else None)
+        assert (tmp_path / f"step-{step:09d}.damaged-1").is_dir()
+        assert f"training goes on {from_where}" in caplog.text
+    assert len(caplog.records) == 2
+    save_checkpoint(tmp_path, 7, IDENTITY, state())
+    assert load_checkpoint(tmp_path, IDENTITY, CPU) is not None

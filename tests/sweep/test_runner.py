@@ -165,23 +165,27 @@ def ids(count: int) -> list[str]:
 @on_ray
 def test_failures_of_every_kind(tmp_path: Path) -> None:
     """None ends the sweep, none becomes a point, each has its reason; a killed process is started again."""
-    outcome = run(tmp_path, "troubled", search__num_trials=9, references="[tuned]", resources__max_failures=1)
+    view = SilentView()
+    outcome = run(
+        tmp_path, "troubled", view=view, search__num_trials=9, references="[tuned]", resources__max_failures=1
+    )
     results = {result.trial_id: result for result in outcome.results}
-    assert list(results) == ["tuned", *ids(9)]
+    assert list(results) == ["tuned", *(name for name in ids(9) if name != "t0005")]
     failed = {result.trial_id: str(result.error) for result in outcome.failures}
-    assert list(failed) == ["t0000", "t0001", "t0002", "t0003", "t0005"]
+    assert list(failed) == ["t0000", "t0001", "t0002", "t0003"]
     assert failed["t0000"].startswith("RuntimeError: the loss is not finite")
     assert failed["t0001"] == "harmful/worst_accuracy is nan"
     assert failed["t0002"] == "the trial reported no desired/accuracy"
     assert failed["t0003"].startswith("SystemExit")
-    assert failed["t0005"] == (
-        "its process died twice: killed, or crashed without a word; resources.max_failures allows no further start"
-    ), "and not that it hung"
+    said = "trial t0005: its process died twice: killed, or crashed without a word; it stays unfinished"
+    assert sum(message.startswith(said) for message in view.messages) == 1, "and not that it hung"
+    assert outcome.interrupted, "what was killed from outside is no result, and --resume goes on with it"
     assert {point.trial_id for point in outcome.points} == results.keys() - failed.keys()
     assert len(sweep_fakes.events(results["t0004"].output_dir, "started")) == 2
     assert len(sweep_fakes.events(results["t0006"].output_dir, "finished")) == 1
     states = [trial.state.name for trial in stored_trials(outcome)]
-    assert states == ["FAIL" if trial_id in failed else "COMPLETE" for trial_id in ids(9)]
+    expected = {trial_id: "FAIL" if trial_id in failed else "COMPLETE" for trial_id in ids(9)} | {"t0005": "RUNNING"}
+    assert states == list(expected.values()), "Optuna hears nothing of a process that was killed"
 
 
 @in_process
@@ -197,6 +201,25 @@ def test_a_failing_storage_ends_the_sweep_in_a_sentence(tmp_path: Path, monkeypa
     with pytest.raises(RunError, match=r"No space left on device: optuna.db; .* --resume"):
         run(tmp_path, references="[]", resources__max_concurrent_trials=1)
     assert [entry.result is not None for entry in read_record(tmp_path / "fake").entries.values()] == [True, True]
+
+
+@in_process
+def test_a_full_disk_is_no_result_of_a_trial(tmp_path: Path) -> None:
+    """It interrupts the sweep, Optuna hears nothing of it, and `--resume` goes on with exactly what is missing."""
+    view, changes = SilentView(), {"references": "[tuned]", "search__num_trials": 5}
+    first = run(tmp_path, "disk_full", view=view, resources__max_concurrent_trials=1, **changes)
+    assert first.interrupted
+    assert [result.trial_id for result in first.results] == ["tuned", "t0000"]
+    (said,) = [message for message in view.messages if "t0001" in message]
+    assert "No space left on device; free space; it stays unfinished, and --resume goes on with it" in said
+    assert [trial.state.name for trial in stored_trials(first)] == ["COMPLETE", "RUNNING"]
+    (first.folder / "freed").write_text("")
+    second = run(tmp_path, "disk_full", resume=True, **changes)
+    assert not second.interrupted
+    assert [result.trial_id for result in second.results] == ["tuned", *ids(5)]
+    assert not second.failures
+    assert [trial.state.name for trial in stored_trials(second)] == ["COMPLETE"] * 5
+    assert all(len(sweep_fakes.events(result.output_dir, "finished")) == 1 for result in second.results)
 
 
 @on_ray

@@ -27,6 +27,7 @@ from sdm_ray.config import TrackingSettings
 from sdm_ray.core.errors import RunError, UsageError
 from sdm_ray.core.metric_names import Metric
 from sdm_ray.core.result import Status, TrialResult
+from sdm_ray.tracking import client as client_module
 from sdm_ray.tracking import mlflow as tracker_module
 from sdm_ray.tracking import open_tracker
 from sdm_ray.tracking.address import sqlite_uri
@@ -659,3 +660,97 @@ def test_a_browser_shows_the_page_that_is_named(sweep_dir: Path, tmp_path: Path,
         stop(server)
     for words in ("Comparing 2 Runs", "t0", "t1", "train.learning_rate", "harmful/worst_accuracy"):
         assert words in shown, shown[-3000:]
+
+
+@pytest.mark.parametrize("damage", ["gone", "empty", "garbage", "emptied", "cut"])
+def test_a_lost_or_damaged_database_gets_every_trial_again(
+    sweep_dir: Path,
+    empty_database: Path,
+    damage: str,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(client_module, "create_database", lambda file: shutil.copy(empty_database, file))
+    tracker = started(sweep_dir)
+    for name in ("t0", "t1"):
+        tracker.start_trial(name, {"a": 1}, {})
+        tracker.finish_trial(result_of(name, sweep_dir))
+    tracker.finish_sweep("stopped")
+    sweep_dir = sweep_dir.rename(sweep_dir.with_name("moved"))  # a process keeps connections by address
+    file = sweep_dir / "mlflow.db"
+    before = file.read_bytes()
+    shutil.rmtree(sweep_dir / "mlartifacts", ignore_errors=True)
+    if damage == "gone":
+        file.unlink()
+    elif damage == "emptied":
+        shutil.copy(empty_database, file)
+    else:
+        file.write_bytes({"empty": b"", "garbage": b"\xff" * 9000, "cut": before[:9000]}[damage])
+    again = started(sweep_dir)
+    again.start_trial("t2", {"a": 2}, {})
+    again.finish_trial(result_of("t2", sweep_dir))
+    again.finish_sweep("complete")
+    runs = runs_of(sweep_dir)
+    assert runs.keys() == {SWEEP_RUN, "t0", "t1", "t2"}
+    assert {run.info.status for run in runs.values()} == {"FINISHED"}
+    assert all(runs[name].data.metrics["desired/accuracy"] == 0.9 for name in ("t0", "t1", "t2"))
+    assert caplog.text.count("everything is recorded there again") == 1
+    assert (sweep_dir / "mlflow.db.damaged-1").exists() == (damage in ("empty", "garbage", "cut"))
+
+
+def test_a_run_that_a_person_deleted_stays_deleted(sweep_dir: Path) -> None:
+    tracker = started(sweep_dir)
+    for name in ("t0", "t1"):
+        tracker.start_trial(name, {}, {})
+        tracker.finish_trial(result_of(name, sweep_dir))
+    tracker.finish_sweep("stopped")
+    client_of(sweep_dir).delete_run(runs_of(sweep_dir)["t0"].info.run_id)
+    started(sweep_dir).finish_sweep("complete")
+    assert runs_of(sweep_dir).keys() == {SWEEP_RUN, "t1"}
+
+
+def test_what_is_on_record_is_known_by_its_beginning_and_its_end(sweep_dir: Path) -> None:
+    tracker = started(sweep_dir)
+    for name in ("t0", "t1"):
+        tracker.start_trial(name, {}, {})
+    tracker.finish_trial(result_of("t0", sweep_dir))
+    tracker.finish_sweep("stopped")
+    again = started(sweep_dir)
+    assert [again.is_recorded(name) for name in ("t0", "t1", "t2")] == [True, False, False]
+    again.finish_sweep("complete")
+
+
+@pytest.mark.parametrize("text", ["", "\x00\x00", "it's"])
+def test_a_damaged_id_of_a_sweep_is_drawn_again(sweep_dir: Path, text: str) -> None:
+    tracker = started(sweep_dir)
+    tracker.start_trial("t0", {}, {})
+    tracker.finish_trial(result_of("t0", sweep_dir))
+    tracker.finish_sweep("stopped")
+    (sweep_dir / "tracking" / "sweep_id").write_text(text)
+    started(sweep_dir).finish_sweep("complete")
+    new = (sweep_dir / "tracking" / "sweep_id").read_text()
+    assert new.isalnum()
+    found = client_of(sweep_dir).search_runs(["1"], f"tags.`{SWEEP_TAG}` = '{new}'")
+    assert {run.data.tags[TRIAL_TAG] for run in found} == {SWEEP_RUN, "t0"}
+
+
+def test_a_database_of_an_earlier_mlflow_is_brought_up_to_date(
+    sweep_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran, refusal = list[list[str]](), [RunError("Detected out-of-date database schema (found version a)")]
+
+    def run(command: list[str], **options: Any) -> Any:
+        ran.append(command[1:5])
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    def connect(attempt: Any, uri: str) -> None:
+        if refusal:
+            raise refusal.pop()
+        attempt()
+
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(tracker_module, "within", connect)
+    started(sweep_dir).finish_sweep("complete")
+    assert ran.count(["-m", "mlflow", "db", "upgrade"]) == 1
+    assert (sweep_dir / "mlflow.db.before-upgrade-1").is_file()
+    assert runs_of(sweep_dir).keys() == {SWEEP_RUN}

@@ -219,3 +219,44 @@ def test_nothing_is_delivered_where_no_server_was_found(tmp_path: Path) -> None:
     assert time.monotonic() - start < 5
     assert server.num_calls == 0
     assert journal.count_pending() == 3
+
+
+def test_damaged_lines_are_skipped_and_the_rest_is_delivered(tmp_path: Path) -> None:
+    """In the middle, one after the other, and at the end, as a disk that was full or a crash leaves them."""
+    first = Journal(tmp_path)
+    fill(first, range(2))
+    first.close()
+    with first.path.open("ab") as file:
+        file.write(b'{"n":7,"ca\n\x00\x00\x00\nnull\n{"n": 8}\n')
+    second = Journal(tmp_path)
+    fill(second, range(2, 4))
+    with second.path.open("ab") as file:
+        file.write(b"torn\n")
+    second.close()
+    third = Journal(tmp_path)
+    assert [record["n"] for record in third.records()] == [0, 1, 2, 3]
+    server = FakeServer()
+    delivery = Delivery(third, server)
+    assert delivery.close(10.0, 10.0)
+    assert server.got == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xff\xfe", b"text", b"-5", b"3", b"999999"])
+def test_where_the_delivered_part_cannot_be_told_all_is_delivered_again(tmp_path: Path, mark: bytes) -> None:
+    journal = Journal(tmp_path)
+    fill(journal, range(3))
+    journal.acknowledge(journal.pending(10)[1][-1])
+    journal.close()
+    (tmp_path / "delivered").write_bytes(mark)
+    assert Journal(tmp_path).count_pending() == 3
+
+
+def test_a_journal_is_rewound_and_knows_what_has_begun(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    assert not journal.rewind()
+    for name in ("a", "b"):
+        journal.append({"n": 0, "call": "start", "trial": name})
+    journal.acknowledge(journal.pending(1)[1][0])
+    assert journal.begun() == {"a"}
+    assert journal.rewind()
+    assert journal.count_pending() == 2

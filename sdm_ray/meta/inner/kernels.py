@@ -8,17 +8,24 @@ embedding rows that are powers of two).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from sdm_ray.core.notices import notice
 from sdm_ray.core.types import Batch
 from sdm_ray.meta.inner.problems import Base, Outputs, TrunkProblem
 
 Inputs = tuple[Tensor, ...]
 MAX_SHAPES = 4096
+MAX_CUT_OFF = 8
+"""Libraries that a kill may have left cut off."""
+_LIBRARY = re.compile(r"(/[^\s:'\"]+\.so)\b")
 
 
 class Kernels:
@@ -36,12 +43,12 @@ class Kernels:
         def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
             kernel = torch.compile(function, fullgraph=True, dynamic=False, mode=mode)
 
-            def run(*values: Any) -> Any:
+            def call(*values: Any) -> Any:
                 # One function serves every problem and shape, which is more than torch expects of one.
                 with torch._dynamo.config.patch(recompile_limit=MAX_SHAPES, accumulated_recompile_limit=MAX_SHAPES):
                     return kernel(*values)
 
-            return run
+            return partial(mended, call)
 
         self._gradient, self._products = compiled(self._eager_gradient), compiled(self._eager_products)
         self._outputs = compiled(self._eager_outputs)
@@ -111,6 +118,47 @@ class Kernels:
 
         pull = torch.func.vjp(outputs, variables, base)[1]
         return _stacked([pull(pair) for pair in zip(*(value.unbind(0) for value in cotangents), strict=True)])
+
+
+def mended(call: Callable[..., Any], *values: Any) -> Any:
+    """What a compiled function returns; libraries that a killed compiler cut off are removed and compiled again."""
+    for _ in range(MAX_CUT_OFF):
+        try:
+            return call(*values)
+        except Exception as error:
+            removed = remove_cut_off(error)
+            if removed is None:
+                raise
+            notice(f"{removed} was cut off when a compiler was killed; it is compiled again")
+            torch._dynamo.reset()
+    return call(*values)
+
+
+def remove_cut_off(error: BaseException) -> Path | None:
+    """Remove the library of the compiler's cache that an error names, where it is no whole file; gives its path."""
+    cause: BaseException | None = error
+    while cause is not None:
+        for name in _LIBRARY.findall(str(cause)):
+            path = Path(name)
+            if _cache_folder() in path.parents and path.is_file() and _is_cut_off(path, str(cause)):
+                path.unlink(missing_ok=True)
+                return path
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
+def _is_cut_off(path: Path, said: str) -> bool:
+    with path.open("rb") as file:
+        whole = file.read(4) == b"\x7fELF"
+    return not whole or any(
+        words in said for words in ("file too short", "invalid ELF header", "cannot read file data")
+    )
+
+
+def _cache_folder() -> Path:
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+    return Path(cache_dir())
 
 
 def _stacked(pulled: list[tuple[Tensor, Base]]) -> tuple[Tensor, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import math
@@ -18,6 +19,7 @@ from typing import Any
 from sdm_ray.config import ResourceSettings, digest
 from sdm_ray.core.errors import RunError, UsageError
 from sdm_ray.sweep.cluster.choice import ADDRESS, JOB, ClusterChoice, choose_cluster
+from sdm_ray.sweep.cluster.watch import FOLDER, abandon_ray, cluster_probe
 
 OBJECT_STORE_BYTES = 256 * 2**20
 """Object store of a local cluster: trials exchange reports only."""
@@ -69,10 +71,14 @@ def cluster(
         except BaseException:  # the folder stays, for its logs
             ray.shutdown()
             raise
+        lost = cluster_probe()
         try:
             yield num_fitting(resources, ray.cluster_resources())
         finally:
-            ray.shutdown()
+            if lost() is None:
+                ray.shutdown()
+            else:
+                abandon_ray()
             if folder is not None:
                 shutil.rmtree(folder, ignore_errors=True)
 
@@ -139,7 +145,7 @@ def _connect(choice: ClusterChoice, folder: str | None) -> None:
             "_temp_dir": folder,
         }
     try:
-        with free_agent_port():
+        with free_agent_port(), own_session():
             ray.init(**options)
     except Exception as error:
         raise RunError(not_connected(choice, folder, error)) from error
@@ -183,6 +189,23 @@ def free_agent_port() -> Iterator[None]:
         parameter.RayParams = before
 
 
+@contextmanager
+def own_session() -> Iterator[None]:
+    """Start Ray's daemons in a session of their own.
+
+    `timeout`, `scancel` and a service manager signal the whole process group: the driver is to end the sweep while its
+    Ray is still there. The daemons end with the driver all the same, and their workers with them.
+    """
+    from ray._private import services
+
+    before = services.ConsolePopen
+    services.ConsolePopen = functools.partial(before, start_new_session=True)
+    try:
+        yield
+    finally:
+        services.ConsolePopen = before
+
+
 def _worker_environment() -> dict[str, str]:
     """What workers of a cluster need, but for what the job has set itself, with which Ray would refuse to merge it."""
     ours = json.loads(os.environ.get(JOB) or "{}").get("runtime_env") or {}
@@ -224,8 +247,8 @@ def _make_folder(owner: Path | None) -> str:
     """Ray's sockets lie below its folder, and their paths may hold 107 bytes: a deep TMPDIR would not do."""
     parent = Path("/tmp" if os.access("/tmp", os.W_OK) else tempfile.gettempdir())
     if owner is None:
-        return tempfile.mkdtemp(prefix="sdm-", dir=parent)
-    folder = parent / f"sdm-{digest(str(owner))}"
+        return tempfile.mkdtemp(prefix=FOLDER, dir=parent)
+    folder = parent / f"{FOLDER}{digest(str(owner))}"
     shutil.rmtree(folder, ignore_errors=True)
     try:
         folder.mkdir(mode=0o700)

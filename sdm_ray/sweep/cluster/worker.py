@@ -23,11 +23,12 @@ from typing import Any
 
 from sdm_ray.config import TrialSettings, content_hash, load_own_modules, override
 from sdm_ray.core.cache import SharedCache
-from sdm_ray.core.errors import RunError, UsageError
+from sdm_ray.core.errors import RunError, UsageError, machine_fault
 from sdm_ray.core.lock import FolderLock
 from sdm_ray.core.metric_names import Metric
+from sdm_ray.core.notices import gathered
 from sdm_ray.core.progress import Progress
-from sdm_ray.core.result import Status, TrialResult, read_result
+from sdm_ray.core.result import Status, TrialResult, readable_result
 from sdm_ray.sweep.cluster.mirror import Mirror, below
 
 TrialFunction = Callable[..., Generator[Progress, None, TrialResult]]
@@ -41,8 +42,9 @@ LOCK_SECONDS = 60.0
 
 
 class Failure(StrEnum):
-    """Kinds of failure after which a sweep runs the trial again; their values begin the trial's reason."""
+    """Kinds of failure after which a trial runs again: at once with more memory, or with the sweep's next driver."""
 
+    MACHINE = "fault of the machine"
     OUT_OF_MEMORY = "out of memory"
     OUT_OF_GPU_MEMORY = "out of GPU memory"
 
@@ -92,6 +94,8 @@ class Report:
     """Set on the final report alone."""
     failure: Failure | None = None
     """Of which kind the failure was, where the result is one of a known kind."""
+    notices: list[str] = field(default_factory=list)
+    """Sentences for people."""
 
 
 class TrialWorker:
@@ -114,8 +118,13 @@ class TrialWorker:
         Raises:
             Exception: only a fault of the accelerator, after which the process is of no use.
         """
-        report, job = Report(), self.job
-        deadline = time.monotonic() + seconds
+        report = Report()
+        with gathered(report.notices):
+            self._advance(report, seconds)
+        return report
+
+    def _advance(self, report: Report, seconds: float) -> None:
+        job, deadline = self.job, time.monotonic() + seconds
         try:
             if self._steps is None:
                 self._steps = self._begin()
@@ -134,9 +143,8 @@ class TrialWorker:
                 raise
             report.result, report.failure = self._failed(error), failure_of(error)
         if report.result is not None:
-            report.result = self._kept(report.result)
+            self._keep(report)
             self.close()
-        return report
 
     def close(self) -> None:
         """Close the generator (its `finally` blocks run) and release the folder."""
@@ -148,16 +156,18 @@ class TrialWorker:
         if self._mirror is not None:
             self._mirror.push()
 
-    def _kept(self, result: TrialResult) -> TrialResult:
-        """The result, once its files are where others find them; a failure where they cannot be put there."""
+    def _keep(self, report: Report) -> None:
+        """Put the files of an ended trial where others find them; where that cannot be done, the trial has failed."""
         try:
             self._push()
         except RunError as error:
-            return self._failed(error)
-        return result
+            report.result, report.failure = self._failed(error), failure_of(error)
 
     def _begin(self) -> Generator[Progress, None, TrialResult]:
         job = self.job
+        (Path(job.output_dir) / HANG).unlink(missing_ok=True)  # of an earlier process
+        if job.mirror is None and (finished := finished_result(job)) is not None:
+            return _ended(finished)  # a dying process may still hold the folder
         self._lock.acquire(wait_seconds=LOCK_SECONDS)
         if job.mirror is not None:
             self._mirror = Mirror(Path(job.output_dir), below(job.mirror, job.trial_id))
@@ -203,13 +213,13 @@ class TrialWorker:
 
 
 def finished_result(job: Job) -> TrialResult | None:
-    """The result that lies in a trial's folder; None where there is none, or it is of other settings.
+    """The result that lies in a trial's folder; None where there is none, or it is damaged or of other settings.
 
     Raises:
         UsageError: when the job's params do not fit its settings.
-        RunError: when the file is damaged.
+        RunError: when the file cannot be read.
     """
-    result = read_result(Path(job.output_dir))
+    result = readable_result(Path(job.output_dir))
     if result is None:
         return None
     settings = override(TrialSettings.model_validate(job.settings), job.params)
@@ -249,12 +259,16 @@ class Watchdog:
             self._path.unlink(missing_ok=True)
 
 
-def is_hung(folder: Path) -> bool:
-    """Whether the process of a trial ended itself. One that was killed leaves the file too, with nothing in it."""
+def hang_dump(folder: Path) -> int | None:
+    """When the process of a trial ended itself, in nanoseconds since 1970; None where none did.
+
+    One that was killed leaves the file too, with nothing in it.
+    """
     try:
-        return (folder / HANG).stat().st_size > 0
+        found = (folder / HANG).stat()
     except OSError:
-        return False
+        return None
+    return found.st_mtime_ns if found.st_size > 0 else None
 
 
 def load_function(name: str) -> TrialFunction:
@@ -315,6 +329,8 @@ def classify(error: BaseException) -> str:
     if isinstance(error, UsageError | RunError):
         return message
     name, failure = type(error).__name__, failure_of(error)
+    if failure is Failure.MACHINE:
+        return str(machine_fault(error))
     if failure is Failure.OUT_OF_MEMORY:
         return f"{failure}: lower the batch sizes, or raise cpus_per_trial so that fewer trials run at once"
     if failure is Failure.OUT_OF_GPU_MEMORY:
@@ -332,7 +348,7 @@ def failure_of(error: BaseException) -> Failure | None:
         return Failure.OUT_OF_MEMORY
     if type(error).__name__ in ("OutOfMemoryError", "CudaOutOfMemoryError"):
         return Failure.OUT_OF_GPU_MEMORY
-    return None
+    return None if machine_fault(error) is None else Failure.MACHINE
 
 
 def is_device_fault(error: BaseException) -> bool:

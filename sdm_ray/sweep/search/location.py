@@ -11,6 +11,8 @@ from sdm_ray.core.files import is_file, user_path
 
 SETTINGS = "sweep.yaml"
 """What a sweep was begun with, in its folder."""
+OWN_FILE = "optuna.db"
+"""Optuna's storage of a sweep that names none, in its folder."""
 MAX_NAME_BYTES, MAX_PART_BYTES = 200, 255
 """Of a sweep's name, which `--fork` and temporary files add to, and of any folder's name on usual file systems."""
 MAX_EXPERIMENT_LENGTH = 500
@@ -34,7 +36,7 @@ def sweep_folder(settings: SweepSettings) -> Path:
 
 def own_storage(folder: Path) -> str:
     """Optuna's storage of a sweep that names none; braces are doubled, for Optuna fills in what stands within them."""
-    return f"sqlite:///{folder.absolute() / 'optuna.db'}".replace("{", "{{").replace("}", "}}")
+    return f"sqlite:///{folder.absolute() / OWN_FILE}".replace("{", "{{").replace("}", "}}")
 
 
 def check_location(settings: SweepSettings) -> None:

@@ -85,3 +85,10 @@ def _shown(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.2g}"
     return "+".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def trial_tags(entry: Entry) -> dict[str, Any]:
+    """Tags of a trial's run in the tracker: its method, role, params, point and seed."""
+    tags: dict[str, Any] = {"method": entry.method, "role": entry.role, "params": entry.params}
+    tags |= {"point": entry.point, "seed_index": entry.seed_index}
+    return tags if entry.number is None else tags | {"optuna_trial": entry.number}

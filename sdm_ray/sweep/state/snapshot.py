@@ -34,6 +34,10 @@ class Deaths:
     count: int = 0
     reason: str | None = None
     """Why, the last time that it was known."""
+    hung: bool = False
+    """The last time it ended itself, because it made no progress."""
+    dump: int | None = None
+    """When the last account of a hang was written that has been seen."""
 
     def __str__(self) -> str:
         return "its process died" if self.count <= 1 else f"its process died {times(self.count)}"

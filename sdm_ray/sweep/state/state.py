@@ -119,10 +119,17 @@ class SweepState:
         if trial_id not in self.running:
             self.running[trial_id] = Running(self.trials[trial_id])
 
-    def died(self, trial_id: str, reason: str | None) -> None:
-        """The process of a trial has died, begun or not; None where nobody knows why."""
+    def died(self, trial_id: str, reason: str | None, *, dump: int | None = None) -> None:
+        """The process of a trial has died, begun or not.
+
+        Args:
+            trial_id: the trial.
+            reason: None where nobody knows why.
+            dump: when the last account of a hang in its folder was written, where there is one.
+        """
         deaths = self.deaths.setdefault(trial_id, Deaths())
         deaths.count, deaths.reason = deaths.count + 1, reason or deaths.reason
+        deaths.hung, deaths.dump = dump is not None and dump != deaths.dump, dump
 
     def checked(self, result: TrialResult) -> TrialResult:
         """A trial's result as it counts: with its params, and failed where an objective is missing or not finite, or

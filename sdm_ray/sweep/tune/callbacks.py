@@ -10,9 +10,9 @@ from ray.tune import Callback, Stopper
 from ray.tune.schedulers import FIFOScheduler
 
 from sdm_ray.core.metric_names import Metric
+from sdm_ray.sweep.cluster.worker import hang_dump
 from sdm_ray.sweep.interrupt import StopSwitch
-from sdm_ray.sweep.state.labels import run_name, run_params
-from sdm_ray.sweep.state.ledger import Entry
+from sdm_ray.sweep.state.labels import run_name, run_params, trial_tags
 from sdm_ray.sweep.state.recorder import Recorder
 from sdm_ray.sweep.state.state import SweepState
 from sdm_ray.sweep.tune.deaths import death_reason
@@ -53,6 +53,8 @@ class SweepCallback(DriverOnly, Callback):
             running.stage, running.done, running.total = result["progress"]
         for step, metrics in result.get("rows") or ():
             self._tracker.log(trial_id, metrics, step)
+        for said in result.get("notices") or ():
+            self._view.message(f"trial {trial_id}: {said}")
 
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """The process of a trial died; Tune starts it again."""
@@ -70,13 +72,6 @@ class SweepCallback(DriverOnly, Callback):
         if self._tracker.error is not None:
             self._switch.request("tracking")
         self._view.update(self._state.snapshot)
-
-
-def trial_tags(entry: Entry) -> dict[str, Any]:
-    """Tags of a trial's run in the tracker: its method, role, params, point and seed."""
-    tags: dict[str, Any] = {"method": entry.method, "role": entry.role, "params": entry.params}
-    tags |= {"point": entry.point, "seed_index": entry.seed_index}
-    return tags if entry.number is None else tags | {"optuna_trial": entry.number}
 
 
 class SweepStopper(DriverOnly, Stopper):
@@ -114,7 +109,9 @@ class SweepScheduler(DriverOnly, FIFOScheduler):
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
         """Before a retry and before the end of a trial that is given up."""
         getattr(tune_controller, "_resetting_trials", set()).discard(trial)
-        self._recorder.state.died(trial.config[TRIAL], death_reason(_error_text(trial), _log_folder()))
+        trial_id = trial.config[TRIAL]
+        dump = hang_dump(self._recorder.ledger.output_dir(trial_id))
+        self._recorder.state.died(trial_id, death_reason(_error_text(trial), _log_folder()), dump=dump)
 
 
 def _error_text(trial: Trial) -> str:

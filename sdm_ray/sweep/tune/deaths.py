@@ -6,6 +6,9 @@ import re
 from pathlib import Path
 
 MAX_REASON = 300
+KILLED, NODE_LOST = "killed, or crashed without a word", "its node was lost"
+_OUTSIDE = ("NODE_OUT_OF_MEMORY", "NODE_DIED", "WORKER_DIED: SIGTERM")
+_NODE = re.compile(r"\bnode\b[^.]{0,80}\b(?:has died|died|was (?:lost|removed|terminated)|is dead)", re.IGNORECASE)
 _EXIT = re.compile(r"Worker exit type: (\w+) Worker exit detail: (.+?\.)(?:\s|$)", re.DOTALL)
 _ERROR = re.compile(r"[\w.]*(?:Error|Exception|Interrupt)\b: \S")
 _PID = re.compile(r"^\s*pid: (\d+)", re.MULTILINE)
@@ -24,6 +27,8 @@ def death_reason(text: str, logs: Path | None) -> str | None:
     if not lines:
         return None
     exited = _EXIT.search(section)
+    if exited is None and _NODE.search(section):
+        return NODE_LOST
     if exited is None:
         raised = [line for line in lines if _ERROR.match(line)]
         return (raised or lines)[-1][:MAX_REASON]
@@ -32,8 +37,16 @@ def death_reason(text: str, logs: Path | None) -> str | None:
         return words[:MAX_REASON]
     kind, detail = exited.groups()
     if "connection error code 2" in detail:  # all that Ray knows of a process that is gone
-        return "killed, or crashed without a word"
+        return KILLED
     return f"{kind}: {' '.join(detail.split())}"[:MAX_REASON]
+
+
+def is_from_outside(reason: str | None) -> bool:
+    """Whether a process was ended from outside, by its reason: killed, out of the machine's memory, its node lost.
+
+    One that crashed left words of its own.
+    """
+    return reason is not None and (reason in (KILLED, NODE_LOST) or reason.startswith(_OUTSIDE))
 
 
 def _last_words(section: str, logs: Path | None) -> str | None:

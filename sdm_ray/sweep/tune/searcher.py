@@ -18,13 +18,14 @@ from ray.tune.search import Searcher
 
 from sdm_ray.core.errors import RunError, UsageError
 from sdm_ray.core.result import Status, TrialResult
-from sdm_ray.sweep.cluster.worker import HANG, Failure, finished_result, is_hung
+from sdm_ray.sweep.cluster.worker import HANG, Failure, finished_result, hang_dump
 from sdm_ray.sweep.search.models import first_points
 from sdm_ray.sweep.search.study import SearchStudy
 from sdm_ray.sweep.state.ledger import Entry
 from sdm_ray.sweep.state.recorder import Recorder
 from sdm_ray.sweep.state.snapshot import Deaths, times
 from sdm_ray.sweep.state.state import SweepState
+from sdm_ray.sweep.tune.deaths import is_from_outside
 from sdm_ray.sweep.tune.jobs import JobMaker
 
 OnResult = Callable[[TrialResult], None]
@@ -33,6 +34,8 @@ Link = Callable[[str], Mapping[str, str]]
 FINISHED: str = Searcher.FINISHED
 TRIAL_NOTE = "trial"
 """Note of a trial in Optuna: its id in the sweep."""
+STOPPED_BY_MACHINE = "machine"
+"""Reason of a sweep's end that is an interruption: a full or broken disk, or a lost Ray."""
 MAX_EARLY_DEATHS = 3
 """Times that a trial is handed out again because its process died before the trial began."""
 
@@ -64,6 +67,7 @@ class SweepSearcher(DriverOnly, Searcher):
         stop: asks the sweep to end, with the reason.
         announce: shows a sentence to people.
         link: gives what Optuna shall note of a trial's run in the tracker.
+        is_lost: whether Ray itself has died, with all of its processes.
     """
 
     def __init__(
@@ -77,6 +81,7 @@ class SweepSearcher(DriverOnly, Searcher):
         stop: Callable[[str], None],
         announce: Callable[[str], None],
         link: Link = no_link,
+        is_lost: Callable[[], bool] = lambda: False,
     ) -> None:
         super().__init__()
         self._recorder = recorder
@@ -88,16 +93,20 @@ class SweepSearcher(DriverOnly, Searcher):
         self._stop = stop
         self._announce = announce
         self._link = link
+        self.is_lost = is_lost
         self._adopted = self._state.unfinished()
         self._points = first_points(self._state.settings)
         self._by_tune_id: dict[str, str] = {}
         self._num_deaths: Counter[str] = Counter()
+        self._halted = False
         self.error: Exception | None = None
         """What made it impossible to go on."""
+        self.left_unfinished: list[str] = []
+        """Trials that were ended by a fault of the machine, and that only the next driver repeats."""
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """The next trial as a config, None while as many run as may, `FINISHED` when all have ended."""
-        if self.error is not None:
+        if self.error is not None or self._halted:
             return FINISHED
         if len(self._by_tune_id) >= self._state.concurrency:
             return None
@@ -153,22 +162,50 @@ class SweepSearcher(DriverOnly, Searcher):
 
         When a process dies that was about to take a trial over, Tune gives the trial up at once; it is handed out
         again. When a process dies after the trial's result is written and before it is reported, the result counts.
+        What is the machine's fault says nothing of the trial's point: it stays unfinished, and Optuna hears nothing.
         """
         if report and report.get("result"):
             self._state.stopping.pop(trial_id, None)  # its last report was its end
             ended = TrialResult.from_dict(json.loads(report["result"]), self._output_dir(trial_id))
             failure = report.get("failure")
-            if failure is None or not self._runs_again_with_more_memory(ended.trial_id, Failure(failure)):
+            if failure == Failure.MACHINE:
+                self._leave_unfinished(trial_id, str(ended.error))
+                self._halt()
+            elif failure is None or not self._runs_again_with_more_memory(ended.trial_id, Failure(failure)):
                 self._finish(ended)
         elif trial_id in self._state.stopping:
             self._finish(self._without_result(trial_id, Status.STOPPED, self._state.stopping.pop(trial_id)))
         elif error and (written := self._written_result(trial_id)) is not None:
             self._finish(written)
+        elif error and self.is_lost():
+            self._state.running.pop(trial_id, None)
+            self._halt()
         elif error and trial_id not in self._state.running and self._num_deaths[trial_id] < MAX_EARLY_DEATHS:
             self._num_deaths[trial_id] += 1
             self._adopted.append(self._state.trials[trial_id])
+        elif error and not self._is_hung(trial_id) and is_from_outside(self._deaths(trial_id).reason):
+            deaths = self._deaths(trial_id)
+            self._leave_unfinished(trial_id, f"{deaths}: {deaths.reason}")
         elif error:
             self._finish(self._lost(trial_id))
+
+    def _leave_unfinished(self, trial_id: str, fault: str) -> None:
+        """A trial that did not end by itself: the next driver goes on with it."""
+        self._state.running.pop(trial_id, None)
+        self.left_unfinished.append(trial_id)
+        self._announce(f"trial {trial_id}: {fault}; it stays unfinished, and --resume goes on with it")
+
+    def _halt(self) -> None:
+        """Start nothing more: the machine would fail it too."""
+        self._halted = True
+        self._stop(STOPPED_BY_MACHINE)
+
+    def _deaths(self, trial_id: str) -> Deaths:
+        return self._state.deaths.get(trial_id, Deaths())
+
+    def _is_hung(self, trial_id: str) -> bool:
+        deaths = self._deaths(trial_id)
+        return deaths.hung if deaths.count else hang_dump(self._output_dir(trial_id)) is not None
 
     def _written_result(self, trial_id: str) -> TrialResult | None:
         """The result in the folder of a trial that did not report it; one that cannot be read is none."""
@@ -192,9 +229,9 @@ class SweepSearcher(DriverOnly, Searcher):
 
     def _lost(self, trial_id: str) -> TrialResult:
         """The result of a trial whose process died too often."""
-        deaths = self._state.deaths.get(trial_id, Deaths())
+        deaths = self._deaths(trial_id)
         error = f"{deaths}: {deaths.reason}" if deaths.reason else str(deaths)
-        if is_hung(self._output_dir(trial_id)):
+        if self._is_hung(trial_id):
             silent = self._state.settings.resources.max_silent_seconds
             often = f", {times(deaths.count)}" if deaths.count > 1 else ""
             error = f"it made no progress for {silent:g} s{often} ({HANG} in its folder says where)"

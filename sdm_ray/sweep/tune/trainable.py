@@ -39,6 +39,7 @@ class TrialTrainable(Trainable):
             "rows": report.rows,
             "result": None if result is None else json.dumps(result.to_dict()),  # Tune flattens mappings
             "failure": report.failure,
+            "notices": report.notices,
             "done": result is not None,
         }
 

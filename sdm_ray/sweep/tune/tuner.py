@@ -10,20 +10,27 @@ from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig
 from ray.tune.error import TuneError
 
 from sdm_ray.core.errors import RunError, UsageError
+from sdm_ray.sweep.cluster.watch import ClusterWatch
 from sdm_ray.sweep.cluster.worker import classify
 from sdm_ray.sweep.interrupt import StopSwitch
 from sdm_ray.sweep.records.folder import RESUME_HINT
 from sdm_ray.sweep.state.recorder import Recorder
 from sdm_ray.sweep.tune.callbacks import SweepCallback, SweepScheduler, SweepStopper
 from sdm_ray.sweep.tune.jobs import TRIAL
-from sdm_ray.sweep.tune.searcher import SweepSearcher
+from sdm_ray.sweep.tune.searcher import STOPPED_BY_MACHINE, SweepSearcher
 from sdm_ray.sweep.tune.trainable import TrialTrainable
 
 
 def run_trials(
-    recorder: Recorder, searcher: SweepSearcher, callback: SweepCallback, *, switch: StopSwitch, folder: Path
+    recorder: Recorder,
+    searcher: SweepSearcher,
+    callback: SweepCallback,
+    *,
+    switch: StopSwitch,
+    folder: Path,
+    watch: ClusterWatch,
 ) -> None:
-    """Run trials until the searcher has none left or the switch is set.
+    """Run trials until the searcher has none left, the switch is set or Ray is lost, which sets the switch.
 
     Raises:
         UsageError: when the searcher met one.
@@ -51,8 +58,12 @@ def run_trials(
         ),
     )
     try:
-        tuner.fit()
+        with watch:
+            tuner.fit()
     except (TuneError, RayError) as error:
+        if watch.lost() and searcher.error is None:
+            switch.request(STOPPED_BY_MACHINE)
+            return
         raise stopped_by(searcher.error or error.__cause__ or error) from error
     if searcher.error is not None:
         raise stopped_by(searcher.error) from searcher.error

@@ -20,7 +20,7 @@ from sdm_ray.core.errors import RunError, UsageError
 from sdm_ray.core.lock import FolderLock
 from sdm_ray.core.metric_names import Metric
 from sdm_ray.core.result import Status, TrialResult
-from sdm_ray.sweep.cluster.worker import Job, TrialWorker, check_function, classify
+from sdm_ray.sweep.cluster.worker import Failure, Job, TrialWorker, check_function, classify, failure_of
 from tests import ROOT
 from tests.fakes import sweep as sweep_fakes
 
@@ -179,3 +179,26 @@ def test_reasons_are_one_line(error: Exception, words: str) -> None:
 def test_a_trial_gets_samplers_where_it_takes_a_context(tmp_path: Path) -> None:
     assert run(TrialWorker(job(tmp_path, "surrounded"))).status is Status.COMPLETE
     assert json.loads((tmp_path / "t0009" / "samplers.json").read_text()) == ["sobol", "tpe"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO])
+def test_a_fault_of_the_machine_is_told_from_one_of_the_trial(number: int) -> None:
+    """Also where it was made a sentence of, or where a library has an error of its own for it."""
+    raised = OSError(number, "it broke", "file")
+    assert failure_of(raised) is Failure.MACHINE
+    for cause in (None, raised):
+        with pytest.raises(RunError) as caught:
+            raise_sentence(raised, cause)
+        assert failure_of(caught.value) is Failure.MACHINE
+        assert classify(caught.value) == "cannot write"
+    assert failure_of(Exception(f"I/O error: broken (os error {number})")) is Failure.MACHINE
+    assert failure_of(OSError(errno.ENOENT, "no such file")) is None
+    assert failure_of(RunError("training diverged")) is None
+
+
+def raise_sentence(raised: OSError, cause: OSError | None) -> None:
+    """As code that writes does."""
+    try:
+        raise raised
+    except OSError:
+        raise RunError("cannot write") from cause

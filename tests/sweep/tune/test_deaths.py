@@ -39,6 +39,7 @@ HUNGRY = "Task was killed due to the node running low on memory. Memory on the n
             "NODE_OUT_OF_MEMORY: Task was killed due to the node running low on memory.",
         ),
         ("Failure # 1 (occurred at now)\nsomething else\n", "something else"),
+        ("Failure # 1 (occurred at now)\nThe actor died because its node has died. Node Id: ab\n", "its node was lost"),
     ],
 )
 def test_the_last_failure_is_said_in_a_phrase(text: str, reason: str | None, tmp_path: Path) -> None:

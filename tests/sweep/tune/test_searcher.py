@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from sdm_ray.core.result import Status, TrialResult
-from sdm_ray.sweep.cluster.worker import HANG, Job, TrialWorker
+from sdm_ray.sweep.cluster.worker import HANG, Failure, Job, TrialWorker
 from sdm_ray.sweep.search.study import SearchStudy
 from sdm_ray.sweep.state.recorder import Recorder
+from sdm_ray.sweep.tune.deaths import KILLED, NODE_LOST
 from sdm_ray.sweep.tune.jobs import JOB, JobMaker
 from sdm_ray.sweep.tune.searcher import SweepSearcher
 from tests.fakes import sweep as sweep_fakes
@@ -25,6 +26,7 @@ class Driven:
         study = SearchStudy.open(settings, storage=f"sqlite:///{folder}/optuna.db", name="study", create=True)
         self.recorder = Recorder.open(settings, folder, concurrency=2)
         self.ended: list[TrialResult] = []
+        self.stopped: list[str] = []
         self.searcher = SweepSearcher(
             self.recorder,
             study,
@@ -36,7 +38,7 @@ class Driven:
             ),
             on_result=self.ended.append,
             unreported=[],
-            stop=lambda reason: None,
+            stop=self.stopped.append,
             announce=lambda text: None,
         )
 
@@ -131,3 +133,51 @@ def test_what_runs_out_of_memory_goes_on_with_fewer_beside_it_until_it_is_alone(
     assert driven.suggest("b").trial_id == "t0000"
     driven.searcher.on_trial_complete("b", report)
     assert [(result.trial_id, result.status) for result in driven.ended] == [("t0000", Status.FAILED)]
+
+
+@pytest.mark.parametrize("reason", [KILLED, NODE_LOST, "NODE_OUT_OF_MEMORY: Task was killed"])
+def test_a_process_that_was_killed_from_outside_leaves_its_trial_unfinished(tmp_path: Path, reason: str) -> None:
+    driven = Driven(tmp_path)
+    driven.suggest("a")
+    driven.recorder.state.begin("t0000")
+    driven.recorder.state.died("t0000", reason)
+    driven.searcher.on_trial_complete("a", None, error=True)
+    assert driven.ended == []
+    assert driven.searcher.left_unfinished == ["t0000"]
+    assert not driven.recorder.state.running
+    assert driven.suggest("b").trial_id == "t0001", "it is the next driver's"
+    resumed = Recorder.open(driven.recorder.state.settings, tmp_path)
+    assert [entry.trial_id for entry in resumed.state.unfinished()] == ["t0000", "t0001"]
+
+
+def test_a_process_that_crashed_or_hung_has_failed(tmp_path: Path) -> None:
+    driven = Driven(tmp_path)
+    for name, reason, dump in (("t0000", "Fatal Python error: Segmentation fault", None), ("t0001", KILLED, 5)):
+        driven.suggest(name)
+        driven.recorder.state.begin(name)
+        driven.recorder.state.died(name, reason, dump=dump)
+        driven.searcher.on_trial_complete(name, None, error=True)
+    assert [result.status for result in driven.ended] == [Status.FAILED] * 2
+    assert "Segmentation fault" in str(driven.ended[0].error)
+    assert str(driven.ended[1].error).startswith("it made no progress")
+
+
+def test_one_that_hung_before_and_was_then_killed_did_not_hang(tmp_path: Path) -> None:
+    """The account of the first hang may still lie in its folder."""
+    driven = Driven(tmp_path)
+    driven.suggest("a")
+    driven.recorder.state.begin("t0000")
+    for _ in range(2):
+        driven.recorder.state.died("t0000", KILLED, dump=5)
+    driven.searcher.on_trial_complete("a", None, error=True)
+    assert driven.ended == []
+    assert driven.searcher.left_unfinished == ["t0000"]
+
+
+def test_a_fault_of_the_machine_stops_the_sweep_and_is_not_recorded(tmp_path: Path) -> None:
+    driven = Driven(tmp_path)
+    driven.suggest("a")
+    report = {"result": json.dumps(failed(tmp_path).to_dict()), "failure": Failure.MACHINE.value}
+    driven.searcher.on_trial_complete("a", report)
+    assert driven.ended == []
+    assert driven.stopped == ["machine"]

@@ -1,0 +1,112 @@
+"""What is damaged and can be rebuilt is rebuilt from the ledger, and said once."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from pathlib import Path
+
+import optuna
+import pytest
+
+from sdm_ray.sweep import SilentView, SweepOutcome, run_sweep
+from sdm_ray.sweep.opening import damage_of
+from sdm_ray.sweep.state.ledger import read_record
+from tests.fakes import sweep as sweep_fakes
+
+
+def run(
+    folder: Path, num_trials: int, *, view: SilentView | None = None, resume: bool = False, function: str = "smooth"
+) -> SweepOutcome:
+    settings = sweep_fakes.settings(folder, references="[tuned]", search__num_trials=num_trials)
+    return run_sweep(settings, resume=resume, trial_function=f"tests.fakes.sweep:{function}", view=view or SilentView())
+
+
+def told(folder: Path) -> list[tuple[str, dict[str, float], list[float]]]:
+    storage = f"sqlite:///{folder}/optuna.db"
+    (name,) = optuna.get_all_study_names(storage)
+    trials = optuna.load_study(storage=storage, study_name=name).trials
+    return [(trial.state.name, trial.params, trial.values) for trial in trials]
+
+
+def empty(file: Path) -> None:
+    file.write_bytes(b"")
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:3000])
+
+
+def cut_on_a_page(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[: 4096 * 8])
+
+
+def garbage(file: Path) -> None:
+    file.write_bytes(b"\xff\x00 no database" * 1000)
+
+
+def emptied(file: Path) -> None:
+    with sqlite3.connect(file) as database:
+        database.execute("DELETE FROM trials")
+
+
+@pytest.mark.usefixtures("in_process")
+@pytest.mark.parametrize("damage", [empty, cut, cut_on_a_page, garbage, emptied])
+def test_a_damaged_study_is_moved_aside_and_rebuilt_from_the_ledger(tmp_path: Path, damage) -> None:  # type: ignore[no-untyped-def]
+    outcome = run(tmp_path, 2)
+    before = told(outcome.folder)
+    damage(outcome.folder / "optuna.db")
+    kept = (outcome.folder / "optuna.db").read_bytes()
+    view = SilentView()
+    outcome = run(tmp_path, 3, view=view, resume=True)
+    said = [message for message in view.messages if "optuna.db is damaged" in message]
+    assert len(said) == 1
+    assert "optuna.db.damaged-1 and is rebuilt from the ledger" in said[0]
+    assert (outcome.folder / "optuna.db.damaged-1").read_bytes() == kept
+    after = told(outcome.folder)
+    assert after[:2] == before
+    assert len(after) == 3
+    assert all(len(sweep_fakes.events(path, "finished")) == 1 for path in (outcome.folder / "trials").iterdir())
+
+
+def test_a_locked_study_is_not_taken_for_a_damaged_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "optuna.db"
+    optuna.create_study(storage=f"sqlite:///{file}", study_name="mine")
+    lock = sqlite3.connect(file, isolation_level=None)
+    lock.execute("BEGIN EXCLUSIVE")
+    try:
+        assert damage_of(file, "mine", 5) is None
+    finally:
+        lock.close()
+    assert damage_of(file, "mine", 0) is None
+    assert damage_of(file, "mine", 5) == "it holds 0 of 5 trials"
+    assert damage_of(file, "other", 0) == "it does not hold the study"
+
+
+@pytest.mark.usefixtures("in_process")
+@pytest.mark.parametrize("text", ["", "{", "null", '{"metrics": {"a": "text"}}'])
+def test_a_damaged_result_of_an_ended_trial_is_written_anew_from_the_ledger(tmp_path: Path, text: str) -> None:
+    folder = run(tmp_path, 1).folder
+    file = folder / "trials" / "t0000" / "result.json"
+    before = json.loads(file.read_text())
+    file.write_text(text)
+    view = SilentView()
+    run(tmp_path, 1, view=view, resume=True)
+    after = json.loads(file.read_text())
+    assert after["metrics"] == before["metrics"]
+    assert "result.json was damaged and is written anew from the ledger: t0000" in view.messages
+    assert (file.parent / "result.json.damaged-1").read_text() == text
+
+
+@pytest.mark.usefixtures("in_process")
+def test_a_damaged_result_of_an_unfinished_trial_is_run_again_and_said_once(tmp_path: Path) -> None:
+    folder = run(tmp_path, 1, function="forgetful").folder
+    ledger = folder / "trials.jsonl"
+    lines = [line for line in ledger.read_text().splitlines() if '"result"' not in line or "t0000" not in line]
+    ledger.write_text("".join(f"{line}\n" for line in lines))
+    (folder / "trials" / "t0000" / "result.json").write_text("{")
+    view = SilentView()
+    run(tmp_path, 1, view=view, resume=True, function="forgetful")
+    assert read_record(folder).entries["t0000"].result is not None
+    assert sum(message.startswith("trial t0000: the result was damaged") for message in view.messages) == 1
+    assert len(sweep_fakes.events(folder / "trials" / "t0000", "started")) == 2
