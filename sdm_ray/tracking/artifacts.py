@@ -80,7 +80,7 @@ def download(run: TrackedRun, path: str, into: Path) -> Path | None:
     if moved is not None:
         if not (moved / path).exists():
             return None
-        found = answer(run.uri, lambda: copy(moved / path, into / name))
+        found = Path(answer(run.uri, lambda: copy(moved / path, into / name)))
     else:
         listed = answer(run.uri, lambda: client.list_artifacts(run.run_id, parent or None))
         if not any(Path(file.path).name == name for file in listed):
