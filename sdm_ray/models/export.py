@@ -269,4 +269,6 @@ def _read_head(folder: Path, trunk: Trunk, meta: ExportMeta) -> Tensor:
             f"{path}: {name} has shape {tuple(head.shape)}, expected {(len(meta.label_names), trunk.feature_dim)}; "
             "export the model again"
         )
+    if not head.isfinite().all():
+        raise RunError(f"{path}: {name} holds NaN or infinite values; take another copy of the model")
     return head
