@@ -360,3 +360,40 @@ def test_an_own_edit_changes_the_weights_that_are_attacked(clean: Path) -> None:
     changed = editor.edited(attacker)
     assert all(torch.equal(changed[name], 0.5 * value) for name, value in params.items() if value.dim() > 1)
     assert all(torch.equal(changed[name], value) for name, value in params.items() if value.dim() <= 1)
+
+
+@pytest.mark.parametrize("setting", ["modules: [mything]", "train: {term_modules: [mything]}"])
+@pytest.mark.parametrize("command", ["train", "attack", "sweep"])
+def test_a_file_alone_loads_no_module_from_elsewhere(
+    clean: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], setting: str, command: str
+) -> None:
+    """A `best.yaml` may be somebody else's, and a module runs when it is loaded; a person may name it."""
+    (clean / "elsewhere").mkdir()
+    write(clean / "elsewhere", f"open({str(clean / 'ran')!r}, 'w')\nraise RuntimeError('it runs')")
+    monkeypatch.syspath_prepend(str(clean / "elsewhere"))
+    (clean / "here").mkdir()
+    monkeypatch.chdir(clean / "here")
+    Path("trial.yaml").write_text(f"trial: {{{setting}}}" if command == "sweep" else setting)
+    config = ["--config", "trial.yaml", "model"] if command == "attack" else ["trial.yaml"]
+
+    def said(*more: str) -> str:
+        with pytest.raises(SystemExit) as stop:
+            main([command, *config, *more])
+        assert stop.value.code == 2
+        return capsys.readouterr().err.splitlines()[-1]
+
+    wanted = f"the file asks for the module 'mything', which would run {clean / 'elsewhere' / 'mything.py'}, outside"
+    assert wanted in said()
+    assert not (clean / "ran").exists()
+    assert "it runs" in said("--module", "mything")
+    assert (clean / "ran").exists()
+
+
+def test_another_source_does_not_run(clean: Path) -> None:
+    write(clean, "x = 1")
+    first = load_own_modules(TrialSettings(), ["mything"])
+    del sys.modules["mything"]
+    write(clean, f"open({str(clean / 'ran')!r}, 'w')")
+    with pytest.raises(UsageError, match="is not the module that this was made with"):
+        load_own_modules(first)
+    assert not (clean / "ran").exists()

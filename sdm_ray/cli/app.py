@@ -10,14 +10,24 @@ import sys
 import traceback
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
 from rich.markup import escape
 
 from sdm_ray.cli.progress import error_console
-from sdm_ray.config import SweepSettings, TrialSettings, json_schema, load_own_modules, load_settings, override
+from sdm_ray.config import (
+    SweepSettings,
+    TrialSettings,
+    check_modules,
+    json_schema,
+    load_own_modules,
+    load_settings,
+    override,
+)
 from sdm_ray.core.errors import RunError, UsageError
+
+T = TypeVar("T", TrialSettings, SweepSettings)
 
 app = typer.Typer(
     name="sdm-ray",
@@ -143,6 +153,13 @@ def _options(
     """`main` handles `--debug` and `-v`, which it sees anywhere on the line."""
 
 
+def _with_modules(settings: T, named: list[str] | None, overrides: list[str] | None) -> T:
+    """Load modules of the user's own; those that only the file asks for are shown, and must lie at hand."""
+    for place in check_modules(settings, named or (), overrides or ()):
+        error_console.print(f"the settings load the module {escape(str(place))}", soft_wrap=True)
+    return load_own_modules(settings, named or ())
+
+
 @app.command()
 def sweep(
     config: Annotated[
@@ -168,7 +185,7 @@ def sweep(
         raise UsageError("--resume goes on with a sweep and --fork starts another: give one of them")
     if dry_run and (resume or fork):
         raise UsageError("--dry-run plans a whole sweep from its file: give it without --resume and --fork")
-    settings = load_own_modules(load_settings(SweepSettings, config, overrides or ()), modules or ())
+    settings = _with_modules(load_settings(SweepSettings, config, overrides or ()), modules, overrides)
     if dry_run:
         show_plan(settings)
     else:
@@ -234,7 +251,7 @@ def train(
     """Train one model, release it and attack it; the same command resumes."""
     from sdm_ray.cli.train import run
 
-    settings = load_own_modules(load_settings(TrialSettings, config, overrides or ()), modules or ())
+    settings = _with_modules(load_settings(TrialSettings, config, overrides or ()), modules, overrides)
     if method is not None:
         train_settings = settings.train.for_method(method.value)
         settings = override(settings, {"train": train_settings.model_dump(mode="json")})

@@ -16,6 +16,7 @@ from sdm_ray.cli.tables import attack_table, family_table, walking_back
 from sdm_ray.config import (
     EncoderSettings,
     TrialSettings,
+    check_modules,
     content_hash,
     digest,
     load_own_modules,
@@ -100,7 +101,10 @@ def _attack(
 
         check_weights(tracked, None if exported is None else exported.params, model)
     released = exported.meta.settings if exported is not None and exported.meta is not None else None
-    settings = load_own_modules(attack_settings(config, preset, given[0], released), given[1])
+    settings = attack_settings(config, preset, given[0], released)
+    for place in check_modules(settings, given[1], given[0]):
+        error_console.print(f"the settings load the module {escape(str(place))}", soft_wrap=True)
+    settings = load_own_modules(settings, given[1])
     if released is not None and config is None:
         console.print(
             f"the folder says: {escape(_says(released))}; how it is attacked is not for it to say", soft_wrap=True
@@ -246,6 +250,7 @@ def attack_settings(
         document = read_document(config)
     elif released is not None:
         document = released.model_dump(mode="json", include=set(BELIEVED))
+        document["train"].pop("term_modules")
     if preset is not None:
         seed = (document.get("attack") or {}).get("seed", 0)
         document["attack"] = {"preset": preset, "seed": seed}

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Literal
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from sdm_ray.cli.progress import console, print_json
@@ -315,5 +316,5 @@ def _print(checks: list[Check]) -> None:
     for heading in ("check", "status", "detail"):
         table.add_column(heading, overflow="fold")
     for check in checks:
-        table.add_row(check.name, f"[{STYLE[check.status]}]{check.status}[/]", check.detail)
+        table.add_row(check.name, f"[{STYLE[check.status]}]{check.status}[/]", escape(check.detail))
     console.print(table)

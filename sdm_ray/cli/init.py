@@ -13,7 +13,7 @@ from sdm_ray.config import DataSettings, SweepSettings, load_settings
 from sdm_ray.config.starter import sweep_yaml
 from sdm_ray.config.trial import RuntimeSettings
 from sdm_ray.core.errors import UsageError
-from sdm_ray.core.files import atomic_path
+from sdm_ray.core.files import atomic_path, write_bytes
 
 ENCODER = "google/bert_uncased_L-2_H-128_A-2"
 """Taken where none is named: BERT-Tiny, which a laptop trains."""
@@ -46,7 +46,7 @@ def run(
     cache_dir = RuntimeSettings().cache_folder()
     starter, trunk = make_starter(look, encoder or ENCODER, name=name, command=command, cache_dir=cache_dir)
     with atomic_path(path) as temporary:
-        temporary.write_text(sweep_yaml(starter), encoding="utf-8")
+        write_bytes(temporary, sweep_yaml(starter).encode())
         settings = load_settings(SweepSettings, temporary)
         check_sweep(settings)
     for key in ("data", "splits", "length", "encoder"):

@@ -236,7 +236,7 @@ def show_frontier(
         if file is not None:
             console.print(f"{label:8}{escape(str(file))}", soft_wrap=True)
     if compared:
-        console.print(f"{name}: hypervolume {hypervolume(points):.4f}, {_num_trials(points)} trials")
+        console.print(f"{escape(name)}: hypervolume {hypervolume(points):.4f}, {_num_trials(points)} trials")
     for theirs, unalike in zip(compared, differences, strict=True):
         compares = _comparison(points, theirs, unalike)
         console.print(

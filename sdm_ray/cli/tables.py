@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from rich.markup import escape
 from rich.table import Table
+
+from sdm_ray.core.markup import one_line
 
 if TYPE_CHECKING:
     from sdm_ray.attack.protocol import AttackReport, Cell
@@ -26,7 +29,7 @@ def attack_table(reports: Mapping[str, AttackReport]) -> Table:
             f"{cell.accuracy:.3f}\n{cell.accuracy_low:.2f} to {cell.accuracy_high:.2f}" if cell.valid else "invalid"
             for cell in report.cells
         ]
-        table.add_row(name, *cells, f"{report.worst_accuracy:.3f}")
+        table.add_row(escape(one_line(name)), *cells, f"{report.worst_accuracy:.3f}")
     return table
 
 
@@ -43,7 +46,7 @@ def family_table(report: AttackReport) -> Table:
         values = ["" if cell is None else _accuracy(cell) for cell in cells]
         last = cells[-1]
         winner = "" if last is None or last.winner is None else last.winner.describe().removeprefix(f"{family}, ")
-        table.add_row(family, *values, winner)
+        table.add_row(escape(one_line(family)), *values, escape(one_line(winner)))
     return table
 
 

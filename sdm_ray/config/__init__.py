@@ -16,7 +16,7 @@ from sdm_ray.config.io import (
     read_document,
     to_yaml,
 )
-from sdm_ray.config.modules import load_own_modules
+from sdm_ray.config.modules import check_modules, load_own_modules
 from sdm_ray.config.schema import json_schema
 from sdm_ray.config.sweep import (
     FinalSettings,
@@ -58,6 +58,7 @@ __all__ = [
     "TrainSettings",
     "TrialSettings",
     "ValidationSettings",
+    "check_modules",
     "check_path",
     "content_hash",
     "digest",

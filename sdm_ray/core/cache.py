@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from sdm_ray.core.errors import RunError
-from sdm_ray.core.files import atomic_path
+from sdm_ray.core.files import atomic_path, write_bytes
 
 T = TypeVar("T")
 
@@ -71,7 +71,7 @@ def fetch(cache_dir: Path, name: str, shared: SharedCache | None) -> bool:
         if pure.is_absolute() or ".." in pure.parts:
             raise RunError(f"shared cache entry {name!r} names {path!r}, which lies outside the cache folder")
         with atomic_path(cache_dir / path) as temporary:
-            temporary.write_bytes(memoryview(content))
+            write_bytes(temporary, memoryview(content))
     return files is not None
 
 

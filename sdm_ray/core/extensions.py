@@ -9,7 +9,7 @@ import hashlib
 import importlib
 import importlib.util
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
 
@@ -31,14 +31,56 @@ def load_modules(modules: Mapping[str, str], where: str = "modules") -> dict[str
     """
     found = {}
     for name, expected in modules.items():
+        if expected and "." not in name and lies_at(name) is not None:
+            _check_source(name, expected, where)  # before it runs
         import_own(name, where)
         found[name] = source_digest(name)
-        if expected and found[name] != expected:
-            raise UsageError(
-                f"{where}: {name!r} is not the module that this was made with (its source was {expected}, is "
-                f"{found[name]}): restore it, or name it alone (`--module {name}`) to take it as it is"
-            )
+        if expected:
+            _check_source(name, expected, where)
     return found
+
+
+def _check_source(name: str, expected: str, where: str) -> None:
+    found = source_digest(name)
+    if found != expected:
+        raise UsageError(
+            f"{where}: {name!r} is not the module that this was made with (its source was {expected}, is "
+            f"{found}): restore it, or name it alone (`--module {name}`) to take it as it is"
+        )
+
+
+def lies_at(name: str) -> Path | None:
+    """Where a module would be imported from, which is not done: its top package's file; None where it is not found."""
+    top = name.partition(".")[0]
+    _make_findable(top)
+    try:
+        spec = importlib.util.find_spec(top)
+    except ValueError:  # a notebook's own module has none
+        return None
+    return None if spec is None or spec.origin is None else Path(spec.origin)
+
+
+def check_named(modules: Iterable[str], where: str) -> list[Path]:
+    """Check that modules that a file names, and no person, lie in the working directory; gives where each lies.
+
+    A file may be somebody else's (a `best.yaml`, a sweep's folder), and loading a module runs it.
+
+    Raises:
+        UsageError: for one that lies elsewhere.
+    """
+    places, here = [], Path.cwd().resolve()
+    for name in modules:
+        place = lies_at(name)
+        if place is None:
+            continue  # the import says what is wrong
+        resolved = place.resolve()
+        if not resolved.is_relative_to(here) or "site-packages" in resolved.parts:
+            raise UsageError(
+                f"{where}: the file asks for the module {name!r}, which would run {place}, outside the working "
+                f"directory; where you trust it, add `--module {name}`"
+            )
+        places.append(place)
+    return places
 
 
 def import_own(name: str, where: str = "modules") -> ModuleType:

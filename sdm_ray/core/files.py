@@ -1,16 +1,29 @@
-"""Writing files so that a reader never sees half of one."""
+"""Writing files so that a reader never sees half of one.
+
+Every write, rename, removal and sync of the package passes here, through the five functions that begin with an
+underscore: a test ends a sweep at each of them.
+"""
 
 from __future__ import annotations
 
 import json
 import math
+import os
+import shutil
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sdm_ray.core.errors import DamagedError, RunError, UsageError
+
+if TYPE_CHECKING:
+    from _typeshed import SupportsRead
+
+
+COPY_BYTES = 1 << 20
+"""Read at a time where a file is copied."""
 
 
 def user_path(text: str | Path, setting: str) -> Path:
@@ -46,9 +59,143 @@ def is_folder(path: Path) -> bool:
     return False
 
 
+def _write(file: int, content: bytes | memoryview) -> None:
+    rest = memoryview(content)
+    while rest:
+        rest = rest[os.write(file, rest) :]
+
+
+def _truncate(file: int, size: int) -> None:
+    os.ftruncate(file, size)
+
+
+def _sync(file: int) -> None:
+    os.fsync(file)
+
+
+def _rename(source: Path, target: Path) -> None:
+    source.replace(target)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, content: bytes | memoryview, *, sync: bool = False) -> None:
+    """Write a file in place, which is for files that nobody reads yet; raises OSError."""
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+    try:
+        _write(file, content)
+        if sync:
+            _sync(file)
+    finally:
+        os.close(file)
+
+
+def sync_path(path: Path) -> None:
+    """Have the disk keep a file's contents, or a folder's names; raises OSError."""
+    file = os.open(path, os.O_RDONLY)
+    try:
+        _sync(file)
+    finally:
+        os.close(file)
+
+
+def move(source: Path, target: Path) -> None:
+    """Rename a file or a folder; a file, or an empty folder, that has the new name is replaced. Raises OSError."""
+    _rename(source, target)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, or a folder with all that it holds, as far as that is possible."""
+    with suppress(OSError):
+        _remove(path)
+
+
+def replace_folder(fresh: Path, folder: Path) -> None:
+    """Put a folder in the place of another one, which is removed; raises OSError."""
+    if folder.exists():
+        retired = folder.with_name(f".{folder.name}.old.{uuid.uuid4().hex}")
+        _rename(folder, retired)
+        _rename(fresh, folder)
+        remove(retired)
+    else:
+        _rename(fresh, folder)
+
+
+def copy_stream(stream: SupportsRead[bytes], path: Path) -> None:
+    """Copy what is left of a stream to a file that nobody reads yet; raises OSError."""
+    with path.open("wb", buffering=0) as file:
+        while block := stream.read(COPY_BYTES):
+            _write(file.fileno(), block)
+
+
+def copy(source: Path, target: Path) -> Path:
+    """Copy a file, or a folder with all that it holds, and give the copy's path; raises OSError."""
+    if source.is_dir():
+        target.mkdir(parents=True, exist_ok=True)
+        for path in source.iterdir():
+            copy(path, target / path.name)
+    else:
+        with source.open("rb") as stream:
+            copy_stream(stream, target)
+    return target
+
+
+class LineFile:
+    """A file that grows line by line.
+
+    Args:
+        path: of the file, which is made where it is missing.
+        size: bytes to keep of what is there, which a kill may have left with half a line at the end; None keeps all.
+
+    Raises:
+        OSError: when it cannot be written.
+    """
+
+    def __init__(self, path: Path, size: int | None = None) -> None:
+        self._file: int | None = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        self.size = os.fstat(self._file).st_size
+        if size is not None and size != self.size:
+            _truncate(self._file, size)
+            self.size = size
+
+    def append(self, line: bytes, *, sync: bool = False) -> None:
+        """Add a line, with its end; where that fails, nothing of it stays. Raises OSError.
+
+        Args:
+            line: the line.
+            sync: come back when the disk has it.
+        """
+        if self._file is None:
+            raise ValueError("the file is closed")
+        try:
+            _write(self._file, line)
+            if sync:
+                _sync(self._file)
+        except OSError:
+            with suppress(OSError):
+                _truncate(self._file, self.size)
+            raise
+        self.size += len(line)
+
+    def close(self) -> None:
+        """Close the file; closing twice does nothing."""
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+
 @contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path, *, sync: bool = False) -> Iterator[Path]:
     """A temporary path beside `path` that replaces it when the block ends well, and is removed when it does not.
+
+    Args:
+        path: the file.
+        sync: have the disk keep the contents before they replace others, for what cannot be made again.
 
     Raises:
         RunError: when the folder cannot be written or the disk is full.
@@ -59,25 +206,27 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
         temporary.touch(exist_ok=False)
         yield temporary
-        temporary.replace(path)
+        if sync:
+            sync_path(temporary)
+        _rename(temporary, path)
     except OSError as error:
         raise RunError(
             f"cannot write {path}: {error.strerror or error}; free space or choose another folder"
         ) from error
     finally:
         if temporary is not None:
-            temporary.unlink(missing_ok=True)
+            remove(temporary)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text atomically."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+def write_text(path: Path, text: str, *, sync: bool = False) -> None:
+    """Write UTF-8 text atomically; `sync` as `atomic_path`."""
+    with atomic_path(path, sync=sync) as temporary:
+        write_bytes(temporary, text.encode())
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any, *, sync: bool = False) -> None:
     """Write JSON atomically; NaN and infinities are refused, for no other reader takes them."""
-    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n", sync=sync)
 
 
 def null_for_nan(value: Any) -> Any:

@@ -158,4 +158,4 @@ def write_result(result: TrialResult) -> None:
         RunError: when the file cannot be written.
     """
     values = result.to_dict()
-    write_json(result.output_dir / RESULT, values | {"metrics": null_for_nan(values["metrics"])})
+    write_json(result.output_dir / RESULT, values | {"metrics": null_for_nan(values["metrics"])}, sync=True)

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from sdm_ray.config.trial import RuntimeSettings
 from sdm_ray.core.errors import RunError, UsageError
+from sdm_ray.core.files import move, remove
 from sdm_ray.data.readers import files_digest
 
 if TYPE_CHECKING:
@@ -43,11 +44,11 @@ def dataset_source(data: datasets.Dataset | datasets.DatasetDict | pa.Table, fol
         folder.mkdir(parents=True, exist_ok=True)
         pq.write_table(table, temporary)
         path = folder / f"{files_digest([temporary])[:16]}.parquet"
-        temporary.replace(path)
+        move(temporary, path)
     except OSError as error:
         raise RunError(f"cannot write data to {folder}: {error.strerror or error}; name another folder") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        remove(temporary)
     return str(path)
 
 

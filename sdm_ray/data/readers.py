@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from sdm_ray.core.errors import RunError, UsageError
 from sdm_ray.core.files import is_file, is_folder, user_path
 from sdm_ray.core.hub import brief, quiet_hub
+from sdm_ray.core.parquet import read_parquet
 from sdm_ray.core.suggest import did_you_mean
 
 ClassNames = dict[str, list[str]]
@@ -202,7 +203,7 @@ def files_digest(files: Sequence[Path]) -> str:
 def _read_parquet(path: Path, columns: dict[str, str]) -> pa.Table:
     with pq.ParquetFile(path) as file:
         check_columns(path, file.schema_arrow.names, columns)
-        return file.read(columns=sorted(set(columns.values())))
+    return read_parquet(path, sorted(set(columns.values())))
 
 
 def _read_csv(path: Path, columns: dict[str, str], delimiter: str = ",") -> pa.Table:

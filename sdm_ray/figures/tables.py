@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from rich.markup import escape
 from rich.table import Table
 
+from sdm_ray.core.markup import one_line
 from sdm_ray.core.metric_names import Metric
 from sdm_ray.figures.curves import cell_numbers
 from sdm_ray.figures.style import LABELS
@@ -45,14 +47,19 @@ def pareto_table(points: Sequence[Point]) -> Table:
             min_width=7 if name == "kept harmful" else None,
         )
     for point in front:
-        table.add_row(*_row(point, numbers, list(shown)))
+        table.add_row(*_plain(point, numbers, list(shown)))
     for point in held:
-        trial, method, *values = _row(point, numbers, list(shown))
+        trial, method, *values = _plain(point, numbers, list(shown))
         table.add_row(trial, f"{method} (held back by the audit)", *values, style="yellow")
     table.add_section()
     for point in references:
-        table.add_row(*_row(point, numbers, list(shown)), style="dim")
+        table.add_row(*_plain(point, numbers, list(shown)), style="dim")
     return table
+
+
+def _plain(point: Point, numbers: Sequence[int], shares: Sequence[str]) -> list[str]:
+    """A row for a terminal, as it is: rich would take `[red]` in a name for a colour."""
+    return [escape(one_line(cell)) for cell in _row(point, numbers, shares)]
 
 
 def markdown_table(points: Sequence[Point], *, max_characters: int) -> str:
@@ -77,7 +84,7 @@ def markdown_table(points: Sequence[Point], *, max_characters: int) -> str:
 
 
 def _markdown_row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
+    return f"| {' | '.join(one_line(cell).replace('|', '/') for cell in cells)} |"
 
 
 def _kept_columns(points: Sequence[Point]) -> dict[str, str]:

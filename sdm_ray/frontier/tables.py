@@ -12,12 +12,15 @@ import pyarrow.parquet as pq
 
 from sdm_ray.core.errors import RunError, UsageError
 from sdm_ray.core.files import MALFORMED, atomic_path, nan_for_null, null_for_nan, write_json
+from sdm_ray.core.parquet import read_parquet
 from sdm_ray.frontier.details import Extras, read_details
 from sdm_ray.frontier.points import REFERENCE_POINT, Point, hypervolume, near_front, pareto_front
 
 TABLE_VERSION = 3
 """Version of the tables; a change of columns is a new one."""
 PARQUET, JSON = "frontier.parquet", "frontier.json"
+MAX_BYTES = 1 << 30
+"""That a table may take in memory: one of 10 000 points takes 20 MB."""
 _FIELDS = ("trial_id", "method", "desired", "harmful", "feasible", "is_reference", "superseded")
 _DERIVED = ("on_front", "near_front")
 _INTERVALS = ("desired_interval", "harmful_interval")
@@ -85,7 +88,7 @@ def read_tables(folder: Path) -> list[Point]:
     if not path.is_file():
         raise UsageError(f"{path} does not exist; name the folder of a sweep that has finished at least one trial")
     try:
-        table = pq.read_table(path)
+        table = read_parquet(path, max_bytes=MAX_BYTES)
         version = int((table.schema.metadata or {}).get(b"sdm_ray_table_version", b"0"))
         if version != TABLE_VERSION:
             raise RunError(

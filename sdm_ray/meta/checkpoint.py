@@ -7,8 +7,6 @@ removed. So whatever happens, the last good checkpoint stays. Nothing in it is c
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import zlib
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from sdm_ray.core.errors import RunError, UsageError
-from sdm_ray.core.files import MALFORMED, reason, set_aside
+from sdm_ray.core.files import MALFORMED, move, reason, remove, set_aside, sync_path, write_bytes
 from sdm_ray.core.notices import notice
 
 FORMAT = 3
@@ -46,25 +44,25 @@ def save_checkpoint(folder: Path, step: int, identity: dict[str, Any], state: di
     temporary = folder / f".{_PREFIX}{step:09d}.partial"
     final = folder / f"{_PREFIX}{step:09d}"
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
+        remove(temporary)
         temporary.mkdir(parents=True)
         content = save_tensors(tensors)
         document["checksum"] = zlib.crc32(content)
-        _write_synced(temporary / "tensors.safetensors", content)
-        _write_synced(temporary / "state.json", json.dumps(document, allow_nan=False).encode())
+        write_bytes(temporary / "tensors.safetensors", content, sync=True)
+        write_bytes(temporary / "state.json", json.dumps(document, allow_nan=False).encode(), sync=True)
         if final.exists():
-            shutil.rmtree(final)
-        temporary.rename(final)
-        _sync_folder(folder)
+            remove(final)
+        move(temporary, final)
+        sync_path(folder)
     except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
+        remove(temporary)
         raise RunError(
             f"cannot write the checkpoint of step {step} to {folder}: {error.strerror or error}; "
             "free space or choose another folder, then run the same command again"
         ) from error
     for other in _found(folder):
         if other != final:
-            shutil.rmtree(other, ignore_errors=True)
+            remove(other)
 
 
 def load_checkpoint(folder: Path, identity: dict[str, Any], device: torch.device) -> tuple[int, dict[str, Any]] | None:
@@ -155,18 +153,3 @@ def _join(value: Any, tensors: dict[str, Tensor], device: torch.device) -> Any:
     if isinstance(value, list):
         return [_join(item, tensors, device) for item in value]
     return value
-
-
-def _write_synced(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import os
-import shutil
 import uuid
 from pathlib import Path
 
 from sdm_ray.config.data import SyntheticWorld
 from sdm_ray.core.cache import SharedCache, look_up, offer
 from sdm_ray.core.errors import RunError
+from sdm_ray.core.files import move, remove, replace_folder
 from sdm_ray.models.pretrain import RECORD_FILE, SHIPPED_FOLDERS, pretrain_builtin, pretraining_record
 from sdm_ray.models.pretrain_settings import PretrainSettings, default_settings
 
@@ -71,7 +71,7 @@ def _build(world: SyntheticWorld, settings: PretrainSettings, folder: Path, want
             "cache folder"
         ) from error
     finally:
-        shutil.rmtree(building, ignore_errors=True)
+        remove(building)
 
 
 def recorded_hash(folder: Path) -> str | None:
@@ -87,10 +87,8 @@ def recorded_hash(folder: Path) -> str | None:
 def _move_into_place(building: Path, folder: Path, wanted: str) -> None:
     """Rename; another process that finished first wins, a damaged folder is replaced."""
     try:
-        building.rename(folder)
+        move(building, folder)
     except OSError:
         if recorded_hash(folder) == wanted:
             return
-        folder.rename(building.with_name(f"{building.name}.damaged"))
-        shutil.rmtree(building.with_name(f"{building.name}.damaged"), ignore_errors=True)
-        building.rename(folder)
+        replace_folder(building, folder)

@@ -7,7 +7,6 @@ folder then holds the trunk and, beside it, `head.safetensors`. Weights are writ
 from __future__ import annotations
 
 import copy
-import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,17 @@ from torch import Tensor
 
 from sdm_ray.config import TrialSettings, content_hash, parse_settings
 from sdm_ray.core.errors import RunError, UsageError
-from sdm_ray.core.files import MALFORMED, atomic_path, nan_for_null, null_for_nan, read_json, write_json, write_text
+from sdm_ray.core.files import (
+    MALFORMED,
+    atomic_path,
+    nan_for_null,
+    null_for_nan,
+    read_json,
+    remove,
+    replace_folder,
+    write_json,
+    write_text,
+)
 from sdm_ray.core.types import Params
 from sdm_ray.models.encoder import load_trunk
 from sdm_ray.models.hub import quiet
@@ -106,13 +115,13 @@ def export_model(
         _write(temporary, trunk, params, desired_head, tokenizer, label_names)
         _describe(temporary, trunk, label_names, settings, metrics, failed_checks)
         temporary.chmod(0o755)
-        _replace(temporary, folder)
+        replace_folder(temporary, folder)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
         raise RunError(f"cannot write the model to {folder}: {reason}; free space or choose another folder") from error
     finally:
         if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
+            remove(temporary)
     return folder
 
 
@@ -200,16 +209,6 @@ def _describe(
     write_text(folder / "README.md", card)
 
 
-def _replace(temporary: Path, folder: Path) -> None:
-    if not folder.exists():
-        temporary.rename(folder)
-        return
-    retired = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
-    folder.rename(retired)
-    temporary.rename(folder)
-    shutil.rmtree(retired, ignore_errors=True)
-
-
 def _refuse_escapes(folder: Path) -> None:
     root = folder.resolve()
     for path in folder.rglob("*"):
@@ -270,4 +269,6 @@ def _read_head(folder: Path, trunk: Trunk, meta: ExportMeta) -> Tensor:
             f"{path}: {name} has shape {tuple(head.shape)}, expected {(len(meta.label_names), trunk.feature_dim)}; "
             "export the model again"
         )
+    if not head.isfinite().all():
+        raise RunError(f"{path}: {name} holds NaN or infinite values; take another copy of the model")
     return head

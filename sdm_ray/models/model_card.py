@@ -13,6 +13,7 @@ import yaml
 from sdm_ray.config import AttackSettings, TrialSettings, content_hash
 from sdm_ray.config.attack import FAMILIES, SHARING
 from sdm_ray.core.hub import is_hub_id
+from sdm_ray.core.markup import markdown, markdown_code
 from sdm_ray.core.metric_names import Metric
 from sdm_ray.core.verdict import few_reruns, says
 
@@ -66,7 +67,7 @@ def model_card(
         "\n\n".join(
             [
                 _header(settings, native, metrics),
-                f"# {_name(settings)}",
+                f"# {markdown(_name(settings))}",
                 *_again(settings),
                 _summary(settings, model_type, num_layers, len(label_names)),
                 _threat_model(settings),
@@ -92,7 +93,8 @@ def _again(settings: TrialSettings) -> list[str]:
     origin = settings.origin
     if origin is None:
         return []
-    words = f"Trained again from the settings of trial `{origin.trial_id}` of sweep `{origin.sweep}`"
+    words = f"Trained again from the settings of trial {markdown_code(origin.trial_id)} of sweep "
+    words += markdown_code(origin.sweep)
     return [f"{words}; all figures below are this model's own."]
 
 
@@ -115,7 +117,7 @@ def not_tried(settings: TrialSettings) -> list[str]:
         *items,
         "more steps, settings and seeds than the budget above",
         f"attackers with {more}other data for the same label",
-        f"harmful labels other than {settings.data.harmful_column}",
+        f"harmful labels other than {markdown(settings.data.harmful_column)}",
     ]
 
 
@@ -153,30 +155,33 @@ def _on_hub(name: str) -> bool:
 def _summary(settings: TrialSettings, model_type: str, num_layers: int | None, num_classes: int) -> str:
     layers = f"{num_layers}-layer " if num_layers else ""
     data, method = settings.data, settings.train.method
-    desired = f"**{data.desired_column}** ({num_classes} classes)"
+    desired = f"**{markdown(data.desired_column)}** ({num_classes} classes)"
+    harmful = f"**{markdown(data.harmful_column)}**"
     if method in ("ac", "mlac"):
-        purpose = f"to stay useful for {desired} and to be hard to adapt to **{data.harmful_column}**"
+        purpose = f"to stay useful for {desired} and to be hard to adapt to {harmful}"
     else:
-        purpose = f"for {desired}; it is a reference, and nothing in it resists adapting to **{data.harmful_column}**"
+        purpose = f"for {desired}; it is a reference, and nothing in it resists adapting to {harmful}"
     return (
-        f"A {layers}{model_type} encoder made by method `{method}` {purpose}. Made by sdm-ray after Henderson et "
-        "al., *Self-Destructing Models* (arXiv 2211.14946). A research artefact: see what was not tried before "
-        "relying on it."
+        f"A {layers}{markdown(model_type)} encoder made by method `{method}` {purpose}. Made by sdm-ray after "
+        "Henderson et al., *Self-Destructing Models* (arXiv 2211.14946). A research artefact: see what was not tried "
+        "before relying on it."
     )
 
 
 def _licence(settings: TrialSettings) -> str:
     return (
-        f"## Licence\n\nNot set. Weights derive from the encoder `{settings.encoder.name}` and were trained on "
-        f"`{settings.data.source}`: check the terms of both, then replace `license: unknown` at the top of this file."
+        f"## Licence\n\nNot set. Weights derive from the encoder {markdown_code(settings.encoder.name)} and were "
+        f"trained on {markdown_code(settings.data.source)}: check the terms of both, then replace `license: unknown` "
+        "at the top of this file."
     )
 
 
 def _threat_model(settings: TrialSettings) -> str:
     numbers = ", ".join(str(number) for number in settings.attack.num_examples)
+    harmful = markdown(settings.data.harmful_column)
     return (
         "## Threat model\n\n"
-        f"The adversary has these weights, n labelled examples of {settings.data.harmful_column} (n in {{{numbers}}}), "
+        f"The adversary has these weights, n labelled examples of {harmful} (n in {{{numbers}}}), "
         "and free choice among the attack families below, of learning rate, steps and batch size. Blocking aims at "
         "this: adapting these weights costs as many examples as adapting a randomly initialised encoder. Nothing here "
         "protects against an adversary who uses another model."
@@ -246,7 +251,7 @@ def _loading(settings: TrialSettings, native: bool, label_names: Sequence[str]) 
             'classify = pipeline("text-classification", model="PATH/TO/THIS/FOLDER")\n'
             'classify("... a biography ...")'
         )
-        note = f"One of {', '.join(label_names)}."
+        note = f"One of {', '.join(map(markdown, label_names))}."
     else:
         code = (
             "from sdm_ray.models.export import load_exported\n\n"

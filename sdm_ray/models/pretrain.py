@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import shutil
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +26,7 @@ from transformers import ModernBertConfig, ModernBertForMaskedLM, PreTrainedToke
 
 from sdm_ray.config.data import VERSION_2_FIELDS, SyntheticWorld
 from sdm_ray.config.io import digest
+from sdm_ray.core.files import remove, replace_folder, write_bytes
 from sdm_ray.data.synthetic import fingerprint, pretraining_texts, vocabulary
 from sdm_ray.models.masking import (
     CLS,
@@ -119,7 +119,7 @@ def pretrain_builtin(world: SyntheticWorld, out_dir: Path, settings: PretrainSet
     tokenizer.save_pretrained(out_dir)
     for file in out_dir.iterdir():  # safetensors are written for their owner alone
         file.chmod(0o644)
-    (out_dir / RECORD_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    write_bytes(out_dir / RECORD_FILE, (json.dumps(record, indent=2) + "\n").encode())
     logger.info("pretrained the built-in encoder in %.0f s, final loss %.3f", time.monotonic() - started, loss)
     return record
 
@@ -212,10 +212,9 @@ def _main() -> None:
     world = SyntheticWorld.model_validate({"version": arguments.version})
     out = arguments.out or SHIPPED_FOLDERS[world.version]
     fresh = out.with_name(f"{out.name}.new")
-    shutil.rmtree(fresh, ignore_errors=True)
+    remove(fresh)
     record = pretrain_builtin(world, fresh, default_settings(world).model_copy(update={"seed": arguments.seed}))
-    shutil.rmtree(out, ignore_errors=True)
-    fresh.rename(out)
+    replace_folder(fresh, out)
     logger.info("%s holds the encoder %s", out, record["content_hash"])
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from sdm_ray.core.errors import RunError, UsageError
+from sdm_ray.core.files import copy
 from sdm_ray.core.types import Params
 from sdm_ray.tracking.address import sqlite_file
 from sdm_ray.tracking.copies import ARTIFACTS
@@ -80,7 +80,6 @@ def download(run: TrackedRun, path: str, into: Path) -> Path | None:
     if moved is not None:
         if not (moved / path).exists():
             return None
-        copy = shutil.copytree if (moved / path).is_dir() else shutil.copyfile
         found = Path(answer(run.uri, lambda: copy(moved / path, into / name)))
     else:
         listed = answer(run.uri, lambda: client.list_artifacts(run.run_id, parent or None))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sdm_ray.core.errors import UsageError
+from sdm_ray.core.files import move, remove
 from sdm_ray.tracking.address import sqlite_file, sqlite_uri
 
 _QUIET = {"mlflow": logging.WARNING, "alembic": logging.WARNING, "urllib3.connectionpool": logging.ERROR}
@@ -53,7 +54,7 @@ def create_database(file: Path) -> None:
     from mlflow import MlflowClient
 
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    temporary.unlink(missing_ok=True)
+    remove(temporary)
     uri = sqlite_uri(temporary)
     try:
         MlflowClient(tracking_uri=uri, registry_uri=uri).search_experiments()
@@ -62,9 +63,9 @@ def create_database(file: Path) -> None:
         except FileExistsError:  # another sweep on the same file was faster
             pass
         except OSError:  # no hard links here
-            temporary.replace(file)
+            move(temporary, file)
     finally:
-        temporary.unlink(missing_ok=True)
+        remove(temporary)
 
 
 def find_or_create_experiment(client: Any, name: str, artifact_location: str | None) -> str:

@@ -16,6 +16,7 @@ from urllib.parse import quote
 
 from sdm_ray.config import TrackingSettings
 from sdm_ray.core.errors import RunError, UsageError
+from sdm_ray.core.files import move, write_bytes
 from sdm_ray.core.result import Status, TrialResult
 from sdm_ray.tracking.address import check_address, is_refusal, masked, refused, sqlite_file, sweep_id_file, unreachable
 from sdm_ray.tracking.client import prepare_mlflow
@@ -364,8 +365,8 @@ def _sweep_id(path: Path) -> str:
     known = path.read_text(errors="replace").strip() if path.exists() else ""
     if not (known.isascii() and known.isalnum()):  # it stands in queries; an empty one would be everybody's
         temporary = path.with_suffix(".new")
-        temporary.write_text(uuid.uuid4().hex)
-        temporary.replace(path)
+        write_bytes(temporary, uuid.uuid4().hex.encode(), sync=True)
+        move(temporary, path)
         return path.read_text()
     return known
 

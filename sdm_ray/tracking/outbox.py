@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
+from sdm_ray.core.files import LineFile, move, remove, write_bytes
+
 log = logging.getLogger(__name__)
 
 CHUNK = 64
@@ -49,9 +51,8 @@ class Journal:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "journal.jsonl"
         self._mark = folder / "delivered"
-        self._file = self.path.open("ab")
-        self._end = _whole_lines(self.path)
-        self._file.truncate(self._end)  # half a line was left by a kill
+        self._file = LineFile(self.path, _whole_lines(self.path))
+        self._end = self._file.size
         self._delivered = _read_mark(self._mark, self.path, self._end)
         self._changed = threading.Condition()
         self._closed = False
@@ -59,21 +60,23 @@ class Journal:
         if self.aside.exists():
             for record in _records(self.aside):
                 self.append(record)
-            self.aside.unlink()
+            remove(self.aside)
 
     def append(self, record: Record) -> None:
         """Add a record; raises OSError when the disk is full."""
         line = _line(record)
         with self._changed:
-            self._file.write(line)
-            self._file.flush()
-            self._end += len(line)
+            self._file.append(line, sync=record.get("call") != "log")
+            self._end = self._file.size
             self._changed.notify_all()
 
     def set_aside(self, record: Record) -> None:
         """Keep a record that cannot be sent now for the next process; raises OSError when the disk is full."""
-        with self.aside.open("ab") as file:
-            file.write(_line(record))
+        file = LineFile(self.aside, _whole_lines(self.aside))
+        try:
+            file.append(_line(record))
+        finally:
+            file.close()
 
     def rewind(self) -> bool:
         """Deliver everything again, from the first record on; whether anything had been."""
@@ -112,8 +115,8 @@ class Journal:
     def acknowledge(self, position: int) -> None:
         """Everything before `position` has been delivered."""
         temporary = self._mark.with_suffix(".new")
-        temporary.write_text(str(position))
-        temporary.replace(self._mark)
+        write_bytes(temporary, str(position).encode())
+        move(temporary, self._mark)
         with self._changed:
             self._delivered = position
             self._changed.notify_all()
@@ -177,6 +180,8 @@ def _records(path: Path, size: int | None = None) -> Iterator[Record]:
 
 def _whole_lines(path: Path) -> int:
     """Bytes up to and including the last newline."""
+    if not path.exists():
+        return 0
     size = path.stat().st_size
     with path.open("rb") as file:
         while size > 0:

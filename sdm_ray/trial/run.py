@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -16,7 +15,7 @@ from sdm_ray.attack.families import own_families
 from sdm_ray.attack.findings.desired import desired_scores
 from sdm_ray.config import AttackSettings, TrialSettings, content_hash, digest, load_own_modules, to_yaml
 from sdm_ray.core.errors import RunError, UsageError
-from sdm_ray.core.files import write_text
+from sdm_ray.core.files import remove, write_text
 from sdm_ray.core.metric_names import Metric
 from sdm_ray.core.progress import Progress, run_through
 from sdm_ray.core.result import Status, TrialResult, other_inputs, readable_result, write_result
@@ -104,7 +103,7 @@ def iterate_trial(
         **checks,
     )
     write_result(result)
-    shutil.rmtree(output_dir / "checkpoint", ignore_errors=True)
+    remove(output_dir / "checkpoint")
     return result
 
 

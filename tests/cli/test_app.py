@@ -267,14 +267,15 @@ def test_a_released_folder_does_not_steer_its_attack(tmp_path: Path) -> None:
     released = TrialSettings.model_validate(
         {
             "name": "theirs", "seed": 7, "modules": {"gone": "0123456789ab"},
-            "data": {"max_length": 24}, "train": {"method": "tuned"}, "scratch": {"patience": 1},
-            "attack": {"num_search_trials": 1, "num_examples": [20]},
+            "data": {"max_length": 24}, "train": {"method": "tuned", "term_modules": ["gone"]},
+            "scratch": {"patience": 1}, "attack": {"num_search_trials": 1, "num_examples": [20]},
             "runtime": {"cache_dir": str(tmp_path), "num_threads": 64},
         }
     )  # fmt: skip
     for preset in (None, "quick"):
         settings = attack_settings(None, preset, (), released)
-        assert (settings.data, settings.train) == (released.data, released.train), "what it says it was trained for"
+        assert settings.data == released.data, "what it says it was trained for"
+        assert settings.train == released.train.model_copy(update={"term_modules": ()})
         defaults = TrialSettings(attack=AttackSettings(preset=preset))
         for name in TrialSettings.model_fields.keys() - {"data", "encoder", "train"}:
             assert getattr(settings, name) == getattr(defaults, name), name

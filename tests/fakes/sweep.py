@@ -18,11 +18,15 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdm_ray.config import SweepSettings, TrialSettings, content_hash, parse_settings
+import torch
+
+from sdm_ray.config import SweepSettings, TrialSettings, content_hash, parse_settings, to_yaml
 from sdm_ray.core.errors import RunError
+from sdm_ray.core.files import write_text
 from sdm_ray.core.metric_names import Metric
 from sdm_ray.core.progress import Progress
-from sdm_ray.core.result import Status, TrialResult
+from sdm_ray.core.result import Status, TrialResult, read_result, write_result
+from sdm_ray.meta.checkpoint import load_checkpoint, save_checkpoint
 
 if TYPE_CHECKING:
     from sdm_ray.trial.context import TrialContext
@@ -316,3 +320,31 @@ def surrounded(trial: TrialSettings, output_dir: Path, *, trial_id: str = "trial
     (output_dir / "samplers.json").write_text(json.dumps(sorted(context.samplers)))
     yield Progress("train", 1, 1, {})
     return finish(trial, output_dir, trial_id, measures(trial))
+
+
+def kept(trial: TrialSettings, output_dir: Path, *, trial_id: str = "trial") -> Steps:
+    """Two steps with a checkpoint after each, and a result, all written as a real trial does; the same in the end."""
+    if (result := read_result(output_dir)) is not None:
+        return result
+    output_dir.mkdir(parents=True, exist_ok=True)
+    write_text(output_dir / "config.yaml", to_yaml(trial))
+    identity, folder, device = {"hash": content_hash(trial)}, output_dir / "checkpoint", torch.device("cpu")
+    found = load_checkpoint(folder, identity, device)
+    done, weights = (0, torch.zeros(2)) if found is None else (found[0], found[1]["weights"])
+    while done < 2:
+        done, weights = done + 1, weights + 1
+        save_checkpoint(folder, done, identity, {"weights": weights})
+        yield Progress("train", done, 2, {"train/loss": 1.0 / done})
+    assert weights.tolist() == [2.0, 2.0]
+    result = TrialResult(
+        trial_id=trial_id,
+        config_hash=content_hash(trial),
+        method=trial.train.method,
+        seed=trial.seed,
+        status=Status.COMPLETE,
+        metrics=measures(trial),
+        output_dir=output_dir,
+    )
+    write_result(result)
+    note(output_dir, "finished")
+    return result

@@ -16,7 +16,7 @@ from sdm_ray.core.errors import RunError
 from sdm_ray.core.metric_names import Metric
 from sdm_ray.figures.curves import Curve, attack_curves_figure
 from sdm_ray.figures.frontier import frontier_figure
-from sdm_ray.figures.tables import pareto_table
+from sdm_ray.figures.tables import markdown_table, pareto_table
 from sdm_ray.frontier.points import Point
 
 
@@ -189,3 +189,13 @@ def test_points_that_the_final_attack_left_out_are_told_apart(tmp_path: Path, dr
     said = texts_of(drawn[0])
     for words in ("frontier (1)", "dominated (1)", "not attacked again (1)"):
         assert words in said
+
+
+def test_a_name_does_not_steer_the_terminal() -> None:
+    """A table may be somebody else's."""
+    named = Point(trial_id="[red]a[/red]\x1b[31m\nb", method="mlac", desired=0.9, harmful=0.5)
+    console = Console(width=200)
+    with console.capture() as shown:
+        console.print(pareto_table([named]))
+    assert "[red]a[/red]\ufffd[31m b" in shown.get()
+    assert len(markdown_table([named], max_characters=1000).splitlines()) == 3

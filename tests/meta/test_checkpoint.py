@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
+from sdm_ray.core import files
 from sdm_ray.core.errors import RunError, UsageError
-from sdm_ray.meta import checkpoint
 from sdm_ray.meta.checkpoint import load_checkpoint, save_checkpoint
 
 IDENTITY = {"seed": 1, "train": {"learning_rate": 0.1, "sizes": [1, 2]}}
@@ -72,11 +73,11 @@ def test_a_half_written_one_is_ignored_and_replaced(tmp_path: Path) -> None:
 def test_a_full_disk_keeps_the_last_good_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_checkpoint(tmp_path, 5, IDENTITY, state())
 
-    def full(path: Path, content: bytes) -> None:
-        path.write_bytes(content[:10])
+    def full(file: int, content: bytes) -> None:
+        os.write(file, content[:10])
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "_write_synced", full)
+    monkeypatch.setattr(files, "_write", full)
     with pytest.raises(RunError, match=r"checkpoint of step 10 to .*: No space left on device; free space"):
         save_checkpoint(tmp_path, 10, IDENTITY, state())
     assert [path.name for path in tmp_path.iterdir()] == ["step-000000005"]

@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers
 from huggingface_hub import ModelCard
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
@@ -224,6 +224,30 @@ def test_the_card_claims_resistance_for_blocked_models_only(method: Method, bloc
     assert ("to be hard to adapt" in card) == blocks
     assert ("nothing in it resists" in card) != blocks
     assert "Nothing yet." in card
+
+
+def test_names_of_others_do_not_steer_the_card() -> None:
+    data = {"desired_column": "<script>x</script>", "harmful_column": "a\n\n# b | [c](d)", "source": "x`\n\n## Verdict"}
+    settings = TrialSettings.model_validate(
+        {"name": "<b>\n# x", "data": data, "encoder": {"name": "x`y", "pooling": "native"}}
+    )
+    card = model_card(settings, label_names=["a\n# y", "<i>"], metrics={}, model_type="bert").split("---", 2)[2]
+    assert "<script" not in card.replace("\\<", "")
+    assert "<i>" not in card.replace("\\<", "")
+    headings = [line for line in card.splitlines() if line.startswith("#")]
+    assert headings[0].startswith("# \\<b\\>")
+    assert {"## Verdict", "# b", "# x", "# y"}.isdisjoint(headings)
+    assert "](d)" not in card.replace("\\]", "")
+
+
+def test_a_head_of_nan_is_refused(tmp_path: Path) -> None:
+    export(tmp_path / "model", make_trunk("bert", "mean"))
+    path = tmp_path / "model" / "head.safetensors"
+    weight = load_file(path)["weight"]
+    weight[0, 0] = math.nan
+    save_file({"weight": weight}, path)
+    with pytest.raises(RunError, match=r"head\.safetensors: weight holds NaN or infinite values"):
+        load_exported(tmp_path / "model")
 
 
 def test_nothing_but_safetensors_is_written(tmp_path: Path) -> None:

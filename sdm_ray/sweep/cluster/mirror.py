@@ -24,6 +24,7 @@ from typing import Any
 
 from sdm_ray.config import SweepSettings
 from sdm_ray.core.errors import RunError, UsageError
+from sdm_ray.core.files import atomic_path, copy_stream
 
 log = logging.getLogger(__name__)
 
@@ -167,12 +168,9 @@ class Mirror:
                 if path.relative_to(self._folder).as_posix() not in names:
                     path.unlink()
             for name in names:
-                path = self._folder / name
-                path.parent.mkdir(parents=True, exist_ok=True)
-                temporary = path.with_name(f".{path.name}.pull")
-                with self._filesystem.open_input_stream(self._at(name)) as stream, temporary.open("wb") as file:
-                    shutil.copyfileobj(stream, file)
-                temporary.replace(path)
+                stream = self._filesystem.open_input_stream(self._at(name))
+                with stream, atomic_path(self._folder / name) as temporary:
+                    copy_stream(stream, temporary)
         except OSError as error:
             raise RunError(f"cannot copy {self._uri} to {self._folder}: {error}") from error
         self._pushed = dict(self._files())

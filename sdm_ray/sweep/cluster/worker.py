@@ -24,6 +24,7 @@ from typing import Any
 from sdm_ray.config import TrialSettings, content_hash, load_own_modules, override
 from sdm_ray.core.cache import SharedCache
 from sdm_ray.core.errors import RunError, UsageError, machine_fault
+from sdm_ray.core.files import write_bytes
 from sdm_ray.core.lock import FolderLock
 from sdm_ray.core.metric_names import Metric
 from sdm_ray.core.notices import gathered
@@ -196,7 +197,7 @@ class TrialWorker:
     def _failed(self, error: BaseException) -> TrialResult:
         output_dir = Path(self.job.output_dir)
         with suppress(OSError):  # the disk may be what failed
-            (output_dir / "error.txt").write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+            write_bytes(output_dir / "error.txt", "".join(traceback.format_exception(error)).encode(errors="replace"))
         settings = TrialSettings.model_validate(self.job.settings)
         with suppress(UsageError):  # where the point itself is invalid, the base settings stand for it
             settings = override(settings, self.job.params)

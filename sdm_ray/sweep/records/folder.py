@@ -8,7 +8,6 @@ exactly what has no end yet, under the same ids, folders and Optuna trials.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 
 from sdm_ray.config import SweepSettings, load_settings, read_document, to_yaml
 from sdm_ray.core.errors import RunError, UsageError
-from sdm_ray.core.files import is_file, user_path, write_text
+from sdm_ray.core.files import is_file, remove, user_path, write_text
 from sdm_ray.core.lock import FolderLock
 from sdm_ray.core.suggest import did_you_mean
 from sdm_ray.models.pooling import Chosen, choose_pooling
@@ -85,8 +84,8 @@ def claimed_folder(settings: SweepSettings, *, resume: bool, inputs: Mapping[str
                     f"{folder} holds results of other inputs: {problem}; restore what was there, or start another "
                     "sweep with --fork"
                 )
-            shutil.rmtree(folder / "tune", ignore_errors=True)
-        write_text(folder / SETTINGS, to_yaml(settings))
+            remove(folder / "tune")
+        write_text(folder / SETTINGS, to_yaml(settings), sync=True)
         yield folder
     finally:
         lock.release()

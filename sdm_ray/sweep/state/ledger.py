@@ -6,14 +6,13 @@ It is what a sweep resumes from. A line that a killed driver left unfinished at 
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from sdm_ray.config import Method
 from sdm_ray.core.errors import RunError
-from sdm_ray.core.files import MALFORMED, nan_for_null, null_for_nan, reason
+from sdm_ray.core.files import MALFORMED, LineFile, nan_for_null, null_for_nan, reason
 from sdm_ray.core.result import TrialResult, check_kinds
 
 FILE = "trials.jsonl"
@@ -83,8 +82,7 @@ class Ledger:
         self.path = folder / FILE
         self.record, size = _read(folder)
         try:
-            self._file = self.path.open("a", encoding="utf-8")
-            self._file.truncate(size)
+            self._file = LineFile(self.path, size)
         except OSError as error:
             raise RunError(f"cannot use {self.path}: {error.strerror or error}") from None
 
@@ -134,9 +132,7 @@ class Ledger:
     def _append(self, event: dict[str, Any]) -> dict[str, Any]:
         line = json.dumps(event, allow_nan=False)
         try:
-            self._file.write(line + "\n")
-            self._file.flush()
-            os.fsync(self._file.fileno())
+            self._file.append(f"{line}\n".encode(), sync=True)
         except OSError as error:
             raise RunError(f"cannot write {self.path}: {error.strerror or error}; free space and --resume") from None
         written: dict[str, Any] = json.loads(line)

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -239,9 +240,11 @@ def _points_table(snapshot: Snapshot) -> Table:
                 result.metrics.get(name, float("nan"))
                 for name in (Metric.DESIRED_ACCURACY, Metric.HARMFUL_WORST_ACCURACY)
             )
-            table.add_row(result.trial_id, "reference", f"{desired:.3f}", f"{harmful:.3f}", style="dim")
+            table.add_row(escape(result.trial_id), "reference", f"{desired:.3f}", f"{harmful:.3f}", style="dim")
     for point in _shown(snapshot.front):
-        table.add_row(point.trial_id, point.method, f"{point.desired:.3f}", f"{point.harmful:.3f}", style="green")
+        table.add_row(
+            escape(point.trial_id), escape(point.method), f"{point.desired:.3f}", f"{point.harmful:.3f}", style="green"
+        )
     return table
 
 
