@@ -29,7 +29,9 @@ class Death:
     def __init__(self, at: int | None, *, torn: bool = False) -> None:
         self.at, self.torn, self.count, self.is_dead = at, torn, 0, False
         self.where = ""
-        self._lock = threading.Lock()
+        self.visits: dict[int, Callable[[], None]] = {}
+        """What the main thread does before operations of these numbers, or as soon as it writes after them."""
+        self._lock = threading.RLock()
 
     def wrap(self, name: str, function: Callable[..., None]) -> Callable[..., None]:
         """A function that may end the program."""
@@ -39,6 +41,9 @@ class Death:
                 if self.is_dead:
                     raise Killed
                 self.count += 1
+                if threading.current_thread() is threading.main_thread():
+                    for number in sorted(number for number in self.visits if number <= self.count):
+                        self.visits.pop(number)()
                 if self.count == self.at:
                     self.is_dead, self.where = True, f"{name}{arguments}"[:300]
                     if self.torn and name == "_write":

@@ -11,6 +11,7 @@ import random
 import shutil
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import pytest
 
 from sdm_ray.core.errors import RunError, UsageError
 from sdm_ray.core.files import write_text
+from sdm_ray.core.lock import InUse
 from sdm_ray.frontier.points import Point
 from sdm_ray.frontier.tables import read_tables
 from sdm_ray.sweep import SilentView, SweepOutcome, run_sweep
@@ -151,6 +153,35 @@ def test_a_sweep_survives_an_end_at_some_writes(tmp_path: Path) -> None:
     try_ends(tmp_path, [(draw.randrange(1000), torn) for torn in (False, True)])
 
 
+def try_visits(tmp_path: Path, draw: random.Random, *, num_visits: int) -> None:
+    """A second driver comes along at moments of a pseudo-random schedule, and at some of them the first one dies."""
+    wanted, total = count(tmp_path / "undisturbed")
+    folder, seen = tmp_path / "visited", list[str]()
+
+    def visit() -> None:
+        with pytest.raises(InUse, match="is in use by process") as refused:
+            run_again(folder)
+        seen.append(str(refused.value))
+
+    for at in (draw.randrange(total // 3, total), None):
+        with death(at) as made, suppress(Killed):
+            made.visits = dict.fromkeys(draw.sample(range(2, total // 3), num_visits), visit)
+            outcome = run_again(folder)
+    check(outcome, wanted, "visited")
+    assert len(seen) == 2 * num_visits
+
+
+def test_a_second_driver_is_refused_at_any_moment(tmp_path: Path) -> None:
+    try_visits(tmp_path, random.Random(1), num_visits=2)
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("seed", range(10))
+def test_a_second_driver_is_refused_by_many_schedules(tmp_path: Path, seed: int) -> None:
+    try_visits(tmp_path, random.Random(seed), num_visits=10)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
 def test_a_sweep_survives_an_end_at_every_write(tmp_path: Path) -> None:
     try_ends(tmp_path, None)
