@@ -204,13 +204,13 @@ def test_a_hopeless_trial_is_stopped_at_its_rung_and_told_as_that(tmp_path: Path
 def test_hung_and_hungry_trials_are_started_again(tmp_path: Path) -> None:
     view = SilentView()
     outcome = run(
-        tmp_path, "hungry", view=view, references="[]", resources__max_silent_seconds=2, resources__max_failures=1
+        tmp_path, "hungry", view=view, references="[]", resources__max_silent_seconds=4, resources__max_failures=1
     )
     results = {result.trial_id: result for result in outcome.results}
     assert {name: result.status.value for name, result in results.items()} == {
         "t0000": "complete", "t0001": "complete", "t0002": "failed", "t0003": "complete",
     }  # fmt: skip
-    error = "it made no progress for 2 s, twice (hang.txt in its folder says where); resources.max_failures"
+    error = "it made no progress for 4 s, twice (hang.txt in its folder says where); resources.max_failures"
     assert str(results["t0002"].error).startswith(error)
     hang = (outcome.folder / "trials" / "t0002" / "hang.txt").read_text()
     assert "in hungry" in hang, "every thread's stack"
