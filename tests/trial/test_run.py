@@ -351,6 +351,7 @@ def test_every_encoder_is_loaded_once(alone: TrialSettings, tmp_path: Path, monk
         return load_trunk(encoder, initialisation=initialisation, **options)
 
     monkeypatch.setattr("sdm_ray.trial.workspace.load_trunk", counted)
+    few = {"attack.num_examples": (4,), "attack.num_search_trials": 1, "attack.num_rerun_seeds": 1}
     families = ("fine_tune", "interpolate", "masked_lm")
-    run_trial(override(alone, {"attack.families": families}), tmp_path / "trial")
+    run_trial(override(alone, {"attack.families": families, **few}), tmp_path / "trial")
     assert sorted(loaded) == ["pretrained", "random"]
