@@ -1,7 +1,7 @@
 """Ray Tune without Ray: a sweep's trials run one after the other, or in turns, in the process of the test.
 
-For tests of what a sweep decides. Processes, their deaths and signals need the real one. `tests/sweep/test_runner.py`
-runs the same whole sweep on both.
+For tests of what a sweep decides. Processes, their deaths and signals need the real one.
+`tests/sweep/test_processes.py` runs the same whole sweep on both.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ import math
 import re
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow.parquet as pq
 import pytest
@@ -52,14 +52,37 @@ SMALL = (
 )
 
 
-@pytest.fixture
-def settings(data_settings: DataSettings, encoder_settings: EncoderSettings, tmp_path: Path) -> TrialSettings:
+@pytest.fixture(scope="module")
+def settings(data_file: Path, encoder_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> TrialSettings:
+    """A small trial. Its cache is that of all tests here: what several need, floors above all, is built once."""
     document = {
-        "data": data_settings.model_dump(mode="json"),
-        "encoder": encoder_settings.model_dump(mode="json"),
-        "runtime": {"cache_dir": str(tmp_path / "cache"), "device": "cpu"},
+        "data": DataSettings(source=str(data_file), max_length=24).model_dump(mode="json"),
+        "encoder": EncoderSettings(name=str(encoder_folder)).model_dump(mode="json"),
+        "runtime": {"cache_dir": str(tmp_path_factory.mktemp("trial") / "cache"), "device": "cpu"},
     }
     return parse_settings(TrialSettings, document, SMALL)
+
+
+@pytest.fixture
+def alone(settings: TrialSettings, tmp_path: Path) -> TrialSettings:
+    """`settings` with an empty cache of its own, for what is counted or altered there."""
+    return override(settings, {"runtime.cache_dir": str(tmp_path / "cache")})
+
+
+class Whole(NamedTuple):
+    """A trial that ran undisturbed, to be read only; what alters its folder takes a copy."""
+
+    result: TrialResult
+    folder: Path
+    seen: list[Progress]
+
+
+@pytest.fixture(scope="module")
+def whole(settings: TrialSettings, tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    """The trial of `settings`."""
+    folder, seen = tmp_path_factory.mktemp("whole") / "t1", list[Progress]()
+    result = run_trial(settings, folder, trial_id="t1", on_progress=seen.append)
+    return Whole(result, folder, seen)
 
 
 def with_method(settings: TrialSettings, method: str) -> TrialSettings:
@@ -67,11 +90,8 @@ def with_method(settings: TrialSettings, method: str) -> TrialSettings:
     return settings.model_copy(update={"train": train})
 
 
-def test_a_trial_leaves_everything_that_its_result_speaks_of(settings: TrialSettings, tmp_path: Path) -> None:
-    seen: list[Progress] = []
-    folder = tmp_path / "trial"
-    result = run_trial(settings, folder, trial_id="t1", on_progress=seen.append)
-
+def test_a_trial_leaves_everything_that_its_result_speaks_of(settings: TrialSettings, whole: Whole) -> None:
+    result, folder, seen = whole
     assert result.status is Status.COMPLETE
     assert {progress.stage for progress in seen} == {"train", "attack"}
     names = {Metric.DESIRED_ACCURACY, Metric.HARMFUL_WORST_ACCURACY, Metric.REGRET_ACCURACY, Metric.COST_TRAIN_SECONDS}
@@ -93,24 +113,22 @@ def test_a_trial_leaves_everything_that_its_result_speaks_of(settings: TrialSett
     assert predicted in exported.meta.label_names
 
 
-def test_the_headline_is_the_mean_of_the_cells_on_disk(settings: TrialSettings, tmp_path: Path) -> None:
-    result = run_trial(settings, tmp_path / "trial")
-    report = AttackReport.read_json(tmp_path / "trial" / "attack.json")
+def test_the_headline_is_the_mean_of_the_cells_on_disk(whole: Whole) -> None:
+    report = AttackReport.read_json(whole.folder / "attack.json")
     mean = sum(cell.accuracy for cell in report.cells) / len(report.cells)
-    assert result.metrics[Metric.HARMFUL_WORST_ACCURACY] == pytest.approx(mean)
+    assert whole.result.metrics[Metric.HARMFUL_WORST_ACCURACY] == pytest.approx(mean)
 
 
-def test_an_interrupted_trial_ends_as_an_undisturbed_one(settings: TrialSettings, tmp_path: Path) -> None:
-    whole = run_trial(settings, tmp_path / "whole")
+def test_an_interrupted_trial_ends_as_an_undisturbed_one(settings: TrialSettings, tmp_path: Path, whole: Whole) -> None:
     generator = iterate_trial(settings, tmp_path / "broken")
     for _ in range(2):
         next(generator)
     generator.close()
     assert (tmp_path / "broken" / "checkpoint").is_dir()
     resumed = run_trial(settings, tmp_path / "broken")
-    assert resumed.provenance == whole.provenance
-    same = [name for name in whole.metrics if not name.startswith("cost/")]
-    assert [resumed.metrics[name] for name in same] == [whole.metrics[name] for name in same]
+    assert resumed.provenance == whole.result.provenance
+    same = [name for name in whole.result.metrics if not name.startswith("cost/")]
+    assert [resumed.metrics[name] for name in same] == [whole.result.metrics[name] for name in same]
 
 
 def test_a_training_that_is_stopped_is_infeasible_and_not_attacked(settings: TrialSettings, tmp_path: Path) -> None:
@@ -154,19 +172,18 @@ def test_a_diverged_training_leaves_its_log_and_its_last_good_checkpoint(
     assert not (tmp_path / "trial" / "trajectory.png").exists(), "tuning simulates no adversary"
 
 
-def test_a_finished_trial_is_not_run_again(settings: TrialSettings, tmp_path: Path) -> None:
-    first = run_trial(settings, tmp_path / "trial")
-    generator = iterate_trial(settings, tmp_path / "trial")
+def test_a_finished_trial_is_not_run_again(settings: TrialSettings, whole: Whole) -> None:
+    generator = iterate_trial(settings, whole.folder)
     with pytest.raises(StopIteration) as stop:
         next(generator)
-    assert stop.value.value == first
+    assert stop.value.value == whole.result
     with pytest.raises(UsageError, match="holds the result of config"):
-        run_trial(settings.model_copy(update={"seed": 1}), tmp_path / "trial")
+        run_trial(settings.model_copy(update={"seed": 1}), whole.folder)
 
 
-def test_a_result_on_other_data_is_not_taken_for_one_on_these(settings: TrialSettings, tmp_path: Path) -> None:
-    source, folder = Path(settings.data.source), tmp_path / "trial"
-    random = with_method(settings, "random")
+def test_a_result_on_other_data_is_not_taken_for_one_on_these(alone: TrialSettings, tmp_path: Path) -> None:
+    source, folder = Path(alone.data.source), tmp_path / "trial"
+    random = with_method(alone, "random")
     first = run_trial(random, folder, trial_id="trial")
     shutil.copy(source, tmp_path / "kept.parquet")
     pq.write_table(pq.read_table(source).slice(1), source)
@@ -208,7 +225,7 @@ def test_trained_references_move_the_trunk(settings: TrialSettings, tmp_path: Pa
 
 
 def test_a_disk_that_fills_up_during_training_costs_the_steps_since_the_last_checkpoint(
-    settings: TrialSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    settings: TrialSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Whole
 ) -> None:
     """The trial fails in one sentence, as a worker reports it, and goes on from what it had once there is space."""
     folder = tmp_path / "trial"
@@ -232,9 +249,8 @@ def test_a_disk_that_fills_up_during_training_costs_the_steps_since_the_last_che
     assert [path.name for path in (folder / "checkpoint").iterdir()] == ["step-000000004"]
     assert not (folder / "result.json").exists()
     ended = finish(TrialWorker(job))
-    undisturbed = run_trial(settings, tmp_path / "undisturbed")
     assert ended.status is Status.COMPLETE
-    assert ended.provenance["weights"] == undisturbed.provenance["weights"]
+    assert ended.provenance["weights"] == whole.result.provenance["weights"]
 
 
 def finish(worker: TrialWorker) -> TrialResult:
@@ -243,17 +259,17 @@ def finish(worker: TrialWorker) -> TrialResult:
     return report.result
 
 
-def test_floors_are_attacked_once(settings: TrialSettings, monkeypatch: pytest.MonkeyPatch) -> None:
-    work = open_workspace(settings)
-    first = drain(floor_report(work, settings.encoder, settings.attack, "random", 0))
+def test_floors_are_attacked_once(alone: TrialSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    work = open_workspace(alone)
+    first = drain(floor_report(work, alone.encoder, alone.attack, "random", 0))
 
     def refuse(*args: object, **options: object) -> None:
         raise AssertionError("attacked again")
 
     monkeypatch.setattr("sdm_ray.trial.floors.attack_model", refuse)
-    assert drain(floor_report(work, settings.encoder, settings.attack, "random", 0)).cells == first.cells
+    assert drain(floor_report(work, alone.encoder, alone.attack, "random", 0)).cells == first.cells
     with pytest.raises(AssertionError, match="attacked again"):
-        drain(floor_report(work, settings.encoder, settings.attack, "random", 1))
+        drain(floor_report(work, alone.encoder, alone.attack, "random", 1))
 
 
 def test_devices_that_are_not_there_are_refused() -> None:
@@ -265,9 +281,11 @@ def test_devices_that_are_not_there_are_refused() -> None:
 
 @pytest.mark.parametrize("method", ["mlac", "random"])
 def test_the_final_attack_is_on_the_released_model_with_fresh_seeds(
-    settings: TrialSettings, tmp_path: Path, method: str
+    settings: TrialSettings, tmp_path: Path, method: str, whole: Whole
 ) -> None:
     chosen = settings if method == "mlac" else with_method(settings, method)
+    if method == "mlac":
+        shutil.copytree(whole.folder, tmp_path / "t1")
     first = run_trial(chosen, tmp_path / "t1", trial_id="t1")
     origin = Origin(sweep="s", trial_id="t1", rule="final attack")
     attack = chosen.attack.model_copy(update={"seed": 99, "num_rerun_seeds": 3})
@@ -287,14 +305,13 @@ def test_the_final_attack_is_on_the_released_model_with_fresh_seeds(
         drain(iterate_final(lost, tmp_path / "t2-final"))
 
 
-def test_rungs_are_climbed_once_and_change_nothing(settings: TrialSettings, tmp_path: Path) -> None:
+def test_rungs_are_climbed_once_and_change_nothing(settings: TrialSettings, tmp_path: Path, whole: Whole) -> None:
     """Attacks on the way are told even after an interruption, and the model is the one without rungs."""
-    plain = run_trial(settings, tmp_path / "plain")
     rungs = [{"step": 3}, {"step": 8, "attack": {"num_rerun_seeds": 3}}]
     chosen = override(settings, {"rungs": rungs})
     seen: list[Progress] = []
     result = run_trial(chosen, tmp_path / "rungs", on_progress=seen.append)
-    assert result.provenance == plain.provenance
+    assert result.provenance == whole.result.provenance
     told = [progress for progress in seen if progress.stage == "rung"]
     assert [(progress.done, progress.total) for progress in told] == [(3, 12), (8, 12)]
     for progress in told:
@@ -310,7 +327,7 @@ def test_rungs_are_climbed_once_and_change_nothing(settings: TrialSettings, tmp_
     generator.close()
     again: list[Progress] = []
     resumed = run_trial(chosen, tmp_path / "broken", on_progress=again.append)
-    assert resumed.provenance == plain.provenance
+    assert resumed.provenance == whole.result.provenance
     assert [progress for progress in again if progress.stage == "rung"] == told
     random = with_method(chosen, "random")
     run_trial(random, tmp_path / "random", on_progress=seen.append)
@@ -325,7 +342,7 @@ def test_rungs_that_cannot_be_are_refused(settings: TrialSettings) -> None:
         override(settings, {"rungs": [{"step": 3, "attack": {"num_rerun_seed": 2}}]})
 
 
-def test_every_encoder_is_loaded_once(settings: TrialSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_encoder_is_loaded_once(alone: TrialSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The attack, its floors and the families that need the public encoder share what the training loaded."""
     loaded: list[str] = []
 
@@ -334,6 +351,7 @@ def test_every_encoder_is_loaded_once(settings: TrialSettings, tmp_path: Path, m
         return load_trunk(encoder, initialisation=initialisation, **options)
 
     monkeypatch.setattr("sdm_ray.trial.workspace.load_trunk", counted)
+    few = {"attack.num_examples": (4,), "attack.num_search_trials": 1, "attack.num_rerun_seeds": 1}
     families = ("fine_tune", "interpolate", "masked_lm")
-    run_trial(override(settings, {"attack.families": families}), tmp_path / "trial")
+    run_trial(override(alone, {"attack.families": families, **few}), tmp_path / "trial")
     assert sorted(loaded) == ["pretrained", "random"]
