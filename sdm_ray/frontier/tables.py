@@ -15,7 +15,7 @@ from sdm_ray.core.files import MALFORMED, atomic_path, nan_for_null, null_for_na
 from sdm_ray.frontier.points import REFERENCE_POINT, Point, hypervolume, near_front, pareto_front
 
 TABLE_VERSION = 3
-"""Version of the tables; a change of columns is a new one."""
+"""Version of the tables; a change of columns increases it."""
 PARQUET, JSON = "frontier.parquet", "frontier.json"
 _FIELDS = ("trial_id", "method", "desired", "harmful", "feasible", "is_reference", "superseded")
 _DERIVED = ("on_front", "near_front")
@@ -44,7 +44,7 @@ def write_tables(
 def frontier_document(
     points: Sequence[Point], importances: Mapping[str, Mapping[str, float]] | None = None
 ) -> dict[str, Any]:
-    """What `frontier.json` holds, as plain values."""
+    """The content of `frontier.json`, as plain values."""
     return _document(points, _rows(points), importances)
 
 

@@ -1,7 +1,7 @@
-"""What a released model tells of the harmful label to whoever has all labels, site by site, beside what scratch tells.
+"""How well readers with all labels predict the harmful label from each site of a model, beside those of `scratch`.
 
-An attack has few labels and little time. What it does not find may be gone, or hidden: a reader that is fitted to all
-of attacker-train tells the two apart. What a model tells that was never pretrained is no knowledge: it is the floor.
+An attack has few labels and little time, so information that it misses may be erased or hidden. A reader fitted to all
+of attacker-train tells the two apart. The floor is its accuracy on a model without pretraining.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from sdm_ray.data.interface import AttackDataset
 
 VERSION = 3
-"""Raise it when the same weights and data would give other numbers."""
+"""Version of the measurement; increase it when the same weights and data give other numbers."""
 MAX_EXAMPLES, MAX_VALIDATION, MAX_TEST = 3000, 1000, 3000
 """Texts that readers are fitted to, chosen on and scored on, at most."""
 WAYS = (
@@ -45,7 +45,7 @@ CONFIDENT = 1.96
 
 @dataclass(frozen=True, kw_only=True)
 class Told:
-    """What the best reader of a site makes of it; chosen on attacker-validation, scored on test."""
+    """The result of a site's best reader; chosen on attacker-validation, scored on test."""
 
     layer: int
     """Hidden state 0 (the embeddings) to L; -1 the pooled features, -2 rows of the token embedding."""
@@ -55,7 +55,7 @@ class Told:
     """Lower end of its 95 % interval over names, where it is known who is named, or over texts."""
     high: float
     reader: str
-    """Which reader it was, in a phrase."""
+    """The reader, as a phrase."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,12 +67,12 @@ class Site:
 
     @property
     def name(self) -> str:
-        """What is read, in a phrase."""
+        """The site, as a phrase."""
         return site_words(self.released.layer)
 
 
 def beside(released: Sequence[Told], *floors: Sequence[Told]) -> tuple[Site, ...]:
-    """Sites that all have, each beside the floor that tells most there."""
+    """Sites that all models have, each beside the floor of highest accuracy there."""
     found = []
     for told in released:
         same = [other for floor in floors for other in floor if other.layer == told.layer]
@@ -156,7 +156,7 @@ def _names(data: AttackDataset, examples: ScoringSet) -> Tensor:
     ids, largest, start = [], 0, 0
     for batch in examples.batches:
         rows = batch.input_ids.cpu()
-        # What follows a name of one token says nothing of who is named: the first token alone makes the group.
+        # The token after a name of one token does not identify the person: the first token alone makes the group.
         ids.append(rows.gather(1, places[start : start + len(rows), :1].clamp_min(0))[:, 0])
         largest, start = max(largest, int(rows.max())), start + len(rows)
     return torch.where(places[:, 0] < 0, largest + 1 + texts, torch.cat(ids))
@@ -166,7 +166,7 @@ def _attackers(layer: int, facts: Facts, num_examples: int) -> list[Attacker]:
     """The readers of a site."""
     ways = readings(facts) if layer != POOLED else (("position", 0),)
     if layer != POOLED and facts.knows_positions:
-        # Where a name is known to stand, a fixed place tells no more.
+        # Where the position of the name is known, a fixed position adds nothing.
         ways = tuple(way for way in ways if way[0] != "position")
     return [
         Attacker(
@@ -187,5 +187,5 @@ def _attackers(layer: int, facts: Facts, num_examples: int) -> list[Attacker]:
 
 
 def _phrase(attacker: Attacker) -> str:
-    """A reader for people."""
+    """A reader's name in reports."""
     return f"{attacker.readout} on {reading_words(attacker)}, {attacker.scaling}"
