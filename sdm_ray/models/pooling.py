@@ -25,7 +25,7 @@ class Chosen(NamedTuple):
 
     encoder: EncoderSettings
     note: str | None
-    """One sentence on how `auto` was resolved; None for any other pooling."""
+    """One sentence where the encoder's own files name a pooling; None where they name none, or `auto` was not set."""
 
 
 def choose_pooling(encoder: EncoderSettings) -> Chosen:

@@ -22,7 +22,7 @@ class Figure:
     title: str
     models: tuple[str, ...]
     needs: str
-    """The model that the figure shows."""
+    """The model without which the figure is left out."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,8 +14,8 @@ from sdm_ray.core.metric_names import Metric
 
 @dataclass(frozen=True, kw_only=True)
 class Recovery:
-    """The least cost at which an attacker reaches a target accuracy. Where it is not reached, costs are NaN: they exceed
-    the largest budget that was tried (`largest_examples`)."""
+    """The least cost at which an attacker reaches a target accuracy. Where it is not reached, costs are NaN: they
+    exceed the largest budget that was tried (`largest_examples`)."""
 
     target: float
     """Balanced accuracy that counts as recovered."""

@@ -97,7 +97,7 @@ class InnerLoop:
         data: the episode's texts.
         rule: how the adversaries update their variables.
         schedule: which steps are taken, evaluated and differentiated.
-        base: what the variables act on; meta-gradients with respect to it are taken.
+        base: tensors that stay fixed during the loop; their cotangents are computed too.
         gradient_function: a term of every step's gradient before clipping; None where there is none.
         functions: how the functions of a step are computed.
     """
