@@ -32,7 +32,7 @@ class PoolSettings(Settings):
     subset_size: PositiveInt | None = 100
     """Labelled examples that each adversary owns; None lets it see all of meta-training."""
     steps_per_turn: PositiveInt = 1
-    """Steps the adversary whose turn it is takes in an outer step."""
+    """Steps that one adversary takes in an outer step, when it is its turn."""
     second_order: bool = False
     """Differentiate through the steps of a turn (by `train.gradient_mode`) and evaluate every one of them, instead of
     taking the first-order gradient where the turn ends."""
@@ -109,7 +109,7 @@ class AdversarySettings(Settings):
         return self
 
     def supports(self) -> tuple[Support, ...]:
-        """What can be drawn: fresh adversaries, one entry for each way of adapting, and members of the pool.
+        """The supports of the draws: fresh adversaries, one entry for each way of adapting, and members of the pool.
 
         `learning_rate` is that of the whole model; the head alone is trained at ten times it. `partial` is `head` in a
         trunk of one block.

@@ -1,4 +1,4 @@
-"""The base of every settings class: immutable, closed to unknown keys, documented field by field."""
+"""The base of every settings class: immutable, without unknown keys, documented field by field."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 MOST = 2**31 - 1
 """The largest count."""
 WIDEST = 2**20
-"""The largest dimension of a batch: of more, one tensor fills any memory."""
+"""The largest dimension of a batch; a larger tensor would exceed any memory."""
 _FLOAT32_MOST = 3.4e38
 
 PositiveInt = Annotated[int, Field(ge=1, le=MOST)]

@@ -1,4 +1,4 @@
-"""Writes the first sweep file of somebody's own data, with comments."""
+"""Writes a first sweep file for a user's data, with comments."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Starter:
     remarks: dict[str, str]
     """What was seen, by what it is said beside: `data`, `length`, `splits`, `encoder`, `sizes`."""
     command: str
-    """How this file was made."""
+    """The command line that made the file."""
 
 
 SCRATCH = {"learning_rates": [3e-4, 1e-3], "screen_steps": 40, "max_steps": 160, "every_steps": 20, "patience": 3}

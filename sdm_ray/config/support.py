@@ -1,4 +1,4 @@
-"""What a distribution of adversaries can produce, so that two of them can be told apart.
+"""The support of a distribution of adversaries, so that two supports can be checked for overlap.
 
 Held-out attackers are disjoint from the adversaries that a defence met in training by construction, and this is where
 that is checked; simulated adversaries and attackers describe themselves alike.
@@ -38,7 +38,7 @@ class Support:
 
 
 def overlaps(first: Iterable[Support], second: Iterable[Support]) -> list[str]:
-    """Where the same adversary can come from both, in words; empty where nowhere.
+    """A description of the overlap of two supports; empty where they are disjoint.
 
     Two supports are disjoint when one dimension that both restrict has no value in common.
     """

@@ -13,19 +13,19 @@ from typing import Any
 
 
 class UsageError(ValueError):
-    """What was asked for cannot be done as asked: a bad setting, a missing file, an absent column."""
+    """The request cannot be carried out: a bad setting, a missing file, an absent column."""
 
     exit_code = 2
 
 
 class Faults:
-    """Gathers what is wrong, so that people hear of all of it at once."""
+    """Collects faults, so that all of them are reported at once."""
 
     def __init__(self) -> None:
         self._found: list[str] = []
 
     def check(self, function: Callable[..., object], *arguments: Any, **options: Any) -> bool:
-        """Call a function that raises `UsageError` where something is wrong; whether nothing was."""
+        """Call a function and collect the `UsageError` that it raises; True where it raises none."""
         try:
             function(*arguments, **options)
         except UsageError as error:
@@ -38,10 +38,10 @@ class Faults:
         self._found += [fault for fault in faults if fault not in self._found]
 
     def refuse(self) -> None:
-        """Raise what was gathered, one fault a line.
+        """Raise the collected faults as one error, one fault a line.
 
         Raises:
-            UsageError: where there is any.
+            UsageError: where there is a fault.
         """
         if self._found:
             raise UsageError(listed(self._found))

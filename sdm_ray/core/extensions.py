@@ -1,6 +1,6 @@
-"""Modules of a user's own: found, imported, and identified by their source.
+"""A user's own modules: found, imported, and identified by a digest of their source.
 
-What they register (blocking terms, attack families, metrics, sources of data) is known by name from then on.
+What they register (blocking terms, attack families, metrics, sources of data) can then be used by name.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def import_own(name: str, where: str = "modules") -> ModuleType:
 def source_digest(name: str) -> str:
     """12 hexadecimal digits of a module's source; of a package, of all Python files in its folder.
 
-    What it imports from elsewhere does not count.
+    The digest does not cover modules that it imports.
     """
     try:
         spec = importlib.util.find_spec(name)
@@ -126,7 +126,7 @@ def source_digest(name: str) -> str:
 
 
 def _make_findable(top: str) -> None:
-    """Put the working directory behind all else on Python's path, where a module is not found without it."""
+    """Append the working directory to Python's path, where a module is not found without it."""
     folder = str(Path.cwd())
     if top in sys.modules or folder in sys.path:
         return

@@ -31,10 +31,10 @@ def user_path(text: str | Path, setting: str) -> Path:
 
     Args:
         text: the path.
-        setting: that holds it, or the option, for the error.
+        setting: the setting or option that holds the path, for the error.
 
     Raises:
-        UsageError: for a home folder that there is not.
+        UsageError: for a home folder that does not exist.
     """
     try:
         return Path(text).expanduser()
@@ -46,7 +46,7 @@ def user_path(text: str | Path, setting: str) -> Path:
 
 
 def is_file(path: Path) -> bool:
-    """Whether there is a file; a name that is too long, or a folder that may not be looked into, has none."""
+    """Whether the file exists; False for a name that is too long or a folder that may not be read."""
     with suppress(OSError):
         return path.is_file()
     return False
@@ -242,7 +242,7 @@ def null_for_nan(value: Any) -> Any:
 
 
 def nan_for_null(values: Mapping[str, float | None]) -> dict[str, float]:
-    """Numbers by name with NaN in place of None: what `null_for_nan` wrote, as it is read again."""
+    """Numbers by name with NaN in place of None: the inverse of `null_for_nan`."""
     return {name: math.nan if value is None else value for name, value in values.items()}
 
 
@@ -279,11 +279,11 @@ def set_aside(path: Path) -> Path:
 
 
 MALFORMED = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
-"""What values of other kinds than those that were written raise where they are read."""
+"""Exceptions that reading raises where a file holds values of other types than were written."""
 
 
 def reason(error: BaseException) -> str:
-    """Why something could not be read, in a phrase."""
+    """The reason of a failed read, as a phrase."""
     if isinstance(error, KeyError):
         return f"{error} is missing"
     return " ".join(str(error).split())[:200] or type(error).__name__

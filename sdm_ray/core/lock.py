@@ -1,4 +1,4 @@
-"""A lock on a folder that the operating system frees when its holder dies, however it dies."""
+"""A lock on a folder that the operating system frees when the holding process ends, even by a crash."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class InUse(RunError):
 
 
 class FolderLock:
-    """`flock` on a file that names its holder; a file that is left behind by a dead process holds nothing."""
+    """`flock` on a file that names its holder; a file left by a dead process locks nothing."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -59,7 +59,7 @@ class FolderLock:
         self._file = file
 
     def release(self) -> None:
-        """Let go; releasing twice does nothing."""
+        """Release the lock; a second call does nothing."""
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -69,7 +69,7 @@ def holder_of(path: Path) -> str | None:
     """Who holds a folder's lock, without taking it; None where nobody does.
 
     Raises:
-        RunError: where it cannot be looked at.
+        RunError: where the lock cannot be read.
     """
     try:
         opened = path.open(encoding="utf-8", errors="replace")

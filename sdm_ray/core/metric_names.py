@@ -1,4 +1,4 @@
-"""The one place where metrics are named."""
+"""The names of all metrics."""
 
 from __future__ import annotations
 

@@ -15,11 +15,11 @@ from sdm_ray.core.notices import notice
 RESULT = "result.json"
 """In a trial's folder, written last of all."""
 FINAL = "-final"
-"""Ends the id of the final attack on a trial's model; where there was one, its measurements count."""
+"""Suffix of the id of a final attack on a trial's model; its measurements replace the trial's."""
 
 
 INPUTS = ("data", "encoder")
-"""What of a result's provenance must be equal for two results to be compared, and is no setting."""
+"""Entries of the provenance, other than settings, that must agree for two results to be comparable."""
 
 
 class Status(StrEnum):
@@ -50,9 +50,9 @@ class TrialResult:
     provenance: dict[str, str] = field(default_factory=dict)
     """Sources and digests of data and encoder, digests of attack and released weights, versions and device."""
     failed_checks: dict[str, str] = field(default_factory=dict)
-    """What failed checks of the audit saw, by their names."""
+    """Findings of failed checks of the audit, by check."""
     uninformative_checks: dict[str, str] = field(default_factory=dict)
-    """The same of checks that say nothing of the model, for a reference fails them too."""
+    """The same for checks that a reference fails too, so that they say nothing about the model."""
 
     def to_dict(self) -> dict[str, Any]:
         """Values that JSON can hold; `output_dir` is left out, so that a folder can move."""
@@ -84,7 +84,7 @@ _KINDS = {
 
 
 def check_kinds(values: Any, kinds: Mapping[str, str]) -> None:
-    """Check the kinds of values that were read from a file; those that are absent are somebody else's matter.
+    """Check the types of values that were read from a file; absent values are not checked.
 
     Args:
         values: by name.

@@ -13,7 +13,7 @@ NUM_RESAMPLES = 10_000
 
 
 def mean(values: Iterable[float]) -> float:
-    """Mean; NaN of nothing."""
+    """Mean; NaN for no values."""
     items = list(values)
     return sum(items) / len(items) if items else math.nan
 

@@ -10,9 +10,9 @@ def nearest(name: str, known: Iterable[str], *, count: int = 1, similarity: floa
 
     Args:
         name: what was asked for.
-        known: the names that there are.
-        count: at most so many are returned.
-        similarity: from 0 to 1, the least that counts as alike (`difflib.get_close_matches`).
+        known: the existing names.
+        count: most names returned.
+        similarity: least similarity, from 0 to 1 (the cutoff of `difflib.get_close_matches`).
     """
     import difflib
 

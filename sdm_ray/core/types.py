@@ -1,4 +1,4 @@
-"""Values that cross layers.
+"""Types that several layers share.
 
 Shapes use B (batch), L (tokens), D (features), C (classes), K (inner steps). Nothing here computes.
 """
@@ -16,7 +16,7 @@ Params: TypeAlias = "dict[str, Tensor]"
 
 
 class Task(StrEnum):
-    """Which label of an example is meant."""
+    """The task, and so which of an example's labels."""
 
     DESIRED = "desired"
     HARMFUL = "harmful"

@@ -20,7 +20,7 @@ class DeviceData:
 
     Args:
         tokenized: the examples.
-        device: where batches are wanted.
+        device: the device of the batches.
     """
 
     def __init__(self, tokenized: TokenizedData, device: torch.device | str) -> None:
@@ -108,7 +108,7 @@ class DeviceData:
         return torch.from_numpy(np.flatnonzero(held))  # type: ignore[return-value]
 
     def batch(self, indices: Tensor, task: Task, *, pad_to: int | None = None, coarse: bool = False) -> Batch:
-        """Examples by index, gathered on the device without waiting for it.
+        """Examples by index, gathered on the device without a synchronisation.
 
         Args:
             indices: (..., B) int64 on the host.
@@ -135,6 +135,6 @@ class DeviceData:
 
     def _send(self, indices: Tensor) -> Tensor:
         if self.device.type == "cuda":
-            # From pageable memory the copy would wait for the device.
+            # A copy from pageable memory would synchronise with the device.
             indices = indices.pin_memory()
         return indices.to(self.device, non_blocking=True)

@@ -1,4 +1,4 @@
-"""General text for the terms that keep an encoder what it was: read, tokenised and moved to the device once."""
+"""General text for the retention terms (`retain_*`): read, tokenised and moved to the device once."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from sdm_ray.data.synthetic import pretraining_texts
 from sdm_ray.data.tokenized import encode, round_up
 
 CHUNK_TEXTS = 8192
-"""Texts that are copied from the device at a time."""
+"""Texts per copy from the device."""
 
 
 class GeneralText:
@@ -89,7 +89,7 @@ def load_general_text(
     max_length: int,
     device: torch.device | str,
 ) -> GeneralText:
-    """Read and tokenise the text of a source that is not None; blank and repeated texts count once or not at all.
+    """Read and tokenise the text of a source that is not None; blank texts are dropped, repeated ones kept once.
 
     The `max_texts` with the smallest content hashes are kept, in that order, whatever the order of the source's rows.
 
@@ -118,7 +118,7 @@ def meta_training_text(data: Dataset, indices: Tensor, max_texts: int) -> Genera
     """The texts of examples as general text: the `max_texts` with the smallest hashes of their tokens.
 
     Args:
-        data: examples on the device, which is waited for.
+        data: examples on the device; synchronises with it.
         indices: (N,) host indices.
         max_texts: texts that are kept.
     """

@@ -1,4 +1,4 @@
-"""What training and attacks ask of their data: N labelled examples that are split, and batched on a device.
+"""The protocols of data for training and attacks: N labelled examples with splits and batches on a device.
 
 Texts (`data/device.py`), vectors (`data/regression.py`) and texts under other labels (`attack/findings/benign.py`)
 satisfy these protocols. Data of another kind need the same members and no base class.
@@ -19,7 +19,7 @@ UNLABELLED = -1
 
 
 def labelled(data: Dataset, indices: Tensor, task: Task) -> Tensor:
-    """Those of some host indices whose examples have a label of a task, in the same order."""
+    """The host indices whose examples have a label of a task, in the same order."""
     labels = data.labels_host(task)[indices]
     return indices if labels.is_floating_point() else indices[labels != UNLABELLED]
 
@@ -38,7 +38,7 @@ class Dataset(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Where batches are."""
+        """The device of the batches."""
         ...
 
     @property
@@ -69,7 +69,7 @@ class Dataset(Protocol):
 
 
 class TrainingDataset(Dataset, Protocol):
-    """What meta-training reads."""
+    """Data for meta-training."""
 
     def occurring_tokens(self, indices: Tensor) -> LongTensor:
         """Sorted token ids in examples (host indices of any shape), int64 on the host; none in data without tokens."""
@@ -99,7 +99,7 @@ class AttackDataset(Dataset, Protocol):
 
 @runtime_checkable
 class KnowsPositions(Protocol):
-    """What data may tell besides: where their texts name somebody."""
+    """Optional protocol of data that know where their texts name a person."""
 
     def known_positions_host(self) -> Tensor | None:
         """(N, 2) int64 on the host: the first tokens of a name's first two words in each text, or the first two tokens
@@ -108,5 +108,5 @@ class KnowsPositions(Protocol):
 
 
 def known_positions(data: AttackDataset) -> Tensor | None:
-    """Where each text names somebody, as `KnowsPositions`; None for data that do not tell."""
+    """Where each text names a person, as `KnowsPositions`; None for data without that protocol."""
     return data.known_positions_host() if isinstance(data, KnowsPositions) else None

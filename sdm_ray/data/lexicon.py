@@ -18,7 +18,7 @@ class Trade(NamedTuple):
     things: tuple[str, ...]
     """Plural or mass nouns."""
     places: tuple[str, ...]
-    """Where it is done."""
+    """Places of work."""
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -199,7 +199,7 @@ TRADES: tuple[Trade, ...] = (
         "ashram zendo temple",
     ),
 )
-"""As many as `SyntheticWorld.num_professions` may ask for; the first eight are the default world's."""
+"""As many as `SyntheticWorld.num_professions` allows; the default world uses the first eight."""
 
 GENERAL = Trade(
     label="",

@@ -15,9 +15,9 @@ from sdm_ray.data.sources import Examples, load_examples
 from sdm_ray.data.splits import assign_splits, check_classes
 
 MOST_CLASSES = 28
-"""More classes of a label are taken for a column that is no label."""
+"""A column with more distinct values than this is not taken for a label."""
 LEAST_EXAMPLES = 10
-"""Labelled examples below which an attack says nothing."""
+"""Fewest labelled examples with which an attack is meaningful."""
 WANTED = (20, 50, 100, 200)
 """Numbers of labelled examples that are proposed: the first of them, and the largest that fits."""
 SHARES = (
@@ -32,11 +32,11 @@ NUM_SEEDS = 10
 
 @dataclass(frozen=True, kw_only=True)
 class Look:
-    """What texts with two labels allow."""
+    """The proposal for texts with two labels."""
 
     examples: Examples
     data: DataSettings
-    """With splits that have every class wherever it is needed."""
+    """Data settings whose splits hold every class where it is needed."""
     counts: dict[str, int]
     """Texts of each split, by name."""
     sizes: tuple[int, ...]

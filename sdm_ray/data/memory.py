@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 
 def dataset_source(data: datasets.Dataset | datasets.DatasetDict | pa.Table, folder: Path | None = None) -> str:
-    """Keep a data set that is in memory, and give what `data.source` names it by.
+    """Write a data set that is in memory to a file, and return the value of `data.source` for it.
 
-    The file is called by its content: the same rows are kept once, and a sweep over them is resumed. Names of classes
-    (`ClassLabel`) are kept.
+    The file is named by its content, so the same rows are stored once and a sweep over them can resume. Names of
+    classes (`ClassLabel`) are kept.
 
     Args:
         data: a `datasets.Dataset`, a `DatasetDict` (its splits one after another) or a pyarrow table.
@@ -32,7 +32,7 @@ def dataset_source(data: datasets.Dataset | datasets.DatasetDict | pa.Table, fol
         The path of a .parquet file.
 
     Raises:
-        UsageError: for something else, or without rows.
+        UsageError: for data of another type, or without rows.
         RunError: when the file cannot be written.
     """
     table = _table(data)

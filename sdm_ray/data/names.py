@@ -1,4 +1,4 @@
-"""Where texts name somebody: the value of their group, or words that only a name would have capitals for."""
+"""Where texts name a person: the value of their group, or capitalised words inside a sentence."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def spans(texts: Sequence[str], groups: Sequence[str] | None) -> list[Span]:
 
     Args:
         texts: as they are tokenised.
-        groups: a name for each text, or None where none is known; what does not occur in its text is not looked for.
+        groups: a name for each text, or None where none is known; a name that its text lacks is ignored.
     """
     names = [None] * len(texts) if groups is None else groups
     return [_of_name(text, name) or _of_capitals(text) for text, name in zip(texts, names, strict=True)]

@@ -1,4 +1,4 @@
-"""Sources of data of a user's own, by the name that `data.source` gives."""
+"""Data sources that a user registers, by the name in `data.source`."""
 
 from __future__ import annotations
 

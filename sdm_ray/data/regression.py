@@ -28,7 +28,7 @@ class RegressionWorld:
         num_examples: N.
         seed: of the vectors and of both w; drawn on the CPU, so that one seed is one world on every device.
         input_dim: I, 25 in the paper.
-        device: where batches are wanted.
+        device: the device of the batches.
         dtype: type of vectors and labels.
 
     Raises:

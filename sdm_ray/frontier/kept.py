@@ -1,7 +1,7 @@
-"""Head starts kept: how much of what pretraining gave is left on benign tasks, and how much on the harmful one.
+"""Head starts kept: shares of pretraining's benefit that are left on benign tasks and on the harmful one.
 
-The ideal keeps all of the first and nothing of the second, (1, 0). Training from scratch is (0, 0), the public encoder
-(1, 1), and the diagonal between them is forgetting: as much is lost of the one as of the other. Blocking is below it.
+The ideal is (1, 0): all of the benign and none of the harmful benefit. Training from scratch is (0, 0), the public
+encoder (1, 1). On the diagonal between them both shrink alike, which is forgetting; blocking lies below it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from sdm_ray.core.metric_names import Metric
 from sdm_ray.frontier.points import Point, interval_of, pareto_front
 
 UNMEASURED = "measured without scratch: no head start kept is known; attack again to get it"
-"""Said of results that were written before there was a reference `scratch`."""
+"""The note on results that were written before the reference `scratch` existed."""
 WORDS = {Metric.KEPT_BENIGN: "benign tasks", Metric.KEPT_DESIRED: "the desired task"}
 
 
@@ -45,7 +45,7 @@ def good_metric(points: Iterable[Point]) -> Metric:
 
 
 def kept(point: Point, good: Metric) -> Kept:
-    """What a point keeps; `good` is what `good_metric` gave for all points, so that they can be compared."""
+    """The head starts that a point keeps; `good` is the result of `good_metric` for all points."""
     return Kept(
         good=point.metrics.get(good, math.nan),
         harmful=point.metrics.get(Metric.KEPT_HARMFUL, math.nan),
@@ -55,7 +55,7 @@ def kept(point: Point, good: Metric) -> Kept:
 
 
 def is_unmeasured(metrics: Mapping[str, float]) -> bool:
-    """Whether the metrics of an attack know nothing of `scratch`."""
+    """Whether the metrics of an attack lack the reference `scratch`."""
     return Metric.KEPT_HARMFUL not in metrics and Metric.SCRATCH_HARMFUL not in metrics
 
 

@@ -26,7 +26,7 @@ NUM_BOOTSTRAP = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """One trial as the frontier sees it."""
+    """One trial as a point in the space of objectives."""
 
     trial_id: str
     method: str
@@ -88,8 +88,8 @@ def point_from_result(
     Args:
         result: the trial.
         is_reference: whether it is a reference model rather than a trial.
-        desired_metric: what is maximised.
-        harmful_metric: what is minimised.
+        desired_metric: the metric to maximise.
+        harmful_metric: the metric to minimise.
         further: metrics of further objectives, to 1 where they are minimised and -1 where they are maximised.
     """
     return Point(
@@ -127,7 +127,7 @@ def with_point(front: list[Point], point: Point) -> list[Point]:
     """The front after one more point is added to it; with two objectives this takes a binary search, not a full pass.
 
     Args:
-        front: what `pareto_front` gave; it is not changed.
+        front: the result of `pareto_front`; it is not modified.
         point: any point.
     """
     if not point.eligible:

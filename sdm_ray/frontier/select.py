@@ -38,7 +38,7 @@ def select(
         trial_id: for `trial`.
 
     Raises:
-        UsageError: when no point qualifies; it says why and what there is.
+        UsageError: when no point qualifies, with the reason.
     """
     if rule == "trial":
         return _by_trial_id(points, trial_id)
@@ -68,13 +68,13 @@ def rule_of(
     """The rule to apply: the one that is named, or the one that reads the given argument.
 
     Args:
-        rule: as for `select`; None leaves it to the others, and is `constrained` where there are none.
-        min_desired: None where it was not given, as the other two.
+        rule: as for `select`; None derives it from the other arguments, and is `constrained` without them.
+        min_desired: see `select`; None, here and below, means "not given".
         desired_weight: see `select`.
         trial_id: see `select`.
 
     Raises:
-        UsageError: when something was given that the rule does not read.
+        UsageError: for an argument that the rule does not read.
     """
     given: dict[Rule, tuple[str, object]] = {
         "constrained": ("a least desired accuracy", min_desired),

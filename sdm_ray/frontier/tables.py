@@ -17,7 +17,7 @@ from sdm_ray.frontier.details import Extras, read_details
 from sdm_ray.frontier.points import REFERENCE_POINT, Point, hypervolume, near_front, pareto_front
 
 TABLE_VERSION = 3
-"""Version of the tables; a change of columns is a new one."""
+"""Version of the tables; a change of columns increases it."""
 PARQUET, JSON = "frontier.parquet", "frontier.json"
 MAX_BYTES = 1 << 30
 """That a table may take in memory: one of 10 000 points takes 20 MB."""

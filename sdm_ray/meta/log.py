@@ -96,7 +96,7 @@ class MetricLog:
 
 
 def diverged(step: int, name: str, value: float | None, draw: str) -> RunError:
-    """The error of a run whose metric (or, without a value, whose weights) is no longer finite, naming the culprits."""
+    """The error for a metric (without a value: for weights) that is not finite; it names the step's adversaries."""
     found = f"{name} are not finite" if value is None else f"{name.removeprefix('train/')} is {value}"
     blame = f", met with {draw}" if draw else ""
     return RunError(

@@ -180,7 +180,7 @@ class Trainer:
                 costs = self._costs((self._done - since) / max(elapsed, 1e-9))
                 left = time.perf_counter()
                 yield Progress("train", self._done, total, (row or {}) | costs)
-                start += time.perf_counter() - left  # what is done meanwhile is no training
+                start += time.perf_counter() - left  # time spent outside the generator is not training time
         return TrainOutcome(
             params=self._step.params(),
             desired_head=self._step.desired_head.detach().clone(),
@@ -198,7 +198,7 @@ class Trainer:
         self._log.add(self._done, values, self._step.describe_draw())
         measured: dict[str, float] = {}
         if self._validation.due(self._done):
-            self._log.check()  # of a diverged run the steps are to blame, not their sequel
+            self._log.check()  # a diverged run fails here, not in the validation
             measured = self._validation.measure(self._step.model, self._step.trunk, self._step.desired_head)
             self._stopped = self._validation.judge(self._done, measured[Metric.VALIDATION_ACCURACY])
         row = None
@@ -261,7 +261,7 @@ def peak_bytes(device: torch.device) -> int:
 
 
 def _is_finite(state: dict[str, Any]) -> bool:
-    """Whether the weights of a step's state are: the trunk's, and the tensors that lie beside it."""
+    """Whether the weights in a step's state are finite: the trunk's and all other tensors at the top level."""
     weights = [value for value in (*state.get("trunk", {}).values(), *state.values()) if isinstance(value, Tensor)]
     return all(bool(value.isfinite().all()) for value in weights)
 

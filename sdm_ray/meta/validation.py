@@ -71,7 +71,7 @@ class Validation:
 
     @torch.no_grad()
     def measure(self, model: FlatModel, trunk: Tensor, head: Tensor) -> dict[str, float]:
-        """Accuracy and loss (nats) on what is held out, by metric; reads the device once.
+        """Accuracy and loss (nats) on the held-out examples, by metric; synchronises with the device once.
 
         Args:
             model: the architecture.
@@ -88,9 +88,9 @@ class Validation:
         return {str(Metric.VALIDATION_ACCURACY): accuracy, str(Metric.VALIDATION_LOSS): loss}
 
     def judge(self, step: int, accuracy: float) -> str | None:
-        """Count a validation that misses the bound; the sentence that stops the training, once patience is at its end.
+        """Count consecutive validations below the bound; the reason to stop after more than `patience`, else None.
 
-        A validation that meets the bound forgives those before it.
+        A validation that meets the bound resets the count.
         """
         if self._bound is None:
             return None

@@ -8,13 +8,13 @@ from sdm_ray.core.errors import UsageError
 from sdm_ray.models.native import NATIVE
 
 NEEDED = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
-"""What the configuration of a text encoder says."""
+"""Sizes in the configuration of a text encoder."""
 MOST = {"hidden_size": 2**16, "num_hidden_layers": 1000, "num_attention_heads": 2**12, "vocab_size": 2**24}
-"""Far beyond every encoder there is; a configuration that asks for more would only fill the memory."""
+"""Largest accepted size, far beyond that of any encoder; a larger one would only fill the memory."""
 
 
 def check_architecture(config: Any, name: str) -> None:
-    """Refuse what is no encoder of texts.
+    """Refuse a model that is not an encoder of texts.
 
     Decoders are refused because their features would stand at a text's last token, under a causal mask, which neither
     packing nor the readers of tokens know.
@@ -46,7 +46,7 @@ def check_architecture(config: Any, name: str) -> None:
 
 
 def check_sizes(values: Any, name: str) -> None:
-    """Refuse sizes that nothing can be built with.
+    """Refuse sizes with which no model can be built.
 
     Args:
         values: a configuration as its file has it; sizes that it lacks or calls otherwise are not looked at.

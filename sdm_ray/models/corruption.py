@@ -17,9 +17,9 @@ class Corrupted(NamedTuple):
     input_ids: Tensor
     """(B, L)."""
     positions: Tensor
-    """(N,) where predicted tokens lie among the B * L."""
+    """(N,) positions of the predicted tokens among the B * L."""
     labels: Tensor
-    """(N,) the tokens that were there."""
+    """(N,) original ids of the predicted tokens."""
 
 
 def corrupt(input_ids: Tensor, special: Tensor, *, mask_id: int, share: float, generator: torch.Generator) -> Corrupted:
@@ -53,5 +53,5 @@ def replaced(input_ids: Tensor, chosen: Tensor, *, mask_id: int, tokens: Tensor,
 
 
 def _where(flags: Tensor) -> Tensor:
-    """Indices of what is true among host flags (N,); by numpy, for `torch.nonzero` means waiting elsewhere."""
+    """Indices of the true ones among host flags (N,); by numpy, as `torch.nonzero` synchronises on a GPU."""
     return torch.from_numpy(flags.numpy().nonzero()[0])

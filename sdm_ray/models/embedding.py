@@ -18,7 +18,7 @@ from torch import nn
 _ANY_RENUMBERING = {"bert", "distilbert", "electra", "modernbert"}
 _POSITIONS_FROM_PADDING = {"roberta", "xlm-roberta"}
 _MOST_FIXED_IDS = 64
-"""A padding token beyond this would make a restricted embedding hold too many rows for nothing."""
+"""With a larger padding id a restricted embedding would hold too many unused rows."""
 _LAYER = re.compile(r"\.layers?\.(\d+)\.")
 
 
@@ -55,7 +55,7 @@ def drop_padding_index(hf_model: Any) -> int | None:
     restricted matrix. The padding token needs no such care: masked positions have a gradient of exactly zero.
 
     Returns:
-        The index that it had.
+        The former `padding_idx`.
     """
     embedding = hf_model.get_input_embeddings()
     index: int | None = embedding.padding_idx

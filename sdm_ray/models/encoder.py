@@ -58,7 +58,7 @@ def load_tokenizer(settings: EncoderSettings, *, cache_dir: Path, world: Synthet
 
 
 def tokenizer_digest(tokenizer: Any) -> str:
-    """SHA-256 (hex) of what a fast tokenizer does, whatever padding or truncation was asked of it before."""
+    """SHA-256 (hex) of a fast tokenizer's behaviour, without its present padding and truncation."""
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
     backend.pop("padding", None)
     backend.pop("truncation", None)
@@ -112,7 +112,7 @@ def load_trunk(
 
 
 def _check_finite(trunk: Trunk, name: str) -> None:
-    """Refuse weights that nothing can be computed with, before anything is."""
+    """Refuse weights that are NaN or infinite."""
     for parameter, value in trunk.named_parameters():
         broken = value.numel() - int(value.isfinite().sum())
         if broken:

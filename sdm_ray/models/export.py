@@ -45,7 +45,7 @@ META, HEAD, WEIGHTS = "sdm_ray.json", "head.safetensors", "model.safetensors"
 
 @dataclass(frozen=True, kw_only=True)
 class ExportMeta:
-    """What `sdm_ray.json` says about an exported model."""
+    """The content of `sdm_ray.json` of an exported model."""
 
     settings: TrialSettings
     """The trial that made it; `runtime` is the default."""
@@ -224,7 +224,7 @@ def _refuse_escapes(folder: Path) -> None:
 
 
 def read_meta(folder: Path) -> ExportMeta:
-    """What an exported folder says about itself.
+    """The content of an exported folder's `sdm_ray.json`.
 
     Raises:
         RunError: when that is damaged or of a later format.

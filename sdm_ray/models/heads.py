@@ -28,7 +28,7 @@ def init_head(
 
 
 def logits(features: Tensor, head: Tensor) -> Tensor:
-    """Scores of every class.
+    """Scores (logits) of every class.
 
     Args:
         features: (..., B, D).

@@ -1,4 +1,4 @@
-"""What training and attacks ask of a trunk: any module that maps a batch of inputs to one feature vector an example.
+"""The protocol of a trunk: a module that maps a batch of inputs to one feature vector an example.
 
 Text is not assumed. A module whose `forward` takes vectors (B, I) or images (B, C, H, W) fits as it stands once it has
 the members below (`models/mlp.py` is one); only what restricts a token embedding needs token ids.
@@ -78,6 +78,6 @@ class TrunkLike(Protocol):
 
 
 def as_module(trunk: TrunkLike) -> nn.Module:
-    """The trunk as the module that it is, for `torch.func.functional_call`."""
+    """The trunk as an `nn.Module`, for `torch.func.functional_call`."""
     assert isinstance(trunk, nn.Module), type(trunk)
     return trunk

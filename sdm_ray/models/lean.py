@@ -25,7 +25,7 @@ from sdm_ray.models.packing import pack, unpack
 
 
 class Output(NamedTuple):
-    """The part of a Hugging Face encoder's output that pooling reads."""
+    """The part of a Hugging Face encoder's output that pooling uses."""
 
     last_hidden_state: Tensor
     """(B, 1, D) of the first token, or (B, L, D)."""

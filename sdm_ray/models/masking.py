@@ -1,4 +1,4 @@
-"""Which words pretraining on a synthetic world predicts, and what it reads in their place."""
+"""Which words pretraining on a synthetic world predicts, and the input tokens in their place."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ IGNORED = -100
 
 
 class WordShares(NamedTuple):
-    """How often the words of a vocabulary are predicted, where not all alike; V of them."""
+    """Shares of the V words of a vocabulary that are predicted, where they differ."""
 
     predicted: Tensor
     """(V,) share that is predicted."""

@@ -44,7 +44,7 @@ class VectorMlp(nn.Module):
         )
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Features (B, D) of vectors (B, I); a mask, as of texts, means nothing."""
+        """Features (B, D) of vectors (B, I); the mask is ignored."""
         for layer in self.layers:
             x = torch.relu(layer(x))
         return x

@@ -85,7 +85,7 @@ def model_card(
 
 
 def _name(settings: TrialSettings) -> str:
-    """What the card calls the model: one that is trained from a sweep's point is not the sweep's."""
+    """The model's title in the card; a model trained from a sweep's point is not called the sweep's."""
     return settings.name if settings.origin is None else f"{settings.name}, trained again"
 
 
@@ -122,7 +122,7 @@ def not_tried(settings: TrialSettings) -> list[str]:
 
 
 def _header(settings: TrialSettings, native: bool, metrics: Mapping[str, float]) -> str:
-    """The YAML that the hub reads; it names what has an id there, and nothing of this machine."""
+    """The YAML header for the hub; it names data and encoders with a hub id, and no local path."""
     encoder, source = settings.encoder.name, settings.data.source
     card: dict[str, Any] = {"license": "unknown"}
     if native:

@@ -16,7 +16,7 @@ from sdm_ray.core.errors import UsageError
 
 
 class NativePooling(NamedTuple):
-    """How one architecture classifies."""
+    """The classification layers of one architecture."""
 
     last_linear: str
     """Dotted name of the last linear layer within ForSequenceClassification."""

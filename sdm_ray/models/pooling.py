@@ -1,4 +1,4 @@
-"""Which pooling an encoder's own files ask for: a sentence encoder says so in `1_Pooling/config.json`.
+"""The pooling that an encoder's own files name: a sentence encoder has it in `1_Pooling/config.json`.
 
 No torch and no transformers are imported, so that the driver of a sweep can ask.
 """
@@ -15,17 +15,17 @@ from sdm_ray.core.hub import is_hub_id, quiet_hub
 
 MODULES, DEFAULT_FOLDER, FILE = "modules.json", "1_Pooling", "config.json"
 MODES = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean"}
-"""Modes of sentence-transformers that are offered, and what they are called here."""
+"""Supported modes of sentence-transformers, with their names here."""
 SECONDS = 3.0
-"""How long the hub is waited for."""
+"""Timeout of a request to the hub."""
 
 
 class Chosen(NamedTuple):
-    """An encoder whose pooling is settled."""
+    """An encoder whose `auto` pooling is resolved."""
 
     encoder: EncoderSettings
     note: str | None
-    """One sentence where its own files decided or could not; None where there was nothing to decide."""
+    """One sentence where the encoder's own files name a pooling; None where they name none, or `auto` was not set."""
 
 
 def choose_pooling(encoder: EncoderSettings) -> Chosen:
@@ -51,7 +51,7 @@ def choose_pooling(encoder: EncoderSettings) -> Chosen:
 
 
 def _asked_for(encoder: EncoderSettings) -> tuple[str, list[str]] | None:
-    """The file that speaks of pooling and the modes that it asks for; None where there is none."""
+    """The file that configures pooling and its modes; None where there is none."""
     modules = _read(encoder, MODULES)
     folder = DEFAULT_FOLDER
     if isinstance(modules, list):

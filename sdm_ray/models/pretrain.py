@@ -50,12 +50,12 @@ RECORD_FILE = "sdm_ray_pretraining.json"
 
 
 class Words(NamedTuple):
-    """What the words of a vocabulary (V) are to pretraining."""
+    """The roles of the V words of a vocabulary in pretraining."""
 
     scrubbed: Tensor
     """(V,) of `scrubbed_ids`."""
     shares: WordShares | None
-    """How often each is predicted; None where all are predicted alike."""
+    """Share of each word that is predicted; None where all shares are equal."""
 
 
 def pretraining_record(world: SyntheticWorld, settings: PretrainSettings) -> dict[str, Any]:

@@ -50,9 +50,9 @@ class PairPretrainSettings(PretrainSettings):
     gendered_mask_share: Probability = 0.5
     """Share of texts in which all gendered words are predicted as well, so that only the names tell them."""
     name_mask_share: Probability = 0.03
-    """Share of names and their pieces that are predicted: few, for the rest has to be told from them."""
+    """Share of names and their pieces that are predicted: small, since the other words are predicted from them."""
     filler_mask_share: Probability = 0.05
-    """Share of the words of phrases that are predicted: they are guessed soon, and teach nothing."""
+    """Share of the words of phrases that are predicted: small, since they are easy to predict."""
     indicator_mask_share: Probability = 0.6
     """Share of indicator words that are predicted; those are always masked."""
     max_length: PositiveInt = 40
@@ -60,5 +60,5 @@ class PairPretrainSettings(PretrainSettings):
 
 
 def default_settings(world: SyntheticWorld) -> PretrainSettings:
-    """What the encoder of a world is pretrained with by default."""
+    """The default pretraining settings of a world's encoder."""
     return PretrainSettings() if world.version == 1 else PairPretrainSettings()

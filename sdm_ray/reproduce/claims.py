@@ -28,7 +28,7 @@ class Quantity(Protocol):
 
     @property
     def says(self) -> str:
-        """What it measures, in words."""
+        """A description of the quantity."""
         ...
 
     def values(self, measured: Measured, attacker: str) -> dict[int, float]:
@@ -178,11 +178,11 @@ class Claim:
     """The claim, in words."""
     quantity: Quantity
     side: Literal["above", "below"]
-    """On which side of the bound the quantity is claimed to lie."""
+    """The side of the bound on which the quantity is claimed to lie."""
     bound: float
-    """In accuracy."""
+    """The bound, in accuracy."""
     source: Literal["paper", "later work", "ours"] = "paper"
-    """Whose claim it is."""
+    """The source of the claim."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,7 +195,7 @@ class Finding:
     estimate: Estimate
     num_seeds: int
     reason: str = ""
-    """Why nothing was concluded, where no number says it."""
+    """Why nothing was concluded; empty otherwise."""
 
     @property
     def expected(self) -> str:

@@ -1,4 +1,4 @@
-"""What a suite's sweep measured, by model, training seed, attacker and n; read from its folder alone."""
+"""The measurements of a suite's sweep, by model, training seed, attacker and n; read from its folder alone."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Estimate(NamedTuple):
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Estimate:
-        """The estimate of values, one a seed; a value that is missing (NaN) leaves none."""
+        """The estimate from one value a seed; NaN where a value is missing (NaN)."""
         if not values or any(math.isnan(value) for value in values):
             return cls(math.nan, math.nan, math.nan)
         return cls(math.fsum(values) / len(values), *t_interval(values))
@@ -61,7 +61,7 @@ class Measured:
 
     @property
     def conditions(self) -> set[tuple[str, ...]]:
-        """What the models were measured under; comparable models share one."""
+        """The conditions of the measurement; comparable models share one."""
         return {one.conditions for model in self.models.values() for one in model.values()}
 
     def with_models_of(self, other: Measured) -> Measured:
@@ -163,7 +163,7 @@ def paired(first: Mapping[int, float], second: Mapping[int, float]) -> dict[int,
 
 
 def read_measured(folder: Path) -> Measured:
-    """Read what a sweep's references and variants measured; a model counts only with all its seeds.
+    """Read the measurements of a sweep's references and variants; a model counts only with all its seeds.
 
     Raises:
         UsageError: when the sweep's settings cannot be read.

@@ -22,7 +22,7 @@ class Figure:
     title: str
     models: tuple[str, ...]
     needs: str
-    """The model that it is drawn for."""
+    """The model without which the figure is left out."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -120,7 +120,7 @@ def claims_table(findings: Sequence[Finding], attacker: str) -> list[list[str]]:
 
 
 def attacker_label(attacker: str) -> str:
-    """An attacker's name for people."""
+    """An attacker's name in reports."""
     if attacker == WORST:
         return "the strongest family at each n"
     return "the published attacker (`fine_tune`)" if attacker == PAPER_ATTACKER else f"`{attacker}`"

@@ -51,16 +51,16 @@ class Assessment:
     floor: AttackReport
     """The same attack on random initialisation."""
     undefended: AttackReport | None
-    """The same attack on the public encoder; None where that is not known."""
+    """The same attack on the public encoder; None where the encoder is not known."""
     scratch: AttackReport | None = None
-    """The same attack on random initialisation trained on the desired task; None where it was not asked for."""
+    """The same attack on random initialisation trained on the desired task; None where not requested."""
     audit: Audit
     recovery: Recovery | None
     undefended_recovery: Recovery | None
     benign: dict[str, AttackReport] = field(default_factory=dict)
     """Attacks on benign tasks, by name."""
     notes: tuple[str, ...] = ()
-    """What was asked for and not measured, with the reason."""
+    """Requested measurements that were not made, with the reason."""
     metrics: dict[str, float] = field(default_factory=dict)
     """By the names of `Metric`."""
 
@@ -88,7 +88,7 @@ def assess(
     runner: RunnerFactory | None = None,
     scratch: ScratchSettings | None = None,
 ) -> Generator[Progress, None, Assessment]:
-    """Attack a released model, and what it is compared with.
+    """Attack a released model and the references that it is compared with.
 
     Floors, ceilings and benign tasks of untrained encoders are kept on disk by content, so many trials pay for them
     once.
@@ -98,8 +98,8 @@ def assess(
         release: the model.
         settings: the attack.
         seed: of random initialisation.
-        runner: makes what runs the fine-tunes in place of this process.
-        scratch: training of the reference `scratch`; None goes without.
+        runner: factory of the executor of fine-tunes; None runs them in this process.
+        scratch: training of the reference `scratch`; None leaves the reference out.
 
     Raises:
         UsageError: for an attack that the data cannot carry.

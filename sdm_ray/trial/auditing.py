@@ -17,7 +17,7 @@ from sdm_ray.trial.release import Release
 from sdm_ray.trial.workspace import Workspace
 
 HONEST = {"random": "random initialisation", "scratch": "training from scratch"}
-"""References that know nothing of the harmful task and so hide nothing, and what they are called."""
+"""References that know nothing of the harmful task and so hide nothing, with their names."""
 
 
 def audit_release(

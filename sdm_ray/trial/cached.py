@@ -1,4 +1,4 @@
-"""What many trials share is built by one of them, and kept on disk by content key."""
+"""A cache on disk of values that many trials share: one trial builds a value, the others wait."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sdm_ray.core.progress import WAIT, Progress
 T = TypeVar("T")
 
 PATIENCE_SECONDS = 3600
-"""How long something is waited for that another process builds."""
+"""Longest wait for a value that another process builds."""
 
 
 def built_once(
@@ -24,19 +24,19 @@ def built_once(
     save: Callable[[str, T], None],
     path: Callable[[str], Path],
 ) -> Generator[Progress, None, dict[str, T]]:
-    """What is kept under some keys; what is not is built and kept.
+    """The values of some keys: loaded where they are cached, else built and cached.
 
     One process builds a key at a time. One that finds it being built goes on with the next, and waits where others
     build all that it lacks; after `PATIENCE_SECONDS` it builds as well, and either file is whole.
 
     Args:
         builds: what makes each, by the content hash of everything that it depends on.
-        load: what is kept under a key; None where there is nothing that can be read.
-        save: keeps something under a key, atomically.
+        load: the value of a key; None where there is none that can be read.
+        save: stores the value of a key, atomically.
         path: the file of a key; its lock lies beside it.
 
     Yields:
-        The progress of what is built; stage `wait`, in seconds, while others build.
+        The progress of building; stage `wait`, in seconds, while other processes build.
     """
     kept: dict[str, T] = {}
     waited = 0
@@ -51,7 +51,7 @@ def built_once(
             with _turn(path(key).with_suffix(".lock")) as is_ours:
                 if not is_ours and waited < PATIENCE_SECONDS:
                     continue
-                found = load(key)  # whoever built it may just have ended
+                found = load(key)  # another process may just have built it
                 if found is None:
                     found = yield from builds[key]()
                     save(key, found)
@@ -64,13 +64,13 @@ def built_once(
 
 
 def in_turns(*works: Generator[Progress, None, Any]) -> Generator[Progress, None, tuple[Any, ...]]:
-    """Everything that some works return, in their order; where one waits for another process, the next goes on.
+    """Run several generators and return their results in order; while one waits for another process, the next runs.
 
     Args:
-        works: each says by stage `wait` that another process builds what it lacks. None needs what another gives.
+        works: generators that yield stage `wait` while another process builds a value. They are independent.
 
     Yields:
-        Their progress; stage `wait` where all that are left wait.
+        Their progress; stage `wait` where all remaining ones wait.
     """
     results: list[Any] = [None] * len(works)
     left = list(range(len(works)))
@@ -84,14 +84,14 @@ def in_turns(*works: Generator[Progress, None, Any]) -> Generator[Progress, None
                 yield waiting
     finally:
         for work in works:
-            work.close()  # lets go of the lock of what is given up half-way
+            work.close()  # releases the locks of unfinished generators
     return tuple(results)
 
 
 def _until_wait(
     work: Generator[Progress, None, Any], index: int, results: list[Any], left: list[int]
 ) -> Generator[Progress, None, Progress | None]:
-    """Go on with a work until it waits, which is returned, or ends, when its result is filled in."""
+    """Run a generator until it waits, which is returned, or ends, when its result is filled in."""
     while True:
         try:
             progress = next(work)

@@ -1,4 +1,4 @@
-"""What surrounds a trial in its process, and is no setting of it."""
+"""The environment of a trial in its process, apart from its settings."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class TrialContext:
-    """What a trial may use; by default what works without Ray and Optuna."""
+    """Services that a trial may use; the defaults work without Ray and Optuna."""
 
     samplers: Mapping[str, SamplerFactory] = field(default_factory=lambda: SAMPLERS)
     """Samplers of an attack's search points, by the name that `attack.sampler` gives."""
@@ -24,4 +24,4 @@ class TrialContext:
 
 
 ALONE = TrialContext()
-"""A trial by itself."""
+"""The context of a trial outside a sweep."""

@@ -1,4 +1,4 @@
-"""What a trial will cost, by running a little of it: a few outer steps, and a thin slice of its attack."""
+"""The cost of a trial, estimated from a few outer steps and a small part of its attack."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from sdm_ray.trial.release import Release, knowledge_of
 from sdm_ray.trial.workspace import Workspace, check_attack, general_sources, open_workspace, trunk_params
 
 WARM_UP_STEPS, TIMED_STEPS = 3, 12
-"""Outer steps that are run, and that are timed."""
+"""Outer steps before the timing starts, and timed outer steps."""
 MAX_POINTS, MAX_RERUNS = 8, 4
-"""Of the slice of an attack: enough for stacks as full as the attack's own."""
+"""Search points and re-runs of the timed part of an attack: enough to fill stacks as the whole attack does."""
 SHORTENED = 20
-"""What its fine-tunes' steps are divided by, once, and then by half of that: what is left at no steps is scoring."""
+"""Divisor of its fine-tunes' steps, then halved for a second timing: extrapolated to 0 steps, scoring is left."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Probe:
-    """Seconds and bytes on this machine."""
+    """Measured costs, in seconds and bytes on this machine."""
 
     device: str
     seconds_per_step: float
-    """Of an outer step with as many inner steps as there ever are."""
+    """Of an outer step with the largest number of inner steps."""
     seconds_per_fine_tune: float
-    """Of the trial's attack, mean over its search and re-runs."""
+    """Of a fine-tune of the trial's attack, mean over its search and re-runs."""
     memory_bytes: int
     """Most memory so far: of the GPU, or of this process where there is none."""
     seconds_of_first_step: float | None = None
     """Of an outer step at the beginning, where the number of inner steps grows; None where it does not."""
 
     def training_seconds(self, trial: TrialSettings) -> float:
-        """Of one trial's meta-training; while inner steps grow in number, so do an outer step's seconds."""
+        """Seconds of one trial's meta-training; an outer step's time grows with the number of inner steps."""
         total, growing = trial.train.num_outer_steps, trial.train.adversary.growing_steps
         if self.seconds_of_first_step is None or not growing:
             return self.seconds_per_step * total
@@ -47,13 +47,13 @@ class Probe:
         return grown * (first + reached) / 2 + (total - grown) * last
 
     def attack_seconds(self, attack: AttackSettings, like: AttackSettings) -> float:
-        """Of an attack on one model, whose fine-tunes may be longer or shorter than those of `like`."""
+        """Seconds of `attack` on one model, from fine-tunes timed with the settings `like`."""
         longer = (attack.num_steps_min + attack.num_steps_max) / (like.num_steps_min + like.num_steps_max)
         return self.seconds_per_fine_tune * longer * num_fine_tunes(attack)
 
 
 def num_fine_tunes(attack: AttackSettings) -> int:
-    """Fine-tunes of an attack on one model, retries and halving apart, benign tasks included."""
+    """Fine-tunes of an attack on one model, with benign tasks, without retries and halving."""
     sizes = len(attack.num_examples) + 2 * len(attack.benign_num_examples)
     return sizes * attack.num_fine_tunes
 
@@ -124,7 +124,7 @@ def _seconds_per_step(trainer: Trainer) -> float:
 
 
 def _slice_seconds(work: Workspace, trunk: Trunk, settings: TrialSettings, shortened: int) -> float:
-    """Seconds of a slice of the attack on the encoder as it is."""
+    """Seconds of a part of the attack on the untrained encoder."""
     attack = _slice(settings.attack, shortened)
     release = Release(trunk=trunk, params=trunk_params(trunk), encoder=settings.encoder)
     generator = attack_model(

@@ -24,7 +24,7 @@ from sdm_ray.trial.workspace import open_workspace, trunk_params, with_pooling
 def iterate_final(
     settings: TrialSettings, output_dir: Path, *, trial_id: str = "final", context: TrialContext = ALONE
 ) -> Generator[Progress, None, TrialResult]:
-    """Attack what another trial released, yielding wherever it may be interrupted.
+    """Attack the model that another trial released, yielding wherever it may be interrupted.
 
     Args:
         settings: those of the trial, but for the attack; `origin.trial_id` names it, and its folder lies beside this

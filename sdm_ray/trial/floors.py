@@ -39,7 +39,7 @@ class Reference(NamedTuple):
     digest: str
     """Identifies architecture and weights."""
     knowledge: Knowledge
-    """What its attacker has."""
+    """The model that its attacker gets."""
 
     @classmethod
     def untrained(
@@ -93,7 +93,7 @@ def cached_reports(
         shared: where other machines may have put them.
 
     Yields:
-        The progress of what is built; stage `wait`, in seconds, while others build.
+        The progress of building; stage `wait`, in seconds, while other processes build.
     """
     reports = yield from built_once(
         builds,
@@ -117,8 +117,8 @@ def reference_reports(
         work: data, samplers and caches.
         references: the models by name.
         settings: the attack.
-        runner: makes what runs the fine-tunes in place of this process.
-        benign: name and data of the benign task that is learnt; None attacks the harmful one.
+        runner: factory of the executor of fine-tunes; None runs them in this process.
+        benign: name and data of the benign task to learn; None attacks the harmful task.
     """
     keys: dict[str, str] = {}
     builds: dict[str, Build] = {}
@@ -175,7 +175,7 @@ def floor_reports(
 
 
 def _read(path: Path, key: str) -> AttackReport | None:
-    """A report; None where there is none, it is damaged, or it was made from something else."""
+    """A report; None where it is missing, damaged, or made from other inputs."""
     if not path.exists():
         return None
     try:

@@ -1,4 +1,4 @@
-"""What each site of a model tells, kept on disk by content key for the references."""
+"""How much of a label each site of a model reveals, cached by content key for the references."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def told_by(work: Workspace, model: Release | Reference, seed: int) -> Generator
 
 
 def _read(path: Path, key: str) -> tuple[Told, ...] | None:
-    """What is kept; None where there is none, it is damaged, or it was made from something else."""
+    """The cached entry; None where it is missing, damaged, or made from other inputs."""
     try:
         value = read_json(path) if path.exists() else None
         if isinstance(value, list):  # an entry of before keys were kept within

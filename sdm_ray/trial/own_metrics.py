@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Measured(NamedTuple):
-    """What a metric is a function of."""
+    """The argument of a user's metric."""
 
     trunk: Trunk
     """The architecture: a module that is called through `torch.func.functional_call` with the weights."""
@@ -36,11 +36,11 @@ class Measured(NamedTuple):
     report: AttackReport
     """The attack on the harmful task: every search, re-run and cell."""
     metrics: Mapping[str, float]
-    """What the trial reports otherwise."""
+    """The trial's other metrics, by name."""
 
 
 TAKEN = frozenset(str(metric).split("/")[0] for metric in Metric) | {"benign", "rung", "again", "information"}
-"""What names of metrics of this package begin with."""
+"""Prefixes of the names of this package's metrics."""
 
 Function = TypeVar("Function", bound=Callable[[Measured], float])
 

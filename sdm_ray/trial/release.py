@@ -36,7 +36,7 @@ class Release:
     encoder: EncoderSettings | None = None
     """The public encoder that it was made from; None where that is not known."""
     architecture: EncoderSettings | None = None
-    """Where the architecture is found for random initialisation; None takes `encoder`."""
+    """Source of the architecture for random initialisation; None takes `encoder`."""
     desired_head: Tensor | None = None
     """(C, D) head of the desired task; None where there is none to score."""
     trained_against: Sequence[Support] = ()
@@ -46,7 +46,7 @@ class Release:
 
     @classmethod
     def of(cls, settings: TrialSettings, *, trunk: Trunk, params: Params, desired_head: Tensor | None) -> Release:
-        """What a trial with these settings has trained, as an attacker would get it."""
+        """The trained model of a trial with these settings, as an attacker gets it."""
         method = settings.train.method
         return cls(
             trunk=trunk,
@@ -59,12 +59,12 @@ class Release:
 
 
 def own_knowledge(trunk: Trunk) -> Knowledge:
-    """What anyone knows of an architecture."""
+    """Public knowledge about an architecture."""
     return Knowledge(redraw=partial(fresh_params, trunk))
 
 
 def knowledge_of(work: Workspace, release: Release, settings: AttackSettings) -> Knowledge:
-    """What is public about a release, as far as the families of the attack ask for it."""
+    """Public knowledge about a release, as far as the families of the attack use it."""
     public = masked_lm = None
     if release.encoder is not None and set(WALKING_BACK) & set(settings.families):
         public = trunk_params(work.trunk(release.encoder, "pretrained", 0))

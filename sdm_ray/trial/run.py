@@ -257,7 +257,7 @@ def _export(
 
 
 def _stopped_metrics(work: Workspace, trunk: Trunk, outcome: TrainOutcome) -> dict[str, float]:
-    """What is known of a model that is not worth an attack."""
+    """The metrics of an infeasible model, which is not attacked."""
     accuracy, loss = desired_scores(trunk, outcome.params, outcome.desired_head, work.data, Split.TEST)
     validated = {name: outcome.log[-1][name] for name in (Metric.VALIDATION_ACCURACY, Metric.VALIDATION_LOSS)}
     return {

@@ -50,7 +50,7 @@ class Rungs:
         return tuple(rung.step for rung in self._settings.rungs)
 
     def measured_before(self) -> Generator[Progress, None, None]:
-        """What was measured before an interruption, reported again, since the driver may have missed it."""
+        """Measurements from before an interruption, reported again, since the driver may have missed them."""
         for step, metrics in sorted(self._measured.items()):
             yield Progress("rung", step, self._settings.train.num_outer_steps, metrics)
 
@@ -59,7 +59,7 @@ class Rungs:
         return step in self.steps and step not in self._measured
 
     def measure(self, step: int, work: Workspace, release: Release) -> Generator[Progress, None, None]:
-        """Attack a model as it is, yielding on the way and, last, what was measured."""
+        """Attack the model in its present state; yields progress and, last, the measurements."""
         assert release.desired_head is not None
         attack = self._settings.rung_attack(self.steps.index(step))
         report: AttackReport = yield from attack_model(

@@ -30,7 +30,7 @@ from sdm_ray.trial.cached import built_once
 from sdm_ray.trial.workspace import Workspace
 
 FORMAT_VERSION = 1
-"""Raise it when the same settings would give other weights."""
+"""Version of the training; increase it when the same settings give other weights."""
 HEAD_RATE_FACTOR = 3.0
 """The desired head trains at this multiple of the trunk's learning rate."""
 _HEAD = "sdm_ray.desired_head"
@@ -66,7 +66,7 @@ class _Run:
     weights: tuple[Params, Tensor] | None = None
     num_steps: int = 0
     stale: int = 0
-    """Scorings since the best one."""
+    """Number of scorings since the best one."""
 
 
 def train_scratch(

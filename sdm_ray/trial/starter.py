@@ -1,4 +1,4 @@
-"""Makes somebody's first sweep from their data and an encoder: what fits, and about how long it takes."""
+"""Makes a user's first sweep from data and an encoder: fitting settings, and an estimate of its duration."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ STEPS_PER_OUTER_STEP = 4.0
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """What a plain training step was seen to take, and what follows from it."""
+    """The measured time of a plain training step, and the estimate from it."""
 
     step_seconds: float
     """Of `TIMED_TEXTS` texts, forward and backward."""
@@ -42,13 +42,13 @@ class Estimate:
 
 
 def make_starter(look: Look, encoder_name: str, *, name: str, command: str, cache_dir: Path) -> tuple[Starter, Trunk]:
-    """Everything that a first sweep file says, and the encoder on this machine's device.
+    """The content of a first sweep file, and the encoder on this machine's device.
 
     Args:
         look: the data with their splits.
         encoder_name: a local folder or a hub id.
         name: of the sweep.
-        command: how the file was asked for.
+        command: the command line that requested the file.
         cache_dir: as of `load_trunk`.
 
     Raises:

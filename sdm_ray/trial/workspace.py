@@ -1,4 +1,4 @@
-"""What trials and commands share: data on the device, encoders, and the attack on what is not trained."""
+"""Shared by trials and commands: data on the device, encoders, and the check that an attack fits the data."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Workspace:
         """The sampler of an attack's search points that is called `name`.
 
         Raises:
-            UsageError: for one that is not there.
+            UsageError: for an unknown name.
         """
         return the_sampler(name, self.context.samplers)
 
@@ -89,7 +89,7 @@ def resolve_device(name: str) -> torch.device:
     """The device that a setting names; `auto` prefers CUDA.
 
     Raises:
-        UsageError: for a name that torch does not know or a device that is not there.
+        UsageError: for a name that torch does not know or a device that the machine lacks.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -140,10 +140,10 @@ def _open_data(
 
 
 def check_attack(work: Workspace, attack: AttackSettings) -> None:
-    """Refuse an attack that the data cannot carry, or that names what is not there.
+    """Refuse an attack that the data are too small for, or that names something unknown.
 
     Raises:
-        UsageError: saying what does not fit.
+        UsageError: naming the setting that does not fit.
     """
     check_data(work.data, attack, Task.HARMFUL)
     work.sampler(attack.sampler)
@@ -155,9 +155,9 @@ def check_inputs(
     further: Sequence[AttackSettings] = (),
     erasures: Sequence[EraseSettings] = (),
 ) -> dict[str, str]:
-    """Load data and encoder once on the CPU, so that what a trial would refuse is refused before many of them start.
+    """Load data and encoder once on the CPU, so that bad settings are refused before many trials start.
 
-    What the data cannot carry is refused before an encoder is loaded, and all that is wrong at once.
+    Faults of the data are reported together, before an encoder is loaded.
 
     Args:
         settings: the trial.

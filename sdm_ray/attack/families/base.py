@@ -1,4 +1,4 @@
-"""What an attacker is, and what a family of attackers has to say."""
+"""An attacker (one fine-tune), and the interface of a family of attackers."""
 
 from __future__ import annotations
 
@@ -36,10 +36,9 @@ class Attacker:
     own_head: bool = False
     """Start from the released head instead of a fresh one."""
     edit: str = ""
-    """What is done to the weights before they are trained, `+` between edits that follow each other; empty for nothing.
-    """
+    """Edits of the weights before training, in order, joined by `+`; empty for none."""
     amount: float = 0.0
-    """How much of it: see the family."""
+    """Strength of the edit; its unit depends on the family."""
     probe: str = ""
     """Which probe; empty for none."""
     layer: int = -1
@@ -66,24 +65,24 @@ class Attacker:
     pooling: str = field(default="", repr=False)
     """How a head that reads tokens sees them (`families.token_heads`); empty for the model's own pooled features."""
     amounts: tuple[float, ...] = field(default=(), repr=False)
-    """How much of each edit; where it is empty, `amount` holds for all of them."""
+    """Strength of each edit; where it is empty, `amount` holds for all of them."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "amounts", tuple(self.amounts))
 
     @property
     def edits(self) -> tuple[str, ...]:
-        """What is done to the weights, in this order."""
+        """The edits of the weights, in order."""
         return tuple(self.edit.split("+")) if self.edit else ()
 
     @property
     def frozen(self) -> bool:
-        """Whether the trunk stands still, so that its features can be kept."""
+        """Whether the trunk is frozen, so that its features can be cached."""
         return self.trains in ("head", "probe")
 
 
 class Facts(NamedTuple):
-    """What families may know of a model."""
+    """Facts about a model and its data that decide which families apply."""
 
     num_depths: int
     """Depths of its parameters, embeddings and what follows the last layer included."""
@@ -110,7 +109,7 @@ class Family(NamedTuple):
 
     name: str
     words: str
-    """What it does, in a phrase."""
+    """The attack, as a phrase."""
     space: Callable[[AttackSettings, int, Facts], Space]
     """Search space, given the number of examples n; may be empty of dimensions."""
     attacker: Callable[[Point, int], Attacker]

@@ -1,4 +1,4 @@
-"""Edits that follow each other, before any kind of training: what one of them alone does not undo."""
+"""Chains of edits before any kind of training, against defences that one edit alone does not undo."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ PROBES = ("linear_probe", "logistic_regression")
 
 
 def check_chains(chains: tuple[str, ...]) -> None:
-    """Refuse chains of edits that are not there.
+    """Refuse chains with unknown edits.
 
     Raises:
         UsageError: naming the chain, the edit, and those that there are.
@@ -62,7 +62,7 @@ def possible(chains: tuple[str, ...], facts: Facts) -> tuple[str, ...]:
 
 
 def lacking(edit: str, facts: Facts) -> str:
-    """What a model lacks for an edit; empty where nothing."""
+    """What a model lacks for an edit, as a phrase; empty where the edit applies."""
     return NEEDS[edit](facts) if edit in NEEDS else ""
 
 

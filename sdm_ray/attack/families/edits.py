@@ -1,4 +1,4 @@
-"""Families that change released weights first and fine-tune them then.
+"""Families that edit released weights and then fine-tune them.
 
 A defence may hold only in the neighbourhood that it was trained in: noise, re-initialised layers, pruning or a step
 back towards the public encoder lead out of it; so does training on something harmless.
@@ -119,8 +119,8 @@ class Editor:
         trunk: the architecture.
         params: released weights.
         data: texts of attacker-train; their desired labels are known, their harmful ones are not used.
-        knowledge: what else is known.
-        base_seed: of everything that is drawn.
+        knowledge: public knowledge about the model.
+        base_seed: seed of all draws.
         train_desired: weights after so many steps on the desired task, from given weights.
     """
 
@@ -152,7 +152,7 @@ class Editor:
 
     @staticmethod
     def key(attacker: Attacker) -> tuple[object, ...]:
-        """What attackers must share to start from the same weights."""
+        """A key: attackers with equal keys start from the same weights."""
         names = attacker.edits
         value: object = attacker.amounts if attacker.edit and attacker.amounts else attacker.amount
         if not set(names) & set(RANDOM):

@@ -1,4 +1,4 @@
-"""Families that read what is in the features, without a gradient step: no gradient masking stops them.
+"""Families that fit a classifier to features without gradient steps: gradient masking does not stop them.
 
 They read the pooled features or the mean over tokens of any hidden state, so a collapsed pooler does not stop them.
 """

@@ -22,13 +22,13 @@ from sdm_ray.models.trunk import Trunk
 LEAST_SCALE = 1e-6
 """Scales below this share of the largest are rounding errors of float32 and are raised no further than it is."""
 EXPONENTS = (1.0, 0.75)
-"""By how much scales are made equal: 0 leaves them, 1 makes them one."""
+"""How far scales are equalised: 0 leaves them, 1 makes them equal."""
 CHAINS = (
     "rescale_embedding",
     "rescale_columns+rescale_gains",
     "rescale_gains+rescale_neurons+rescale_weights+rescale_embedding",
 )
-"""What is rescaled, one after the other."""
+"""The tensors that are rescaled, in order."""
 
 
 def rescale_columns(trunk: TrunkLike, params: Params, amount: float) -> Params:
@@ -60,8 +60,8 @@ def rescale_gains(trunk: TrunkLike, params: Params, amount: float) -> Params:
 def rescale_neurons(trunk: TrunkLike, params: Params, amount: float) -> Params:
     """Rows of matrices (with their biases), then columns, with norms that are equal at an amount of 1.
 
-    A row is what a neuron reads and a column what it gives on. No activation of these encoders but ReLU would allow to
-    make up for the one by the other, so the function changes; training goes on from there.
+    A row holds a neuron's input weights, a column its output weights. Scaling both preserves the function for ReLU
+    alone; with these encoders' activations the function changes, and training goes on from there.
     """
     names, changed = _matrices(trunk, params), dict(params)
     for name in names:

@@ -14,7 +14,7 @@ from sdm_ray.models.trunk import Trunk
 POOLINGS = ("attention", "maximum")
 """How tokens become one vector: weighted by a learnt query, or the largest of each class's scores over tokens."""
 PREFIX = "trunk."
-"""Before the names of a trunk's parameters within a `TokenHeadTrunk`."""
+"""Prefix of the names of a trunk's parameters within a `TokenHeadTrunk`."""
 READER_STD = 0.02
 
 

@@ -1,7 +1,7 @@
-"""The audit of an attack: signs that a defence only looks like one, or that the attack was too weak to tell.
+"""The audit of an attack: signs of an apparent defence (masked gradients, hidden signals) or of a weak attack.
 
-A check that fails keeps a point off the frontier, unless a reference that has nothing to hide fails it too: it is then
-uninformative. The thresholds are constants here; each check says what it saw.
+A failed check keeps a point off the frontier, unless a reference that hides nothing fails it too: the check is then
+uninformative. The thresholds are constants here; each check reports its finding.
 """
 
 from __future__ import annotations
@@ -59,13 +59,13 @@ class Check:
 
     name: str
     passed: bool | None
-    """None where there was nothing to check it on, or where it is uninformative."""
+    """None where the check does not apply or is uninformative."""
     value: float
-    """What was compared; NaN where nothing was."""
+    """The compared value; NaN where the check does not apply."""
     said: str
     """One sentence."""
     uninformative: bool = False
-    """A reference that has nothing to hide fails it too, so that it says nothing of the model."""
+    """Whether a reference that hides nothing fails it too, so that it says nothing about the model."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +74,7 @@ class Audit:
 
     checks: tuple[Check, ...]
     warnings: tuple[str, ...] = ()
-    """What weakens the result without deciding it."""
+    """Remarks that weaken the result without failing a check."""
 
     @property
     def passed(self) -> bool:
@@ -88,14 +88,14 @@ class Audit:
 
     @property
     def uninformative(self) -> tuple[Check, ...]:
-        """The checks that failed and say nothing of the model."""
+        """The failed checks that are uninformative."""
         return tuple(check for check in self.checks if check.uninformative)
 
     def beside(self, references: Mapping[str, Audit]) -> Audit:
         """The same audit, in which a check that a reference fails too is uninformative.
 
         Args:
-            references: audits of models that hide nothing, by what they are called.
+            references: audits of models that hide nothing, by name.
         """
 
         def weighed(check: Check) -> Check:
@@ -136,10 +136,10 @@ def audit(
     Args:
         report: of the released model.
         signals: of its weights.
-        floor_signals: of random initialisation, for scale.
-        trained_against: what the adversaries of meta-training could be; empty for a model that met none.
-        shared_texts: texts that two splits have in common, by the splits' names; None where that is not known.
-        information: what each site tells whoever has all labels; None where that was not measured.
+        floor_signals: those of random initialisation, for scale.
+        trained_against: attackers that the adversaries of meta-training cover; empty for a model trained without.
+        shared_texts: number of texts that two splits share, by the splits' names; None where it is unknown.
+        information: accuracy of readers with all labels at each site; None where it was not measured.
     """
     checks = (
         _complete(report),
@@ -224,7 +224,7 @@ def _collapse(report: AttackReport, signals: Signals, floor: Signals) -> Check:
         said = f"pooled features have collapsed: effective rank {signals.effective_rank:.2f}, relative spread "
         said += f"{signals.relative_spread:.1e} (random initialisation {floor.relative_spread:.1e})"
         return Check(name="collapse", passed=False, value=signals.effective_rank, said=said)
-    # Single tokens tell more than any mean of them; that is no sign of a collapse.
+    # Single tokens carry more than their mean in any encoder; that is no sign of a collapse.
     pooling = [record for record in report.records if record.family != TOKEN_PROBE]
     hidden = _best(r.val_accuracy for r in pooling if r.layer >= 0)
     pooled = _best(r.val_accuracy for r in pooling if r.layer < 0)
@@ -258,7 +258,7 @@ def _gradient_masking(report: AttackReport, signals: Signals, floor: Signals) ->
 
 
 def _scale_free(report: AttackReport) -> Check:
-    # An edit of the weights says more about itself than about the optimiser that follows it.
+    # After an edit of the weights the result depends on the edit more than on the optimiser.
     fine_tunes = [r for r in report.records if r.trains != "probe" and not r.edit and r.status == "ok"]
     gaps = []
     for n in sorted({record.num_examples for record in fine_tunes}):
@@ -355,7 +355,7 @@ def _information(report: AttackReport, sites: Sequence[Site] | None) -> Check:
     excess = {site: site.released.accuracy - max(found, site.floor.accuracy) for site in sites}
     site = max(sites, key=excess.__getitem__)
     told, floor = site.released, site.floor
-    # Names are few: what lies within the intervals is luck.
+    # There are few names: differences within the intervals are noise.
     fails = excess[site] > INFORMATION_MARGIN and told.low > max(found, floor.high)
     numbers = f"{site.name} tells {told.accuracy:.2f} where one without pretraining tells {floor.accuracy:.2f}"
     beside = f"{numbers}, and the attack finds {found:.2f} ({told.reader}, all labels)"

@@ -1,6 +1,6 @@
-"""Whether a released model can still be trained on what nobody forbids.
+"""Whether a released model can still be fine-tuned on benign tasks.
 
-A defence that makes weights untrainable blocks nothing in particular. The same search is run on the desired task and on
+A defence that makes weights untrainable blocks every task alike. The same search is run on the desired task and on
 tasks that no training saw: those of the data, and a grouping of the desired task's classes.
 """
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sdm_ray.data.interface import AttackDataset
 
 GROUPING_SEED = 20_231
-"""Of the grouping: the same classes fall together for every model and seed."""
+"""Seed of the grouping, constant so that every model and seed has the same groups."""
 
 
 class RelabelledData:
@@ -42,7 +42,7 @@ class RelabelledData:
 
     @property
     def device(self) -> torch.device:
-        """Where batches are."""
+        """The device of the batches."""
         return self._data.device
 
     def to(self, device: torch.device | str) -> Self:
@@ -84,7 +84,7 @@ class RelabelledData:
 
 
 class GroupedData(RelabelledData):
-    """Data whose desired classes are drawn together into groups of about the same size.
+    """Data whose desired classes are merged at random into groups of about the same size.
 
     Args:
         data: the examples.

@@ -1,4 +1,4 @@
-"""How well a released model still does its desired task."""
+"""Accuracy and loss of a released model on its desired task."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from scipy.special import gammaln
 Array: TypeAlias = NDArray[np.float64]
 
 EXPONENTS = (0.15, 0.3, 0.5, 0.75, 1.0, 1.5)
-"""Of the power law, tried in turn."""
+"""Exponents of the power law that are tried."""
 FITTED_SHARE = 1 / 3
 """Budgets up to this share of the largest are fitted where the two kinds are compared."""
 
@@ -31,7 +31,7 @@ class Forecast(NamedTuple):
 
 
 def expected_maximum(values: Array, counts: Sequence[int]) -> Array:
-    """Expected maximum of so many of some values, drawn without replacement.
+    """Expected maximum of a subset of N values, drawn without replacement, for K subset sizes.
 
     Args:
         values: (..., N).
@@ -55,7 +55,7 @@ def _log_choose(total: NDArray[np.int64], count: NDArray[np.int64]) -> Array:
 
 
 def forecast(budgets: Array, curve: Array, draws: Array, ahead: Array) -> Forecast:
-    """What a curve rises to at budgets ahead.
+    """The forecast of a rising curve at larger budgets.
 
     The rise is that of a fit, added to the last value that was measured. For each kind of fit the interval is the wider
     of the percentile and the basic bootstrap at either end: the largest of a resample lies below the largest of the

@@ -1,7 +1,7 @@
-"""What a released model tells of the harmful label to whoever has all labels, site by site, beside what scratch tells.
+"""How well readers with all labels predict the harmful label from each site of a model, beside those of `scratch`.
 
-An attack has few labels and little time. What it does not find may be gone, or hidden: a reader that is fitted to all
-of attacker-train tells the two apart. What a model tells that was never pretrained is no knowledge: it is the floor.
+An attack has few labels and little time, so information that it misses may be erased or hidden. A reader fitted to all
+of attacker-train tells the two apart. The floor is its accuracy on a model without pretraining.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ CONFIDENT = 1.96
 
 @dataclass(frozen=True, kw_only=True)
 class Told:
-    """What the best reader of a site makes of it; chosen on attacker-validation, scored on test."""
+    """The result of a site's best reader; chosen on attacker-validation, scored on test."""
 
     layer: int
     """Hidden state 0 (the embeddings) to L; -1 the pooled features, -2 rows of the token embedding."""
@@ -57,7 +57,7 @@ class Told:
     """Lower end of its 95 % interval over names, where it is known who is named, or over texts."""
     high: float
     reader: str
-    """Which reader it was, in a phrase."""
+    """The reader, as a phrase."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,12 +69,12 @@ class Site:
 
     @property
     def name(self) -> str:
-        """What is read, in a phrase."""
+        """The site, as a phrase."""
         return site_words(self.released.layer)
 
 
 def beside(released: Sequence[Told], *floors: Sequence[Told]) -> tuple[Site, ...]:
-    """Sites that all have, each beside the floor that tells most there."""
+    """Sites that all models have, each beside the floor of highest accuracy there."""
     found = []
     for told in released:
         same = [other for floor in floors for other in floor if other.layer == told.layer]
@@ -158,7 +158,7 @@ def _names(data: AttackDataset, examples: ScoringSet) -> Tensor:
     ids, largest, start = [], 0, 0
     for batch in examples.batches:
         rows = batch.input_ids.cpu()
-        # What follows a name of one token says nothing of who is named: the first token alone makes the group.
+        # The token after a name of one token does not identify the person: the first token alone makes the group.
         ids.append(rows.gather(1, places[start : start + len(rows), :1].clamp_min(0))[:, 0])
         largest, start = max(largest, int(rows.max())), start + len(rows)
     return torch.where(places[:, 0] < 0, largest + 1 + texts, torch.cat(ids))
@@ -189,5 +189,5 @@ def _attackers(layer: int, facts: Facts, num_examples: int) -> list[Attacker]:
 
 
 def _phrase(attacker: Attacker) -> str:
-    """A reader for people."""
+    """A reader's name in reports."""
     return f"{attacker.readout} on {reading_words(attacker)}, {attacker.scaling}"

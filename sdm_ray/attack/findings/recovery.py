@@ -1,4 +1,4 @@
-"""What an attacker recovers, and what that costs, against the undefended encoder under the same attack."""
+"""The accuracy that an attacker recovers and its cost, beside the undefended encoder under the same attack."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from sdm_ray.core.metric_names import Metric
 
 @dataclass(frozen=True, kw_only=True)
 class Recovery:
-    """The least that brought an attacker to a target accuracy. What was not reached is NaN: the true cost is above the
-    largest budget that was tried, which is given instead."""
+    """The least cost at which an attacker reaches a target accuracy. Where it is not reached, costs are NaN: they
+    exceed the largest budget that was tried (`largest_examples`)."""
 
     target: float
     """Balanced accuracy that counts as recovered."""
@@ -61,7 +61,7 @@ def target_accuracy(undefended: AttackReport, share: float) -> float:
 
 
 def cost_to_recover(report: AttackReport, target: float) -> Recovery:
-    """The least that brings the attack of a report to a balanced accuracy."""
+    """The least cost at which the attack of a report reaches a balanced accuracy."""
     reached = [cell for cell in report.cells if cell.valid and cell.accuracy >= target]
     largest = max(cell.num_examples for cell in report.cells)
     if not reached:

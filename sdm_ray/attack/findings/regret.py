@@ -1,4 +1,4 @@
-"""Sample-efficiency regret: what a released model gives the attacker over random initialisation.
+"""Sample-efficiency regret: the attacker's advantage from a released model over random initialisation.
 
 `E_n = mean[L_h(attack(random, D_n)) - L_h(attack(model, D_n))]` (Henderson et al., arXiv 2211.14946). Blocked means
 `E_n <= 0`: no head start. L_h is the cross-entropy calibrated on attacker-validation (see `attack.scores`).

@@ -1,4 +1,4 @@
-"""What released weights show before anyone fine-tunes them: spread of features, gradients, and where they lead."""
+"""Signals of released weights without fine-tuning: spread of features, gradients, and the loss along them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sdm_ray.data.interface import AttackDataset
 
 NUM_EXAMPLES, NUM_HEADS = 128, 3
-"""Attacker-validation examples that are looked at, and fresh heads that gradients are averaged over."""
+"""Attacker-validation examples that are evaluated, and fresh heads that gradients are averaged over."""
 RELATIVE_STEPS = tuple(10.0**power for power in (-5, -4, -3.5, -3, -2.5, -2, -1.5, -1))
 """Lengths of steps against the gradient, as shares of the weights' norm."""
 
@@ -41,7 +41,7 @@ class Signals:
 
 
 def measure_signals(trunk: TrunkLike, params: Params, data: AttackDataset, task: Task, seed: int) -> Signals:
-    """Look at released weights.
+    """Measure the signals of released weights.
 
     Args:
         trunk: the architecture.

@@ -25,11 +25,11 @@ from sdm_ray.attack.report import AttackReport, units
 from sdm_ray.core.metric_names import Metric
 
 TIMES = 10
-"""The budget that is asked about, as a multiple of the one that was spent."""
+"""The forecast budget, as a multiple of the spent one."""
 LEAST_POINTS, LEAST_SIZES = 8, 3
 """Search points at each n, and sizes n, below which nothing is extrapolated."""
 NUM_RESAMPLES = 1000
-"""Of the bootstrap."""
+"""Resamples of the bootstrap."""
 NUM_BUDGETS, NUM_AHEAD = 16, 9
 """Budgets, evenly apart on a log axis, at which curves are fitted and forecasts are drawn."""
 
@@ -45,16 +45,16 @@ class Trend:
     """Of 95 % intervals."""
     high: tuple[float, ...]
     ahead: tuple[float, ...] = ()
-    """Budgets from the largest measured one to `TIMES` that; empty where nothing can be told."""
+    """Budgets from the largest measured one to `TIMES` that; empty without a forecast."""
     ahead_accuracy: tuple[float, ...] = ()
     ahead_low: tuple[float, ...] = ()
     ahead_high: tuple[float, ...] = ()
     reason: str = ""
-    """Why nothing can be told."""
+    """Why there is no forecast."""
 
     @property
     def forecast(self) -> tuple[float, float, float]:
-        """Accuracy at `TIMES` the largest budget with its 95 % interval; NaN where it cannot be told."""
+        """Accuracy at `TIMES` the largest budget with its 95 % interval; NaN without a forecast."""
         if not self.ahead:
             return math.nan, math.nan, math.nan
         return self.ahead_accuracy[-1], self.ahead_low[-1], self.ahead_high[-1]
@@ -78,7 +78,7 @@ class Strength:
         )
 
     def metrics(self) -> dict[str, float]:
-        """Forecasts by name; those that cannot be told are left out."""
+        """Forecasts by metric name; missing ones are left out."""
         result: dict[str, float] = {}
         for metric, trend in ((Metric.STRENGTH_SEARCH, self.search), (Metric.STRENGTH_EXAMPLES, self.examples)):
             if trend.ahead:
@@ -123,7 +123,7 @@ def _search_trend(report: AttackReport, generator: np.random.Generator) -> tuple
 def _search_points(report: AttackReport) -> tuple[list[tuple[Array, Array]], list[int]]:
     """Validation accuracy and FLOPs of the search points at each n, and the n where none finished.
 
-    A point that failed leaves its attacker with a guess.
+    A failed point counts as a guess at chance.
     """
     found: dict[int, dict[tuple[str, int, int], list[tuple[float, float]]]] = defaultdict(lambda: defaultdict(list))
     for record in report.records:

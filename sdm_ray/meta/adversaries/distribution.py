@@ -1,4 +1,4 @@
-"""Draws from the adversary distribution: habits, few-shot subsets, batches; all of it on CPU generators."""
+"""Draws of adversaries' settings from their distribution, on CPU generators."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def draw_fresh(settings: AdversarySettings, generator: torch.Generator, *, step:
     Args:
         settings: the distribution.
         generator: CPU generator.
-        step: outer steps done, for a number of inner steps that grows.
-        num_depths: blocks of the trunk; where there is one alone, what would be partly frozen trains the head alone.
+        step: outer steps done; the number of inner steps may grow with it (`growing_steps`).
+        num_depths: blocks of the trunk; with one block, a partly frozen adversary trains the head alone.
     """
     optimizer = pick(settings.optimizers, generator)
     batch_size = pick(settings.batch_sizes, generator)
@@ -51,7 +51,7 @@ def draw_fresh(settings: AdversarySettings, generator: torch.Generator, *, step:
 
 
 def draw_persistent(settings: AdversarySettings, generator: torch.Generator) -> Adversary:
-    """A member of the pool."""
+    """A persistent adversary, for the pool."""
     pool = settings.pool
     optimizer, batch_size = pick(settings.optimizers, generator), pick(settings.batch_sizes, generator)
     rate = log_uniform(pool.learning_rate, generator)
@@ -84,7 +84,7 @@ def _adaptation(settings: AdversarySettings, kind: float, num_depths: int) -> Ad
         return "head"
     if kind < settings.frozen_probability + settings.partly_frozen_probability:
         return "partial" if num_depths > 1 else "head"
-    # Low-rank adversaries take the upper end, so that a change of another share does not turn one into another.
+    # LoRA takes the upper end of [0, 1), so that a change of another probability leaves the LoRA draws as they are.
     return "lora" if kind >= 1 - settings.lora_probability else "full"
 
 

@@ -13,7 +13,7 @@ from sdm_ray.data.sampler import EpochSampler
 
 
 class FewShot:
-    """Draws labelled few-shot subsets, the classes balanced as far as their examples go.
+    """Draws few-shot subsets with classes as balanced as the examples allow.
 
     Args:
         indices: (N,) host indices that may be drawn.
@@ -70,7 +70,7 @@ class InnerBatches:
         self._sampler = EpochSampler(indices, max(settings.batch_sizes), generator)
 
     def draw(self, batch_size: int, num_steps: int) -> Tensor:
-        """(num_steps, B) host indices; B is smaller than `batch_size` only where a subset is."""
+        """(num_steps, B) host indices; B is `batch_size`, or the subset's size where that is smaller."""
         if self._subset_size is None:
             return self._sampler.next(num_steps * batch_size).view(num_steps, -1)
         subset = self._few_shot.draw(self._subset_size, self._generator)

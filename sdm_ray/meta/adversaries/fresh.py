@@ -36,7 +36,7 @@ class MetaParameters(NamedTuple):
     trunk: Tensor
     """(P,)."""
     head: Tensor
-    """(C, D) the meta-learned head (of the desired task, the model's own)."""
+    """(C, D) the meta-learned head; for the desired task, the model's own head."""
     log_learning_rate: Tensor
     """0-d, meta-learned or not."""
 
@@ -86,7 +86,7 @@ class Simulator:
         self._inner = InnerBatches(indices, few_shot, settings.adversary, generator)
 
     def draw(self, step: int, *, takes_steps: bool = True) -> list[Adversary]:
-        """The adversaries of an outer step; a single one where none takes a step, for the un-adapted model."""
+        """The adversaries of an outer step; one, the un-adapted model, where `takes_steps` is false."""
         adversary, depths = self._settings.adversary, self._model.trunk.num_depths
         count = adversary.num_adversaries if takes_steps else 1
         return [draw_fresh(adversary, self._generator, step=step, num_depths=depths) for _ in range(count)]

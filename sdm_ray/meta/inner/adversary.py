@@ -11,14 +11,14 @@ Adaptation = Literal["full", "head", "partial", "lora"]
 
 @dataclass(frozen=True, kw_only=True)
 class Adversary:
-    """One adversary's habits."""
+    """The settings of one adversary."""
 
     optimizer: str
     """`sgd`, `momentum`, `adam`, `adamw` or `rmsprop`."""
     batch_size: int
     """Examples in an inner batch."""
     num_steps: int
-    """Inner steps (of a turn, where it is persistent)."""
+    """Inner steps; those of one turn for a persistent adversary."""
     learning_rate: float | None
     """None where it is meta-learned."""
     schedule: str
@@ -52,7 +52,7 @@ class Adversary:
         return ", ".join(parts)
 
     def shape(self) -> tuple[str | int, ...]:
-        """What must agree for adversaries to run as one batch."""
+        """A key: adversaries with equal keys can run as one batch."""
         return (
             self.optimizer, self.batch_size, self.num_steps, self.schedule, self.adaptation, self.depth, self.rank
         )  # fmt: skip

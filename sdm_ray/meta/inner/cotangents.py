@@ -59,7 +59,7 @@ class Accumulator:
                 total[index] += value
 
     def add_displacement(self, cotangents: Tensor, displacement: Tensor) -> None:
-        """Add the learning rate's share, where variables with cotangents (M, A, N) moved by a constant (A, N)."""
+        """Add the gradient of the log learning rate for a constant displacement (A, N), from cotangents (M, A, N)."""
         self.log_learning_rate += (cotangents * displacement).sum(-1)
 
 
@@ -80,16 +80,16 @@ class History:
         return self.at(step).copy_(value) if step in self._slots else value
 
     def at(self, step: int) -> Tensor:
-        """The vector (A, N) of a step, a view; autograd counts the writes to each by themselves, thanks to `data`."""
+        """A view of a step's vector (A, N); `data` gives each view its own autograd version counter."""
         return self._block.data[self._slots[step]]
 
 
 def vector_jacobian_products(pairs: list[tuple[Tensor, Tensor]], inputs: Sequence[Tensor], *, retain: bool) -> Base:
-    """Sum of the products of outputs with their cotangents, one for each input; zero where an input does not matter.
+    """Sum of the products of outputs with their cotangents, one for each input; zero for an unused input.
 
     Args:
         pairs: outputs and their cotangents.
-        inputs: what the outputs are differentiated by.
+        inputs: tensors to differentiate with respect to.
         retain: keep the graph for another call.
     """
     if not pairs:

@@ -17,7 +17,7 @@ from sdm_ray.meta.inner.problems import Data, HeadProblem, LoraProblem, Problem,
 from sdm_ray.meta.objectives import Trajectory
 
 FROZEN_RATE_FACTOR = 10.0
-"""An adversary that trains the head alone does it at this many times its learning rate."""
+"""Factor of the learning rate of an adversary that trains the head alone."""
 
 
 class Start(NamedTuple):
@@ -32,11 +32,11 @@ class Start(NamedTuple):
     displacement: Tensor | None = None
     """(A, P') displacement of a persistent adversary from the trunk, in the layout of the episode's rows."""
     state: OptimizerState | None = None
-    """State of the optimiser over the adversary's variables, in that layout; None is a fresh one."""
+    """State of the optimiser over the adversary's variables, in that layout; None initialises it."""
 
 
 class Episode(NamedTuple):
-    """What A simulated adversaries that are alike do, and which of their steps are evaluated."""
+    """The inner loop of A adversaries that run as one batch, and which of its steps are evaluated."""
 
     data: Data
     """Inner batches and evaluation batches, with the token ids of the data."""
@@ -77,7 +77,7 @@ class MetaGradients(NamedTuple):
     """(A, C, D) gradient of each adversary's own loss (of the blocking loss where it adapts to the desired task); None
     where the start's head takes none."""
     log_learning_rate: Tensor | None
-    """(A,) likewise."""
+    """(A,) gradient of the log learning rates, of the same loss; None where they take none."""
     predictors: Tensor | None
     """(K+1, C, D) gradient of the predictors' own loss."""
     fixed_head: Tensor | None
@@ -89,7 +89,7 @@ class MetaGradients(NamedTuple):
     final: Tensor
     """(A, N) variables after the last step."""
     final_state: OptimizerState
-    """The optimiser's state then."""
+    """The optimiser's state after the last step."""
 
 
 def make_problem(model: FlatModel, head_shape: tuple[int, int], adversary: Adversary) -> Problem:
@@ -113,7 +113,7 @@ def parameter_noise(model: FlatModel, trunk: Tensor, scales: tuple[float, ...], 
     """(A, P) Gaussian noise with standard deviations of `scales` (A,) times each parameter's root mean square.
 
     Args:
-        model: tells the parameters apart.
+        model: gives the layout of the parameters.
         trunk: (A or 1, P) parameters.
         scales: one an adversary.
         seed: of the draws, on the CPU.

@@ -36,16 +36,16 @@ class ModeChooser:
         self._exhausted = False
 
     def run(self, mode: str, measure: Callable[[], int], work: Callable[[str], T], *, key: object = None) -> T:
-        """Do `work(mode)`; where graphs that were kept do not fit after all, once more without keeping them.
+        """Run `work(mode)`; where memory runs out with kept graphs, run it again without keeping them.
 
         Args:
             mode: of the settings.
             measure: bytes that keeping the graphs would take; called for `auto` alone.
             work: the episode in a mode other than `auto`.
-            key: what the bytes depend on.
+            key: episodes with equal keys take the same memory.
 
         Raises:
-            RunError: when memory runs out all the same.
+            RunError: when memory runs out without kept graphs too.
         """
         chosen = self._choose(measure, key) if mode == "auto" else mode
         try:
@@ -74,7 +74,7 @@ class ModeChooser:
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """Memory that is free on a device; None where it cannot be told."""
+    """Bytes of free memory on a device; None where they are unknown."""
     if device.type == "cuda":
         reserved = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + reserved

@@ -26,7 +26,7 @@ class LoopGradients(NamedTuple):
     """(A, C, D) gradient of each adversary's own loss (of the blocking loss where it adapts to the desired task); None
     where heads are not learned."""
     log_learning_rate: Tensor | None
-    """(A,) likewise."""
+    """(A,) gradient of the log learning rates, of the same loss; None where they are not learned."""
     outputs: StackedOutputs
     """Of every evaluated step."""
     values: dict[str, Tensor]
@@ -117,7 +117,7 @@ class PreparedEpisode:
         return self.problem.begin(trunk, self.start.head, episode.data)
 
     def update_rule(self, log_learning_rate: Tensor) -> UpdateRule:
-        """How the adversaries move at the learning rates whose logarithms are given (A,)."""
+        """The update rule of the adversaries for log learning rates (A,)."""
         adversary = self.episode.adversary
         factor = FROZEN_RATE_FACTOR if adversary.adaptation == "head" else 1.0
         rates = (log_learning_rate.exp() * factor).unsqueeze(1)
@@ -144,7 +144,7 @@ class PreparedEpisode:
         return self.inner_loop(base, num_differentiated=self.num_steps, keep_graphs=True).graph_bytes(variables)
 
     def memory_key(self) -> object:
-        """What the memory that an episode takes depends on."""
+        """A key: episodes with equal keys take the same memory."""
         data = self.episode.data
         shapes = tuple(batch.inputs[0].shape for batch in (*data.inner, *(one.batch for one in data.evaluation)))
         return self.episode.adversary.shape(), tuple(sorted(shapes)), len(self.evaluated)

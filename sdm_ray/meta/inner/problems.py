@@ -1,7 +1,7 @@
 """What an adversary trains: the whole model, its upper part, low-rank factors, or the head alone.
 
-Every kind has the same interface: variables `x` that the adversary's optimiser moves, and a `base` that they act on and
-that does not change. Both are functions of the trunk and the head that the adversary starts from. Meta-gradients go
+Every kind has the same interface: variables `x`, which the adversary's optimiser updates, and tensors `base`, which
+stay fixed in the loop. Both are functions of the trunk and the head that the adversary starts from. Meta-gradients go
 back to `x_0` and `base`, and from there to the trunk.
 """
 
@@ -54,7 +54,7 @@ class Data(NamedTuple):
     evaluation: tuple[EvaluationBatch, ...]
     """Batches that the adapted models are evaluated on."""
     seed: int = 0
-    """Of whatever is drawn for the episode: low-rank factors, parameter noise, dropout masks."""
+    """Seed of the episode's draws: low-rank factors, parameter noise, dropout masks."""
     dropout: bool = False
     """Whether inner steps have dropout masks, each its own."""
 
@@ -84,7 +84,7 @@ class Problem(Protocol):
 
 
 class TrunkProblem(ABC):
-    """What the kinds that train (part of) the trunk share: parameters from base and variables."""
+    """Base class of the kinds that train (part of) the trunk: parameters from base and variables."""
 
     def __init__(self, model: FlatModel, head_shape: tuple[int, int]) -> None:
         self._model, self._head_shape = model, head_shape
@@ -135,7 +135,7 @@ class UpperProblem(TrunkProblem):
         self._lower, self._upper = model.layout.part(0, position), model.layout.part(position)
 
     def begin(self, trunk: Tensor, head: Tensor, data: Data) -> tuple[Tensor, Base]:
-        """The upper part and the head move, the lower part is the base."""
+        """The upper part and the head are the variables, the lower part is the base."""
         lower, upper = trunk[:, : self._lower.numel], trunk[:, self._lower.numel :]
         variables = torch.cat([upper.expand(len(head), -1), head.flatten(1)], dim=1)
         return variables, (lower.expand(len(head), -1),) if self._lower.numel else ()
@@ -168,7 +168,7 @@ class LoraProblem(TrunkProblem):
         self._up = Layout({name: torch.Size((shapes[name][0], rank)) for name in self._targets})
 
     def begin(self, trunk: Tensor, head: Tensor, data: Data) -> tuple[Tensor, Base]:
-        """Factors and head move, the whole trunk is the base."""
+        """Factors and head are the variables, the whole trunk is the base."""
         generator = torch.Generator().manual_seed(data.seed)
         widths = [shape[1] for shape in self._down.shapes]
         pieces = [
@@ -201,7 +201,7 @@ class HeadProblem:
         self._model, self._head_shape = model, head_shape
 
     def begin(self, trunk: Tensor, head: Tensor, data: Data) -> tuple[Tensor, Base]:
-        """The head moves; features (A, B, D) of every inner batch and evaluation batch are the base."""
+        """The head is the variable; features (A, B, D) of every inner batch and evaluation batch are the base."""
         params, count = self._model.layout.unflatten(trunk), len(head)
         if len(trunk) == 1:
             params = {name: value[0] for name, value in params.items()}

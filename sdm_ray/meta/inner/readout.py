@@ -79,7 +79,7 @@ class Readout(NamedTuple):
     """(K+1, C, D) step-wise predictors of the harmful label; None where no term reads them."""
 
     def reads(self, *kinds: str) -> dict[str, float]:
-        """The terms, with their weights, that read one of these."""
+        """The terms, with their weights, that read one of the given kinds."""
         return {name: weight for name, weight in self.weights.items() if TERMS[name].reads in kinds}
 
     def trajectory(self, outputs: StackedOutputs, position: int = MAIN) -> Trajectory:

@@ -1,7 +1,7 @@
 """Meta-gradients by a rollout and a backward pass step by step: what `adjoint`, `truncated` and `first_order` share.
 
 The trunk descends the blocking loss; the adversaries' heads and learning rates descend the adversaries' own loss. Both
-are vector-Jacobian products of one loop: a second cotangent goes backward only where one is no multiple of the other.
+are vector-Jacobian products of one loop: the second cotangent is left out where it is a multiple of the first.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ class _Seeds(NamedTuple):
 
     cotangents: OutputCotangents
     own: int
-    """Which of them the adversaries' own gradients follow from."""
+    """Index of the cotangent that gives the gradients of heads and learning rates."""
     factor: float = 1.0
-    """What those are multiplied by."""
+    """Factor of those gradients."""
 
 
 def differentiate_backward(
@@ -34,7 +34,7 @@ def differentiate_backward(
 
     Args:
         episode: what the adversaries do.
-        num_differentiated: last updates that the gradients pass through.
+        num_differentiated: number of last updates that the gradients pass through.
         keep_graphs: keep the graphs of those updates instead of computing them again.
     """
     with torch.enable_grad():

@@ -10,7 +10,7 @@ Only the last `num_differentiated` updates are differentiated (Shaban et al., ar
 constant displacements: the cotangent passes them unchanged, and the gradient of the learning rate's logarithm is the
 displacement times the cotangent.
 
-Trunk and adversary have different losses of the same steps, so M cotangents go backward side by side.
+Trunk and adversaries minimise different losses of the same rollout, so M cotangents go backward together.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ GradientFunction = Callable[[Tensor], Tensor]
 
 
 class UpdateRule(NamedTuple):
-    """How A adversaries that are alike update their variables."""
+    """The update of A adversaries that share optimiser and schedule."""
 
     optimizer: InnerOptimizer
     learning_rates: Tensor
     """(A, 1)."""
     factors: tuple[float, ...]
-    """(K,) what each step's learning rate is multiplied by."""
+    """(K,) factor of the learning rate at each step."""
     gradient_clip: float
     """Norm that each adversary's gradient is clipped to."""
 
@@ -62,7 +62,7 @@ class StepSchedule(NamedTuple):
     evaluated: tuple[int, ...]
     """Steps (0 is before the first, K after the last) at which the evaluation batches are run; sorted."""
     num_differentiated: int
-    """Last updates that meta-gradients pass through exactly."""
+    """Number of last updates that meta-gradients pass through."""
     keep_graphs: bool
     """Keep the graphs of differentiated steps. Those of evaluations cost more memory than they save time."""
 
@@ -84,7 +84,7 @@ class Rollout(NamedTuple):
     final: Tensor
     """(A, N) variables after the last step."""
     final_state: OptimizerState
-    """The optimiser's state then."""
+    """The optimiser's state after the last step."""
     gradient_values: tuple[Tensor, ...]
     """Values of the function of inner gradients, one a step; empty where there is none."""
 
@@ -97,7 +97,7 @@ class InnerLoop:
         data: the episode's texts.
         rule: how the adversaries update their variables.
         schedule: which steps are taken, evaluated and differentiated.
-        base: what the variables act on; meta-gradients with respect to it are taken.
+        base: tensors that stay fixed during the loop; their cotangents are computed too.
         gradient_function: a term of every step's gradient before clipping; None where there is none.
         functions: how the functions of a step are computed.
     """
@@ -134,7 +134,7 @@ class InnerLoop:
 
         Args:
             start: (A, N) variables.
-            state: of the optimiser; None is a fresh one.
+            state: the optimiser's; None initialises it.
         """
         schedule, point = self._schedule, start.detach()
         state = state or self._rule.optimizer.init(point)
@@ -172,7 +172,7 @@ class InnerLoop:
         """Cotangents of the start of the loop.
 
         Args:
-            cotangents: of the outputs, M times.
+            cotangents: M cotangents of the outputs.
             gradient_weights: M weights of the mean over steps of the function of inner gradients.
         """
         schedule, first = self._schedule, self._first_differentiated

@@ -28,7 +28,7 @@ class GradientAccumulator:
         self.metrics[name] = self.metrics[name] + scaled if name in self.metrics else scaled
 
     def add_coupling(self, harmful: Tensor, desired: Tensor, trunk: Tensor, weights: dict[str, float]) -> None:
-        """Add the terms of two losses' gradients: a derivative of derivatives. The graph of `harmful` is kept."""
+        """Add terms that are functions of two losses' gradients (0-d losses). The graph of `harmful` is kept."""
         harmful_gradient, desired_gradient = (
             torch.autograd.grad(loss, trunk, create_graph=True)[0] for loss in (harmful, desired)
         )

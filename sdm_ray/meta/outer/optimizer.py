@@ -19,17 +19,17 @@ from sdm_ray.meta.outer.schedule import Schedule, check_options, classes_of, unk
 ELEMENTWISE = frozenset(
     {"ASGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "Rprop", "SGD"}
 )
-"""Optimisers that treat every element by itself, for which one flat vector is as good as the tensors in it, and
-faster. The others get the tensors."""
+"""Elementwise optimisers: they get one flat vector, which gives the same update faster. The others get the separate
+tensors."""
 MATRICES_ONLY = frozenset({"Muon"})
-"""Optimisers of the trunk's matrices; embeddings, vectors, heads and what the adversary learns get AdamW then."""
+"""Optimisers that take matrices only; embeddings, vectors, heads and the adversary's parameters get AdamW."""
 
 
 class Group(NamedTuple):
     """Parameters that share a learning rate."""
 
     params: list[Tensor]
-    """Leaves; may be none."""
+    """Leaf tensors; may be empty."""
     learning_rate: float
     """After warm-up."""
     gradient_clip: float | None
@@ -40,7 +40,7 @@ class Group(NamedTuple):
 
 
 class Rated(NamedTuple):
-    """A tensor that an optimiser moves."""
+    """A tensor that an optimiser updates."""
 
     learning_rate: float
     piece: Tensor
@@ -49,8 +49,8 @@ class Rated(NamedTuple):
 class OuterOptimizer:
     """Any optimiser of `torch.optim` that needs gradients alone, with any schedule of torch after a linear warm-up.
 
-    It never waits for the device, unless the class of torch does (Adafactor). Weight decay spares scalars: there is no
-    weight among them.
+    It does not synchronise with the device, unless the class of torch does (Adafactor). Scalars get no weight decay:
+    none of them is a weight.
 
     Args:
         groups: the first one's gradient norm is reported, and it holds the weights of the model.
@@ -112,7 +112,7 @@ class OuterOptimizer:
             optimizer.state[piece].update(state["state"].get(str(index), {}))
 
     def _owned(self) -> Iterator[tuple[int, Tensor, Optimizer]]:
-        """Position, parameter and optimiser of each."""
+        """Position, tensor and optimiser of every parameter."""
         owned = [
             (piece, optimizer)
             for optimizer in self._optimizers
@@ -122,7 +122,7 @@ class OuterOptimizer:
         return ((index, piece, optimizer) for index, (piece, optimizer) in enumerate(owned))
 
     def _shares(self, settings: TrainSettings) -> list[list[Rated]]:
-        """What the optimiser moves and, where it does not take all, the rest."""
+        """Tensors of the chosen optimiser and, where it does not take all, those of AdamW."""
         rated = [
             Rated(group.learning_rate, piece)
             for group, pieces in zip(self._groups, self._pieces, strict=True)
@@ -200,7 +200,7 @@ def _optimizer_class(settings: TrainSettings) -> type[Optimizer]:
 
 
 def _working_options(kind: type[Optimizer], settings: TrainSettings, share: list[Rated]) -> dict[str, Any]:
-    """The options that a step with small stand-ins works with: `fused`, where the class has it, if it can be had."""
+    """The first options with which a step on small stand-in tensors succeeds; `fused` is tried first."""
     given = settings.optimizer_options
     choices = [given]
     if "fused" in inspect.signature(kind).parameters and not given.keys() & {"fused", "foreach", "differentiable"}:
@@ -229,7 +229,7 @@ def _rehearse(kind: type[Optimizer], share: list[Rated], options: dict[str, Any]
 
 
 def _build(kind: type[Optimizer], share: list[Rated], options: dict[str, Any]) -> Optimizer:
-    """The optimiser, neighbours of one learning rate in one group."""
+    """The optimiser; consecutive tensors with one learning rate share a parameter group."""
     decays = "weight_decay" in inspect.signature(kind).parameters
     groups = []
     for (rate, is_scalar), members in groupby(share, lambda one: (one.learning_rate, one.piece.dim() == 0)):

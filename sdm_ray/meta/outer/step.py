@@ -36,8 +36,8 @@ class OuterStep:
     """The state of meta-training, and its step.
 
     Args:
-        settings: of a method that trains the trunk.
-        trunk: where training starts; it is not written to.
+        settings: training settings, for a method that trains the trunk.
+        trunk: the initial encoder; it is not modified.
         data: examples on the device.
         generators: CPU generators of every draw.
         indices: (N,) host indices that are trained on; None takes all of meta-training.
@@ -191,8 +191,8 @@ class OuterStep:
     def probe(self) -> dict[int, float] | None:
         """Adapted harmful losses of the present weights by inner step, averaged over a few adversaries.
 
-        The adversaries are the same at every call, and nothing that training depends on moves. None where the method
-        simulates no adversary. It waits for the device.
+        The adversaries are the same at every call, and the state of training does not change. None where the method
+        simulates no adversary. Synchronises with the device.
         """
         if not self._plan.simulates():
             return None
