@@ -35,15 +35,21 @@ SMALL_ATTACK = {
 }
 
 
+@pytest.fixture(scope="module")
+def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One cache for all commands here: what several need, floors above all, is built once."""
+    return tmp_path_factory.mktemp("cli") / "cache"
+
+
 @pytest.fixture
-def trial_file(data_file: Path, encoder_folder: Path, tmp_path: Path) -> Path:
+def trial_file(data_file: Path, encoder_folder: Path, tmp_path: Path, cache_dir: Path) -> Path:
     document = {
         "data": {"source": str(data_file), "max_length": 24},
         "encoder": {"name": str(encoder_folder)},
         "train": {"num_outer_steps": 4, "adversary": {"num_steps": 1}},
         "attack": SMALL_ATTACK,
         "scratch": {"enabled": False},
-        "runtime": {"cache_dir": str(tmp_path / "cache")},
+        "runtime": {"cache_dir": str(cache_dir)},
     }
     path = tmp_path / "trial.yaml"
     path.write_text(yaml.safe_dump(document))
@@ -77,7 +83,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int
 
 
 def test_train_then_attack_what_it_exported(
-    capsys: pytest.CaptureFixture[str], trial_file: Path, tmp_path: Path
+    capsys: pytest.CaptureFixture[str], trial_file: Path, tmp_path: Path, cache_dir: Path
 ) -> None:
     code, out, _ = run(capsys, "train", trial_file, "--out", tmp_path / "out")
     assert code == 0
@@ -86,7 +92,7 @@ def test_train_then_attack_what_it_exported(
         assert any(line.split() == [name, str(tmp_path / "out" / file)] for line in out.splitlines())
     code, out, _ = run(
         capsys, "attack", tmp_path / "out" / "model", "--out", tmp_path / "attack", "--config", trial_file,
-        "--set", f"runtime.cache_dir={tmp_path / 'cache'}",
+        "--set", f"runtime.cache_dir={cache_dir}",
     )  # fmt: skip
     assert code == 0
     assert "head start" in out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 from sdm_ray.attack.families.token_probe import NAME_READINGS
 from sdm_ray.attack.findings import information
 from sdm_ray.attack.findings.audit import INFORMATION_MARGIN, Check, audit
-from sdm_ray.attack.findings.information import Site, balanced_with_error, beside, measure_information
+from sdm_ray.attack.findings.information import Site, Told, balanced_with_error, beside, measure_information
 from sdm_ray.attack.findings.signals import measure_signals
 from sdm_ray.attack.protocol import AttackReport, attack_model
 from sdm_ray.core.types import Task
@@ -31,8 +32,8 @@ def attacked(trunk: Trunk, data: Names, families: tuple[str, ...] = ("token_prob
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("name", HIDDEN)
 def test_what_is_hidden_in_tokens_is_found(name: str, seed: int) -> None:
-    report = attacked(hidden(name, seed), Names(seed))
-    assert report.cells[-1].accuracy > 0.85, [cell.winner for cell in report.cells]
+    (cell,) = attacked(hidden(name, seed), Names(seed), num_examples=("all",)).cells
+    assert cell.accuracy > 0.85, cell.winner
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -44,8 +45,7 @@ def test_what_is_gone_is_not_found(make: Any, seed: int) -> None:
 
 def test_a_name_is_found_wherever_it_stands() -> None:
     """The attacker does not know where: a query learns it, or an extreme gives it away."""
-    report = attacked(hidden("one-token", 1), Names(1, place=None))
-    cell = report.cells[-1]
+    (cell,) = attacked(hidden("one-token", 1), Names(1, place=None), num_examples=("all",)).cells
     assert cell.accuracy > 0.85
     assert cell.winner is not None
     assert cell.winner.reading in ("query", "maximum")
@@ -86,10 +86,21 @@ def test_an_interaction_of_pieces_that_know_nothing_tells_nothing(seed: int) -> 
     assert cell.accuracy < 0.6, cell.winner
 
 
-def informed(trunk: Trunk, seed: int, *, data: Names | None = None) -> tuple[Site, ...]:
-    data, fresh = data or Names(seed), encoder(seed + 500, knows=False)
-    told, floor = (measure_information(model, params_of(model), data, Task.HARMFUL, 0) for model in (trunk, fresh))
-    return beside(told, floor)
+@cache
+def world(seed: int) -> Names:
+    """Data that no test alters."""
+    return Names(seed)
+
+
+@cache
+def floor(seed: int) -> tuple[Told, ...]:
+    """What an encoder without pretraining tells of `world`: the same for whatever stands beside it."""
+    fresh = encoder(seed + 500, knows=False)
+    return measure_information(fresh, params_of(fresh), world(seed), Task.HARMFUL, 0)
+
+
+def informed(trunk: Trunk, seed: int) -> tuple[Site, ...]:
+    return beside(measure_information(trunk, params_of(trunk), world(seed), Task.HARMFUL, 0), floor(seed))
 
 
 def test_the_audit_reads_what_pieces_tell_together(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,8 +114,7 @@ def test_the_audit_reads_what_pieces_tell_together(monkeypatch: pytest.MonkeyPat
 
 def checked(trunk: Trunk, seed: int, report: AttackReport) -> Check:
     """The check of information, after an attack."""
-    data = Names(seed)
-    signals = measure_signals(trunk, params_of(trunk), data, Task.HARMFUL, 0)
+    signals = measure_signals(trunk, params_of(trunk), world(seed), Task.HARMFUL, 0)
     found = audit(report, signals=signals, floor_signals=signals, information=informed(trunk, seed))
     return found.check("information")
 
