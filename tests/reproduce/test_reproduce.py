@@ -280,6 +280,7 @@ TINY = (
     "variants={mlac-k4: {train.adversary.num_steps: 1}}", "trial.train.num_outer_steps=2",
     "trial.data.synthetic.version=1", "trial.data.synthetic.num_examples=600", "trial.attack.families=[fine_tune, knn]",
     "trial.attack.num_examples=[8, 12]", "trial.attack.num_search_trials=2",
+    "trial.attack.benign_families=[linear_probe]", "trial.attack.measure_information=false",
     "trial.attack.num_rerun_seeds=2", "trial.attack.num_steps_min=2",
     "trial.attack.num_steps_max=4", "resources.max_concurrent_trials=1",
 )  # fmt: skip
