@@ -76,7 +76,7 @@ def in_process() -> Iterator[None]:
         yield
 
 
-ON_RAY = ("sweep/test_processes", "sweep/cluster/test_attack_runner", "core/test_cache")
+ON_RAY = ("sweep/test_processes", "sweep/cluster/test_attack_runner", "core/test_cache", "test_untrusted")
 """Files with tests that take `ray_cluster`; one process runs all of them, and starts Ray once."""
 
 LONGEST = (
