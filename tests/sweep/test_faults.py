@@ -189,16 +189,13 @@ def test_killed_then_resumed(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signals_are_clean(tmp_path: Path, number: signal.Signals) -> None:
-    """As a terminal sends Ctrl-C, to every process of the group; nothing is left behind."""
+    """As a terminal, `timeout` and `scancel` send them, to every process of the group; nothing is left behind."""
     driver = Driver(tmp_path)
     driver.wait_for(is_under_way(tmp_path, 0))
     family = driver.family()
-    if number is signal.SIGINT:
-        os.killpg(driver.process.pid, number)
-    else:
-        driver.process.send_signal(number)
+    os.killpg(driver.process.pid, number)
     assert driver.outcome(60)["interrupted"]
     wait_gone(family)
     running = [name for name, entry in entries(tmp_path).items() if entry.result is None]
@@ -206,6 +203,26 @@ def test_signals_are_clean(tmp_path: Path, number: signal.Signals) -> None:
     for name in running:
         trial = tmp_path / "fake" / "trials" / name
         assert sweep_fakes.events(trial, "closed") or not sweep_fakes.events(trial, "started")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("daemon", ["raylet", "gcs_server"])
+def test_a_sweep_whose_ray_dies_is_interrupted_within_half_a_minute(tmp_path: Path, daemon: str) -> None:
+    """Nothing is lost, doubled or left behind, and the next driver completes the sweep."""
+    driver = Driver(tmp_path)
+    driver.wait_for(is_under_way(tmp_path, 1))
+    family, ended = driver.family(), num_ended(tmp_path)
+    (victim,) = (pid for pid, command in alive(family).items() if command.split()[0].endswith(f"/{daemon}"))
+    start = time.monotonic()
+    os.kill(victim, signal.SIGKILL)
+    assert driver.process.wait(60) == 130, driver.output.read_text()
+    assert time.monotonic() - start < 30
+    assert "has died: the sweep ends; what has finished is kept" in driver.output.read_text()
+    assert num_ended(tmp_path) >= ended
+    wait_gone(family, 10)
+    assert not list(Path("/tmp").glob(f"sdm-{digest(str(tmp_path / 'fake'))}"))
+    check_complete(tmp_path, Driver(tmp_path, "--resume").outcome(), num_kills=1)
 
 
 @pytest.mark.slow
