@@ -215,7 +215,7 @@ def _record_again(run: _Run) -> None:
             run.tracker.finish_trial(state.judged_trial(entry.result))
             lost.append(entry.trial_id)
     if lost:
-        run.view.message(f"tracking has no record of {len(lost)} trials that have ended; they are recorded again")
+        run.view.message(f"tracking has no record of trials that have ended ({len(lost)}); they are recorded again")
 
 
 @contextmanager

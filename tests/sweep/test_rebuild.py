@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import sqlite3
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
 
+from sdm_ray.core.result import TrialResult
 from sdm_ray.sweep import SilentView, SweepOutcome, run_sweep
+from sdm_ray.sweep import runner as runner_module
 from sdm_ray.sweep.opening import damage_of
 from sdm_ray.sweep.state.ledger import read_record
+from sdm_ray.tracking import NoTracker
 from tests.fakes import sweep as sweep_fakes
 
 
@@ -110,3 +114,31 @@ def test_a_damaged_result_of_an_unfinished_trial_is_run_again_and_said_once(tmp_
     assert read_record(folder).entries["t0000"].result is not None
     assert sum(message.startswith("trial t0000: the result was damaged") for message in view.messages) == 1
     assert len(sweep_fakes.events(folder / "trials" / "t0000", "started")) == 2
+
+
+class Forgetful(NoTracker):
+    """Has lost its record of all trials but some."""
+
+    def __init__(self, known: set[str]) -> None:
+        self.known, self.calls = known, list[tuple[str, str]]()
+
+    def is_recorded(self, trial_id: str) -> bool:
+        return trial_id in self.known
+
+    def start_trial(self, trial_id: str, *arguments: Any, **options: Any) -> None:
+        self.calls.append(("start", trial_id))
+
+    def finish_trial(self, result: TrialResult) -> None:
+        self.calls.append(("finish", result.trial_id))
+
+
+@pytest.mark.usefixtures("in_process")
+def test_a_tracker_that_lost_its_record_is_told_of_every_ended_trial_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(tmp_path, 2)
+    tracker, view = Forgetful({"tuned", "t0001"}), SilentView()
+    monkeypatch.setattr(runner_module, "open_tracker", lambda settings, folder, **options: tracker)
+    run(tmp_path, 2, view=view, resume=True)
+    assert tracker.calls == [("start", "t0000"), ("finish", "t0000")]
+    assert "tracking has no record of trials that have ended (1); they are recorded again" in view.messages
