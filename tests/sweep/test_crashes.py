@@ -31,9 +31,11 @@ pytestmark = [
     pytest.mark.usefixtures("in_process", "light"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning"),
 ]
-NUM_TRIALS = 3
+POINTS = [{sweep_fakes.RATE: 1e-3, sweep_fakes.WEIGHT: weight} for weight in (0.5, 1.0, 3.0)]
+"""All points that the sweep tries: a sampler would draw others after a resume, for it is seeded anew there."""
 CHANGES = {
-    "references": "[tuned]", "search__num_trials": str(NUM_TRIALS), "search__sampler": "tpe",
+    "references": "[tuned]", "search__num_trials": str(len(POINTS)),
+    "search__points": json.dumps(POINTS), "search__sampler": "tpe",
     "search__max_desired_drop": "0.1", "resources__max_concurrent_trials": "2", "tracking__enabled": "true",
 }  # fmt: skip
 
