@@ -7,6 +7,9 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+ANSWER_SECONDS = 5.0
+"""How long the hub may take to answer before anything is asked of it."""
+
 _PART = r"[\w.-]+"
 _ID = re.compile(f"{_PART}/{_PART}")
 _BARE_ID = re.compile(_PART)
@@ -22,6 +25,23 @@ def brief(error: BaseException) -> str:
     """The first sentence of an error's message, on one line and without its full stop."""
     text = " ".join(str(error).split()) or type(error).__name__
     return _SENTENCE_END.split(text)[0][:300].rstrip(".")
+
+
+def is_away() -> bool:
+    """Whether the hub gives no answer within `ANSWER_SECONDS`; its own client would try for minutes.
+
+    A hub that is switched off (`HF_HUB_OFFLINE`) is not asked, for its client then fails at once.
+    """
+    from huggingface_hub import constants
+    from huggingface_hub.utils import get_session
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        get_session().head(constants.ENDPOINT, timeout=ANSWER_SECONDS)
+    except Exception:  # name, network, proxy and certificate errors have no common base
+        return True
+    return False
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from transformers.utils import logging as hf_logging
 from sdm_ray.config import EncoderSettings, SyntheticWorld
 from sdm_ray.core.errors import RunError, UsageError
 from sdm_ray.core.files import is_file, is_folder, user_path
-from sdm_ray.core.hub import brief, is_hub_id, quiet_hub
+from sdm_ray.core.hub import brief, is_away, is_hub_id, quiet_hub
 
 NEW_WEIGHTS_SEED = 0
 """Seed of pretrained encoders' weights that a checkpoint lacks (a pooler, say), so that loading is reproducible."""
@@ -72,6 +72,8 @@ def fetch(source: str | Path, revision: str | None, load: Callable[..., T], **op
         except OSError:
             pass
         try:
+            if is_away():
+                raise OSError("connect")
             return load(source, revision=revision, **options)
         except OSError as error:
             if "safetensors" in str(error) and "connect" not in str(error):
@@ -81,7 +83,8 @@ def fetch(source: str | Path, revision: str | None, load: Callable[..., T], **op
             where = f"{source!r} (revision {revision!r})" if revision else repr(source)
             raise RunError(
                 f"encoder {where} could not be had from the Hugging Face hub (no network, or no such model); point "
-                "encoder.name at a local folder with config.json, model.safetensors and tokenizer.json"
+                "encoder.name at a local folder with config.json, model.safetensors and tokenizer.json (--encoder of "
+                "`sdm-ray init`)"
             ) from None
 
 

@@ -245,3 +245,26 @@ def test_tokenizer_digest_does_not_depend_on_use(encoder_folder: Path, own_folde
     path = own_folder / "tokenizer.json"
     path.write_text(path.read_text().replace("mara", "mira"))
     assert tokenizer_digest(load_tokenizer(settings_of(own_folder), cache_dir=own_folder)) != before
+
+
+def test_a_hub_that_does_not_answer_is_given_up_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hub's own client tries every file again and again, which takes minutes."""
+
+    class Away:
+        def head(self, url: str, timeout: float) -> None:
+            assert timeout <= 5
+            raise ConnectionError(url)
+
+    asked: list[str] = []
+
+    def from_hub(name: str, **options: Any) -> None:
+        if not options.get("local_files_only"):
+            asked.append(name)
+        raise OSError("We couldn't connect")
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.utils.get_session", Away)
+    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", from_hub)
+    with pytest.raises(RunError, match=r"could not be had .*--encoder of `sdm-ray init`"):
+        load_trunk(settings_of("nobody/nothing"), cache_dir=tmp_path)
+    assert not asked
