@@ -273,7 +273,8 @@ def set_aside(path: Path) -> Path:
     while (aside := path.with_name(f"{path.name}.damaged-{number}")).exists():
         number += 1
     try:
-        return path.rename(aside)
+        _rename(path, aside)
+        return aside
     except OSError as error:
         raise RunError(f"cannot move the damaged {path} aside: {error.strerror or error}; remove it") from None
 

@@ -32,8 +32,7 @@ def is_away() -> bool:
 
     A hub that is switched off (`HF_HUB_OFFLINE`) is not asked, for its client then fails at once.
     """
-    from huggingface_hub import constants
-    from huggingface_hub.utils import get_session
+    from huggingface_hub import constants, get_session
 
     if constants.HF_HUB_OFFLINE:
         return False

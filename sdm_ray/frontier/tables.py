@@ -66,15 +66,16 @@ def _rows(points: Sequence[Point]) -> list[dict[str, Any]]:
 
 def _document(points: Sequence[Point], rows: list[dict[str, Any]], extras: Extras | None) -> dict[str, Any]:
     extras = extras or Extras()
-    return {
+    known = {name: null_for_nan(one.to_json()) for name, one in extras.details.items()}
+    document = {
         "version": TABLE_VERSION,
         "directions": {"desired": "maximize", "harmful": "minimize"},
         "reference_point": {"desired": REFERENCE_POINT[0], "harmful": REFERENCE_POINT[1]},
         "hypervolume": hypervolume(points),
         "importances": {name: dict(shares) for name, shares in extras.importances.items()},
-        "details": {name: null_for_nan(one.to_json()) for name, one in extras.details.items()},
         "points": [null_for_nan(row) for row in rows],
     }
+    return document | {"details": known} if known else document
 
 
 def read_tables(folder: Path) -> list[Point]:

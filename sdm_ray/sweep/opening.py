@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from contextlib import closing, suppress
 from pathlib import Path
 
-from sdm_ray.core.files import set_aside
+from sdm_ray.core.files import move, set_aside
 from sdm_ray.core.notices import gathered
 from sdm_ray.core.result import RESULT, Status, TrialResult, readable_result, write_result
 from sdm_ray.sweep.records.warm import earlier_results
@@ -43,7 +43,7 @@ def open_study(
         aside = set_aside(file)
         for suffix in ("-journal", "-wal", "-shm"):  # a new file would be mended by what belongs to the old one
             with suppress(FileNotFoundError):
-                file.with_name(file.name + suffix).rename(aside.with_name(aside.name + suffix))
+                move(file.with_name(file.name + suffix), aside.with_name(aside.name + suffix))
         announce(f"{file.name} is damaged ({damage}): it lies in {aside.name} and is rebuilt from the ledger")
     is_lost = settings.storage is None and not file.exists()
     options = recorder.ledger.record.sampler_options

@@ -16,6 +16,7 @@ import optuna
 from sdm_ray.config import SweepSettings, TrialSettings, content_hash, override, parse_settings
 from sdm_ray.core.metric_names import Metric
 from sdm_ray.core.result import Status, TrialResult
+from sdm_ray.frontier.details import Extras
 from sdm_ray.frontier.points import Point, compare, hypervolume, near_front, pareto_front
 from sdm_ray.frontier.select import select
 from sdm_ray.frontier.tables import read_tables, write_tables
@@ -172,7 +173,8 @@ def frontier(folder: Path) -> dict[str, Any]:
     """Front, neighbours, hypervolume, selection and tables of a fixed cloud of points."""
     points, others = cloud(40, seed=0), cloud(25, seed=1)
     home = fresh(folder, "tables")
-    table, document = write_tables(points, home, importances={"desired": {"train.learning_rate": 0.7, "seed": 0.3}})
+    extras = Extras(importances={"desired": {"train.learning_rate": 0.7, "seed": 0.3}})
+    table, document = write_tables(points, home, extras=extras)
     assert table.exists()
     assert [in_short(point) for point in read_tables(home)][5:] == [in_short(point) for point in points][5:]
     chosen = {

@@ -230,17 +230,16 @@ def test_a_disk_that_fills_up_during_training_costs_the_steps_since_the_last_che
     """The trial fails in one sentence, as a worker reports it, and goes on from what it had once there is space."""
     folder = tmp_path / "trial"
     job = Job(trial_id="trial", output_dir=str(folder), settings=settings.model_dump(mode="json"))
-    write, files = checkpoint._write_synced, list[Path]()
+    write = checkpoint.write_bytes
 
-    def fills_up(path: Path, content: bytes) -> None:
-        files.append(path)
+    def fills_up(path: Path, content: bytes, *, sync: bool = False) -> None:
         if "000000008" in str(path):
             path.write_bytes(content[:10])
             raise OSError(errno.ENOSPC, "No space left on device")
-        write(path, content)
+        write(path, content, sync=sync)
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "_write_synced", fills_up)
+        patch.setattr(checkpoint, "write_bytes", fills_up)
         failed = finish(TrialWorker(job))
     assert failed.status is Status.FAILED
     assert re.fullmatch(
