@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from sdm_ray.config import EncoderSettings
 from sdm_ray.core.files import is_folder, user_path
-from sdm_ray.core.hub import is_hub_id, quiet_hub
+from sdm_ray.core.hub import is_away, is_hub_id, quiet_hub
 
 MODULES, DEFAULT_FOLDER, FILE = "modules.json", "1_Pooling", "config.json"
 MODES = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean"}
@@ -86,7 +86,7 @@ def _from_hub(encoder: EncoderSettings, name: str) -> Path | None:
     cached = try_to_load_from_cache(encoder.name, name, revision=encoder.revision)
     if isinstance(cached, str):
         return Path(cached)
-    if cached is not None:  # known not to be there
+    if cached is not None or is_away():  # known not to be there, or not to be had
         return None
     try:
         with quiet_hub():

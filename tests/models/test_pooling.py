@@ -75,3 +75,22 @@ def test_left_out_it_hashes_as_it_did() -> None:
     }
     assert hashes["auto"] == hashes["native"] != hashes["mean"]
     assert content_hash(EncoderSettings()) == content_hash(EncoderSettings(pooling="native"))
+
+
+@pytest.mark.parametrize("away", [True, False])
+def test_a_hub_that_does_not_answer_is_not_asked_for_files(
+    away: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its client would try for a minute; a hub that answers is asked."""
+    asked: list[str] = []
+
+    def download(name: str, file: str, **options: Any) -> str:
+        asked.append(file)
+        write(tmp_path, MEAN)
+        return str(tmp_path / file)
+
+    monkeypatch.setattr("sdm_ray.models.pooling.is_away", lambda: away)
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *args, **options: None)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    encoder, _ = choose_pooling(EncoderSettings(name="somebody/encoder"))
+    assert (encoder.pooling, bool(asked)) == (("native", False) if away else ("mean", True))
