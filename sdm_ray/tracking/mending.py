@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import sqlite3
 import subprocess
 import sys
@@ -11,7 +10,7 @@ from contextlib import closing
 from pathlib import Path
 
 from sdm_ray.core.errors import RunError
-from sdm_ray.core.files import set_aside
+from sdm_ray.core.files import copy, move, set_aside
 from sdm_ray.tracking.address import sqlite_uri
 
 log = logging.getLogger(__name__)
@@ -39,7 +38,7 @@ def move_damaged(file: Path) -> Path | None:
     for suffix in ("-journal", "-wal", "-shm"):
         beside = file.with_name(file.name + suffix)
         if beside.exists():
-            beside.rename(aside.with_name(aside.name + suffix))
+            move(beside, aside.with_name(aside.name + suffix))
     log.warning("%s is damaged (%s): it lies in %s, and a new one is made", file, damage, aside.name)
     return aside
 
@@ -72,11 +71,11 @@ def upgrade(file: Path) -> None:
         RunError: when MLflow cannot.
     """
     number = 1
-    while (copy := file.with_name(f"{file.name}.before-upgrade-{number}")).exists():
+    while (kept := file.with_name(f"{file.name}.before-upgrade-{number}")).exists():
         number += 1
     command = [sys.executable, "-m", "mlflow", "db", "upgrade", sqlite_uri(file)]
     try:
-        shutil.copy2(file, copy)
+        copy(file, kept)
         done = subprocess.run(command, capture_output=True, text=True, timeout=UPGRADE_SECONDS)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise RunError(f"{file} is of an earlier MLflow and cannot be brought up to date: {error}") from None
@@ -86,4 +85,4 @@ def upgrade(file: Path) -> None:
             f"{file} is of an earlier MLflow, and `mlflow db upgrade` fails: {words}; remove it, and every trial is "
             "recorded again"
         )
-    log.warning("%s was of an earlier MLflow and is brought up to date; as it was it lies in %s", file, copy.name)
+    log.warning("%s was of an earlier MLflow and is brought up to date; as it was it lies in %s", file, kept.name)

@@ -263,7 +263,7 @@ def test_a_hub_that_does_not_answer_is_given_up_at_once(tmp_path: Path, monkeypa
         raise OSError("We couldn't connect")
 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    monkeypatch.setattr("huggingface_hub.utils.get_session", Away)
+    monkeypatch.setattr("huggingface_hub.get_session", Away)
     monkeypatch.setattr("transformers.AutoConfig.from_pretrained", from_hub)
     with pytest.raises(RunError, match=r"could not be had .*--encoder of `sdm-ray init`"):
         load_trunk(settings_of("nobody/nothing"), cache_dir=tmp_path)
