@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -103,6 +104,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             return "on Ray" if file.removesuffix(".py").endswith(ON_RAY) else file
 
     return Files(config, log)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Once MLflow is imported, have it copy its tables in place of making them anew for each test."""
+    if "mlflow" in sys.modules:
+        from tests.fakes import mlflow_tables
+
+        mlflow_tables.install()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
