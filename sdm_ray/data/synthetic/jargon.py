@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Craft(NamedTuple):
-    """The words of one trade (profession)."""
+    """The words of one trade (profession); no word belongs to two trades."""
 
     label: str
     """Label of the desired task; occurs in no text."""
