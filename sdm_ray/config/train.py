@@ -77,7 +77,7 @@ class TrainSettings(Settings):
     """`pretrained` and `random` train the desired head on a frozen trunk. `scratch` trains a randomly initialised
     encoder on the desired task with the trial's `scratch` settings. `tuned` minimises only the desired loss. `erase`
     does the same with the directions of `train.erase` removed from the residual stream. `ac` (adversarial censoring)
-    maximises the loss of a harmful head on the un-adapted model. `mlac` maximises the loss of simulated adversaries."""
+    maximises the loss of a harmful head on the un-adapted model. `mlac` trains against simulated adversaries."""
     num_outer_steps: PositiveInt = 1000
     """Number of outer steps."""
     desired_batch_size: BatchSize = 32

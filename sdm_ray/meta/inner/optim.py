@@ -1,8 +1,8 @@
 """Inner optimisers as pure init/update pairs on one flat tensor of variables, with their adjoints in closed form.
 
 Each reproduces the trajectory of the `torch.optim` class of the same name with that class's defaults (momentum: 0.9;
-AdamW: weight decay 0.01). Shapes: A adversaries with N variables each, which share all inner settings except the
-learning rate's value, and a stack of M cotangents.
+AdamW: weight decay 0.01). Shapes: A adversaries of one group (equal `Adversary.shape`) with N variables each, and a
+stack of M cotangents.
 
 The gradient mode `unrolled` differentiates `update` twice; the other modes call `adjoint`. A test compares the two.
 With N around a million both are bound by memory bandwidth, so temporaries are overwritten in place.
