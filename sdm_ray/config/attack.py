@@ -182,8 +182,8 @@ class AttackSettings(Settings):
     benign_groups: Annotated[int, Field(ge=2, le=MOST)] = 3
     """Number of classes in the new grouping."""
     measure_information: bool = True
-    """For the audit, fit readers with all labels of attacker-train to every layer of the model, and to a randomly
-    initialised model."""
+    """For the audit, fit readers with all labels of attacker-train at every site of the model (pooled features, token
+    states of every layer, rows of the embedding), and of the reference `scratch` (else of random initialisation)."""
 
     def for_benign_tasks(self) -> AttackSettings:
         """The settings of the search on benign tasks: their sizes and families, without class balancing."""

@@ -7,7 +7,7 @@ from torch import LongTensor, Tensor
 
 
 class EpochSampler:
-    """An endless sampler over `indices`, shuffled anew in every epoch.
+    """An endless sampler over `indices`, reshuffled in every epoch.
 
     A batch may span the end of one epoch and the start of the next, so all batches have full size.
 

@@ -180,7 +180,7 @@ def _attended(layer: _Layer, hidden: Tensor, mask: Tensor, layout: _Layout) -> T
 
 
 def _attended_by_first(layer: _Layer, hidden: Tensor, mask: Tensor) -> Tensor:
-    """The same for the first token alone: (B, D) from hidden states (B, L, D) and an additive mask (B, 1, L)."""
+    """As `_attended`, for the first token only: (B, D) from hidden states (B, L, D) and an additive mask (B, 1, L)."""
     attention = layer.attention
     by_head = (-1, attention.attention_head_size, hidden.shape[-1])
     # For `bmm`, heads are the batch dimension against weights, texts against hidden states.
@@ -256,4 +256,4 @@ EMBEDDINGS: dict[str, Callable[[Any, Tensor, _Layout], tuple[Tensor, list[_Layer
 """By `config.model_type`: function (encoder, input_ids (B, L), layout) -> (embedding output, layers)."""
 
 SHORTCUTS = (*EMBEDDINGS, "modernbert")
-"""Values of `config.model_type` whose last layer can be computed for the first token alone."""
+"""Values of `config.model_type` whose last layer can be computed for the first token only."""

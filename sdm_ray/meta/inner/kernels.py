@@ -64,18 +64,19 @@ class Kernels:
         return found
 
     def outputs(self, variables: Tensor, base: Base, inputs: Inputs, head: Tensor | None) -> Outputs:
-        """Outputs on inputs (B, ·) with the adversaries' own heads, or with a fixed one (C, D)."""
+        """Outputs on inputs (B, ·) with the adversaries' heads, or with a fixed head (C, D)."""
         return Outputs(*_own(self._outputs(variables, base, inputs, head)))
 
     def backward_outputs(
         self, variables: Tensor, base: Base, inputs: Inputs, head: Tensor | None, cotangents: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, ...]:
-        """Cotangents of variables and base for M cotangents of features (M, A, B, D) and logits (M, A, B, C)."""
+        """Backward of `outputs`: cotangents of variables and base, from M cotangents of features (M, A, B, D) and logits
+        (M, A, B, C)."""
         found: tuple[Tensor, ...] = _own(self._backward_outputs(variables, base, inputs, head, cotangents))
         return found
 
     def stack(self, cotangents: Sequence[Outputs | None]) -> tuple[Tensor, Tensor] | None:
-        """Stack M cotangents of outputs as one pair, with zeros where one is missing; None where all are missing."""
+        """Stack M cotangents of outputs as one pair, with zeros for missing ones; None if all are missing."""
         present = [value for value in cotangents if value is not None]
         if not present:
             return None
