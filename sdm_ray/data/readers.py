@@ -124,8 +124,8 @@ def read_hub(name: str, revision: str | None, columns: dict[str, str]) -> Source
 def _in_folder(folder: Path) -> list[Path]:
     """The data files of a folder, sorted.
 
-    In a folder that `Dataset.save_to_disk` wrote, these are the files that it lists; `datasets` leaves cache files there
-    too.
+    In a folder that `Dataset.save_to_disk` wrote, these are the files that it lists, not the caches that `datasets`
+    leaves there.
 
     Raises:
         UsageError: for compressed data files, which are not read, and for a table in two formats.

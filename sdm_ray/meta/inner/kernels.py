@@ -70,8 +70,8 @@ class Kernels:
     def backward_outputs(
         self, variables: Tensor, base: Base, inputs: Inputs, head: Tensor | None, cotangents: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, ...]:
-        """Backward of `outputs`: cotangents of variables and base, from M cotangents of features (M, A, B, D) and logits
-        (M, A, B, C)."""
+        """Backward of `outputs`: cotangents of variables and base, from M cotangents of features (M, A, B, D) and of
+        logits (M, A, B, C)."""
         found: tuple[Tensor, ...] = _own(self._backward_outputs(variables, base, inputs, head, cotangents))
         return found
 
