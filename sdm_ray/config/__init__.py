@@ -1,4 +1,4 @@
-"""Validated, immutable settings; the same classes describe YAML files, dotted overrides and the JSON schema."""
+"""Validated, immutable settings; the same classes define YAML files, dotted overrides and the JSON schema."""
 
 from sdm_ray.config.adversary import AdversarySettings, PoolSettings
 from sdm_ray.config.attack import AttackSettings

@@ -1,4 +1,4 @@
-"""Settings of the distribution that simulated adversaries are drawn from."""
+"""Settings of the distribution from which simulated adversaries are sampled."""
 
 from __future__ import annotations
 
@@ -23,77 +23,80 @@ RateSchedule = Literal["constant", "warmup", "linear", "cosine"]
 
 
 class PoolSettings(Settings):
-    """Persistent adversaries: each keeps its displacement from the weights across outer steps."""
+    """Persistent adversaries: each keeps its displacement from the current weights across outer steps."""
 
     size: NonNegativeInt = 0
-    """Adversaries in the pool; 0 switches the pool off."""
+    """Number of adversaries in the pool; 0 turns the pool off."""
     lifespan_steps: PositiveInt = 100
-    """An adversary's life ends uniformly between 1 and this many of its own steps; then it is drawn anew."""
+    """Largest number of steps of an adversary. Its lifespan is drawn uniformly from 1 to this; then a newly sampled one
+    replaces it."""
     subset_size: PositiveInt | None = 100
-    """Labelled examples that each adversary owns; None lets it see all of meta-training."""
+    """Labelled examples of each adversary; None gives it the whole meta-training split."""
     steps_per_turn: PositiveInt = 1
-    """Steps that one adversary takes in an outer step, when it is its turn."""
+    """Inner steps in one turn. The adversaries take turns, one adversary in each outer step."""
     second_order: bool = False
-    """Differentiate through the steps of a turn (by `train.gradient_mode`) and evaluate every one of them, instead of
-    taking the first-order gradient where the turn ends."""
+    """Differentiate through the steps of a turn (with `train.gradient_mode`) and evaluate the model at each of them. If
+    false, take the first-order gradient at the end of the turn."""
     learning_rate: LogRange = LogRange(low=3e-4, high=5e-3)
-    """Range of learning rates, log-uniform."""
+    """Range of the learning rate; sampled log-uniformly."""
     frozen_probability: Probability = 0.2
-    """Share of adversaries that train the head alone (at ten times the learning rate)."""
+    """Probability that an adversary trains only the head (at ten times the learning rate)."""
 
 
 class AdversarySettings(Settings):
-    """The distribution that simulated adversaries are drawn from."""
+    """The distribution from which simulated adversaries are sampled."""
 
     version: Literal[1] = 1
-    """Version of what the settings below mean; a change of meaning is a new version."""
+    """Version of the meaning of the settings below; a change of meaning needs a new version."""
     num_adversaries: PositiveInt = 1
-    """Fresh adversaries of an outer step; their gradients are averaged. Those that are alike run as one batch."""
+    """Number of fresh adversaries in an outer step; their gradients are averaged. On a GPU, adversaries with equal
+    optimiser, schedule, batch size, number of steps and trained parameters run as one batch."""
     num_steps: NonNegativeInt = 4
-    """Inner steps K of a fresh adversary; 0 takes none (adversarial censoring, or the pool alone)."""
+    """Inner steps K of a fresh adversary; 0 for none (adversarial censoring, or only the pool)."""
     num_steps_min: PositiveInt | None = None
-    """Draw the inner steps uniformly between this and `num_steps`; None always takes `num_steps`."""
+    """Sample the number of inner steps uniformly from this to `num_steps`; None always uses `num_steps`."""
     growing_steps: NonNegativeInt = 0
     """Outer steps over which the largest number of inner steps grows linearly from `num_steps_min` (or 1)."""
     optimizers: Annotated[tuple[InnerOptimizer, ...], Field(min_length=1)] = ("adam",)
-    """Inner optimisers, drawn uniformly."""
+    """Inner optimisers, sampled uniformly."""
     learning_rate_mode: Literal["meta_learned", "log_uniform", "fixed"] = "meta_learned"
-    """Learn the inner learning rate (it descends the adversary's loss), draw it afresh each time, or keep it."""
+    """`meta_learned`: the outer optimiser trains the inner learning rate to lower the adversary's loss. `log_uniform`:
+    sampled for every adversary. `fixed`: always `learning_rate_initial`."""
     learning_rate_initial: PositiveFloat = 3e-4
-    """The fixed learning rate, or the start of the meta-learned one."""
+    """The fixed learning rate, or the initial value of the meta-learned one."""
     learning_rate: LogRange = LogRange(low=1e-6, high=1e-2)
-    """Bounds of the learning rate; it is drawn from here when the mode is `log_uniform`."""
+    """Bounds of the learning rate, and its range in mode `log_uniform`."""
     learning_rate_schedules: Annotated[tuple[RateSchedule, ...], Field(min_length=1)] = ("constant",)
-    """Schedules of the learning rate over the inner steps, drawn uniformly: `warmup` rises over the first tenth and
-    stays, `linear` and `cosine` rise likewise and fall to zero."""
+    """Schedules of the learning rate over the inner steps, sampled uniformly. `warmup` rises over the first tenth of
+    the steps and is constant afterwards; `linear` and `cosine` rise in the same way and then decay to zero."""
     batch_sizes: Annotated[tuple[BatchSize, ...], Field(min_length=1)] = (8, 16, 24)
-    """Inner batch sizes, drawn uniformly."""
+    """Inner batch sizes, sampled uniformly."""
     head: Literal["meta_learned", "reset", "mixture"] = "meta_learned"
-    """Start from the meta-learned harmful head, from a fresh one, or from either."""
+    """Initial head: the meta-learned harmful head, a randomly initialised one (`reset`), or either at random."""
     head_reset_probability: Probability = 0.5
-    """Share of fresh heads where `head` is `mixture`."""
+    """Probability of a randomly initialised head if `head` is `mixture`."""
     frozen_probability: Probability = 0.0
-    """Probability that an adversary trains the head alone (at ten times the learning rate)."""
+    """Probability that an adversary trains only the head (at ten times the learning rate)."""
     partly_frozen_probability: Probability = 0.0
-    """Probability that it freezes the embeddings and the lowest layers, their number drawn uniformly."""
+    """Probability that an adversary freezes the embeddings and the lowest layers; their number is sampled uniformly."""
     lora_probability: Probability = 0.0
-    """Probability that it trains low-rank factors of the weight matrices, and the head."""
+    """Probability that an adversary trains low-rank factors of the weight matrices, and the head."""
     lora_ranks: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (4, 16)
-    """Ranks of the factors, drawn uniformly."""
+    """Ranks of the factors, sampled uniformly."""
     subset_size: PositiveInt | None = None
-    """Labelled examples an adversary has; None lets it see all of meta-training."""
+    """Labelled examples of an adversary; None gives it the whole meta-training split."""
     parameter_noise: NonNegativeFloat = 0.0
-    """Largest standard deviation of Gaussian noise on the trunk at the start, relative to the root mean square of each
-    parameter; each adversary draws its own, uniformly from 0."""
+    """Upper bound of the standard deviation of Gaussian noise on the initial trunk, relative to each parameter's root
+    mean square. Each adversary samples its standard deviation uniformly from 0 to this."""
     gradient_clip: PositiveFloat = 100.0
-    """Norm that inner gradients are clipped to."""
+    """Inner gradients are clipped to this norm."""
     pool: PoolSettings = PoolSettings()
     """Persistent adversaries."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         low, high = self.learning_rate.low, self.learning_rate.high
-        # A rate that is drawn has no initial value.
+        # A sampled learning rate has no initial value.
         if self.learning_rate_mode != "log_uniform" and not low <= self.learning_rate_initial <= high:
             raise ValueError(
                 f"learning_rate_initial ({self.learning_rate_initial:g}) must lie in learning_rate [{low:g}, {high:g}]"
@@ -109,10 +112,10 @@ class AdversarySettings(Settings):
         return self
 
     def supports(self) -> tuple[Support, ...]:
-        """The supports of the draws: fresh adversaries, one entry for each way of adapting, and members of the pool.
+        """The supports of the distribution: one for each kind of adaptation of fresh adversaries, and one for the pool.
 
-        `learning_rate` is that of the whole model; the head alone is trained at ten times it. `partial` is `head` in a
-        trunk of one block.
+        `learning_rate` is the rate for the whole model; an adversary that trains only the head uses ten times that. In
+        a trunk of one block `partial` is the same as `head`.
         """
         fresh = self._fresh_supports() if self.num_steps else ()
         return (*fresh, *self._pool_supports()) if self.pool.size else fresh

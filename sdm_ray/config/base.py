@@ -1,4 +1,4 @@
-"""The base of every settings class: immutable, without unknown keys, documented field by field."""
+"""The base of every settings class: immutable, unknown keys are errors, every field has a description."""
 
 from __future__ import annotations
 
@@ -19,37 +19,38 @@ from pydantic import (
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 MOST = 2**31 - 1
-"""The largest count."""
+"""Upper bound of counts."""
 WIDEST = 2**20
-"""The largest dimension of a batch; a larger tensor would exceed any memory."""
+"""Upper bound of a batch's dimensions; a larger tensor would not fit into memory."""
 _FLOAT32_MOST = 3.4e38
 
 PositiveInt = Annotated[int, Field(ge=1, le=MOST)]
 NonNegativeInt = Annotated[int, Field(ge=0, le=MOST)]
 BatchSize = Annotated[int, Field(ge=1, le=WIDEST)]
 Seed = Annotated[int, Field(ge=0, le=2**62)]
-"""Below what generators take, so that seeds can be derived by addition."""
+"""Less than a generator's largest seed, so that seeds can be derived by addition."""
 PositiveFloat = Annotated[float, Field(gt=0, le=_FLOAT32_MOST, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, le=_FLOAT32_MOST, allow_inf_nan=False)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 
 
 class Settings(BaseModel):
-    """Immutable settings; unknown keys are refused; the docstring below a field becomes its description."""
+    """Immutable settings. Unknown keys are errors. The docstring below a field becomes its description."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True)
 
     LATER: ClassVar[frozenset[str]] = frozenset()
-    """Settings that came after results were published; at their defaults they compute what was computed without them,
-    and are left out of `identity`, so that hashes of earlier results stay."""
+    """Settings that were added after results were published. Their defaults reproduce the earlier behaviour; `identity`
+    leaves them out at their defaults, so that hashes of earlier results do not change."""
     MEANT: ClassVar[dict[str, dict[Any, Any]]] = {}
-    """Values by setting that `identity` writes as others: what leaving the setting out meant when results were
-    published. Whoever computes something settles such a value first, so that no two results share a hash."""
+    """By setting, values that `identity` replaces by what an omitted setting meant when results were published. Code
+    that computes results must resolve such a value first, so that different results have different hashes."""
 
     @model_validator(mode="before")
     @classmethod
     def _true_is_no_number(cls, values: Any) -> Any:
-        """Discriminators allow no validator of single fields, so the errors get their places here."""
+        """Reject booleans as numbers. (Unions with a discriminator do not allow a validator per field, so errors get
+        their location here.)"""
         if not isinstance(values, dict):
             return values
         wrong = {name: value for name, value in values.items() if _holds_truth(value) and _is_number(cls, name)}
@@ -63,7 +64,7 @@ class Settings(BaseModel):
         return values
 
     def identity(self, *, exclude: set[str] | None = None) -> dict[str, Any]:
-        """Plain values that identify what these settings compute: what digests are made of."""
+        """JSON values that identify what these settings compute; digests are computed from them."""
         return self.model_dump(mode="json", exclude=exclude, context={"identity": True})
 
     @model_serializer(mode="wrap")
@@ -80,7 +81,7 @@ class Settings(BaseModel):
 
 
 def _holds_truth(value: Any) -> bool:
-    """Whether a value is true or false, or a list or mapping with one in it."""
+    """Whether a value is a boolean, or a list or mapping that contains one."""
     if isinstance(value, list | tuple):
         return any(map(_holds_truth, value))
     return any(map(_holds_truth, value.values())) if isinstance(value, Mapping) else isinstance(value, bool)
@@ -88,7 +89,7 @@ def _holds_truth(value: Any) -> bool:
 
 @cache
 def _is_number(settings: type[Settings], name: str) -> bool:
-    """Whether a setting takes numbers, alone or in lists and mappings, and neither true nor whatever there is."""
+    """Whether a setting's type allows numbers (also within lists and mappings), but neither booleans nor any value."""
     if name not in settings.model_fields:
         return False
     leaves = set(_leaves(settings.model_fields[name].annotation))
@@ -96,7 +97,7 @@ def _is_number(settings: type[Settings], name: str) -> bool:
 
 
 def _leaves(annotation: Any) -> Iterator[Any]:
-    """The types that an annotation is made of."""
+    """The innermost types of an annotation."""
     inner = get_args(annotation)
     if not inner:
         yield annotation
@@ -106,7 +107,7 @@ def _leaves(annotation: Any) -> Iterator[Any]:
 
 
 class LogRange(Settings):
-    """A positive range that is sampled on a logarithmic scale; both ends included."""
+    """A positive range, bounds included, that is sampled on a logarithmic scale."""
 
     low: PositiveFloat
     """Smallest value."""

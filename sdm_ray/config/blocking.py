@@ -1,4 +1,4 @@
-"""Weights of the outer loss: one field a blocking term."""
+"""Weights of the outer loss: one field per blocking term."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sdm_ray.config.base import NonNegativeFloat, PositiveFloat, Settings
 
 
 class BlockingSettings(Settings):
-    """Weights of the outer loss; a weight of 0 leaves a term out. `sdm_ray.meta.objectives` defines the terms."""
+    """Weights of the terms of the outer loss; 0 turns a term off. `sdm_ray.meta.objectives` defines the terms."""
 
     desired_base: NonNegativeFloat = 1.0
     """Desired loss of the un-adapted model; minimised."""
@@ -19,32 +19,34 @@ class BlockingSettings(Settings):
     harmful_adapted: NonNegativeFloat = 0.0
     """Mean over inner steps of the adapted harmful loss; maximised."""
     harmful_adapted_calibrated: NonNegativeFloat = 0.0
-    """The same after calibration, so that flipped labels do not count; maximised."""
+    """`harmful_adapted` after calibration, so that swapped labels do not raise it; maximised."""
     harmful_adapted_clamped: NonNegativeFloat = 0.0
-    """The same with each example's cross-entropy clamped at log C; maximised (MLAC-AR)."""
+    """`harmful_adapted` with each example's cross-entropy clamped at log C; maximised (MLAC-AR)."""
     harmful_adapted_entropy: NonNegativeFloat = 0.0
     """Mean over inner steps of the entropy of the adapted harmful prediction; maximised (TAR)."""
     harmful_adapted_inverse: NonNegativeFloat = 0.0
     """Mean over inner steps of the inverse cross-entropy of the adapted harmful prediction; minimised (SOPHON)."""
     harmful_adapted_uniform: NonNegativeFloat = 0.0
-    """Mean over inner steps of its divergence from the uniform distribution; minimised (SOPHON)."""
+    """Mean over inner steps of the adapted harmful prediction's divergence from the uniform distribution; minimised
+    (SOPHON)."""
     adapted_grad_norm: NonNegativeFloat = 0.0
     """Mean over inner steps of the norm of the harmful gradient; minimised."""
     desired_adapted: NonNegativeFloat = 0.0
-    """Desired loss after adapting to the desired task, mean over inner steps; minimised."""
+    """Mean over inner steps of the desired loss of the model adapted to the desired task; minimised."""
     desired_adapted_harmful: NonNegativeFloat = 0.0
-    """Harmful loss of the model adapted to the desired task, mean over inner steps; maximised."""
+    """Mean over inner steps of the harmful loss of the model adapted to the desired task; maximised."""
     mutual_information: NonNegativeFloat = 0.0
-    """Information about the harmful label that a learned predictor of every inner step reads from the adapted
-    features; minimised."""
+    """Lower bound on the mutual information of adapted features and harmful label, from a learned linear predictor for
+    each inner step; minimised."""
     gradient_coupling: NonNegativeFloat = 0.0
-    """Cosine of the harmful and the desired gradient at the un-adapted model; minimised (SEAM)."""
+    """Cosine similarity of the harmful and the desired gradient at the un-adapted model; minimised (SEAM)."""
     retain_mlm: NonNegativeFloat = 0.0
     """Masked-LM loss of the un-adapted model on general text; minimised."""
     retain_distill: NonNegativeFloat = 0.0
-    """Mean squared difference of the last hidden states to the original encoder's on general text; minimised."""
+    """Mean squared difference between the last hidden states and the original encoder's, on general text; minimised."""
     retain_representation: NonNegativeFloat = 0.0
-    """The same over the hidden states of all layers, on the desired batch; minimised (TAR)."""
+    """Mean squared difference between all layers' hidden states and the original encoder's, on the outer desired batch;
+    minimised (TAR)."""
     custom: dict[str, PositiveFloat] = {}
     """Weights of terms that a module in `modules` registers, by name."""
 
@@ -56,7 +58,7 @@ class BlockingSettings(Settings):
         return self
 
     def weights(self) -> dict[str, float]:
-        """Terms and weights above 0, `desired_base` apart."""
+        """The positive weights by term, without `desired_base`."""
         fixed = {
             name: getattr(self, name) for name in type(self).model_fields if name not in ("desired_base", "custom")
         }

@@ -1,12 +1,12 @@
-"""Settings files as plain values: YAML, `${env:NAME}` and `extends`, all resolved when a file is read.
+"""Read settings files into plain values: YAML, `${env:NAME}` and `extends`.
 
-A file may begin from another one: `extends: base.yaml`, relative to the file that says so, or a list of files of which
-later ones count more; `trial: {extends: trial.yaml}` does the same for the trial of a sweep. Merging: mappings are
-merged key by key, and whatever else the extending file says (numbers, text, lists, null) takes the place of what it
-extends. Entries of `space` and of `variants` are taken whole, and null drops one.
+`extends: base.yaml` merges a file into another one. The path is relative to the extending file; in a list of files,
+later ones override earlier ones. `trial: {extends: trial.yaml}` does the same for the trial of a sweep. Mappings are
+merged key by key; any other value of the extending file (number, text, list, null) replaces the base file's value.
+Entries of `space` and `variants` are not merged but replaced, and null removes an entry.
 
-`${env:NAME}` stands for an environment variable, and `${env:NAME:-default}` for a default where it is not set or empty.
-What is put in is read as if it stood there: a number without quotes, text within quotes. `$${env:` is `${env:` itself.
+`${env:NAME}` is replaced by an environment variable, `${env:NAME:-default}` by a default if the variable is not set or
+empty. The result is parsed as YAML: a number if unquoted, text if quoted. `$${env:` is a literal `${env:`.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ from sdm_ray.core.files import is_file, user_path
 
 EXTENDS = "extends"
 WHOLE = ("space", "variants")
-"""Sections of a sweep file whose entries are not merged."""
+"""Sections of a sweep file whose entries are replaced, not merged."""
 MAX_DEPTH, MAX_VALUES = 40, 100_000
-"""Of a document in which every alias stands for what it names: settings need a tenth, and nested aliases grow fast."""
+"""Bounds of nesting and of the number of values in a document with its aliases expanded. Settings need a tenth of this;
+the bounds stop nested aliases, whose expansion grows exponentially."""
 
 _INT, _FLOAT, _MERGE = (f"tag:yaml.org,2002:{name}" for name in ("int", "float", "merge"))
 _NUMBERS = {
@@ -36,7 +37,7 @@ _NUMBERS = {
         r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$"
     ),
 }
-"""How numbers are written. YAML 1.1 has more, and they surprise: 1:30 is 90 and 010 is 8."""
+"""Accepted forms of numbers. YAML 1.1 has more, some of them surprising: 1:30 is 90 and 010 is 8."""
 _REFERENCE = re.compile(
     r"(?P<escaped>\$\$\{env:)"
     r"|\$\{env:(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>[^}]*))?\}"
@@ -45,38 +46,38 @@ _REFERENCE = re.compile(
 
 
 class Document(NamedTuple):
-    """What a settings file says, together with the files that it extends."""
+    """The values of a settings file, merged with the files that it extends."""
 
     values: dict[str, Any]
     files: tuple[Path, ...]
-    """The file, then those that it extends."""
+    """The file, then the files that it extends."""
 
     def where(self) -> str:
-        """The files, for messages."""
+        """The files, for error messages."""
         first, *others = map(str, self.files)
         return f"{first} (extends {', '.join(others)})" if others else first
 
 
 def read_document(path: str | Path) -> dict[str, Any]:
-    """The mapping in a YAML file, with the files that it extends; every settings file is read by this or `read_files`.
+    """The mapping in a YAML file, merged with the files that it extends. This or `read_files` reads all settings files.
 
     Raises:
-        UsageError: when it cannot be read, is no YAML, holds no mapping, extends itself, or names an environment
-            variable that is not set.
+        UsageError: if the file cannot be read, is not valid YAML, does not contain a mapping, extends itself, or names
+            an environment variable that is not set.
     """
     return read_files(path).values
 
 
 def read_files(path: str | Path) -> Document:
-    """As `read_document`, with the names of the files."""
+    """As `read_document`, with the paths of the files."""
     return _read(Path(path), ())
 
 
 def parse_value(text: str) -> Any:
-    """A YAML value on its own, as `--set` takes it.
+    """Parse a single YAML value, as in `--set`.
 
     Raises:
-        UsageError: saying what is wrong with it, without where it stands.
+        UsageError: for invalid YAML; the message does not name the setting, which the caller adds.
     """
     try:
         return yaml.load(text, Loader=Loader)
@@ -85,12 +86,12 @@ def parse_value(text: str) -> Any:
 
 
 def dump(values: Mapping[str, Any]) -> str:
-    """YAML that `read_document` reads back to the same values, and that YAML 1.1 and 1.2 read alike."""
+    """YAML text that `read_document` reads back to equal values, and that has the same meaning in YAML 1.1 and 1.2."""
     return yaml.dump(dict(values), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def _read(path: Path, below: tuple[Path, ...]) -> Document:
-    """A file; `below` are those that extend it, the first one first."""
+    """Read a file; `below` are the files that extend it, outermost first."""
     resolved = path.resolve()
     if resolved in below:
         circle = " extends ".join(file.name for file in (*below[below.index(resolved) :], resolved))
@@ -104,7 +105,7 @@ def _read(path: Path, below: tuple[Path, ...]) -> Document:
 
 
 def _extended(document: Document, path: Path, below: tuple[Path, ...]) -> Document:
-    """With what its `extends` names, relative to `path`, below it."""
+    """Merge the document over the files in its `extends`, whose paths are relative to `path`."""
     if EXTENDS not in document.values:
         return document
     values = dict(document.values)
@@ -124,7 +125,7 @@ def _extended(document: Document, path: Path, below: tuple[Path, ...]) -> Docume
 
 
 def _merged(base: Mapping[str, Any], over: Mapping[str, Any], section: str | None = "") -> dict[str, Any]:
-    """`over` upon `base`; `section` is empty at the top, a key one level below it, and None deeper."""
+    """Merge `over` into `base`. `section` is empty at the top level, the key one level below, and None deeper."""
     merged = dict(base)
     for key, value in over.items():
         if section in WHOLE:
@@ -164,24 +165,24 @@ def _load(path: Path) -> dict[str, Any]:
 
 
 class Loader(yaml.SafeLoader):
-    """Safe YAML in which a key may not repeat, with `${env:NAME}`, and numbers as YAML 1.2 has them.
+    """A safe YAML loader with `${env:NAME}` and the decimal numbers of YAML 1.2; a repeated key is an error.
 
-    `3e-4` is a number and `010` is ten; `1:30` and `0x10` are text, which no setting takes for a number.
+    `3e-4` is a number and `010` is ten; `1:30` and `0x10` are text, which numeric settings reject.
 
     Raises:
-        UsageError: beginning with the line, for an environment variable that is not set, a value that is not of its
-            kind (a month 13, a number of thousands of digits), an alias within what it names, and a document beyond
-            `MAX_DEPTH` or `MAX_VALUES`.
+        UsageError: for an environment variable that is not set, a malformed value (a month 13, a number with thousands
+            of digits), an alias that contains itself, and a document beyond `MAX_DEPTH` or `MAX_VALUES`. The message
+            begins with the line.
     """
 
     def __init__(self, stream: Any) -> None:
         super().__init__(stream)
         self._depth = 0
         self._sizes: dict[int, tuple[int, int]] = {}
-        """Depth and number of values of what has been composed, by the node's identity."""
+        """Depth and number of values of each composed node, by its `id`."""
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        """A value, within the bounds."""
+        """Compose a node and check the bounds."""
         line = self.peek_event().start_mark.line + 1  # type: ignore[no-untyped-call]
         self._depth += 1
         if self._depth > MAX_DEPTH:
@@ -203,7 +204,7 @@ class Loader(yaml.SafeLoader):
         return node
 
     def _size(self, node: yaml.Node) -> tuple[int, int]:
-        """Depth and number of values of a node whose parts have been composed."""
+        """Depth and number of values of a node whose children have been composed."""
         if not isinstance(node, yaml.CollectionNode):
             return 1, 1
         parts = [part for item in node.value for part in (item if isinstance(item, tuple) else (item,))]
@@ -211,7 +212,7 @@ class Loader(yaml.SafeLoader):
         return 1 + max((depth for depth, _ in sizes), default=0), 1 + sum(count for _, count in sizes)
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
-        """A value; what is not of its kind is said with its line."""
+        """Construct a value; a malformed one raises an error with its line."""
         try:
             return super().construct_object(node, deep)
         except (ValueError, LookupError, TypeError, AttributeError) as error:
@@ -222,7 +223,7 @@ class Loader(yaml.SafeLoader):
             raise UsageError(f"line {node.start_mark.line + 1}: {shown} cannot be read as {kind}; quote it") from None
 
     def compose_scalar_node(self, anchor: dict[Any, yaml.Node] | None) -> yaml.ScalarNode:
-        """A value with environment variables put in, before its type is told from how it is written."""
+        """Compose a scalar. Environment variables are substituted first, before the type is inferred from the text."""
         event = self.peek_event()  # type: ignore[no-untyped-call]
         if "${env:" in event.value:
             line = event.start_mark.line + 1
@@ -234,7 +235,7 @@ class Loader(yaml.SafeLoader):
         return node
 
     def compose_mapping_node(self, anchor: dict[Any, yaml.Node] | None) -> yaml.MappingNode:
-        """A mapping as it is written, before `<<` puts other keys into it."""
+        """Compose a mapping and check for repeated keys, before `<<` merges other keys into it."""
         node: yaml.MappingNode = super().compose_mapping_node(anchor)  # type: ignore[arg-type]
         seen: set[tuple[str, str]] = set()
         for key, _ in node.value:
@@ -246,12 +247,12 @@ class Loader(yaml.SafeLoader):
         return node
 
     def construct_decimal(self, node: yaml.ScalarNode) -> int:
-        """A whole number; zeros before it change nothing."""
+        """A decimal integer; leading zeros are ignored."""
         return int(self.construct_scalar(node))
 
 
 class _Dumper(yaml.SafeDumper):
-    """The inverse of `Loader`: text that it would take for a number or a reference is written so that it stays text."""
+    """The inverse of `Loader`: text that looks like a number is quoted, and references are escaped."""
 
     def represent_text(self, data: str) -> yaml.ScalarNode:
         """Text, with references escaped."""
@@ -271,7 +272,7 @@ _Dumper.add_representer(str, _Dumper.represent_text)
 
 
 def _resolved(found: re.Match[str], line: int) -> str:
-    """What stands for a reference."""
+    """The text that replaces a reference."""
     if found["escaped"]:
         return "${env:"
     if found["malformed"]:

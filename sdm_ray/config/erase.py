@@ -7,32 +7,32 @@ from typing import Literal
 from sdm_ray.config.base import NonNegativeInt, PositiveInt, Settings
 
 DEFAULT_DIRECTIONS = 6
-"""Directions that method `erase` takes out where no number is given."""
+"""Default number of directions that method `erase` removes."""
 
 
 class EraseSettings(Settings):
-    """Directions that tell the harmful label, found on meta-training alone and kept out of the residual stream."""
+    """Directions that predict the harmful label; they are found on meta-training and removed from the residual
+    stream."""
 
     num_directions: NonNegativeInt = 0
-    """Directions that are taken out, one after the other; 0 erases nothing. Method `erase` takes 6 where it is not
-    given."""
+    """Number of directions to remove, one after the other; 0 for none. The default of method `erase` is 6."""
     sites: tuple[NonNegativeInt, ...] = ()
-    """Hidden states that readers look for directions in, 0 being the embeddings; none means all."""
+    """Hidden states in which directions are searched, 0 for the embeddings; empty for all."""
     estimator: Literal["means", "leace"] = "means"
-    """`means` takes out the difference of the classes' means of what a reader attends to; `leace` the covector that
-    tells the classes' means apart in units of the states' covariance, and moves states as little as it can by that."""
+    """`means` removes the difference of the classes' mean attended states. `leace` removes the covector that separates
+    the class means relative to the states' covariance, with the smallest possible change of the states."""
     reach: Literal["auto", "everywhere", "below"] = "auto"
-    """Where a direction is taken out: `everywhere` at every site of the stream, `below` at the site where it was found
-    and of all that feeds it from below. `auto` is everywhere where layers add to the stream without a norm in it
-    (ModernBERT), and below where a norm follows every addition (BERT and its kin), for there every norm above a site
-    takes further dimensions of what lies below it."""
+    """Where a direction is removed: `everywhere` at every site of the stream; `below` at the site where it was found
+    and in everything below that feeds into it. `auto` is `everywhere` if layers add to the stream without a norm in it
+    (ModernBERT), and `below` if a norm follows every addition (BERT and similar), because there every norm above a site
+    would remove further dimensions below it."""
     spare_desired: NonNegativeInt = 0
-    """Directions that are left: those that the means of the desired classes lie in, the widest first."""
+    """Number of directions that are not removed: the principal directions of the desired classes' means."""
     spare_general: NonNegativeInt = 0
-    """Directions that are left: the widest of all tokens of the meta-training texts."""
+    """Number of directions that are not removed: the principal components of all tokens in meta-training texts."""
     num_texts: PositiveInt = 2000
-    """Texts of meta-training that readers are fitted to, at most; a quarter of them, by name where names are known,
-    tells which site's reader is the best."""
+    """Most meta-training texts to which readers are fitted. A quarter of them (of the names, if names are known) is
+    held out to select the best site."""
 
 
 __all__ = ["DEFAULT_DIRECTIONS", "EraseSettings"]

@@ -1,4 +1,4 @@
-"""Settings in and out: YAML, dotted overrides, content hashes, and errors that name the path."""
+"""Read and write settings: YAML, dotted overrides, content hashes, and error messages that name the dotted path."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from sdm_ray.core.suggest import nearest
 T = TypeVar("T", bound=Settings)
 
 NOT_HASHED = {"name", "runtime", "origin", "scratch"}
-"""Parts of a trial's settings that change neither its model nor its attack."""
+"""Parts of a trial's settings that affect neither its model nor its attack."""
 
 
 def load_settings(kind: type[T], path: str | Path, overrides: Iterable[str] = ()) -> T:
@@ -32,14 +32,14 @@ def load_settings(kind: type[T], path: str | Path, overrides: Iterable[str] = ()
         overrides: strings `dotted.path=value`; the value is YAML.
 
     Raises:
-        UsageError: naming the dotted path, the value and the rule.
+        UsageError: for an invalid setting; the message names the dotted path, the value and the rule.
     """
     document = read_files(path)
     return parse_settings(kind, document.values, overrides, where=document.where())
 
 
 def parse_settings(kind: type[T], document: Mapping[str, Any], overrides: Iterable[str] = (), *, where: str = "") -> T:
-    """Validate a mapping after `dotted.path=value` overrides; see `load_settings`."""
+    """Apply `dotted.path=value` overrides to a mapping and validate it; see `load_settings`."""
     values: dict[str, Any] = _deep_copy(document)
     for text in overrides:
         dotted, separator, raw = text.partition("=")
@@ -55,7 +55,7 @@ def parse_settings(kind: type[T], document: Mapping[str, Any], overrides: Iterab
 
 
 def override(settings: T, changes: Mapping[str, Any]) -> T:
-    """New settings with values replaced by dotted path, validated as a whole.
+    """A validated copy of the settings with some values replaced, by dotted path.
 
     Raises:
         UsageError: for an unknown path or an invalid value.
@@ -67,7 +67,7 @@ def override(settings: T, changes: Mapping[str, Any]) -> T:
 
 
 def check_path(kind: type[BaseModel], dotted: str) -> None:
-    """Raise `UsageError` if `dotted` names no setting of `kind`; own keys of `train.blocking.custom` and such pass."""
+    """Raise `UsageError` if `kind` has no setting `dotted`; any key of a mapping (`train.blocking.custom`) is valid."""
     model: type[BaseModel] | None = kind
     keys = dotted.split(".")
     for depth, key in enumerate(keys):
@@ -82,7 +82,7 @@ def check_path(kind: type[BaseModel], dotted: str) -> None:
 
 
 def content_hash(settings: Settings) -> str:
-    """12 hexadecimal digits that identify what a config computes; names and places do not count."""
+    """A hash (12 hexadecimal digits) of what the settings compute; names and the parts in `NOT_HASHED` do not count."""
     values = settings.identity()
     if isinstance(settings, TrialSettings):
         values = {key: value for key, value in values.items() if key not in NOT_HASHED}
@@ -90,7 +90,7 @@ def content_hash(settings: Settings) -> str:
 
 
 def digest(value: Any) -> str:
-    """12 hexadecimal digits of any JSON value, independent of the order of keys."""
+    """A hash (12 hexadecimal digits) of any JSON value; it does not depend on the order of keys."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -107,10 +107,10 @@ def _deep_copy(value: Any) -> Any:
 
 
 def _assign(values: dict[str, Any], dotted: str, value: Any) -> None:
-    """Put a value at a dotted path.
+    """Set a value at a dotted path.
 
-    Keys of `space`, `variants.NAME` and `search.points.N` are paths themselves: the longest one that is there is taken,
-    else all that is left. A number counts in a list.
+    Keys of `space`, `variants.NAME` and `search.points.N` are dotted paths themselves: the longest existing key is
+    used, or the whole rest of the path if none exists. A number is an index into a list.
     """
     keys, node = dotted.split("."), cast(Any, values)
     at = 0
@@ -155,7 +155,7 @@ def _index(items: list[Any], key: str, dotted: str) -> int:
 
 
 def _check_kind(kind: type[T], values: Mapping[str, Any], where: str) -> None:
-    """Refuse a sweep where a trial is wanted, and the reverse, by the keys at the top."""
+    """Reject a sweep where a trial is expected, and vice versa, by the top-level keys."""
     if kind not in _COMMANDS:
         return
     (other,) = _COMMANDS.keys() - {kind}
@@ -174,7 +174,7 @@ _COMMANDS: dict[type[Settings], tuple[str, str]] = {
     TrialSettings: ("trial", "train"),
     SweepSettings: ("sweep", "sweep"),
 }
-"""What holds these settings, and the command that takes them."""
+"""By class: the kind of file, and the command that takes it."""
 
 
 def _validate(kind: type[T], values: Mapping[str, Any], where: str) -> T:

@@ -1,4 +1,4 @@
-"""Modules of a user's own in settings: named by `modules`, loaded before anything that they register is asked for."""
+"""The user's modules that settings name in `modules`; they are imported before what they register is looked up."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ T = TypeVar("T", TrialSettings, SweepSettings)
 
 
 def load_own_modules(settings: T, further: Iterable[str] = ()) -> T:
-    """Import the modules that settings name; gives the settings with the digests of their sources.
+    """Import the modules in the settings, and return the settings with the digests of the modules' sources.
 
     Args:
         settings: a trial or a sweep.
-        further: names of modules that are loaded too, as they are.
+        further: names of more modules to import, whatever their digest.
 
     Raises:
-        UsageError: for a module that cannot be imported, or that is not the one that the settings were made with.
+        UsageError: for a module that cannot be imported, or whose digest differs from the one in the settings.
     """
     trial = settings.trial if isinstance(settings, SweepSettings) else settings
     modules = load_modules({**trial.modules, **as_modules(list(further))})
@@ -34,18 +34,18 @@ def load_own_modules(settings: T, further: Iterable[str] = ()) -> T:
 def check_modules(
     settings: TrialSettings | SweepSettings, named: Iterable[str], overrides: Sequence[str]
 ) -> list[Path]:
-    """Check that modules that a settings file alone asks for lie in the working directory, before any is loaded.
+    """Check, before any import, that modules named only by a settings file are in the working directory.
 
     Args:
-        settings: from a file.
-        named: modules that a person named.
-        overrides: `PATH=VALUE` by a person; one that sets modules names them.
+        settings: settings from a file.
+        named: modules that the user named on the command line.
+        overrides: the user's `PATH=VALUE` overrides; modules set by one count as named by the user.
 
     Returns:
-        Files of the modules that the settings file alone asks for.
+        Files of the modules that only the settings file names.
 
     Raises:
-        UsageError: for a module that lies elsewhere.
+        UsageError: for such a module in another place.
     """
     trial = settings.trial if isinstance(settings, SweepSettings) else settings
     paths = {text.partition("=")[0].strip().rpartition(".")[2] for text in overrides}

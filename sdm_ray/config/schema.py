@@ -1,4 +1,4 @@
-"""JSON schema of settings files, for editors: also what the classes leave open, such as names and dotted paths."""
+"""JSON schema of settings files, for editors. It adds what the classes leave open: names and dotted paths."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sdm_ray.config.trial import TrialSettings
 from sdm_ray.core.metric_names import Metric
 
 NOT_SEARCHED = ("name", "modules", "runtime", "origin")
-"""Parts of a trial that no search varies (`sweep.search.check` gives the reasons)."""
+"""Parts of a trial that cannot be searched (`sweep.search.check` gives the reasons)."""
 _ENVIRONMENT, _DISTRIBUTION = "FromEnvironment", "Distribution"
 _EXTENDS = {
     "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "minItems": 1}],
@@ -39,8 +39,8 @@ def json_schema(
 
     Args:
         kind: `TrialSettings` or `SweepSettings`.
-        families: attack families that may be named.
-        metrics: names of metrics beside those of `Metric`.
+        families: names of attack families.
+        metrics: names of metrics besides those of `Metric`.
     """
     schema = kind.model_json_schema()
     definitions = schema.setdefault("$defs", {})
@@ -66,7 +66,7 @@ def json_schema(
 
 
 def dotted_paths(kind: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str, str]]:
-    """(dotted path, class, field) of every setting, sections included."""
+    """(dotted path, class name, field name) of every setting, sections included."""
     for name, item in kind.model_fields.items():
         yield prefix + name, kind.__name__, name
         inner = item.annotation
@@ -75,12 +75,12 @@ def dotted_paths(kind: type[BaseModel], prefix: str = "") -> Iterator[tuple[str,
 
 
 def is_open(kind: type[BaseModel], field: str) -> bool:
-    """Whether a setting holds keys of the user's own."""
+    """Whether a setting is a mapping with arbitrary keys."""
     return get_origin(kind.model_fields[field].annotation) is dict
 
 
 def _complete(name: str, properties: dict[str, Any], families: list[str], metrics: list[str]) -> None:
-    """Names and dotted paths in the properties of one class."""
+    """Add names and dotted paths to the properties of one class."""
     if name == "AttackSettings":
         for field in ("families", "benign_families"):
             properties[field]["items"] = {"enum": families}
@@ -97,7 +97,7 @@ def _complete(name: str, properties: dict[str, Any], families: list[str], metric
 
 
 def _metric_pattern() -> str:
-    """Names of metrics that depend on the number of examples n or on a task."""
+    """Regular expression for names of metrics that depend on the number of examples n or on a task."""
     at_n = (
         Metric.harmful_accuracy, Metric.harmful_loss, Metric.harmful_f1, Metric.harmful_information,
         Metric.recovered_share, Metric.utility, Metric.regret, Metric.regret_accuracy,
@@ -109,10 +109,10 @@ def _metric_pattern() -> str:
 
 
 def _by_path(value: Any) -> dict[str, Any]:
-    """An object whose keys are dotted paths below `trial`.
+    """Schema of an object whose keys are dotted paths below `trial`.
 
     Args:
-        value: the schema of what a path maps to, given the pointer to the schema of the setting itself.
+        value: function that gives the schema of a path's value, from the pointer to the setting's own schema.
     """
     properties, patterns = {}, {}
     for path, owner, field in dotted_paths(TrialSettings):
@@ -138,7 +138,7 @@ _CLASSES = _classes(TrialSettings)
 
 
 def _let_environment_in(node: Any) -> None:
-    """Let `${env:NAME}` stand wherever a number, a truth value or one of a few words is asked for."""
+    """Allow `${env:NAME}` wherever a number, a boolean or an enumerated value is expected."""
     if isinstance(node, list):
         for item in node:
             _let_environment_in(item)

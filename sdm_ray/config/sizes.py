@@ -1,4 +1,4 @@
-"""Whether splits of some size can carry an attack, and what would fit: plain arithmetic, before anything is loaded."""
+"""Check that the splits are large enough for an attack, and suggest sizes that fit; nothing needs to be loaded."""
 
 from __future__ import annotations
 
@@ -6,25 +6,25 @@ import math
 from collections.abc import Mapping, Sequence
 
 ROUND = (10, 20, 50, 100, 200, 500, 1000)
-"""Numbers of examples that are suggested, where they fit."""
+"""Numbers of examples to suggest."""
 LEAST_META_TRAIN = 0.2
-"""Share of meta-training below which no other split is suggested."""
+"""Smallest fraction of meta-training in a suggested split."""
 MARGIN = 1.1
-"""Hashes do not split to the last example."""
+"""Safety factor of suggested fractions: a split by hashes gives only approximate sizes."""
 
 
 def largest_size(counts: Sequence[int], *, balanced: bool) -> int:
-    """The most labelled examples that a pool can give.
+    """Largest number of labelled examples that can be drawn from a pool.
 
     Args:
-        counts: examples of each class.
-        balanced: as many of each class are drawn.
+        counts: number of examples of each class in the pool.
+        balanced: whether the same number is drawn from each class.
     """
     return len(counts) * min(counts) if balanced else sum(counts)
 
 
 def fitting_sizes(sizes: Sequence[int], counts: Sequence[int], *, balanced: bool) -> list[int]:
-    """Those of some sizes that fit, and round ones in place of the others; empty where none fits."""
+    """The sizes that fit, with round numbers in place of the others; empty if none fits."""
     most, least = largest_size(counts, balanced=balanced), max(4, len(counts))
     kept = [n for n in sizes if least <= n <= most]
     missing = len(sizes) - len(kept)
@@ -35,14 +35,14 @@ def fitting_sizes(sizes: Sequence[int], counts: Sequence[int], *, balanced: bool
 def size_problem(
     sizes: Sequence[int], counts: Sequence[int], names: Sequence[str], *, balanced: bool, of: Mapping[str, int]
 ) -> str | None:
-    """What is wrong with numbers of labelled examples, with sizes and splits that would do; None if nothing is.
+    """An error message for numbers of labelled examples that do not fit, with a remedy; None if all fit.
 
     Args:
-        sizes: rising; `all` has been resolved.
-        counts: examples of each class in attacker-train.
-        names: of the classes.
-        balanced: as many of each class are drawn.
-        of: examples of each of the four splits, by name.
+        sizes: numbers of labelled examples, ascending, with `all` resolved.
+        counts: number of examples of each class in attacker-train.
+        names: names of the classes.
+        balanced: whether the same number is drawn from each class.
+        of: number of examples of each of the four splits, by name.
     """
     total = sum(counts)
     problems = [problem for n in sizes if (problem := _problem(n, total, counts, names, balanced=balanced)) is not None]
@@ -72,7 +72,7 @@ def _problem(n: int, total: int, counts: Sequence[int], names: Sequence[str], *,
 
 
 def _shares(n: int, counts: Sequence[int], of: Mapping[str, int], *, balanced: bool) -> dict[str, float] | None:
-    """Shares of the splits at which n examples would fit; None where meta-training would keep too few."""
+    """Fractions of the splits with which n examples would fit; None if meta-training would be too small."""
     everything, most = sum(of.values()), largest_size(counts, balanced=balanced)
     if not everything or not most or n <= most:
         return None

@@ -11,17 +11,17 @@ from pydantic import Field, field_validator, model_validator
 from sdm_ray.config.base import PositiveFloat, PositiveInt, Settings
 
 GRID_TOLERANCE = 1e-8
-"""In steps: how far from a grid a number may lie (Optuna's tolerance)."""
+"""Largest distance of a number from a grid point, as a fraction of a step (Optuna's tolerance)."""
 
 
 class Conditional(Settings):
-    """Searched only where other searched settings have certain values."""
+    """A setting that is searched only if other searched settings have certain values."""
 
     LATER: ClassVar[frozenset[str]] = frozenset({"step"})
 
     when: dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]] = {}
-    """Dotted path of a whole-number or categorical setting of the space to the value, or the values, with which this
-    one is searched; otherwise it keeps the value of `trial`."""
+    """Condition: the value or values by dotted path, for integer or categorical settings of the space. This setting is
+    searched only if all of them match; otherwise it has the value in `trial`."""
 
     @field_validator("when", mode="before")
     @classmethod
@@ -32,7 +32,7 @@ class Conditional(Settings):
 
 
 def on_grid(value: float, low: float, step: float | None) -> bool:
-    """Whether a number is low plus whole steps, up to rounding; any is where there is no step."""
+    """Whether a number is `low` plus an integer multiple of `step`, up to rounding; always true without a step."""
     if step is None or not math.isfinite(value):
         return True
     steps = (value - low) / step
@@ -63,7 +63,7 @@ class FloatDistribution(Conditional):
     log: bool = False
     """Sample on a logarithmic scale."""
     step: PositiveFloat | None = None
-    """Take low, low + step and so on up to high alone; None takes anything between them."""
+    """Only low, low + step and so on up to high; None allows every number between them."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -76,7 +76,7 @@ class FloatDistribution(Conditional):
 
 
 class IntDistribution(Conditional):
-    """A whole number between two bounds, both included."""
+    """An integer between two bounds, both included."""
 
     type: Literal["int"]
     low: int
@@ -86,7 +86,7 @@ class IntDistribution(Conditional):
     log: bool = False
     """Sample on a logarithmic scale."""
     step: PositiveInt | None = None
-    """Take low, low + step and so on up to high alone; None takes every whole number between them."""
+    """Only low, low + step and so on up to high; None allows every integer between them."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:

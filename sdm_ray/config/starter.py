@@ -1,4 +1,4 @@
-"""Writes a first sweep file for a user's data, with comments."""
+"""Write a first sweep file for a user's data, with comments."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from sdm_ray.config.data import DataSettings
 
 @dataclass(frozen=True, kw_only=True)
 class Starter:
-    """What a first sweep file is made from."""
+    """The contents of a first sweep file."""
 
     name: str
     data: DataSettings
     encoder: str
     pooling: str
     num_layers: int | None
-    """First layers that are kept; None keeps all."""
+    """Number of layers to keep, the lowest ones; None keeps all."""
     batch_size: int
     sizes: tuple[int, ...]
     """Labelled examples that the attacker has."""
@@ -26,7 +26,7 @@ class Starter:
     num_trials: int
     gpus_per_trial: float
     remarks: dict[str, str]
-    """What was seen, by what it is said beside: `data`, `length`, `splits`, `encoder`, `sizes`."""
+    """Comments by the setting that they explain: `data`, `length`, `splits`, `encoder`, `sizes`."""
     command: str
     """The command line that made the file."""
 
@@ -96,12 +96,12 @@ resources:
 
 
 def _line(text: str) -> str:
-    """A comment, which a line break would end."""
+    """The text on one line, because a line break would end a comment."""
     return " ".join(text.split())
 
 
 def _scalar(value: str) -> str:
-    """A text as YAML on one line."""
+    """A text as a YAML scalar on one line."""
     return yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10**6).removesuffix("...\n").strip()
 
 

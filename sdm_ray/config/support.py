@@ -1,7 +1,7 @@
-"""The support of a distribution of adversaries, so that two supports can be checked for overlap.
+"""The support of a distribution of adversaries, and a check whether two supports overlap.
 
-Held-out attackers are disjoint from the adversaries that a defence met in training by construction, and this is where
-that is checked; simulated adversaries and attackers describe themselves alike.
+Held-out attackers must be disjoint from the adversaries that a defence was trained against. Simulated adversaries and
+attackers have supports of the same form, so that this can be checked.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class Support:
-    """The adversaries that one kind of draw can give; a dimension that is None is not restricted."""
+    """The set of adversaries that a distribution can produce; None in a dimension means no restriction."""
 
     name: str
-    """What is drawn, in words."""
+    """Description of the adversaries."""
     optimizers: frozenset[str] | None = None
     """Optimisers."""
     schedules: frozenset[str] | None = None
     """Schedules of the learning rate."""
     adaptations: frozenset[str] | None = None
-    """What is trained: `full`, `head`, `partial`, `lora`, and whatever else an attacker does."""
+    """What is trained: `full`, `head`, `partial`, `lora`, or an attacker's other kinds."""
     heads: frozenset[str] | None = None
-    """Where the head starts: `reset`, `meta_learned`."""
+    """Initial head: `reset`, `meta_learned`."""
     ranks: frozenset[int] | None = None
     """Ranks of low-rank factors."""
     batch_sizes: frozenset[int] | None = None
@@ -38,9 +38,9 @@ class Support:
 
 
 def overlaps(first: Iterable[Support], second: Iterable[Support]) -> list[str]:
-    """A description of the overlap of two supports; empty where they are disjoint.
+    """Descriptions of the overlaps between two lists of supports; empty if they are disjoint.
 
-    Two supports are disjoint when one dimension that both restrict has no value in common.
+    Two supports are disjoint if some dimension that both restrict has no common value.
     """
     others = list(second)
     return [

@@ -1,4 +1,4 @@
-"""Settings of one trial, of a sweep, and of where both run."""
+"""Settings of a sweep: search, final stage, resources and tracking."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ from sdm_ray.core.metric_names import Metric
 VARIANT_NAME = re.compile(
     rf"(?!(?:{'|'.join(get_args(Method))}|t\d+)(?:-s\d+)?$)(?!.*-(?:s\d+|final)$)[a-z][a-z0-9]*(?:-[a-z0-9]+)*"
 )
-"""Names that no trial has by itself, and that can be folders."""
+"""Valid names of variants: they differ from the sweep's own trial names and are valid folder names."""
 
 
 class Objective(Settings):
-    """One number that the sweep optimises."""
+    """A metric that the sweep optimises."""
 
     metric: str
     """Name of a trial metric."""
     direction: Literal["maximize", "minimize"]
-    """Which way is better."""
+    """Direction of improvement."""
 
 
 Sampler = Literal["tpe", "nsga2", "nsga3", "gp", "qmc", "random"]
@@ -44,89 +44,93 @@ KnownPoint = Literal["paper", "paper_variant"]
 
 
 class StoppingSettings(Settings):
-    """When a trial is stopped at a rung: never because its attack looks weak so far. References are never stopped."""
+    """Rules that stop a trial at a rung. A weak attack so far is never a reason, and references are never stopped."""
 
     infeasible_slack: NonNegativeFloat | None = 0.05
-    """Stop one whose desired accuracy lies below the tuned reference's at the same rung by more than this and
-    `max_desired_drop`; None never does."""
+    """Stop a trial whose desired accuracy is more than `search.max_desired_drop` plus this below that of the tuned
+    reference at the same rung; None never does."""
     broken: bool = True
-    """Stop one that the attack recovers from no less than from the tuned reference at the same rung."""
+    """Stop a trial if the attack's harmful accuracy is at least that on the tuned reference at the same rung."""
     dominated_share: Annotated[float, Field(gt=0, le=1)] | None = 0.5
-    """Stop one that at least this share of those that came to the same rung before it dominate; None never does."""
+    """Stop a trial if at least this fraction of the trials that reached the same rung earlier dominate it; None never
+    does."""
     min_peers: PositiveInt = 4
-    """Trials that must have come to a rung before one is stopped because it is dominated."""
+    """Number of trials that must have reached a rung before a trial is stopped as dominated."""
 
 
 class SearchSettings(Settings):
-    """How Optuna searches."""
+    """The Optuna search."""
 
     LATER: ClassVar[frozenset[str]] = frozenset({"sampler_options"})
 
     num_trials: NonNegativeInt = 16
-    """Points that are tried, the references apart; each is one trial a seed. With 0 the references alone are run."""
+    """Number of search points, without references; each is one trial per seed. With 0 only references are run."""
     num_seeds: PositiveInt = 1
-    """Training seeds of every point and reference, `trial.seed` and those after it; each is attacked with subsets,
-    orders and heads of its own. The search and the frontier take means over them, with 95 % intervals."""
+    """Number of training seeds of every point and reference: `trial.seed` and the following ones. Each seed's model is
+    attacked with its own subsets, batch orders and heads. Search and frontier use means over seeds, with 95 %
+    intervals."""
     max_hours: PositiveFloat | None = None
-    """Wall-clock hours, those of earlier runs of the sweep included, after which no further point is tried. What has
-    begun, and the final stage, still end."""
+    """Wall-clock hours, including earlier runs of the sweep, after which no new point is started. Running trials and
+    the final stage are still completed."""
     max_gpu_hours: PositiveFloat | None = None
-    """The same in GPU hours that trials have occupied."""
+    """The same limit in GPU hours occupied by trials."""
     sampler: Sampler = "tpe"
-    """Optuna's sampler. `gp` takes seconds a trial and draws conditional settings at random; `qmc` and `random` learn
-    nothing from results."""
+    """Optuna's sampler. `gp` takes seconds per trial and samples conditional settings at random; `qmc` and `random` do
+    not learn from results."""
     sampler_options: dict[str, Any] = {}
-    """Further arguments of Optuna's sampler, such as `n_ei_candidates` of `tpe`, which by default is `multivariate` and
-    `group`. A sweep keeps the defaults that it began with."""
+    """Further arguments of Optuna's sampler, such as `n_ei_candidates` of `tpe`, whose defaults here are `multivariate`
+    and `group`. A sweep keeps the defaults with which it was started."""
     num_startup_trials: PositiveInt = 8
-    """Random points before TPE or the Gaussian process models anything."""
+    """Random points before TPE or the Gaussian process fits a model."""
     points: tuple[dict[str, Any], ...] = ()
-    """Points (dotted path to value) that are tried first; what a point leaves out is sampled."""
+    """Points (value by dotted path) to try first; settings that a point does not give are sampled."""
     known_points: tuple[KnownPoint, ...] = ()
-    """Published settings that are tried after `points`; of each what the space searches."""
+    """Published settings to try after `points`, restricted to the settings in `space`."""
     warm_start: str | None = None
-    """An earlier sweep, by its folder or its name below `output_dir`. The sampler is given its results where all
-    but the search was the same, so that nothing is trained twice; they are no points of this sweep's frontier."""
+    """An earlier sweep, by its folder or its name below `output_dir`. Its results are given to the sampler if
+    everything but the search was equal, so that nothing is trained twice. They are not points of this sweep's
+    frontier."""
     max_desired_drop: Probability | None = None
-    """A trial is feasible only if its desired accuracy is at most this far below the tuned reference's."""
+    """A trial is feasible only if its desired accuracy is at most this far below the tuned reference's; None for no
+    limit."""
     stopping: StoppingSettings = StoppingSettings()
-    """What `trial.rungs` are for."""
+    """Rules that stop trials at `trial.rungs`."""
     require_audit: bool = True
-    """A trial is feasible only if it passes the audit. With false the sampler is not told and the trial counts as
-    complete; what fails the audit stays off the frontier all the same."""
+    """Count a trial as feasible only if it passes the audit. If false, the sampler treats a trial that fails the audit
+    as complete, but it is still left out of the frontier."""
 
 
 class FinalSettings(Settings):
-    """The last stage of a sweep: the best points and the references are attacked again, then winners are named."""
+    """The last stage of a sweep: attack the best points and the references again, then name the winners."""
 
     num_points: PositiveInt = 3
-    """Points of the front that are attacked again, those that together dominate most."""
+    """Number of points of the front that are attacked again, chosen greedily by joint hypervolume."""
     attack: dict[str, Any] = {}
-    """Changes to `trial.attack`; a `preset` takes the place of its families and budget. Where nothing is said, twice
-    the search points and re-runs, and in any case seeds that no trial has used."""
+    """Changes to `trial.attack`; a `preset` replaces its families and budget. Without changes, the final attack has
+    twice as many search points and re-runs. Its seeds are always new."""
 
 
 class ResourceSettings(Settings):
-    """What one trial occupies on the cluster."""
+    """Resources of a trial on the Ray cluster."""
 
     cpus_per_trial: PositiveFloat = 1.0
-    """Ray CPUs of a trial."""
+    """Ray CPUs per trial."""
     gpus_per_trial: NonNegativeFloat = 0.0
-    """Ray GPUs of a trial, fractions allowed."""
+    """Ray GPUs per trial; fractions are allowed."""
     max_concurrent_trials: PositiveInt | None = None
-    """Trials at once; None is as many as fit."""
+    """Most trials that run at once; None for as many as fit."""
     max_failures: NonNegativeInt = 2
-    """Times that a trial whose process died is started again from its checkpoint."""
+    """Number of times that a trial is restarted from its checkpoint after its process died."""
     max_silent_seconds: PositiveFloat | None = 7200.0
-    """Seconds without progress after which a trial's process is taken for hung, killed and started again, as one that
-    died; None waits for ever."""
+    """Seconds without progress after which a trial's process counts as hung: it is killed and restarted like one that
+    died. None for no limit."""
     ray_address: str | None = None
-    """Address of a running Ray cluster (`auto` finds it), or `local` for one of the sweep's own, on loopback only. None
-    is the cluster of the Ray job that the sweep runs in, else that of `RAY_ADDRESS`, else `local`."""
+    """Address of a running Ray cluster (`auto` finds it), or `local` to start one for this sweep, on loopback only.
+    None uses the cluster of the Ray job in which the sweep runs, else `RAY_ADDRESS`, else `local`."""
 
 
 class TrackingSettings(Settings):
-    """MLflow."""
+    """Tracking with MLflow."""
 
     LATER: ClassVar[frozenset[str]] = frozenset({"tags"})
     MEANT: ClassVar[dict[str, dict[Any, Any]]] = {"experiment": {None: "sdm-ray"}}
@@ -134,54 +138,55 @@ class TrackingSettings(Settings):
     enabled: bool = True
     """Log to MLflow."""
     uri: str | None = None
-    """Tracking URI. None is that of `MLFLOW_TRACKING_URI`, else `mlflow.db` in `output_dir`, which all sweeps there
-    share (with `storage_path` the sweep's own folder, which is what is copied). A sweep goes on where it began."""
+    """Tracking URI. None uses `MLFLOW_TRACKING_URI`, else `mlflow.db` in `output_dir`, which all sweeps in that folder
+    share (with `storage_path`: `mlflow.db` in the sweep's own folder, which is copied). A resumed sweep keeps the
+    address with which it was started."""
     experiment: str | None = None
-    """MLflow experiment. None is that of `MLFLOW_EXPERIMENT_NAME`, else `sdm-ray`."""
+    """MLflow experiment. None uses `MLFLOW_EXPERIMENT_NAME`, else `sdm-ray`."""
     tags: dict[str, str] = {}
-    """Tags of every run, beside those of `MLFLOW_RUN_CONTEXT`."""
+    """Tags of every run, besides those of `MLFLOW_RUN_CONTEXT`."""
     log_models: bool = False
-    """Upload every released model (weights included) to its run, so that others attack and register it from there."""
+    """Upload every released model (with weights) to its run, so that it can be attacked and registered from there."""
     system_metrics: bool = False
-    """Log CPU, memory, disk and GPU use of the driver's machine to the sweep's run."""
+    """Log CPU, memory, disk and GPU usage of the driver's machine to the sweep's run."""
 
 
 class SweepSettings(Settings):
-    """A sweep: one trial's settings, what varies in them, and how the search is run."""
+    """A sweep: settings of a trial, the settings that are searched, and settings of the search."""
 
     name: str = "sweep"
     """Name of the sweep and of its folder."""
     seed: Seed = 0
     """Seed of the search."""
     output_dir: str = "runs"
-    """Folder that the sweep's own folder is made in."""
+    """Parent folder of the sweep's folder."""
     trial: TrialSettings = TrialSettings()
-    """The settings that every trial starts from."""
+    """Base settings of every trial."""
     space: dict[str, Distribution] = {}
-    """Dotted path within `trial` to the values that it takes."""
+    """Searched settings: distribution by dotted path within `trial`."""
     objectives: Annotated[tuple[Objective, ...], Field(min_length=1)] = (
         Objective(metric=str(Metric.DESIRED_ACCURACY), direction="maximize"),
         Objective(metric=str(Metric.HARMFUL_WORST_ACCURACY), direction="minimize"),
     )
-    """What is optimised. The first of each direction is drawn; all decide what stands on the frontier."""
+    """Objectives. Pareto dominance on the frontier uses all of them; the figure shows the first of each direction."""
     references: tuple[Method, ...] = ("pretrained", "random", "scratch", "tuned", "ac")
-    """Methods that are trained and attacked under the same budget and drawn beside the frontier."""
+    """Methods that are trained and attacked with the same budget and shown beside the frontier."""
     variants: dict[str, dict[str, Any]] = {}
-    """Further references by a name of their own: changes to `trial` by dotted path. `{mlac-k4:
-    {train.adversary.num_steps: 4}}`, say."""
+    """Further references by name: changes to `trial` by dotted path, such as `{mlac-k4: {train.adversary.num_steps:
+    4}}`."""
     search: SearchSettings = SearchSettings()
     """The search."""
     final: FinalSettings | None = None
-    """A last, stronger attack on what the search found; None calls the search's own attack the last."""
+    """A final, stronger attack on the best points; None makes the attack of the search the final one."""
     resources: ResourceSettings = ResourceSettings()
     """Resources."""
     storage: str | None = None
-    """Optuna storage: `journal:///path` or a URL of SQLAlchemy's; None is a sqlite file in the sweep's folder."""
+    """Optuna storage: `journal:///path` or an SQLAlchemy URL; None for an SQLite file in the sweep's folder."""
     storage_path: str | None = None
-    """Folder that all nodes reach (`s3://`, `gs://`, `file://`, what else pyarrow opens), in which the sweep and its
-    trials keep copies of their folders; None where all nodes see `output_dir`."""
+    """Folder that all nodes can reach (`s3://`, `gs://`, `file://` or another pyarrow file system), to which the sweep
+    and its trials copy their folders; None if all nodes share `output_dir`."""
     tracking: TrackingSettings = TrackingSettings()
-    """Where runs are logged."""
+    """Tracking."""
 
     def final_attack(self) -> AttackSettings:
         """The attack of the final stage."""
@@ -197,7 +202,7 @@ class SweepSettings(Settings):
     @model_validator(mode="before")
     @classmethod
     def _modules_are_the_trials(cls, values: Any) -> Any:
-        """`modules` may stand at the top of a sweep file; its trials are what loads them."""
+        """Move `modules` from the top level of a sweep file to `trial`, because trials import them."""
         if not isinstance(values, dict) or "modules" not in values:
             return values
         rest = {name: value for name, value in values.items() if name != "modules"}
@@ -206,7 +211,7 @@ class SweepSettings(Settings):
         if not isinstance(trial, dict):
             return rest
         modules = values["modules"]
-        with suppress(ValueError):  # which the trial says better, with the path
+        with suppress(ValueError):  # `TrialSettings` raises it again, with the path
             modules = as_modules(modules) | as_modules(trial.get("modules", {}))
         return rest | {"trial": {**trial, "modules": modules}}
 

@@ -21,51 +21,51 @@ from sdm_ray.config.erase import DEFAULT_DIRECTIONS, EraseSettings
 
 Method = Literal["pretrained", "random", "scratch", "tuned", "erase", "ac", "mlac"]
 UNTRAINED = ("pretrained", "random")
-"""Methods that leave the trunk as it is."""
+"""Methods that do not train the trunk."""
 ERASING = ("erase", "ac", "mlac")
-"""Methods that may take directions out of the residual stream."""
+"""Methods that can remove directions from the residual stream."""
 ADAPTED_TERMS = (
     "harmful_adapted", "harmful_adapted_calibrated", "harmful_adapted_clamped", "harmful_adapted_entropy",
     "harmful_adapted_inverse", "harmful_adapted_uniform",
 )  # fmt: skip
-"""Terms that any adversary serves, fresh or persistent."""
+"""Terms that are computed on fresh and on persistent adversaries."""
 FRESH_TERMS = ("adapted_grad_norm", "desired_adapted", "desired_adapted_harmful", "mutual_information")
-"""Terms that are read off the inner steps of fresh adversaries alone."""
+"""Terms that are computed on fresh adversaries only."""
 DEFAULT_TERM = {"mlac": "harmful_adapted_calibrated", "ac": "harmful_base"}
-"""The term that a method blocks with when the settings give no weights."""
+"""Blocking term with weight 1, by method, if the settings give no weights."""
 
 GradientMode = Literal["auto", "unrolled", "adjoint_stored", "adjoint", "truncated", "first_order"]
 
 
 class ValidationSettings(Settings):
-    """Watching the desired task while training, on examples that are held out of meta-training."""
+    """Validation of the desired task during training, on examples that are held out of meta-training."""
 
     every_steps: NonNegativeInt = 0
-    """Outer steps between two validations; 0 holds nothing out and never validates."""
+    """Outer steps between two validations; 0 never validates and holds out nothing."""
     fraction: Probability = 0.1
-    """Share of the meta-training examples that is held out."""
+    """Fraction of the meta-training examples to hold out."""
     min_desired_accuracy: Probability | None = None
-    """Stop training when the desired accuracy lies below this; the trial is then infeasible. None never stops."""
+    """Stop the training if the desired accuracy is below this; the trial is then infeasible. None never stops."""
     patience: NonNegativeInt = 1
-    """Validations below the bound that are let pass before one stops the training."""
+    """Number of validations below the bound before the one that stops the training."""
 
 
 class RetainSettings(Settings):
-    """The general text that the `retain_*` terms are read on."""
+    """Source and batches of the general text for the `retain_*` terms."""
 
     source: str | None = None
-    """None takes the texts of meta-training, `pretraining` the corpus of the synthetic world; else a local file or
+    """None uses the meta-training texts, `pretraining` the corpus of the synthetic world. Otherwise a local file or
     folder (.parquet, .csv, .jsonl, .arrow) or a Hugging Face dataset id."""
     revision: str | None = None
     """Revision of a hub dataset."""
     text_column: str = "text"
-    """Column that holds the text."""
+    """Column with the text."""
     max_texts: PositiveInt = 20_000
-    """Texts kept, chosen by content hash."""
+    """Most texts to keep, chosen by content hash."""
     batch_size: BatchSize = 16
-    """Texts of an outer step."""
+    """Number of texts per outer step."""
     mask_share: Annotated[float, Field(gt=0, le=1)] = 0.15
-    """Share of tokens that the masked-LM loss predicts."""
+    """Fraction of the tokens that the masked-LM loss predicts."""
 
 
 class TrainSettings(Settings):
@@ -74,75 +74,76 @@ class TrainSettings(Settings):
     LATER: ClassVar[frozenset[str]] = frozenset({"erase"})
 
     method: Method = "mlac"
-    """`pretrained` and `random` fit the desired head on a frozen trunk; `scratch` trains random initialisation on the
-    desired task as the trial's `scratch` says; `tuned` minimises the desired loss alone;
-    `erase` does so with what `erase` says kept out of the residual stream; `ac` adds a harmful head without adaptation;
-    `mlac` blocks simulated adversaries."""
+    """`pretrained` and `random` train the desired head on a frozen trunk. `scratch` trains a randomly initialised
+    encoder on the desired task with the trial's `scratch` settings. `tuned` minimises only the desired loss. `erase`
+    does the same with the directions of `train.erase` removed from the residual stream. `ac` (adversarial censoring)
+    maximises the loss of a harmful head on the un-adapted model. `mlac` trains against simulated adversaries."""
     num_outer_steps: PositiveInt = 1000
-    """Outer steps."""
+    """Number of outer steps."""
     desired_batch_size: BatchSize = 32
-    """Examples in the outer desired batch."""
+    """Number of examples in the outer desired batch."""
     harmful_batch_size: BatchSize = 32
-    """Examples in the outer harmful batch."""
+    """Number of examples in the outer harmful batch."""
     learning_rate: PositiveFloat = 3e-4
     """Outer learning rate of the trunk."""
     head_learning_rate: PositiveFloat = 3e-3
     """Outer learning rate of the desired head."""
     embedding_map_learning_rate: NonNegativeFloat = 0.0
-    """Outer learning rate of a linear map that all rows of the token embedding go through, so that what is unlearnt of
-    the tokens that occur in training is unlearnt of those that never do (names of other people). 0 moves the rows of
-    tokens that occur and leaves the others as they were."""
+    """Outer learning rate of a linear map that is applied to all rows of the token embedding, so that unlearning on the
+    tokens that occur in training extends to tokens that do not (names of other people). With 0 there is no map, and
+    only rows of tokens that occur change."""
     adversary_learning_rate: PositiveFloat = 1e-3
-    """Outer learning rate of what the adversary learns: head, logarithm of its learning rate, predictors."""
+    """Outer learning rate of the adversaries' meta-learned parameters: head, logarithm of the learning rate,
+    predictors."""
     optimizer: str = "Adam"
     """Outer optimiser: a class of `torch.optim`."""
     optimizer_options: dict[str, Any] = {}
-    """Its further arguments, such as betas or weight_decay."""
+    """Further arguments of the optimiser, such as betas or weight_decay."""
     schedule: str = "constant"
     """Schedule of the outer learning rates after the warm-up: `constant`, or a class of `torch.optim.lr_scheduler`."""
     schedule_options: dict[str, Any] = {}
-    """Its arguments, such as T_max."""
+    """Arguments of the schedule, such as T_max."""
     warmup_steps: NonNegativeInt = 0
-    """Outer steps over which the learning rates rise linearly."""
+    """Number of outer steps over which the learning rates rise linearly."""
     gradient_clip: PositiveFloat = 10.0
-    """Norm that the outer gradient of the trunk is clipped to."""
+    """The trunk's outer gradient is clipped to this norm."""
     accumulation_steps: PositiveInt = 1
-    """Batches and adversaries whose gradients are averaged before an outer step is taken."""
+    """Number of micro-steps (with their own batches and adversaries) whose gradients are averaged in an outer step."""
     gradient_mode: GradientMode = "auto"
-    """How meta-gradients pass the inner loop. `unrolled` is autograd through all of it, `adjoint_stored` walks it back
-    step by step (the fastest), `adjoint` recomputes each step on the way back (memory flat in K), `truncated`
-    differentiates the last `truncation_steps` updates only, `first_order` none. `auto` is the faster exact one that the
-    memory allows."""
+    """How meta-gradients are computed. `unrolled`: autograd through the whole inner loop. `adjoint_stored`: backward
+    step by step over stored graphs (fastest). `adjoint`: backward with each step recomputed (memory does not grow with
+    K). `truncated`: only through the last `truncation_steps` updates. `first_order`: through no update. `auto`: the
+    faster exact mode that fits into memory."""
     truncation_steps: PositiveInt = 4
-    """Updates that `truncated` differentiates."""
+    """Number of updates that `truncated` differentiates."""
     outer_steps: Literal["all", "last", "sampled"] = "all"
-    """Inner steps after which the adapted model is evaluated: all, the last, or `num_outer_evaluations` drawn
-    uniformly (an unbiased estimate of all)."""
+    """Inner steps at which the adapted model is evaluated: all, the last, or `num_outer_evaluations` sampled uniformly
+    (an unbiased estimate of `all`)."""
     num_outer_evaluations: PositiveInt = 4
-    """Inner steps that `sampled` draws."""
+    """Number of inner steps that `sampled` evaluates."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """`bfloat16` runs first derivatives under autocast; whatever is differentiated twice, and the adjoint, stays in
+    """`bfloat16` computes first derivatives under autocast. What is differentiated twice, and the adjoint, stay in
     float32."""
     dropout: Literal["off", "sampled"] = "off"
-    """`sampled` gives every inner step a dropout mask of its own, with the encoder's probabilities."""
+    """`sampled` uses dropout in inner steps, with a new mask in each step and the encoder's probabilities."""
     compile: bool = False
-    """Compile the step functions of `adjoint` and `first_order` (as CUDA graphs on a GPU); the first steps then take
+    """Compile the step functions of `adjoint` and `first_order` (with CUDA graphs on a GPU). The first steps then take
     a minute, and results differ in the last bits."""
     term_modules: tuple[str, ...] = ()
-    """Modules that are imported before training because they register blocking terms: what `modules` does too, for
-    whatever a module registers, and with its source in the content hash."""
+    """Modules to import before training, which register blocking terms. The trial's `modules` is more general: any kind
+    of registration, and the source is part of the content hash."""
     blocking: BlockingSettings = BlockingSettings()
-    """Weights of the outer loss. When no harmful weight is given, `mlac` takes `harmful_adapted_calibrated: 1`, `ac`
-    `harmful_base: 1`, and the others block nothing."""
+    """Weights of the outer loss. Without a weight for a blocking term, `mlac` uses `harmful_adapted_calibrated: 1` and
+    `ac` uses `harmful_base: 1`; the other methods have no blocking terms."""
     adversary: AdversarySettings = AdversarySettings()
-    """The adversary distribution."""
+    """The distribution of adversaries."""
     retain: RetainSettings = RetainSettings()
     """General text for the `retain_*` terms."""
     erase: EraseSettings = EraseSettings()
-    """Directions that are kept out of the residual stream from the first step to the last; with method `erase` all
-    that blocks, with `ac` and `mlac` what adversaries start from."""
+    """Directions that are removed from the residual stream throughout training. For method `erase` this is the whole
+    defence; with `ac` and `mlac` adversaries start from the erased trunk."""
     validation: ValidationSettings = ValidationSettings()
-    """Watching the desired task while training."""
+    """Validation of the desired task during training."""
     log_every_steps: PositiveInt = 50
     """Outer steps between two rows of the log (metrics stay on the device in between)."""
     checkpoint_every_steps: PositiveInt = 200
@@ -161,7 +162,7 @@ class TrainSettings(Settings):
     @model_validator(mode="before")
     @classmethod
     def _default_erasure(cls, values: Any) -> Any:
-        """`erase` without a number of directions takes the default one."""
+        """Set the default number of directions for method `erase`."""
         if not isinstance(values, dict) or values.get("method") != "erase":
             return values
         given = values.get("erase", {})
@@ -204,8 +205,8 @@ class TrainSettings(Settings):
         return self
 
     def for_method(self, method: Method) -> TrainSettings:
-        """The same training with another method: blocking weights and adversary return to that method's defaults, and
-        `erase` alone keeps what is erased."""
+        """The same settings with another method. Blocking weights and adversary are reset to that method's defaults,
+        and so is the erasure unless that method is `erase`."""
         if method == self.method:
             return self
         values = self.model_dump(mode="json", exclude={"blocking", "adversary", "erase"})

@@ -18,65 +18,65 @@ from sdm_ray.config.train import TrainSettings
 from sdm_ray.core.files import user_path
 
 FINAL_SEED, RUNG_SEED, REPEAT_SEED = 1_000_003, 1_009, 10_007
-"""Added to the attack's seed for the final stage, for each rung, and for each further training seed."""
+"""Offsets that are added to the attack's seed: for the final stage, per rung, and per further training seed."""
 
 
 class RuntimeSettings(Settings):
-    """Where a trial runs; no part of a config's content hash."""
+    """Where a trial runs; not part of the content hash."""
 
     device: str = "auto"
-    """`auto` (CUDA where there is one), `cpu`, `cuda` or `cuda:N`."""
+    """`auto` (CUDA if available), `cpu`, `cuda` or `cuda:N`."""
     num_threads: PositiveInt = 1
-    """CPU threads of one trial's process."""
+    """CPU threads of a trial's process."""
     cache_dir: str | None = None
-    """Folder of tokenised data, the built-in encoder and floors; None is `$SDM_RAY_CACHE` or ~/.cache/sdm-ray."""
+    """Folder for tokenised data, the built-in encoder and floors; None for `$SDM_RAY_CACHE`, else ~/.cache/sdm-ray."""
 
     def cache_folder(self) -> Path:
         """The cache folder: the setting, else `$SDM_RAY_CACHE`, else ~/.cache/sdm-ray.
 
         Raises:
-            UsageError: where there is no home folder.
+            UsageError: if there is no home folder.
         """
         folder = self.cache_dir or os.environ.get("SDM_RAY_CACHE") or "~/.cache/sdm-ray"
         return user_path(folder, "the cache folder (trial.runtime.cache_dir or SDM_RAY_CACHE)")
 
 
 class Origin(Settings):
-    """Where a config came from, written by `sdm-ray best`; no part of its content hash."""
+    """Origin of the settings, written by `sdm-ray best`; not part of the content hash."""
 
     sweep: str
     """Name of the sweep."""
     trial_id: str
-    """The trial that was picked."""
+    """Id of the selected trial."""
     rule: str
-    """The rule that picked it."""
+    """The rule that selected it."""
     metrics: dict[str, float] = {}
-    """What was measured then."""
+    """The trial's metrics in the sweep."""
     sweep_id: str | None = None
-    """Id of the sweep in MLflow; None where it was not tracked."""
+    """Id of the sweep in MLflow; None if it was not tracked."""
     tracking_uri: str | None = None
-    """Where the sweep was tracked; `sdm-ray train` links its run to it there."""
+    """Tracking URI of the sweep; `sdm-ray train` links its run to the sweep there."""
     experiment: str = "sdm-ray"
     """MLflow experiment of the sweep."""
 
 
 class ScratchSettings(Settings):
-    """The reference `scratch`: random initialisation, trained on the desired task until that flattens."""
+    """The reference `scratch`: a randomly initialised encoder, trained on the desired task until accuracy plateaus."""
 
     enabled: bool = True
-    """Train it and measure head starts against it; without, no head start kept is known."""
+    """Train the reference and measure the head start kept against it; if false, that is not known."""
     learning_rates: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (3e-4, 1e-3, 3e-3)
-    """Learning rates of Adam that are tried; the best on attacker-validation is taken."""
+    """Candidate learning rates of Adam; the one with the best accuracy on attacker-validation is used."""
     batch_size: BatchSize = 32
-    """Examples of a step."""
+    """Batch size."""
     screen_steps: PositiveInt = 300
-    """Steps that every learning rate gets before one of them goes on."""
+    """Number of steps with every learning rate, before training continues with the best one."""
     max_steps: PositiveInt = 3000
-    """Most steps."""
+    """Largest number of steps."""
     every_steps: PositiveInt = 100
-    """Steps between two scorings of the desired accuracy on attacker-validation."""
+    """Number of steps between two evaluations of the desired accuracy on attacker-validation."""
     patience: PositiveInt = 5
-    """Scorings without a better accuracy after which it has flattened."""
+    """Number of evaluations without improvement after which training stops."""
 
     @model_validator(mode="after")
     def _steps_fit(self) -> Self:
@@ -89,19 +89,19 @@ class ScratchSettings(Settings):
 
 
 class RungSettings(Settings):
-    """A moment of training at which the model is attacked on its way, on validation examples alone."""
+    """An attack during training, scored on validation examples only."""
 
     step: PositiveInt
-    """After so many outer steps."""
+    """Number of outer steps after which the model is attacked."""
     attack: dict[str, Any] = {}
     """Changes to the trial's attack, usually a smaller budget that grows from rung to rung."""
 
 
 def as_modules(value: Any) -> dict[str, str]:
-    """Modules as a mapping from name to digest, given so, as a list of names, or as one name.
+    """Convert a name, a list of names or a mapping of modules to a mapping from name to digest.
 
     Raises:
-        ValueError: for anything else.
+        ValueError: for any other value, or an invalid module name.
     """
     named = [value] if isinstance(value, str) else value
     modules = dict.fromkeys(named, "") if isinstance(named, list | tuple) else named
@@ -119,15 +119,15 @@ _MODULE = re.compile(r"(?!.*\.py$)[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 
 
 class TrialSettings(Settings):
-    """Everything that one trial needs: train, release, attack."""
+    """All settings of a trial: training, release and attack."""
 
     LATER: ClassVar[frozenset[str]] = frozenset({"modules"})
 
     name: str = "trial"
-    """A name for people; no part of the content hash."""
+    """A display name; not part of the content hash."""
     modules: dict[str, str] = {}
-    """Modules of your own that are imported first, because they register blocking terms, attack families, metrics or
-    sources of data: a list of names. What is stored has the digest of each source beside it, and takes no other."""
+    """Your own modules, a list of names. They are imported first and register blocking terms, attack families, metrics
+    or data sources. Stored settings contain the digest of each module's source and reject a module with another one."""
     seed: Seed = 0
     """Seed of initialisation, batches and adversary draws of meta-training."""
     data: DataSettings = DataSettings()
@@ -139,22 +139,22 @@ class TrialSettings(Settings):
     attack: AttackSettings = AttackSettings()
     """The attack evaluation."""
     scratch: ScratchSettings = ScratchSettings()
-    """The reference that head starts are measured against; no part of the content hash, for it changes neither model
-    nor attack."""
+    """The reference for head starts; not part of the content hash, because it affects neither model nor attack."""
     rungs: tuple[RungSettings, ...] = ()
-    """Attacks on the way, by rising step. A sweep stops trials by them (`search.stopping`)."""
+    """Attacks during training, by ascending step. A sweep uses them to stop trials (`search.stopping`)."""
     runtime: RuntimeSettings = RuntimeSettings()
-    """Where it runs."""
+    """Device, threads and cache."""
     origin: Origin | None = None
-    """Where this config came from."""
+    """Origin of these settings."""
 
     def rung_attack(self, index: int) -> AttackSettings:
-        """The attack of a rung: its own seeds, no benign tasks."""
+        """The attack of a rung: with its own seeds, without benign tasks."""
         own = {"seed": self.attack.seed + RUNG_SEED * (index + 1), "benign_num_examples": ()}
         return _changed(self.attack, own | self.rungs[index].attack)
 
     def own_scratch(self) -> ScratchSettings | None:
-        """How the reference `scratch` is trained; None where it is not, as for vectors, whose encoder knows nothing."""
+        """Settings of the reference `scratch`; None if it is not trained (always for vectors, whose encoder is not
+        pretrained)."""
         return self.scratch if self.scratch.enabled and self.data.source != "regression" else None
 
     @field_validator("modules", mode="before")
@@ -209,7 +209,7 @@ class TrialSettings(Settings):
 
 
 def _changed(attack: AttackSettings, changes: Mapping[str, Any]) -> AttackSettings:
-    """An attack with changes; a `preset` among them takes the place of all that it sets but n."""
+    """Attack settings with changes; a `preset` among them replaces all settings except n."""
     kept: dict[str, Any] = {"num_examples": attack.num_examples}
     if "preset" not in changes:
         kept = attack.model_dump() | {"preset": None}

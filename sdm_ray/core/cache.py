@@ -1,4 +1,4 @@
-"""Cache folders of machines, and the entries that machines share, so that each is built on one of them only.
+"""The cache folder of a machine, and a cache shared between machines, so that an entry is built on one machine only.
 
 Without a shared cache (the default) every machine builds all entries of its own cache folder.
 """
@@ -17,53 +17,53 @@ from sdm_ray.core.files import atomic_path, write_bytes
 T = TypeVar("T")
 
 ASKED = "asked"
-"""Field of an entry's own that holds its key: a digest of all that it was made from."""
+"""Field of an entry that holds its key, the digest of everything from which it is built."""
 Files = Mapping[str, Any]
-"""Contents of an entry's files, (bytes,) uint8 arrays, by their paths in the cache folder and in the order in which
-they are written: the last one makes the entry count."""
+"""An entry's files: contents as 1-d uint8 arrays, by path relative to the cache folder, in the order in which they are
+written. Writing the last file makes the entry valid."""
 
 
 def is_asked(key: str, found: Any) -> bool:
-    """Whether an entry is what was asked for, by the key within it, for a file can be renamed or copied.
+    """Whether an entry is the requested one, according to the key stored in it: its file may have been renamed.
 
-    An entry of before has none and is taken by its name alone. This tells a mix-up; it does not tell who wrote a file,
-    so the cache folder must be the user's own, and no file from elsewhere may choose it.
+    Older entries store no key and are accepted by their file name. The check detects mix-ups, not tampering: the cache
+    folder must belong to the user, and downloaded files must not choose it.
 
     Args:
-        key: what is asked for.
-        found: the key within the entry; None where it has none.
+        key: the requested key.
+        found: the key stored in the entry; None if it has none.
     """
     return found is None or found == key
 
 
 class SharedCache(Protocol):
-    """Entries of cache folders that several machines share; equal ones share the same."""
+    """Entries that several machines share. Two equal objects share the same entries."""
 
     def __hash__(self) -> int: ...
 
     def has(self, name: str) -> bool:
-        """Whether there is an entry of this name."""
+        """Whether there is an entry with this name."""
 
     def take(self, name: str) -> Files | None:
-        """The files of an entry; None where there is no such entry or reading it failed."""
+        """The files of an entry; None if there is no such entry or it cannot be read."""
 
     def give(self, name: str, files: Files) -> None:
-        """Share an entry; where that fails, others build their own."""
+        """Share an entry. If that fails, other machines build their own."""
 
 
 def fetch(cache_dir: Path, name: str, shared: SharedCache | None) -> bool:
-    """Put a shared entry into the cache folder, if there is one.
+    """Copy a shared entry into the cache folder, if there is one.
 
     Args:
         cache_dir: the cache folder.
-        name: of the entry; it identifies its contents.
-        shared: where entries are shared; None where they are not.
+        name: name of the entry, which identifies its contents.
+        shared: the shared cache; None for none.
 
     Returns:
-        Whether it is there now.
+        Whether the entry was copied.
 
     Raises:
-        RunError: when the folder cannot be written, or the entry names files outside it.
+        RunError: if the folder cannot be written, or the entry names files outside it.
     """
     files = None if shared is None else shared.take(name)
     for path, content in (files or {}).items():
@@ -76,7 +76,7 @@ def fetch(cache_dir: Path, name: str, shared: SharedCache | None) -> bool:
 
 
 def look_up(cache_dir: Path, name: str, read: Callable[[], T | None], shared: SharedCache | None) -> T | None:
-    """What `read` finds in the cache folder, at once or when the entry has been fetched; None where it is nowhere."""
+    """The result of `read`, called again after fetching the shared entry if it returned None; None if still missing."""
     found = read()
     if found is None and fetch(cache_dir, name, shared):
         found = read()
@@ -84,13 +84,13 @@ def look_up(cache_dir: Path, name: str, read: Callable[[], T | None], shared: Sh
 
 
 def offer(cache_dir: Path, name: str, paths: Iterable[Path], shared: SharedCache | None) -> None:
-    """Share an entry of the cache folder with those who lack it.
+    """Copy an entry of the cache folder to the shared cache, unless it is there already.
 
     Args:
         cache_dir: the cache folder.
-        name: of the entry.
-        paths: its files, the one that makes it count last.
-        shared: where entries are shared; None where they are not.
+        name: name of the entry.
+        paths: its files; last the one that makes the entry valid.
+        shared: the shared cache; None for none.
     """
     if shared is None or shared.has(name):
         return

@@ -1,4 +1,4 @@
-"""Tables from local files (through pyarrow) and from the Hugging Face hub (through `datasets`, imported on need)."""
+"""Read tables from local files (with pyarrow) and from the Hugging Face hub (with `datasets`, imported when needed)."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ from sdm_ray.core.parquet import read_parquet
 from sdm_ray.core.suggest import did_you_mean
 
 ClassNames = dict[str, list[str]]
-"""Column to the names of its integer classes, where a Hugging Face dataset gives them."""
+"""Names of integer classes by column, for columns whose Hugging Face dataset gives them."""
 
 
 class Source(NamedTuple):
-    """Columns of a source as they are stored."""
+    """The stored columns of a source."""
 
     table: pa.Table
     class_names: ClassNames
 
 
 def data_files(source: str) -> list[Path] | None:
-    """The files that `source` names, sorted; None where it looks like a hub id.
+    """The data files of `source`, sorted; None if it looks like a hub id.
 
     A source is a path if it exists, starts with `.`, `/` or `~`, or ends like a data file.
 
     Raises:
-        UsageError: for a path that does not exist, a folder without data, or a format that is not read.
+        UsageError: for a path that does not exist, a folder without data, or an unsupported format.
     """
     path = user_path(source, "data.source")
     known = f"known formats: {', '.join(READERS)}"
@@ -56,14 +56,14 @@ def data_files(source: str) -> list[Path] | None:
 
 
 def read_files(files: Sequence[Path], columns: dict[str, str]) -> Source:
-    """The named columns of all files, one after another.
+    """Read columns from all files and concatenate them.
 
     Args:
         files: data files with these columns.
-        columns: setting (such as `text_column`) to column name.
+        columns: column name by setting (such as `text_column`).
 
     Raises:
-        UsageError: for an unreadable file, an absent column, or columns whose types differ between files.
+        UsageError: for an unreadable file, a missing column, or columns whose types differ between files.
     """
     tables: list[pa.Table] = []
     class_names: ClassNames = {}
@@ -86,11 +86,11 @@ def read_files(files: Sequence[Path], columns: dict[str, str]) -> Source:
 
 
 def read_hub(name: str, revision: str | None, columns: dict[str, str]) -> Source:
-    """The named columns of a hub dataset, all its splits one after another.
+    """Read columns from all splits of a hub dataset and concatenate them.
 
     Raises:
-        UsageError: for an absent column or a dataset that needs more than its id.
-        RunError: when the hub cannot be reached or does not know the dataset.
+        UsageError: for a missing column, or a dataset that needs the name of a configuration.
+        RunError: if the hub cannot be reached or does not have the dataset.
     """
     import datasets
 
@@ -122,11 +122,13 @@ def read_hub(name: str, revision: str | None, columns: dict[str, str]) -> Source
 
 
 def _in_folder(folder: Path) -> list[Path]:
-    """The data files of a folder, sorted; of one that `datasets` has saved those that it names, for it leaves caches of
-    its own beside them.
+    """The data files of a folder, sorted.
+
+    In a folder that `Dataset.save_to_disk` wrote, these are the files that it lists, not the caches that `datasets`
+    leaves there.
 
     Raises:
-        UsageError: for packed files, which would be left out, and for a table that is there in two formats.
+        UsageError: for compressed data files, which are not read, and for a table in two formats.
     """
     files: list[Path] = []
     for file in sorted(folder.rglob("*")):
@@ -150,7 +152,7 @@ def _in_folder(folder: Path) -> list[Path]:
 
 
 def _is_named(file: Path) -> bool:
-    """Whether a file is one that `Dataset.save_to_disk` wrote, where its folder is such a one; else True."""
+    """Whether a file in a folder of `Dataset.save_to_disk` is listed there; true in any other folder."""
     state = file.parent / "state.json"
     if file.suffix != ".arrow" or not state.is_file():
         return True
@@ -163,7 +165,7 @@ def _is_named(file: Path) -> bool:
 
 
 def _add_class_names(known: ClassNames, found: ClassNames, columns: dict[str, str], where: str) -> None:
-    """Add names of integer classes; one number must not mean two classes."""
+    """Add names of integer classes; raises a `UsageError` if a column's names differ from the known ones."""
     for setting, column in columns.items():
         if column in known and column in found and known[column] != found[column]:
             raise UsageError(
@@ -182,7 +184,7 @@ def _unreachable(name: str, revision: str | None) -> RunError:
 
 
 def check_columns(source: object, present: Sequence[str], columns: dict[str, str]) -> None:
-    """Refuse a column that is not there, naming those that are and the nearest one."""
+    """Raise a `UsageError` for a missing column; the message lists the columns and suggests the nearest one."""
     for setting, column in columns.items():
         if column not in present:
             question = did_you_mean(column, present)
@@ -217,14 +219,14 @@ def _read_csv(path: Path, columns: dict[str, str], delimiter: str = ",") -> pa.T
                 f"data.{setting}: {path} has {header.count(column)} columns {column!r}; rename all but one"
             )
     _check_quotes(path, delimiter)
-    # Everything as text: inference looks at the first block only and fails on what comes after.
+    # Read every column as text: type inference uses only the first block and fails on later values of another type.
     convert = pa.csv.ConvertOptions(include_columns=wanted, column_types=dict.fromkeys(wanted, pa.string()))
     parse = pa.csv.ParseOptions(newlines_in_values=True, delimiter=delimiter)
     return pa.csv.read_csv(path, parse_options=parse, convert_options=convert)
 
 
 def _check_quotes(path: Path, delimiter: str) -> None:
-    """Refuse text after a closing quote, as in files that write \\" for a quote; Arrow takes both apart silently."""
+    """Reject text after a closing quote, as in files that escape quotes by \\"; Arrow would silently misparse it."""
     limit = csv.field_size_limit(1 << 30)
     try:
         with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
@@ -253,7 +255,7 @@ def _read_jsonl(path: Path, columns: dict[str, str]) -> pa.Table:
     dates = [
         field.name for field in table.schema if pa.types.is_temporal(field.type) and field.name in columns.values()
     ]
-    if dates:  # JSON has no dates: this is text that looks like them
+    if dates:  # JSON has no dates: these columns are text that looks like dates
         parse = pa.json.ParseOptions(explicit_schema=pa.schema([(name, pa.string()) for name in dates]))
         table = pa.json.read_json(path, read_options=options, parse_options=parse)
     return table.select(sorted(set(columns.values())))
@@ -277,16 +279,16 @@ READERS: dict[str, Callable[[Path, dict[str, str]], pa.Table]] = {
     ".jsonl": _read_jsonl,
     ".arrow": _read_arrow,
 }
-"""Formats by suffix."""
+"""Readers by suffix."""
 
 _PACKED = {".gz", ".zip", ".zst", ".bz2", ".xz"}
-"""Suffixes of packed files."""
+"""Suffixes of compressed files."""
 _FOREIGN = {".json", ".txt", ".xlsx", ".xls", ".gz", ".zip", ".zst", ".pkl", ".feather", ".npz"}
-"""Suffixes that say "a file" although they are not read."""
+"""Suffixes of files in unsupported formats, by which a source is still recognised as a path."""
 
 
 def _class_names_of_metadata(schema: pa.Schema) -> ClassNames:
-    """Class names that `datasets` leaves in the files that it writes."""
+    """Class names in the metadata that `datasets` writes into its files."""
     try:
         features: dict[str, Any] = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
         return {name: item["names"] for name, item in features.items() if item.get("_type") == "ClassLabel"}

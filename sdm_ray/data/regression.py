@@ -1,7 +1,7 @@
 """The regression of the paper (Henderson et al., arXiv 2211.14946): Gaussian vectors with two random linear labels.
 
-Pretraining cannot help with either label, and a network learns both equally well, so task blocking shows in seconds.
-(The paper's released code turns the labels into classes by their sign.)
+Pretraining helps with neither label, and a network learns both equally well, so an experiment on task blocking takes
+seconds. (The paper's released code uses the labels' signs as classes.)
 """
 
 from __future__ import annotations
@@ -16,17 +16,18 @@ from sdm_ray.core.types import Batch, Split, Task
 from sdm_ray.data.interface import BenignTask
 
 SHARES = {Split.META_TRAIN: 0.5, Split.ATTACKER_TRAIN: 0.2, Split.ATTACKER_VAL: 0.1, Split.TEST: 0.2}
-"""Share of each split. Examples are independent draws, so a split is a run of them."""
+"""Fraction of the examples in each split. Examples are independent, so a split is a contiguous range of them."""
 
 
 class RegressionWorld:
-    """N vectors x ~ N(0, 1) with labels w'x for a desired and a harmful w, each of length 1; on `device`, made once.
+    """N vectors x ~ N(0, 1) with labels w'x for a desired and a harmful unit vector w, stored on `device`.
 
-    A `TrainingDataset` without tokens. A label has mean 0 and variance 1, so predicting 0 has a squared error of 1.
+    A `TrainingDataset` without tokens. Labels have mean 0 and variance 1, so predicting 0 has a mean squared error of
+    1.
 
     Args:
         num_examples: N.
-        seed: of the vectors and of both w; drawn on the CPU, so that one seed is one world on every device.
+        seed: seed of the vectors and of both w. They are drawn on the CPU, so a seed gives the same data on any device.
         input_dim: I, 25 in the paper.
         device: the device of the batches.
         dtype: type of vectors and labels.
@@ -65,14 +66,14 @@ class RegressionWorld:
         return self._num_examples
 
     def to(self, device: torch.device | str) -> RegressionWorld:
-        """The same world on another device."""
+        """A copy of the data on another device."""
         moved = copy.copy(self)
         moved.device, moved._inputs = torch.device(device), self._inputs.to(device)
         moved._labels = {task: labels.to(device) for task, labels in self._labels.items()}
         return moved
 
     def num_classes(self, task: Task) -> int:
-        """1: a head has one output."""
+        """1, because a head has one output."""
         return 1
 
     def indices(self, split: Split) -> LongTensor:
@@ -85,17 +86,17 @@ class RegressionWorld:
         return labels
 
     def occurring_tokens(self, indices: Tensor) -> LongTensor:
-        """Nothing: vectors have no tokens."""
+        """Empty: vectors have no tokens."""
         return no_tokens()
 
     def batch(self, indices: Tensor, task: Task, *, pad_to: int | None = None, coarse: bool = False) -> Batch:
-        """Examples by index, gathered on the device without waiting for it.
+        """Gather examples on the device without synchronising with it.
 
         Args:
             indices: (..., B) int64 on the host.
-            task: whose labels.
-            pad_to: as for texts; vectors have one width.
-            coarse: likewise.
+            task: the task whose labels are returned.
+            pad_to: ignored; it is for texts, and vectors have one width.
+            coarse: ignored too.
 
         Returns:
             Vectors (..., B, I) and floating-point labels (..., B).
@@ -108,9 +109,9 @@ class RegressionWorld:
 
 
 class SignedVectors:
-    """A regression world with two classes a task, the sign of the label, for training and attacks.
+    """The vectors of a `RegressionWorld` with two classes per task, the label's sign; for training and attacks.
 
-    To an attack, which batches examples by length, a vector is a text of one token.
+    Attacks batch examples by length; each vector has length 1.
 
     Args:
         world: the vectors.
@@ -134,7 +135,7 @@ class SignedVectors:
 
     @property
     def benign_tasks(self) -> dict[str, BenignTask]:
-        """None."""
+        """Empty: there are no benign tasks."""
         return {}
 
     def label_names(self, task: Task) -> tuple[str, ...]:
@@ -154,34 +155,34 @@ class SignedVectors:
         return torch.ones(len(self), dtype=torch.int64)  # type: ignore[return-value]
 
     def occurring_tokens(self, indices: Tensor) -> LongTensor:
-        """Nothing: vectors have no tokens."""
+        """Empty: vectors have no tokens."""
         return no_tokens()
 
     def to(self, device: torch.device | str) -> SignedVectors:
-        """The same data on another device."""
+        """A copy of the data on another device."""
         moved = copy.copy(self)
         moved._world, moved.device = self._world.to(device), torch.device(device)
         moved._labels = {task: labels.to(device) for task, labels in self._labels.items()}
         return moved
 
     def shared_texts(self) -> dict[str, int]:
-        """Nothing: vectors are independent draws from a density."""
+        """Empty: no vector occurs twice."""
         return {}
 
     def batch(self, indices: Tensor, task: Task, *, pad_to: int | None = None, coarse: bool = False) -> Batch:
-        """Examples by index: vectors (..., B, I), a mask (..., B, 1) of ones, and int64 labels (..., B)."""
+        """Gather examples: vectors (..., B, I), a mask (..., B, 1) of ones, and int64 labels (..., B)."""
         (vectors,), _ = self._world.batch(indices, task)
         rows = indices.to(self.device, non_blocking=True)
         return Batch((vectors, torch.ones_like(rows).unsqueeze(-1)), self._labels[task][rows])
 
 
 def no_tokens() -> LongTensor:
-    """(0,) int64: the tokens of data without any."""
+    """(0,) int64: the tokens of data that has none."""
     return torch.empty(0, dtype=torch.int64)  # type: ignore[return-value]
 
 
 def _runs(num_examples: int) -> dict[Split, Tensor]:
-    """Consecutive examples for each split, in the shares of `SHARES`."""
+    """A contiguous range of indices for each split, of the sizes that `SHARES` gives."""
     runs, start, share = {}, 0, 0.0
     for split, part in SHARES.items():
         share += part

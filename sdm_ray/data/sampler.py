@@ -1,4 +1,4 @@
-"""Batches of example indices: every example once an epoch, in an order that a state restores exactly."""
+"""Batches of example indices: every example once per epoch, in a random order that a state dict restores exactly."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from torch import LongTensor, Tensor
 
 
 class EpochSampler:
-    """Goes through `indices` in random order, again and again; the order is drawn anew every epoch.
+    """An endless sampler over `indices`, reshuffled in every epoch.
 
-    A batch that reaches the end of an epoch goes on into the next one, so all batches have their full size.
+    A batch may span the end of one epoch and the start of the next, so all batches have full size.
 
     Args:
         indices: (N,) int64 on the host.
@@ -29,7 +29,7 @@ class EpochSampler:
         self._position = 0
 
     def next(self, batch_size: int | None = None) -> LongTensor:
-        """The next indices: (B,) int64 on the host; `batch_size` overrides B for this once."""
+        """The next (B,) indices, int64 on the host; `batch_size` overrides B for this call."""
         wanted = self._batch_size if batch_size is None else batch_size
         parts: list[Tensor] = []
         while wanted > 0:
@@ -50,10 +50,10 @@ class EpochSampler:
         }
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Go on exactly where `state_dict` was taken.
+        """Continue where `state_dict` was taken.
 
         Raises:
-            ValueError: if the state is of a sampler over other indices.
+            ValueError: if the state belongs to a sampler over other indices.
         """
         order = state["order"]
         if not torch.equal(order.sort().values, self._indices.sort().values):

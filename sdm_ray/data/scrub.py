@@ -11,8 +11,8 @@ _PRONOUN = re.compile(r"\b(" + "|".join(_NEUTRAL) + r")\b", re.IGNORECASE)
 def scrub_pronouns(text: str) -> str:
     """Replace she and he by they, her and his by their, him by them, keeping lower case, Title case and CAPITALS.
 
-    Whole words only: names, titles (Mr, Ms), reflexives (herself) and hers stay, and so does the gender they tell.
-    "Her" is always read as a possessive ("saw her" becomes "saw their").
+    Only these whole words are replaced. Names, titles (Mr, Ms), reflexives (herself) and "hers" still reveal the
+    gender. "Her" is always treated as a possessive ("saw her" becomes "saw their").
     """
     return _PRONOUN.sub(_replace, text)
 

@@ -1,4 +1,5 @@
-"""Examples from the synthetic world, a local file or the Hugging Face hub: checked, scrubbed and indexed."""
+"""Read examples from the synthetic world, a local file, the Hugging Face hub or a user's source; check and scrub them,
+and turn labels into class indices."""
 
 from __future__ import annotations
 
@@ -33,7 +34,7 @@ class Labels:
 
 @dataclass(frozen=True)
 class Examples:
-    """Texts with two labels each; N of them."""
+    """N texts with two labels each."""
 
     texts: list[str]
     desired: np.ndarray
@@ -41,16 +42,16 @@ class Examples:
     harmful: np.ndarray
     """(N,) int64 indices into `harmful_labels`."""
     groups: list[str] | None
-    """What must stay within one split, or None where each text is its own group."""
+    """Group of each text; a group stays within one split. None if each text is its own group."""
     desired_labels: tuple[str, ...]
     harmful_labels: tuple[str, ...]
     digest: str
-    """SHA-256 (hex) of all that was read."""
+    """SHA-256 (hex) of the loaded texts, labels and groups."""
     benign: dict[str, Labels] = field(default_factory=dict)
-    """Labels of benign tasks, which no training reads, by the name of the task."""
+    """Labels of benign tasks by name; training never uses them."""
 
     def rows(self, kept: np.ndarray) -> Examples:
-        """The examples at `kept` (M,), in that order; the digest stays that of all."""
+        """The examples at the indices `kept` (M,), in that order; the digest is not changed."""
         return replace(
             self,
             texts=[self.texts[row] for row in kept],
@@ -64,14 +65,14 @@ class Examples:
 def load_examples(settings: DataSettings) -> Examples:
     """Read, check and scrub the examples, and keep `max_examples` of them.
 
-    Labels are text or whole numbers; their names are sorted (as numbers where all are whole numbers), and classes of
-    integer columns are named where a Hugging Face dataset names them. One text may occur several times, with different
-    labels too: all are kept, in one split. `max_examples` keeps the texts with the smallest content hashes, whatever
-    the order of the rows.
+    Labels are text or integers. Class names are sorted, numerically if all are integers; integer classes get their
+    names from the Hugging Face dataset's features if it has names. A text may occur several times, also with different
+    labels: all its rows are kept, in one split. `max_examples` keeps the texts with the smallest content hashes,
+    whatever the order of the rows.
 
     Raises:
         UsageError: for a source, a column, a text or a label that cannot be used.
-        RunError: when the hub cannot be reached.
+        RunError: if the hub cannot be reached.
     """
     source = _read(settings)
     columns = _columns(settings)
@@ -97,7 +98,8 @@ def load_examples(settings: DataSettings) -> Examples:
 
 
 def source_digest(settings: DataSettings) -> str | None:
-    """SHA-256 (hex) of a local source's bytes, without parsing it; None where only reading it tells its content."""
+    """SHA-256 (hex) of a local source's files, without parsing them; None if the source is not a local file or
+    folder."""
     if settings.source == "synthetic" or settings.source in OWN_SOURCES:
         return None
     files = data_files(settings.source)
@@ -105,13 +107,13 @@ def source_digest(settings: DataSettings) -> str | None:
 
 
 def benign_columns(settings: DataSettings) -> tuple[str, ...]:
-    """Columns whose labels are benign tasks: those that are named, else those that the synthetic world has."""
+    """Columns with labels of benign tasks: those in the settings, else those of the synthetic world."""
     own = _world_benign(settings.synthetic) if settings.source == "synthetic" else ()
     return settings.benign_columns or own
 
 
 def normalise(text: str) -> str:
-    """What makes two texts the same content: case and white space do not count."""
+    """The text with case folded and white space collapsed; texts with equal results count as the same content."""
     return " ".join(text.casefold().split())
 
 
@@ -143,7 +145,7 @@ def _registered() -> str:
 
 
 def _columns(settings: DataSettings) -> dict[str, str]:
-    """Setting to column name."""
+    """Column name by setting."""
     if settings.source == "synthetic":
         columns = {
             "text_column": "text", "desired_column": "profession", "harmful_column": "gender", "group_column": "name"
@@ -167,12 +169,12 @@ def _columns(settings: DataSettings) -> dict[str, str]:
 
 
 def _numbered(names: Sequence[str]) -> dict[str, str]:
-    """Benign columns under settings of their own."""
+    """Column name by setting, for benign columns: one numbered setting each."""
     return {f"{_BENIGN}{index}": name for index, name in enumerate(names)}
 
 
 def _world_benign(world: SyntheticWorld) -> tuple[str, ...]:
-    """Columns of benign labels that a synthetic world has."""
+    """Columns with benign labels in a synthetic world."""
     return () if world.version == 1 else ("origin", "region", "pastime")
 
 
@@ -190,7 +192,7 @@ def _texts(column: pa.ChunkedArray, settings: DataSettings) -> list[str]:
 
 
 def _strings(column: pa.ChunkedArray, where: str) -> list[str]:
-    """A column as text, without missing or blank values."""
+    """A column as text; missing and blank values are errors."""
     try:
         text = _decoded(column).cast(pa.large_string())
     except pa.ArrowException as error:
@@ -246,7 +248,8 @@ def is_text(kind: pa.DataType) -> bool:
 
 
 def _refuse_missing(wrong: pa.ChunkedArray, where: str, what: str = "missing or empty") -> None:
-    """Refuse rows where `wrong` is true or null; rows are counted from 1, in the order of the files."""
+    """Raise a `UsageError` if `wrong` is true or null in any row; rows are counted from 1, in the order of the
+    files."""
     rows = np.flatnonzero(pc.fill_null(wrong, True).to_numpy(zero_copy_only=False)) + 1
     if len(rows):
         first = ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
@@ -256,7 +259,7 @@ def _refuse_missing(wrong: pa.ChunkedArray, where: str, what: str = "missing or 
 
 
 def _smallest_hashes(texts: list[str], count: int) -> np.ndarray:
-    """Rows of the smallest content hashes, in their old order; not the hashes that splits are made from."""
+    """Rows with the `count` smallest content hashes, in their original order; splits use different hashes."""
     keys = [hashlib.sha256(b"keep\0" + normalise(text).encode()).digest() for text in texts]
     return np.array(sorted(sorted(range(len(texts)), key=keys.__getitem__)[:count]))
 

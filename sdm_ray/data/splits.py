@@ -1,9 +1,10 @@
-"""Assign four splits by content hash: disjoint, stable when rows are added or reordered, and checked.
+"""Assign examples to four splits by content hash, and check that the splits are disjoint.
 
-The SHA-256 of a salt and the content is read as a number in [0, 1) and compared with the cumulated shares, so a row's
-split depends on its own content alone. Content is the text (without case and white space), or the group where there is
-one. Groups that share a text form one block, placed by the smallest of their hashes, so that the text is in one split.
-(A new row moves old ones only if it joins two blocks.)
+The SHA-256 of a salt and the content, read as a number in [0, 1), is compared with the cumulative fractions of the
+splits. A row's split therefore depends only on its own content and does not change when rows are added or reordered.
+The content is the text (ignoring case and white space), or the group if there are groups. Groups that share a text are
+merged into one block, assigned by the smallest of their hashes, so a text is in one split only. (A new row can move old
+rows only if it merges two blocks.)
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from sdm_ray.data.sources import Examples, normalise
 
 
 def assign_splits(examples: Examples, settings: DataSettings) -> np.ndarray:
-    """The split of each example.
+    """Compute the split of each example.
 
     Returns:
         (N,) int8 codes: indices into `SPLITS`.
@@ -34,7 +35,7 @@ def assign_splits(examples: Examples, settings: DataSettings) -> np.ndarray:
 
 
 def check_disjoint(examples: Examples, split: np.ndarray) -> None:
-    """Compare content hashes (and groups) across splits, whatever made the splits.
+    """Check that no text and no group occurs in two splits, however the splits were assigned.
 
     Raises:
         RunError: if a text or a group occurs in two splits.
@@ -54,12 +55,12 @@ def check_disjoint(examples: Examples, split: np.ndarray) -> None:
 
 
 def check_classes(examples: Examples, split: np.ndarray, settings: DataSettings) -> None:
-    """Refuse splits that lack a class that is trained or scored there.
+    """Check that every split contains the classes that are trained or scored on it.
 
-    The attacker's two splits need the harmful classes alone: rare desired classes may be absent from them.
+    The attacker's two splits need only the harmful classes; rare desired classes may be absent there.
 
     Raises:
-        UsageError: naming split and class.
+        UsageError: for a missing class; the message names the split and the class.
     """
     tasks = {
         Task.DESIRED: (examples.desired, examples.desired_labels, (Split.META_TRAIN, Split.TEST)),
@@ -80,7 +81,7 @@ def check_classes(examples: Examples, split: np.ndarray, settings: DataSettings)
 
 
 def _tie_groups(groups: list[str], contents: list[str], seed: int) -> list[str]:
-    """The block of each example: the group of smallest hash among all that are tied to its own (union-find)."""
+    """The block of each example: the group with the smallest hash among those merged with its own (union-find)."""
     parent: dict[str, str] = {}
 
     def root(group: str) -> str:

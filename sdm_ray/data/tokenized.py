@@ -1,4 +1,4 @@
-"""Tokenise once: token ids, labels and splits in one Arrow file, cached under a hash of all that determines them."""
+"""Tokenise once: token ids, labels and splits in one Arrow file, whose cache key is a hash of all inputs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from sdm_ray.data.withheld import withhold
 log = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
-"""Raise it when the same settings would give other contents."""
+"""Increase this when the contents change for the same settings."""
 TOKEN_MULTIPLE = 8
 """Lengths are rounded up to a multiple of this."""
 
@@ -40,7 +40,7 @@ class TokenizedData:
     input_ids: np.ndarray
     """(N, L) int32, padded on the right with `pad_id`."""
     lengths: np.ndarray
-    """(N,) int64 tokens of each text, special ones included."""
+    """(N,) int64 number of tokens of each text, special tokens included."""
     desired: np.ndarray
     """(N,) int64 class indices; `interface.UNLABELLED` where a text has no label."""
     harmful: np.ndarray
@@ -51,11 +51,11 @@ class TokenizedData:
     harmful_labels: tuple[str, ...]
     pad_id: int
     digest: str
-    """SHA-256 (hex) of all the rest, but for `known`."""
+    """SHA-256 (hex) of all other fields except `known`."""
     benign: dict[str, Labels] = field(default_factory=dict)
     """Labels of benign tasks by name."""
     known: np.ndarray | None = None
-    """(N, 2) int32 tokens at which each text names somebody, see `KnowsPositions`; None where that is not known."""
+    """(N, 2) int32 token positions of a name in each text, see `KnowsPositions`; None if not computed."""
 
     def labels(self, task: Task) -> np.ndarray:
         """(N,) int64 class indices of a task."""
@@ -69,22 +69,22 @@ class TokenizedData:
 def prepare(
     settings: DataSettings, tokenizer: Any, tokenizer_digest: str, cache_dir: Path, shared: SharedCache | None = None
 ) -> TokenizedData:
-    """Load, check, split and tokenise, or read the result from the cache.
+    """Load, check, split and tokenise the data, or read the result from the cache.
 
-    The cache key covers the source's content (not its place), the settings that act on it, the tokenizer and the
-    format. A damaged entry is built again. Files are replaced atomically and depend on the key alone, so several
-    processes may prepare the same data at once.
+    The cache key covers the source's content (not its path), the settings that affect the result, the tokenizer and
+    the format. A damaged entry is rebuilt. Files are replaced atomically and their content depends only on the key, so
+    several processes may prepare the same data at once.
 
     Args:
-        settings: the data.
+        settings: the data settings.
         tokenizer: a fast Hugging Face tokenizer with a padding token.
-        tokenizer_digest: what identifies it (`models.encoder.tokenizer_digest`).
-        cache_dir: the entry is `tokenized/<key>.arrow` and `.json` in this folder.
-        shared: where other machines may have put the entry.
+        tokenizer_digest: its hash (`models.encoder.tokenizer_digest`).
+        cache_dir: cache folder; the entry is `tokenized/<key>.arrow` and `.json` in it.
+        shared: cache that is shared between machines; None for none.
 
     Raises:
         UsageError: for data or settings that cannot be used; see `load_examples`, `check_classes`.
-        RunError: when the hub cannot be reached, or the cache cannot be written.
+        RunError: if the hub cannot be reached, or the cache cannot be written.
     """
     _check_max_length(settings, tokenizer)
     content = source_digest(settings)
@@ -99,7 +99,7 @@ def prepare(
     if data is None:
         data = tokenize(examples or load_examples(settings), settings, tokenizer)
         _write(path, data, settings)
-    elif data.known is None:  # an entry of before names were looked for
+    elif data.known is None:  # an entry from before name positions were stored
         found = examples or load_examples(settings)
         data = replace(data, known=find_names(found.texts, found.groups, tokenizer, settings.max_length))
     offer(cache_dir, entry, files, shared)
@@ -142,10 +142,10 @@ def _cache_key(settings: DataSettings, content: str, tokenizer_digest: str) -> s
 
 
 def encode(texts: list[str], tokenizer: Any, max_length: int, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
-    """Ids (N, L) int32 and lengths (N,) int64; L is the longest length, rounded up to a multiple of 8.
+    """Token ids (N, L) int32 and lengths (N,) int64; L is the longest length, rounded up to a multiple of 8.
 
     Raises:
-        UsageError: for texts that give no token.
+        UsageError: for texts without tokens.
     """
     ids = np.full((len(texts), max_length), pad_id, dtype=np.int32)
     lengths = np.empty(len(texts), dtype=np.int64)
@@ -163,13 +163,13 @@ def encode(texts: list[str], tokenizer: Any, max_length: int, pad_id: int) -> tu
     if not lengths.all():
         rows = np.flatnonzero(lengths == 0) + 1
         raise UsageError(f"data.text_column: {len(rows)} of the texts give no token (row {rows[0]} first); remove them")
-    # Not beyond max_length, which may be all that the position embeddings reach.
+    # At most max_length: the encoder may have no more position embeddings.
     width = min(round_up(int(lengths.max())), max_length)
     return np.ascontiguousarray(ids[:, :width]), lengths
 
 
 def find_names(texts: list[str], groups: list[str] | None, tokenizer: Any, max_length: int) -> np.ndarray:
-    """(N, 2) int32 tokens at which texts name somebody; arguments as of `encode`, and each text's name, if known."""
+    """(N, 2) int32 token positions of a name in each text; `groups` holds the texts' names, if known."""
     characters, found = names.spans(texts, groups), list[names.Span]()
     for start in range(0, len(texts), _CHUNK_ROWS):
         encoded = tokenizer(
@@ -225,9 +225,9 @@ def _assemble(
 
 
 _COLUMNS = {"input_ids": "<i4", "length": "<i4", "desired": "<i4", "harmful": "<i4", "split": "<i1"}
-"""Columns of the Arrow file and their types, but for `known`, which older files lack."""
+"""Columns of the Arrow file and their types, except `names` (`known`), which older files lack."""
 _LABELS = "<i4"
-"""Type of the columns of benign labels, one a task, which follow them."""
+"""Type of the columns of benign labels, one per task, which come after these."""
 
 
 def _benign_column(name: str) -> str:
@@ -235,7 +235,7 @@ def _benign_column(name: str) -> str:
 
 
 def _write(path: Path, data: TokenizedData, settings: DataSettings) -> None:
-    """The Arrow file, then the sidecar, without which the entry does not count."""
+    """Write the Arrow file, then the sidecar, without which the entry is not valid."""
     arrays = {"length": data.lengths, "desired": data.desired, "harmful": data.harmful, "split": data.split}
     ids = pa.FixedSizeListArray.from_arrays(pa.array(data.input_ids.reshape(-1)), data.input_ids.shape[1])
     lists = {"input_ids": ids}
@@ -261,7 +261,7 @@ def _write(path: Path, data: TokenizedData, settings: DataSettings) -> None:
 
 
 def _known(table: pa.Table) -> np.ndarray | None:
-    """Tokens of names; None in a file of before they were looked for."""
+    """(N, 2) token positions of names; None in older files."""
     if "names" not in table.column_names:
         return None
     values: np.ndarray = table["names"].chunk(0).flatten().to_numpy().reshape(-1, 2)
@@ -269,7 +269,7 @@ def _known(table: pa.Table) -> np.ndarray | None:
 
 
 def _read(path: Path) -> TokenizedData | None:
-    """The entry, or None where there is none or it is damaged."""
+    """Read the entry; None if it is missing or damaged."""
     sidecar_path = path.with_suffix(".json")
     if not sidecar_path.exists():
         return None

@@ -1,7 +1,7 @@
-"""Labels that training does not get: all but a few desired ones, whole classes, and those of benign tasks.
+"""Withhold labels from training: all desired labels but a few, or all texts of some desired classes.
 
-A label that is withheld is `UNLABELLED`. What is withheld depends on the texts alone, through content hashes, so every
-method and every seed is trained on the same labels.
+A withheld label is `UNLABELLED`. Which labels are withheld depends on content hashes and class names only, so all
+methods and seeds train on the same labels.
 """
 
 from __future__ import annotations
@@ -20,22 +20,25 @@ from sdm_ray.data.interface import UNLABELLED
 from sdm_ray.data.sources import Examples, Labels, normalise
 
 HELD_OUT = "held_out"
-"""Name of the benign task of the desired classes that no training sees."""
+"""Name of the benign task whose classes are the desired classes that are held out of training."""
 
 
 def withhold(examples: Examples, split: np.ndarray, settings: DataSettings) -> tuple[Examples, np.ndarray]:
-    """Examples and their splits after `data.benign_classes` and `data.desired_labels` are taken from training.
+    """Apply `data.benign_classes` and `data.desired_labels` to examples.
 
-    Meta-training texts of held-out classes are left out altogether; attackers and test keep theirs, without a desired
-    label but with one of the benign task `held_out`.
+    Meta-training texts of held-out classes are removed. In the other splits such texts stay, with a label of the benign
+    task `held_out` instead of a desired label.
 
     Args:
-        examples: N of them.
+        examples: N examples.
         split: (N,) codes of their splits.
-        settings: the data.
+        settings: the data settings.
+
+    Returns:
+        The remaining examples and their split codes.
 
     Raises:
-        UsageError: for classes that are not there or leave too few, or a number of labels that the texts cannot give.
+        UsageError: if a held-out class does not exist, too few classes remain, or there are too few texts to label.
     """
     if settings.benign_classes:
         examples, split = _hold_classes_out(examples, split, settings)
@@ -76,8 +79,8 @@ def _held_classes(names: tuple[str, ...], settings: DataSettings) -> tuple[str, 
 
 
 def _keep_labels(examples: Examples, split: np.ndarray, wanted: int) -> Examples:
-    """Of the desired labels of meta-training, those of `wanted` texts: of each class the one with the smallest content
-    hash, then the smallest hashes of all."""
+    """Keep the desired labels of `wanted` meta-training texts: first the text with the smallest content hash of each
+    class, then the texts with the smallest hashes overall."""
     rows = np.flatnonzero((split == SPLITS.index(Split.META_TRAIN)) & (examples.desired != UNLABELLED))
     num_classes = len(examples.desired_labels)
     if not num_classes <= wanted <= len(rows):

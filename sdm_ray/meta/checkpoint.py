@@ -1,7 +1,7 @@
-"""Checkpoints: a folder of one safetensors file and one JSON file that is there whole or not at all.
+"""Checkpoints: a folder with one safetensors file and one JSON file, written atomically.
 
-A checkpoint is written beside its final place, synced to the disk and renamed, and only then is the one before it
-removed. So whatever happens, the last good checkpoint stays. Nothing in it is code.
+A checkpoint is written to a temporary folder, synced to the disk and renamed; the previous one is removed only after
+that. A crash at any time therefore leaves a good checkpoint. A checkpoint holds data only, no pickled code.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from sdm_ray.core.notices import notice
 FORMAT = 3
 _PREFIX = "step-"
 _TENSOR = "tensor:"
-"""Marks a string in the JSON file that stands for a tensor of the other file."""
+"""Prefix of a string in the JSON file that refers to a tensor in the safetensors file."""
 
 
 def save_checkpoint(folder: Path, step: int, identity: dict[str, Any], state: dict[str, Any]) -> None:
     """Write the checkpoint of a step and remove older ones.
 
     Args:
-        folder: holds the checkpoints of one run.
-        step: outer steps done.
-        identity: JSON that says which run this is; `load_checkpoint` compares it.
+        folder: folder with the checkpoints of one run.
+        step: number of outer steps done.
+        identity: JSON that identifies the run; `load_checkpoint` compares it.
         state: nested dictionaries (string keys), lists, tensors and JSON scalars.
 
     Raises:
-        RunError: when the folder cannot be written or the disk is full; the last good checkpoint is kept.
+        RunError: if the folder cannot be written or the disk is full; the last good checkpoint is kept.
     """
     tensors: dict[str, Tensor] = {}
     document = {"format": FORMAT, "step": step, "identity": identity, "state": _separate(state, "", tensors)}
@@ -66,14 +66,21 @@ def save_checkpoint(folder: Path, step: int, identity: dict[str, Any], state: di
 
 
 def load_checkpoint(folder: Path, identity: dict[str, Any], device: torch.device) -> tuple[int, dict[str, Any]] | None:
-    """Step and state of a run's last checkpoint that can be read, or None where there is none.
+    """Load a run's last readable checkpoint.
 
-    A damaged one is moved aside, with a notice, so that the run goes on from the one before or from its beginning.
-    Tensors come back on the CPU where they were there, else on `device`.
+    A damaged checkpoint is moved aside with a notice; the run then continues from the previous one, or restarts.
+
+    Args:
+        folder: folder with the checkpoints of one run.
+        identity: JSON that identifies the run.
+        device: device for the tensors that were not on the CPU when they were saved.
+
+    Returns:
+        Step and state, or None if there is no checkpoint.
 
     Raises:
-        UsageError: when the checkpoint is of another run.
-        RunError: when it cannot be read, or the damaged one cannot be moved.
+        UsageError: if the checkpoint belongs to another run or has another format.
+        RunError: if a file cannot be read, or a damaged checkpoint cannot be moved.
     """
     for path in reversed(_found(folder)):
         try:

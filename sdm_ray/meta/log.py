@@ -1,4 +1,4 @@
-"""The training log: metrics are collected on the device and read once an interval."""
+"""The training log: metrics are collected on the device and copied to the host once per interval."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from sdm_ray.core.metric_names import Metric
 
 
 class MetricLog:
-    """Rows of means over an interval; it raises at the first value that is not finite.
+    """Log rows, each the mean of the metrics over an interval; raises an error for a value that is not finite.
 
     Args:
-        names: of the metrics.
+        names: names of the M metrics.
         capacity: most steps in an interval.
-        device: where the values are.
+        device: device of the values.
     """
 
     def __init__(self, names: tuple[str, ...], capacity: int, device: torch.device) -> None:
@@ -31,7 +31,7 @@ class MetricLog:
         """Description of the last step's adversaries."""
 
     def add(self, step: int, values: Tensor, draw: str) -> None:
-        """Take one step's metrics (M,), without reading them; `draw` names the adversaries of that step."""
+        """Store one step's metrics (M,) without synchronising; `draw` describes that step's adversaries."""
         self._buffer[len(self._steps)] = values
         self._steps.append(step)
         self._draws.append(draw)
@@ -41,7 +41,7 @@ class MetricLog:
         """Read the interval, append its row and start the next one.
 
         Raises:
-            RunError: naming the step, the metric and the adversary where a value is not finite.
+            RunError: if a value is not finite; the message names the step, the metric and the adversaries.
         """
         values = self.check()
         means = [math.fsum(column) / len(values) for column in zip(*values, strict=True)]
@@ -51,7 +51,7 @@ class MetricLog:
         return row
 
     def note(self, step: int, values: dict[str, float]) -> dict[str, float]:
-        """Add what was measured after a step to that step's row, or append a row for it; returns the row.
+        """Add values that were measured after a step to that step's row (a new one if it has none); returns the row.
 
         Raises:
             RunError: as `close_row`.
@@ -65,7 +65,7 @@ class MetricLog:
         return self.rows[-1]
 
     def check(self) -> list[list[float]]:
-        """Read the open interval.
+        """Read the values of the open interval, one list per step, and check that they are finite.
 
         Raises:
             RunError: as `close_row`.
@@ -96,7 +96,7 @@ class MetricLog:
 
 
 def diverged(step: int, name: str, value: float | None, draw: str) -> RunError:
-    """The error for a metric (without a value: for weights) that is not finite; it names the step's adversaries."""
+    """The error for a metric that is not finite, or for weights (`value` None); it names the step's adversaries."""
     found = f"{name} are not finite" if value is None else f"{name.removeprefix('train/')} is {value}"
     blame = f", met with {draw}" if draw else ""
     return RunError(

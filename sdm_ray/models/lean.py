@@ -1,15 +1,16 @@
-"""Hidden states at lower cost: the last layer for the first token alone, and nothing computed for padding.
+"""Cheaper hidden states: the last layer is computed for the first token only, and nothing is computed for padding.
 
-A pooling that reads the first token alone needs of the last layer only what that token attends to. With A heads,
-scores and values are then cheaper without keys and values of all tokens, by associativity: (W_q x_0)' (W_k x_j) =
-(W_k' W_q x_0)' x_j, and sum_j p_j W_v x_j = W_v sum_j p_j x_j. So the last layer costs 2 A D multiplications a token
-instead of 12 D^2, and a key bias drops out (it adds the same to all scores of a query). Rotary position embeddings
-turn every key differently, so ModernBERT computes its keys and values.
+If the pooling uses only the first token, the last layer needs one query. With A heads, attention is then cheaper
+without the keys and values of all tokens, by associativity: (W_q x_0)' (W_k x_j) = (W_k' W_q x_0)' x_j, and
+sum_j p_j W_v x_j = W_v sum_j p_j x_j. The last layer then costs 2 A D multiplications per token instead of 12 D^2. A
+key bias cancels in the softmax, because it adds the same number to all scores of a query. Rotary position embeddings
+rotate every key by another angle, so for ModernBERT keys and values are computed.
 
-Where the places of the tokens are given (`packing.py`), every layer below attention holds the tokens alone.
+If the positions of the tokens in the batch are given (`packing.py`), everything except attention is computed on packed
+tokens, without padding.
 
-The functions call submodules of Hugging Face models, so they follow `functional_call`. Each layer's attention draws its
-dropout from global random state, as those modules do.
+The functions call submodules of Hugging Face models, so they work under `functional_call`. Attention dropout uses the
+global random state, as in those modules.
 """
 
 from __future__ import annotations
@@ -36,16 +37,16 @@ class Output(NamedTuple):
 def lean_output(
     encoder: Any, input_ids: Tensor, masks: Any, *, first_only: bool = True, places: Tensor | None = None
 ) -> Output:
-    """The hidden states of an encoder's last layer, for the first token or for all of them.
+    """The hidden states of an encoder's last layer, for the first token or for all tokens.
 
     Args:
-        encoder: the bare encoder, in evaluation or training mode. With `first_only` alone one of `SHORTCUTS`, else one
-            of `EMBEDDINGS`.
+        encoder: the bare encoder, in evaluation or training mode. Its `config.model_type` is one of `EMBEDDINGS`, or
+            one of `SHORTCUTS` if `first_only` is true and `places` is None.
         input_ids: (B, L).
-        masks: (B, 1, 1, L) additive mask; of ModernBERT, one for each kind of layer.
-        first_only: leave out of the last layer what the first token does not need.
-        places: (T,) where the tokens lie (`packing.token_places`), to compute nothing but attention for padding. Hidden
-            states of padding are then arbitrary.
+        masks: (B, 1, 1, L) additive mask; for ModernBERT, a mask for each type of layer.
+        first_only: compute the last layer for the first token only.
+        places: (T,) positions of the tokens (`packing.token_places`); with them only attention is computed for padding,
+            whose hidden states are then arbitrary.
     """
     kind = encoder.config.model_type
     if kind == "modernbert":
@@ -179,10 +180,10 @@ def _attended(layer: _Layer, hidden: Tensor, mask: Tensor, layout: _Layout) -> T
 
 
 def _attended_by_first(layer: _Layer, hidden: Tensor, mask: Tensor) -> Tensor:
-    """The same for the first token alone: (B, D) from hidden states (B, L, D) and an additive mask (B, 1, L)."""
+    """As `_attended`, for the first token only: (B, D) from hidden states (B, L, D) and an additive mask (B, 1, L)."""
     attention = layer.attention
     by_head = (-1, attention.attention_head_size, hidden.shape[-1])
-    # Heads come first where their own weights are met, and second where each text's own tokens are.
+    # For `bmm`, heads are the batch dimension against weights, texts against hidden states.
     query = layer.query(hidden[:, 0]).view(len(hidden), *by_head[:2]).transpose(0, 1)
     sought = torch.bmm(query, layer.key.weight.view(by_head)).transpose(0, 1)
     weights = torch.baddbmm(mask, sought, hidden.mT, alpha=attention.scaling).softmax(-1)
@@ -190,13 +191,13 @@ def _attended_by_first(layer: _Layer, hidden: Tensor, mask: Tensor) -> Tensor:
     found = torch.bmm(weights, hidden).transpose(0, 1)
     found = torch.bmm(found, layer.value.weight.view(by_head).mT).transpose(0, 1)
     bias = layer.value.bias.view(by_head[:2])
-    if attention.training:  # weights of which some were dropped do not sum to 1
+    if attention.training:  # after dropout the weights do not sum to 1
         bias = weights.sum(-1, keepdim=True) * bias
     return (found + bias).flatten(1)
 
 
 def _after_attention(layer: _Layer, hidden: Tensor, attended: Tensor) -> Tensor:
-    """The rest of a layer: output projection, residuals, norms and MLP of (..., D)."""
+    """The part of a layer after attention, on (..., D): output projection, residuals, norms and MLP."""
     mixed = layer.mix(attended)
     mixed = mixed if layer.mix_dropout is None else _dropped(mixed, layer.mix_dropout)
     hidden = layer.mix_norm(mixed + hidden)
@@ -223,9 +224,9 @@ def _modernbert(encoder: Any, input_ids: Tensor, masks: dict[str, Tensor]) -> Te
 
 
 def _modernbert_attended(layer: Any, hidden: Tensor, mask: Tensor, turns: tuple[Tensor, Tensor]) -> Tensor:
-    """Attention output (B, D) of the first token, rotation and softmax in float32 as in transformers.
+    """Attention output (B, D) of the first token; rotation and softmax in float32 as in transformers.
 
-    Position 0 has a rotation of 0, so the query stays as it is.
+    The rotation at position 0 is the identity, so the query is not rotated.
     """
     attention, states = layer.attn, layer.attn_norm(hidden)
     shape, size = (*states.shape[:2], -1, attention.head_dim), states.shape[-1]
@@ -252,7 +253,7 @@ EMBEDDINGS: dict[str, Callable[[Any, Tensor, _Layout], tuple[Tensor, list[_Layer
     "roberta": _roberta,
     "xlm-roberta": _roberta,
 }
-"""By `config.model_type`: (encoder, input_ids (B, L), layout) -> output of the embeddings, and the layers."""
+"""By `config.model_type`: function (encoder, input_ids (B, L), layout) -> (embedding output, layers)."""
 
 SHORTCUTS = (*EMBEDDINGS, "modernbert")
-"""Values of `config.model_type` whose last layer can be computed for the first token alone."""
+"""Values of `config.model_type` whose last layer can be computed for the first token only."""

@@ -1,8 +1,8 @@
-"""Masked language modelling on a trunk: the head that its checkpoint was pretrained with.
+"""The masked-LM head with which an encoder was pretrained.
 
-The decoder of every architecture here is the token embedding, transposed. It is taken from the trunk's parameters at
-each call, so that gradients reach the embedding from the input and from the decoder. The layers between hidden states
-and decoder, and the decoder's bias, are frozen.
+In every supported architecture the decoder's weight is tied to the token embedding. It is read from the trunk's
+parameters at each call, so that the embedding gets gradients from the input and from the decoder. The layers between
+the hidden states and the decoder, and the decoder's bias, are frozen.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ TRANSFORMS: dict[str, Callable[[Any], nn.Module]] = {
     "roberta": lambda model: nn.Sequential(model.lm_head.dense, nn.GELU(), model.lm_head.layer_norm),
     "xlm-roberta": lambda model: nn.Sequential(model.lm_head.dense, nn.GELU(), model.lm_head.layer_norm),
 }
-"""By `config.model_type`: what each ForMaskedLM does between hidden states and decoder."""
+"""By `config.model_type`: the layers of ForMaskedLM between the hidden states and the decoder."""
 
 
 class MaskedLmHead(nn.Module):
-    """Scores of every token of the vocabulary; its weights do not require gradients.
+    """A frozen masked-LM head: logits over the vocabulary.
 
     Args:
-        transform: hidden states (..., D) to (..., E).
-        bias: (V,) of the decoder; None where it has none.
-        mask_id: the mask token.
+        transform: module from hidden states (..., D) to (..., E).
+        bias: (V,) bias of the decoder; None if it has none.
+        mask_id: id of the mask token.
         special: (V,) bool on the host, true for tokens that are never predicted.
     """
 
@@ -54,25 +54,25 @@ class MaskedLmHead(nn.Module):
         self.eval()
 
     def forward(self, hidden: Tensor, embedding: Tensor) -> Tensor:
-        """Scores (..., V) from last hidden states (..., D) and the trunk's token embedding (V, E)."""
+        """Logits (..., V) from last hidden states (..., D) and the trunk's token embedding (V, E)."""
         return nn.functional.linear(self.transform(hidden), embedding, self.bias)
 
 
 def load_masked_lm(
     settings: EncoderSettings, tokenizer: Any, *, cache_dir: Path, world: SyntheticWorld | None = None
 ) -> MaskedLmHead:
-    """The masked-LM head of an encoder, in float32 on the CPU.
+    """Load an encoder's masked-LM head, in float32 on the CPU.
 
     Args:
-        settings: the encoder.
-        tokenizer: its tokenizer.
-        cache_dir: where the built-in encoder is kept.
-        world: the synthetic world whose corpus the built-in encoder has read; None is the default one.
+        settings: the encoder settings.
+        tokenizer: the encoder's tokenizer.
+        cache_dir: folder of the built-in encoder.
+        world: the synthetic world on whose corpus the built-in encoder was pretrained; None for the default world.
 
     Raises:
-        UsageError: for an encoder without such a head (an ELECTRA discriminator, a fine-tuned classifier) or without a
-            mask token, an architecture that is not known, or what `load_trunk` refuses.
-        RunError: when the hub cannot be reached or does not know the encoder.
+        UsageError: for an encoder without such a head (an ELECTRA discriminator, a fine-tuned classifier), without a
+            mask token or of an unknown architecture, and for what `load_trunk` rejects.
+        RunError: if the hub cannot be reached or does not have the encoder.
     """
     source = hub.resolve(settings, cache_dir, world)
     if tokenizer.mask_token_id is None:
@@ -96,7 +96,7 @@ def load_masked_lm(
 
 
 def word_embedding_name(trunk: Trunk) -> str:
-    """Name of the token embedding (V, E) among a trunk's parameters."""
+    """Parameter name of a trunk's token embedding (V, E)."""
     weight = trunk.hf_model.get_input_embeddings().weight
     return next(name for name, value in trunk.named_parameters() if value is weight)
 

@@ -1,1 +1,1 @@
-"""Runs fine-tunes: what each one draws, stacks of attackers that train together, and their scoring."""
+"""Running attackers: random draws, stacks of attackers that train together, and scoring."""

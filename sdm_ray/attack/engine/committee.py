@@ -1,4 +1,5 @@
-"""Readers of the same examples vote: one alone is chosen for the few names that validation holds."""
+"""Ensembles of readers of the same examples. Validation has few names, so selecting one reader would overfit to
+them."""
 
 from __future__ import annotations
 
@@ -12,8 +13,8 @@ from sdm_ray.attack.engine.executor import Outcome
 
 
 def vote(members: Sequence[Outcome]) -> Outcome:
-    """One outcome of several readers of the same examples: the mean of their scores, each centred over classes and
-    scaled to deviation 1 on attacker-validation."""
+    """Combine the outcomes of several readers of the same examples into one: the mean of their scores, each centred
+    over classes and scaled to standard deviation 1 on attacker-validation."""
     deviations = [_centred(member.val_logits).std().clamp_min(1e-12) for member in members]
 
     def mean(split: str) -> Tensor:

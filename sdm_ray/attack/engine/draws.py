@@ -1,4 +1,4 @@
-"""What is decided on the host before anything runs: seeds, subsets and batch orders."""
+"""Random draws on the host before anything runs: seeds, subsets and batch orders."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from sdm_ray.core.seeds import seeded
 
 
 def subset_generator(base_seed: int, attacker: Attacker) -> torch.Generator:
-    """Equal for all attackers of one phase, n and seed index, whatever their hyper-parameters."""
+    """Generator of a fine-tune's subset: equal for all attackers of one phase, repetition, n and seed index."""
     return seeded(base_seed, "subset", *_seeds(attacker))
 
 
 def order_generator(base_seed: int, attacker: Attacker) -> torch.Generator:
-    """Generator of a fine-tune's batch order: another one for a second attempt, else as the subset's."""
+    """Generator of a fine-tune's batch order: depends on the same values as the subset's, and on the attempt."""
     return seeded(base_seed, "order", *_seeds(attacker), attacker.attempt)
 
 
 def head_generator(base_seed: int, attacker: Attacker) -> torch.Generator:
-    """Generator of a fine-tune's first head: another one for a second attempt, else as the subset's."""
+    """Generator of a fine-tune's initial head: depends on the same values as the subset's, and on the attempt."""
     return seeded(base_seed, "head", *_seeds(attacker), attacker.attempt)
 
 
@@ -32,19 +32,19 @@ def _seeds(attacker: Attacker) -> tuple[object, ...]:
 def choose_subset(
     indices: Tensor, labels: Tensor, num_examples: int, num_classes: int, *, balanced: bool, generator: torch.Generator
 ) -> Tensor:
-    """The attacker's labelled examples.
+    """Draw the attacker's labelled examples.
 
     Args:
         indices: (M,) candidates.
         labels: (M,) their labels.
         num_examples: n.
         num_classes: C.
-        balanced: n // C of each class, the remainder from classes chosen at random; otherwise, and where n is all
-            there are, uniform.
+        balanced: whether to draw n // C of each class, and the remainder from randomly chosen classes. If false, or if
+            n is M, the draw is uniform.
         generator: host generator.
 
     Returns:
-        (n,) of `indices`, without repetition, in random order.
+        (n,) elements of `indices`, without repetition, in random order.
     """
     if not balanced or num_examples == len(indices):
         return indices[torch.randperm(len(indices), generator=generator)[:num_examples]]
@@ -59,7 +59,7 @@ def choose_subset(
 
 
 def batch_order(num_examples: int, batch_size: int, num_steps: int, generator: torch.Generator) -> Tensor:
-    """(num_steps, batch_size) positions in the subset: freshly shuffled epochs end to end, cut into batches."""
+    """(num_steps, batch_size) positions in the subset: concatenated epochs, each shuffled anew, cut into batches."""
     num_epochs = max(1, -(-num_steps * batch_size // num_examples))
     epochs = [torch.randperm(num_examples, generator=generator) for _ in range(num_epochs)]
     return torch.cat(epochs)[: num_steps * batch_size].view(num_steps, batch_size)

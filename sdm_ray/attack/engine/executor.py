@@ -1,4 +1,4 @@
-"""Runs attackers: groups them into stacks that fit, trains and scores each stack, and survives those that fail."""
+"""Runs attackers: groups them into stacks that fit into memory, trains and scores each stack, and handles failures."""
 
 from __future__ import annotations
 
@@ -59,20 +59,21 @@ class Outcome:
     seconds: float
     flops: float = float("nan")
     train_losses: tuple[float, ...] = ()
-    """Mean training loss from each evaluated step to the next, the last one up to the end."""
+    """Mean training loss between successive evaluated steps."""
     evaluated_steps: tuple[int, ...] = ()
-    """Steps after which it was scored; the last one is the end."""
+    """Numbers of steps at which it was scored; the last is its number of steps."""
     val_curve_logits: tuple[Tensor, ...] = ()
     """(N, C) logits on attacker-validation at the evaluated steps before the end."""
     val_logits: Tensor | None = None
     """(N, C) on the host, in the order of `Executor.val`."""
     test_logits: Tensor | None = None
-    """(N, C) on the host, in the order of `Executor.test`; None in the search, which never reads test."""
+    """(N, C) on the host, in the order of `Executor.test`; None in the search, which never uses test."""
     desired_accuracy: float = math.nan
-    """Plain accuracy on test that is left on the desired task, by the released head; NaN where there is none."""
+    """Accuracy (not class-balanced) on test of the released head on the desired task after the attack; NaN without
+    one."""
     error: str = ""
     timed_out: bool = False
-    """It was given up because it took too long; a second attempt would take as long."""
+    """Whether it was stopped by the time limit; it is not retried, because a retry would take as long."""
 
 
 class Executor:
@@ -82,9 +83,9 @@ class Executor:
         trunk: the architecture.
         params: released weights.
         data: texts and labels.
-        settings: subsets, seeds and the size of the validation sample.
-        task: whose labels the attackers learn.
-        knowledge: what else is public.
+        settings: settings of subsets, seeds, validation sample and time limit are used.
+        task: the task whose labels the attackers learn.
+        knowledge: public knowledge about the model; None for none.
     """
 
     def __init__(
@@ -120,29 +121,29 @@ class Executor:
         self._longest = int(self.val.batches[-1].input_ids.shape[-1])
         self._lora: dict[int, LoraTrunk] = {}
         self._token_readers: tuple[object, TokenReaders] | None = None
-        """Readers of tokens under the weights of the last edit."""
+        """Token readers for the weights of the last edit, with the edit's key."""
         self._sizes = StackSizes(trunk, self._params, self._embedding, longest=self._longest, width=self._feature_dim)
         self._counter = Counter(
             self._params, self._embedding, trunk, float(data.lengths_host()[self._pool].double().mean())
         )
 
     def run(self, attackers: Sequence[Attacker], *, with_test: bool) -> Iterator[list[Outcome]]:
-        """Run attackers stack by stack; a crash or a lack of memory is retried in smaller stacks, down to one.
+        """Run attackers stack by stack. A stack that crashes or runs out of memory is split and run again.
 
         Args:
             attackers: the fine-tunes.
-            with_test: also score on test.
+            with_test: whether to score on test too.
 
         Yields:
-            Outcomes of each stack, every attacker once.
+            Outcomes of each stack; every attacker occurs once.
         """
         groups: dict[tuple[Any, ...], list[Attacker]] = defaultdict(list)
         mixed = self._editor.mixed(attackers)
         for attacker in attackers:
-            # Edits first: those that share edited weights follow each other. Readers of tokens share the states too.
+            # The edit comes first in the key, so that attackers with equal edited weights or token states are adjacent.
             key = self._editor.key(attacker)
             if attacker.probe == token_probe.NAME and not attacker.edit:
-                key = ("",)  # its amount is none of an edit
+                key = ("",)  # its amount is a penalty, not the strength of an edit
             start = () if attacker.trains == "full" and not attacker.pooling and key in mixed else key
             kind = (*start, attacker.trains, attacker.depth, attacker.rank, attacker.probe, attacker.pooling)
             groups[(*kind, attacker.batch_size, attacker.optimizer)].append(attacker)
@@ -154,10 +155,10 @@ class Executor:
                 yield self._run_or_split(stack, with_test, self._settings.timeout_seconds)
 
     def close(self) -> None:
-        """Nothing to let go of."""
+        """Do nothing: there are no resources to release."""
 
     def subset(self, attacker: Attacker) -> Tensor:
-        """(n,) example indices that an attacker owns, all of attacker-train."""
+        """(n,) indices of an attacker's labelled examples, from attacker-train."""
         return choose_subset(
             self._pool,
             self._pool_labels,
@@ -168,21 +169,21 @@ class Executor:
         )
 
     def _run_or_split(self, stack: Sequence[Attacker], with_test: bool, seconds: float | None) -> list[Outcome]:
-        """Run a stack, and smaller ones where it fails.
+        """Run a stack; if it fails, split it and run the parts.
 
-        The time is bounded. Where a stack of S crashes, its halves share its `seconds`, so that S attackers which crash
-        one after the other take at most 1 + log2(S) times the limit. Where it takes too long, its attackers share its
-        `seconds` once more, one by one: one that hangs costs the others nothing, and all together take at most twice
-        the limit.
+        The total time is bounded. If a stack of S attackers crashes, its halves share its `seconds`, so that repeated
+        crashes take at most 1 + log2(S) times the limit. If it times out, its attackers are run one by one and share
+        its `seconds` once more: an attacker that hangs does not fail the others, and the total is at most twice the
+        limit.
         """
         started = time.perf_counter()
         try:
             return self._run_stack(stack, with_test, seconds)
-        except RuntimeError as error:  # torch raises it for whatever goes wrong in a kernel, memory included
+        except RuntimeError as error:  # torch raises it for any failure of a kernel, out of memory included
             message = " ".join(str(error).split())[:300] or type(error).__name__
             out_of_memory = isinstance(error, torch.OutOfMemoryError)
             timed_out = isinstance(error, AttackTimeoutError)
-        # Outside the handler, whose traceback would keep the stack's tensors alive.
+        # Outside the handler, because the traceback would keep the stack's tensors alive.
         if out_of_memory:
             torch.cuda.empty_cache()
         if len(stack) == 1:
@@ -240,12 +241,12 @@ class Executor:
         ]
 
     def desired_accuracy(self) -> float:
-        """Plain test accuracy of the released model on the desired task; NaN where no desired head was released."""
+        """Test accuracy (not class-balanced) of the released model on the desired task; NaN if no head was released."""
         return self._desired_left([Attacker(family="none", num_examples=0, trains="head")], None)[0]
 
     def _desired_left(self, stack: Sequence[Attacker], trained: Trained | None) -> list[float]:
-        """Accuracy of the released desired head on each attacked trunk; NaN where no head was released, or where the
-        attackers' features are not those that it reads."""
+        """Accuracy of the released desired head on each attacked trunk; NaN if no head was released, or if the
+        attackers' features are not the pooled features that it takes."""
         head = self._knowledge.own_head
         if head is None or self._task is not Task.HARMFUL or stack[0].pooling:
             return [math.nan] * len(stack)
@@ -260,11 +261,11 @@ class Executor:
         return accuracies if trained is not None else accuracies * len(stack)
 
     def train(self, plan: Plan) -> tuple[Trained, Curves]:
-        """Fine-tune attackers that are alike, the trunk or part of it included."""
+        """Fine-tune a stack of attackers that train the trunk or a part of it."""
         return train_stack(self._model(plan.attackers), self._data, self._task, plan, self.val)
 
     def _model(self, stack: Sequence[Attacker]) -> Model:
-        """What the attackers of a stack, alike in that, fine-tune."""
+        """The model that the attackers of a stack fine-tune; all of them train the same parameters."""
         first, params = stack[0], self._editor.edited(stack[0])
         if first.pooling:
             return self._token_heads(stack, params)
@@ -281,7 +282,7 @@ class Executor:
         return self._full(params, first.depth, starts)
 
     def _token_heads(self, stack: Sequence[Attacker], params: Params) -> Model:
-        """All weights and a reader of tokens."""
+        """Model of full fine-tuning with a head that reads tokens."""
         assert isinstance(self._trunk, Trunk), type(self._trunk)
         module = TokenHeadTrunk(self._trunk, stack[0].pooling, self._num_classes)
         generators = [seeded(self._settings.seed, "reader", attacker) for attacker in stack]
@@ -291,7 +292,8 @@ class Executor:
         return Model(module, {}, start, own, embedding=embedding, fixed_ids=self._trunk.fixed_ids)
 
     def _full(self, params: Params, depth: int = 0, starts: tuple[Params, ...] = ()) -> Model:
-        """What moves from a depth on, all attackers from `params` or each from its own."""
+        """Model in which parameters from a depth upwards are trained, from `params` or from each attacker's weights in
+        `starts`."""
         moving = {name: value for name, value in params.items() if self._trunk.depth_of(name) >= depth}
         shared = {name: value for name, value in params.items() if name not in moving}
         embedding = self._embedding if self._embedding in moving else None
@@ -307,7 +309,7 @@ class Executor:
         )
 
     def _train_desired(self, params: Params, num_steps: int) -> Params:
-        """The weights after Adam's steps on the desired labels of attacker-train, from `params` and a fresh head."""
+        """The weights after Adam on the desired labels of attacker-train, starting from `params` and a new head."""
         pool = labelled(self._data, self._pool, Task.DESIRED)
         attacker = Attacker(
             family="benign_first",
@@ -333,7 +335,7 @@ class Executor:
         return train_heads(features, labels, plan, _positions(needed, plan.subsets), val_features)
 
     def _probe(self, plan: Plan, splits: Sequence[Split]) -> dict[Split, Tensor]:
-        """(S, N, C) scores of every split by classifiers that train no weight of the model, one after the other."""
+        """(S, N, C) scores for every split, from classifiers on frozen features that are fitted one after the other."""
         if plan.attackers[0].probe == token_probe.NAME:
             return self._read_tokens(plan, splits)
         labels_host, readings = self._data.labels_host(self._task), self._readings(plan.attackers[0])
@@ -349,7 +351,7 @@ class Executor:
         return {split: torch.stack(values) for split, values in scored.items()}
 
     def _read_tokens(self, plan: Plan, splits: Sequence[Split]) -> dict[Split, Tensor]:
-        """(S, N, C) scores of every split by readers of single tokens."""
+        """(S, N, C) scores for every split, from readers of single tokens."""
         first = plan.attackers[0]
         key = self._editor.key(first) if first.edit else ("",)
         if self._token_readers is None or self._token_readers[0] != key:
@@ -366,7 +368,7 @@ class Executor:
         return Readings(self._trunk, params, self._data, self._pool, self._task, scored)
 
     def _readings(self, attacker: Attacker) -> Readings:
-        """What an attacker with a frozen trunk reads; that of the last edit is kept."""
+        """Features for an attacker with a frozen trunk; those of the last edit are cached."""
         if not attacker.edit:
             return self._released
         key = self._editor.key(attacker)
@@ -378,7 +380,7 @@ class Executor:
         return {Split.ATTACKER_VAL: self.val, Split.TEST: self.test}[split]
 
     def plan(self, stack: Sequence[Attacker], seconds: float | None = None) -> Plan:
-        """What attackers that are alike train on, in which order and from where; given up after `seconds`."""
+        """The plan of a stack: subsets, batch orders, initial heads, evaluated steps, and a deadline in `seconds`."""
         seed = self._settings.seed
         return Plan(
             attackers=tuple(stack),
@@ -394,13 +396,13 @@ class Executor:
     def _head(self, attacker: Attacker) -> Tensor:
         if attacker.own_head and self._knowledge.own_head is not None:
             return self._knowledge.own_head.detach().cpu().to(self._dtype)
-        if attacker.pooling == "maximum":  # the features are the classes' scores
+        if attacker.pooling == "maximum":  # the features are already the classes' scores
             return torch.eye(self._num_classes, dtype=self._dtype)
         generator = head_generator(self._settings.seed, attacker)
         return init_head(self._feature_dim, self._num_classes, generator).to(self._dtype)
 
     def _evaluated_steps(self, attacker: Attacker) -> tuple[int, ...]:
-        """Steps, evenly spaced in their logarithm, after which a re-run is scored before its end."""
+        """Logarithmically spaced numbers of steps at which a re-run is scored before its end."""
         count, last = self._settings.num_curve_points, attacker.num_steps
         if attacker.phase != "rerun" or attacker.trains == "probe" or count < 2:
             return ()
@@ -409,18 +411,18 @@ class Executor:
 
 
 def retry_of(attacker: Attacker) -> Attacker:
-    """The second attempt of a failed fine-tune: the same subset, another order and another head."""
+    """The retry of a failed fine-tune: the same subset, another order and another head."""
     return dataclasses.replace(attacker, attempt=attacker.attempt + 1)
 
 
 def _positions(indices: Tensor, subsets: Sequence[Tensor]) -> list[Tensor]:
-    """Where the examples of each subset lie in `indices`."""
+    """Positions of each subset's examples in `indices`."""
     row = torch.empty(int(indices.max()) + 1, dtype=torch.long)
     row[indices] = torch.arange(len(indices))
     return [row[subset] for subset in subsets]
 
 
 def _means(losses: Tensor, ends: Sequence[int]) -> tuple[float, ...]:
-    """Means of losses (T,) from each end to the next."""
+    """Mean of losses (T,) in each interval between successive `ends`."""
     starts = (0, *ends[:-1])
     return tuple(float(losses[a:b].mean()) for a, b in zip(starts, ends, strict=True) if b > a)

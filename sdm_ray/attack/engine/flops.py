@@ -1,7 +1,8 @@
 """FLOPs of a fine-tune, by formula.
 
-A weight of a matrix takes 2 FLOPs a token forwards, 2 for the gradient of its input and 2 for its own (Kaplan et al.,
-arXiv 2001.08361). Embedding look-ups, attention scores, norms and optimiser arithmetic are left out, and so is scoring.
+Each element of a weight matrix takes 2 FLOPs per token in the forward pass, 2 for the gradient of the input and 2 for
+its own gradient (Kaplan et al., arXiv 2001.08361). Embedding look-ups, attention scores, norms, optimiser arithmetic
+and scoring are not counted.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ class Counter:
     """FLOPs of fine-tunes of one model.
 
     Args:
-        params: its weights.
-        embedding: name of the token embedding among them.
-        trunk: tells at which depth a parameter lies.
-        tokens: mean tokens of an example.
+        params: the model's weights.
+        embedding: name of the token embedding; None if there is none.
+        trunk: gives the depth of each parameter.
+        tokens: mean number of tokens of an example.
     """
 
     def __init__(self, params: Params, embedding: str | None, trunk: TrunkLike, tokens: float) -> None:
@@ -30,10 +31,10 @@ class Counter:
         self._tokens = tokens
 
     def of(self, attacker: Attacker) -> float:
-        """FLOPs of a fine-tune, the training before it (an edit) left out."""
+        """FLOPs of a fine-tune, without the training in an edit."""
         weights = sum(size for _, size in self._sizes)
         seen = attacker.num_steps * attacker.batch_size * self._tokens
-        if attacker.frozen:  # the trunk passes every example that is owned once
+        if attacker.frozen:  # each of the attacker's examples passes through the trunk once
             return 2.0 * weights * attacker.num_examples * self._tokens
         if attacker.trains == "lora":
             return 4.0 * weights * seen

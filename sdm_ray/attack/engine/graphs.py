@@ -1,9 +1,9 @@
-"""CUDA graphs of a training step: launched once for all its kernels, where a step's shapes recur.
+"""CUDA graphs of training steps whose input shapes recur: one launch for all kernels of a step.
 
-A small model's step is hundreds of short kernels, and a GPU waits for Python between them. A step is recorded when its
-shapes occur for the second time, on buffers of its own into which every batch is copied. What it gives is compared with
-the step as it runs without a graph before it is used; a step that cannot be recorded, or that gives something else,
-goes on without, and the log says why.
+A step of a small model is hundreds of short kernels, and the GPU waits for Python between them. A step is recorded when
+its shapes occur for the second time; at each replay the batch is copied into the recorded input buffers. The recorded
+step's results are compared with those of the eager step before it is used. If a step cannot be recorded or gives other
+results, all steps run eagerly from then on, and the log gives the reason.
 """
 
 from __future__ import annotations
@@ -19,14 +19,16 @@ from torch import Tensor
 logger = logging.getLogger(__name__)
 
 Step = Callable[..., tuple[Tensor, ...]]
-"""Tensors from tensors. Parameters may be read too, from where they lie: they must be overwritten in place."""
+"""Function from tensors to tensors. It may read parameters too, which must then be updated in place."""
 Recorder = Callable[[Step, tuple[Tensor, ...]], Step]
-"""Gives a step that does the same for inputs of the same shapes. Its results hold until it is called again."""
+"""Function (step, inputs) -> equivalent step for inputs of the same shapes. Its outputs are valid until the next
+call."""
 
 WARM_UPS = 3
-"""Runs before recording, in which libraries allocate what they need, as the manual of CUDA graphs in torch asks."""
+"""Warm-up runs before the recording, in which libraries allocate memory, as torch's documentation requires."""
 TOLERANCE = 1e-3
-"""How far recorded results may lie from plain ones, relative to the largest element: kernels add in any order."""
+"""Largest deviation of recorded results from eager ones, relative to the largest element: kernels may sum in any
+order."""
 
 
 def record_cuda(step: Step, inputs: tuple[Tensor, ...]) -> Step:
@@ -52,14 +54,14 @@ def record_cuda(step: Step, inputs: tuple[Tensor, ...]) -> Step:
 
 
 RECORDERS: dict[str, Recorder] = {"cuda": record_cuda}
-"""By type of device; on others nothing is recorded."""
+"""Recorder by device type; on other devices nothing is recorded."""
 
 
 class Replaying:
-    """Runs a training step, and replays it as a CUDA graph once its shapes recur.
+    """Runs training steps, and replays them as CUDA graphs when their shapes recur.
 
     Args:
-        recorder: how; None never records.
+        recorder: function that records a step; None never records.
     """
 
     def __init__(self, recorder: Recorder | None) -> None:
@@ -68,12 +70,12 @@ class Replaying:
         self._recorded: dict[object, Step] = {}
 
     def __call__(self, kind: object, step: Step, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """What `step` gives for `inputs`.
+        """The results of `step(*inputs)`.
 
         Args:
-            kind: what tells the step from others whose inputs have the same shapes.
-            step: the same for the same kind.
-            inputs: what differs from call to call.
+            kind: a key that distinguishes steps whose inputs have the same shapes.
+            step: the function; it must be equivalent for equal `kind`.
+            inputs: tensors that change from call to call.
         """
         if self._recorder is None:
             return step(*inputs)
@@ -93,7 +95,7 @@ class Replaying:
             agrees = all(_close(found, wanted) for found, wanted in zip(recorded(*inputs), plain, strict=True))
         except torch.OutOfMemoryError:
             raise
-        except RuntimeError as error:  # torch raises it for whatever cannot be recorded
+        except RuntimeError as error:  # torch raises it for anything that cannot be recorded
             self._give_up(" ".join(str(error).split())[:200])
             return
         if agrees:
@@ -113,7 +115,7 @@ def _warn_once(reason: str) -> None:
 
 
 def _close(found: Tensor, wanted: Tensor) -> bool:
-    """Whether results agree; what is not finite must be so in both."""
+    """Whether results agree within `TOLERANCE`; the same elements must be finite in both."""
     finite = wanted.isfinite()
     if not torch.equal(finite, found.isfinite()):
         return False

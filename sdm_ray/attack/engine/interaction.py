@@ -1,8 +1,9 @@
-"""What the pieces of a name tell together: states of names put into texts, less what each piece adds by itself.
+"""Interactions of the two words of a name: hidden states of inserted names minus each word's own contribution.
 
-The layers of an encoder combine what the pieces of a name say. In a text the combination drowns among what every piece
-and all other words add. Whoever puts names into a few texts of his own, and takes from the state of a pair the means
-over all partners of either piece, keeps the combination: the interaction of a two-way analysis of variance.
+The code calls the two words pieces. An encoder's layers combine information from both pieces, but in a hidden state the
+combined part is small beside the contributions of each piece and of the other words. The attacker inserts names into a
+few of his own texts and subtracts from a name's state the mean over all second pieces and the mean over all first
+pieces. What remains is the interaction term of a two-way analysis of variance.
 """
 
 from __future__ import annotations
@@ -21,53 +22,55 @@ from sdm_ray.core.types import Batch, Params
 from sdm_ray.models.interface import TrunkLike
 
 SIZES = ((8, 16), (4, 16), (4, 8), (2, 8), (2, 4), (1, 4))
-"""Texts that names are put into, and partners that a piece is averaged over; the first that `PASSES` allows."""
+"""(host texts, partners per piece), in order of preference; the first pair within `PASSES` is used. Names are inserted
+into host texts; a piece's mean is over its partners."""
 PASSES = 2048
-"""Texts that may go through the trunk for the names of `COUNTED` texts. Where the least sizes take more, names hardly
-share pieces: there is no table of them."""
+"""Most texts that may pass through the trunk for the names in `COUNTED` texts. If even the smallest sizes need more,
+names share few pieces, and there is no table."""
 COUNTED = 512
-"""Texts whose names are counted."""
+"""Number of texts whose names are counted for this."""
 ALONE = 16
-"""Principal components of a name of one piece."""
+"""Number of principal components for a one-word name."""
 ROUNDING = 64
-"""Interactions up to this many times the rounding of the states' numbers are none."""
+"""Interactions up to this multiple of the states' rounding error count as zero."""
 
 WIDE = 4096
-"""Numbers of a name's interactions above which those of all names are told along the axes of the table's names."""
+"""Most elements of a name's interactions; longer ones are projected onto the singular vectors of the table's."""
 KEPT_BYTES = 256 * 1024**2
-"""Memory that states of single names may take; those that were run first make room."""
+"""Cache size for states of single names; the oldest entries are evicted."""
 
 Pair = tuple[int, int]
-"""Token ids of the pieces of a name."""
+"""Token ids of a name's two pieces."""
 
 
 @dataclass(frozen=True)
 class Hosts:
-    """T texts that names of two pieces are put into, one after the other."""
+    """T texts into which two-word names are inserted."""
 
     ids: Sequence[Tensor]
-    """Each (L,) int64."""
+    """Token ids of each text, (L,) int64."""
     places: Tensor
-    """(T, 2) where the pieces go."""
+    """(T, 2) positions of the two pieces."""
 
     def holding(self, which: int, names: Sequence[Pair]) -> Tensor:
-        """(M, L) token ids of one of the texts with M names in it."""
+        """(M, L) token ids of text `which` with each of M names inserted."""
         ids = self.ids[which].repeat(len(names), 1)
         ids[:, self.places[which]] = torch.tensor(names)
         return ids
 
 
 class NameStates:
-    """Interactions of names' pieces in the states of all layers, computed when a name is first asked for.
+    """Interactions of names in the hidden states of all layers, computed on demand and cached.
 
-    States are taken at P = 5 places: the first token, both pieces, the token after them, and the mean over all tokens.
+    States are taken at P = 5 positions: the first token, both pieces, the token after them, and the mean over all
+    tokens.
 
     Args:
         trunk: a transformers encoder of texts.
         params: its weights.
-        hosts: texts that names are put into.
-        firsts: token ids of the first pieces that a second one's mean is over.
-        seconds: of the second pieces that a first one's mean is over.
+        hosts: texts into which names are inserted.
+        firsts: token ids of the first pieces over which a second piece's mean is computed.
+        seconds: token ids of the second pieces over which a first piece's mean is computed.
     """
 
     def __init__(
@@ -84,12 +87,12 @@ class NameStates:
         self._of_second = dict(zip(self._seconds, table.mean(0), strict=True))
         self._mean = states.mean(0)
         self.table = self.of(grid)
-        """(R, H, P, E) float64 interactions of all names of the first and second pieces that means are over."""
+        """(R, H, P, E) float64 interactions of all R combinations of `firsts` and `seconds`."""
         self.factors = _factors(self.table, states, torch.finfo(next(iter(params.values())).dtype).eps)
-        """(H, P, 1) that give the table's interactions length 1 in the mean; 0 where there are none."""
+        """(H, P, 1) factors that scale the table's interactions to root-mean-square length 1; 0 if there are none."""
 
     def of(self, names: Sequence[Pair]) -> Tensor:
-        """(M, H, P, E) float64 interactions of M names, H hidden states."""
+        """(M, H, P, E) float64 interactions of M names in H hidden states of width E."""
         self._know(names)
         found = [self._states[a, b] - self._of_first[a] - self._of_second[b] + self._mean for a, b in names]
         while len(self._states) * self._mean.nbytes > KEPT_BYTES:
@@ -97,7 +100,7 @@ class NameStates:
         return torch.stack(found) if found else self._mean.new_zeros(0, *self._mean.shape)
 
     def _know(self, names: Sequence[Pair]) -> None:
-        """Let all that these names take be there."""
+        """Compute the states and means that these names need and that are not cached."""
         firsts = sorted({first for first, _ in names} - self._of_first.keys())
         with_partners = [(first, second) for first in firsts for second in self._seconds]
         means = (states.mean(0) for states in self._run(with_partners, len(self._seconds)))
@@ -110,7 +113,7 @@ class NameStates:
         self._states |= {pair: states[0] for pair, states in zip(pairs, self._run(pairs, 1), strict=True)}
 
     def _run(self, names: Sequence[Pair], together: int) -> Iterator[Tensor]:
-        """(together, H, P, E) float64 states of as many names after each other, means over the texts."""
+        """Yield (together, H, P, E) float64 states of `together` consecutive names, averaged over the host texts."""
         size = max(1, EXAMPLES_PER_BATCH // together) * together
         for start in range(0, len(names), size):
             part = names[start : start + size]
@@ -128,14 +131,14 @@ class NameStates:
 
 
 def name_states(trunk: TrunkLike, params: Params, examples: ScoringSet, known: Tensor, seed: int) -> NameStates | None:
-    """Of the names of two pieces in an attacker's texts; None where they make no table, see `SIZES`.
+    """The interactions of the two-word names in an attacker's texts; None if names share too few pieces (`PASSES`).
 
     Args:
         trunk: a transformers encoder of texts.
         params: its weights.
         examples: the texts.
-        known: (N, 2) host; places of names in the order of `examples`.
-        seed: of the texts that names are put into.
+        known: (N, 2) positions of names on the host, in the order of `examples`.
+        seed: seed of the choice of host texts.
     """
     ids = [
         row[mask.bool()] for batch in examples.batches for row, mask in zip(*map(Tensor.cpu, batch.inputs), strict=True)
@@ -151,13 +154,13 @@ def name_states(trunk: TrunkLike, params: Params, examples: ScoringSet, known: T
         return None
     num_texts, num_partners = sizes
     firsts, seconds = (sorted(piece for piece, _ in count.most_common(num_partners)) for count in counts)
-    # Of some texts at random, the shorter ones: they are cheap, and what follows a name is in them too.
+    # The shortest of some random texts: they are cheap, and the token after the name occurs in them too.
     chosen = sorted((rows[place] for place in order[: 4 * num_texts]), key=lambda row: len(ids[row]))[:num_texts]
     return NameStates(trunk, params, Hosts([ids[row] for row in chosen], known[chosen]), firsts, seconds)
 
 
 def _sizes(names: Sequence[Pair]) -> tuple[int, int] | None:
-    """Of `SIZES`, for texts with such names; None where all take too many passes."""
+    """The first of `SIZES` that needs at most `PASSES` texts for these names; None if there is none."""
     firsts, seconds, pairs = len({a for a, _ in names}), len({b for _, b in names}), len(set(names))
 
     def passes(texts: int, partners: int) -> int:
@@ -169,29 +172,30 @@ def _sizes(names: Sequence[Pair]) -> tuple[int, int] | None:
 
 @dataclass(frozen=True)
 class InteractionScaling:
-    """Names as vectors: components of those of one piece, and of those of two what the pieces tell together."""
+    """Vectors of names: principal components of one-word names, and interactions of two-word names."""
 
     alone: Scaling
     states: NameStates | None
-    """None where there is no table of names: then those of two are read as if they were of one."""
+    """Interactions; None if there is no table of names: two-word names are then treated as one-word names."""
     layer: int
-    """Which hidden state is read; below 1 all of them but that of the embeddings, whose tokens have not met."""
+    """Hidden state whose interactions are used; below 1 all except the embeddings, where tokens do not interact."""
     axes: Tensor | None = None
-    """(F, K) along which interactions are told; None where they are few numbers."""
+    """(F, K) axes onto which interactions are projected; None if they have few elements."""
 
     @classmethod
     def of(cls, names: Names, states: NameStates | None, layer: int) -> InteractionScaling:
-        """Of attacker-train's names, at the layer at which those of one piece are read; see the attributes."""
+        """Fit to attacker-train's names, given as states at the layer for one-word names; see the attributes."""
         alone = names.first if states is None else names.first[~names.second_known]
         found = cls(components(alone, ALONE, white=False), states, layer)
         if states is None or found._flat(states.table[:1]).shape[1] <= WIDE:
             return found
-        # The table's names lie in as many dimensions as there are: nothing of them is lost.
+        # There are as many axes as names in the table, so the projection keeps the table's names exactly.
         _, _, axes = torch.linalg.svd(found._flat(states.table), full_matrices=False)
         return replace(found, axes=axes.T)
 
     def __call__(self, names: Names) -> Tensor:
-        """(N, F) float64, of length 1 in the mean; what is of the other kind of names is zero."""
+        """(N, F) float64 vectors of root-mean-square length 1. Elements for the other kind of names (one-word or
+        two-word) are zero."""
         two = names.second_known
         alone = self.alone(names.first)
         if self.states is None:
@@ -210,7 +214,7 @@ class InteractionScaling:
         return flat if self.axes is None else flat @ self.axes
 
     def _flat(self, interactions: Tensor) -> Tensor:
-        """(M, ·) of length 1 in the mean, of interactions (M, H, P, E)."""
+        """Flatten interactions (M, H, P, E) to (M, ·) and scale them to root-mean-square length 1."""
         assert self.states is not None
         layers = slice(self.layer, self.layer + 1) if self.layer > 0 else slice(1, None)
         factors = self.states.factors[layers]
@@ -218,7 +222,7 @@ class InteractionScaling:
 
 
 def _factors(table: Tensor, states: Tensor, rounding: float) -> Tensor:
-    """`NameStates.factors` of interactions and states (R, H, P, E), whose numbers are rounded by a share of them."""
+    """`NameStates.factors` from interactions and states (R, H, P, E); `rounding` is the relative rounding error."""
     sizes, largest = (values.square().sum(3, keepdim=True).mean(0).sqrt() for values in (table, states))
-    # What is no more than rounding is nothing, however far it could be blown up.
+    # Interactions of the size of rounding errors are set to zero instead of being scaled up.
     return torch.where(sizes > ROUNDING * rounding * largest, 1 / sizes.clamp_min(1e-300), 0.0)

@@ -1,4 +1,4 @@
-"""What makes one vector of a name, fitted to names of attacker-train, labelled or not."""
+"""Functions that compute one vector per name, fitted to names of attacker-train with or without labels."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ if TYPE_CHECKING:
     from sdm_ray.data.interface import AttackDataset
 
 NAMED_TEXTS = 3000
-"""Texts of attacker-train whose names are read at most."""
+"""Most texts of attacker-train whose names are used."""
 
 
 class NameReadings:
-    """Readings of names under one model's weights, made when they are first asked for, and kept.
+    """The functions for one model, fitted on demand and cached.
 
     Args:
         trunk: the architecture, a transformers encoder of texts.
         params: its weights.
-        data: texts that say where they name somebody.
-        task: whose labels a batch carries; no reading depends on them.
-        seed: of the texts that are read.
-        passes: forward passes of the model.
+        data: texts with known positions of names.
+        task: task of the labels in batches; the functions do not depend on labels.
+        seed: seed of the choice of texts.
+        passes: cached forward passes of the model.
     """
 
     def __init__(
@@ -41,13 +41,13 @@ class NameReadings:
         self._trunk, self._params, self._data, self._task, self._seed = trunk, params, data, task, seed
         self._passes = passes
         self._names: dict[int, Names] = {}
-        """By layer."""
+        """States of names by layer."""
         self._states: tuple[NameStates | None] | None = None
-        """None where it was not asked for; there may be none."""
+        """None before it is computed; the element may be None too (`name_states`)."""
         self._made: dict[tuple[str, int, int, str], OfNames] = {}
 
     def of(self, attacker: Attacker) -> OfNames:
-        """What an attacker makes of names who has one of the readings `families.token_probe.OF_NAMES`."""
+        """The function for an attacker with one of the readings `families.token_probe.OF_NAMES`."""
         key = attacker.reading, attacker.layer, attacker.position, attacker.scaling
         if key not in self._made:
             names = self._names_at(attacker.layer)
@@ -68,7 +68,7 @@ class NameReadings:
         return self._names[layer]
 
     def _name_states(self) -> NameStates | None:
-        """Of names of two pieces, put into texts of attacker-train."""
+        """Interactions of the two-word names in attacker-train's texts."""
         if self._states is None:
             examples = self._texts()
             known = known_of(self._data, examples.indices, torch.device("cpu"))

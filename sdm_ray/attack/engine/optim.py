@@ -1,9 +1,9 @@
-"""Optimisers over a stack of independent attackers, as init/update pairs that write in place.
+"""Optimisers for a stack of independent attackers, as init/update pairs that write in place.
 
-Every tensor has a leading axis S (attackers), so that slices along it are views: a stack shrinks for free when its
-attackers finish. Each follows its namesake in `torch.optim` with that class's defaults; `lion`, which torch does not
-have, follows Chen et al. (arXiv 2302.06675). These are written apart from the differentiable optimisers of
-meta-training on purpose.
+Every tensor has a leading dimension S (attackers). Slices along it are views, so a stack shrinks at no cost when
+attackers finish. Each optimiser reproduces the `torch.optim` class of the same name with that class's defaults; `lion`,
+which torch does not have, follows Chen et al. (arXiv 2302.06675). They are deliberately separate from the
+differentiable optimisers of meta-training.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ class StackedOptimizer(NamedTuple):
     """An optimiser as a pair of functions."""
 
     init: Callable[[Params], State]
-    """State of an optimiser that has not stepped."""
+    """The initial state."""
     update_: Callable[[Params, State, Mapping[str, Tensor], Tensor, int], None]
     """`(params, state, grads, learning_rates (S,), step from 1)`; overwrites `params` and `state`."""
     leaves_zero_gradients: bool
-    """Whether an element whose gradient was always zero stays where it is, and changes nothing for the others."""
+    """Whether an element whose gradient was always zero does not change and does not affect the others."""
 
 
 def narrow(tensors: Params, size: int) -> Params:
@@ -43,11 +43,11 @@ def narrow_state(state: State, size: int) -> State:
 
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
-"""Adam's constants."""
+"""Constants of Adam and AdamW."""
 WEIGHT_DECAY = 0.01
-"""AdamW's."""
+"""Weight decay of AdamW."""
 MOMENTUM = 0.9
-"""Of stochastic gradient descent."""
+"""Momentum of stochastic gradient descent."""
 RMSPROP_ALPHA, RMSPROP_EPSILON = 0.99, 1e-8
 ADADELTA_RHO, ADADELTA_EPSILON = 0.9, 1e-6
 ADAFACTOR_DECAY, ADAFACTOR_SCALE = -0.8, 1e-3
@@ -62,13 +62,13 @@ def _zeros(*moments: str) -> Callable[[Params], State]:
 
 
 def _spread(rates: Tensor, value: Tensor) -> Tensor:
-    """(S,) rates as a tensor that broadcasts against (S, ...)."""
+    """(S,) learning rates as a tensor that broadcasts against (S, ...)."""
     return rates.view(-1, *[1] * (value.dim() - 1))
 
 
 @torch.no_grad()
 def _adam_update_(params: Params, state: State, grads: Mapping[str, Tensor], rates: Tensor, step: int) -> None:
-    """Kingma and Ba, arXiv 1412.6980, in the arithmetic of `torch.optim.Adam`."""
+    """Kingma and Ba, arXiv 1412.6980, in the order of operations of `torch.optim.Adam`."""
     scaled = rates * (-1.0 / (1.0 - BETA1**step))
     root_correction = math.sqrt(1.0 - BETA2**step)
     for name, value in params.items():
@@ -117,7 +117,7 @@ def _adadelta_update_(params: Params, state: State, grads: Mapping[str, Tensor],
 
 
 def _adafactor_init(params: Params) -> State:
-    """Means of squared gradients over rows and columns of matrices, or of every element of vectors."""
+    """Running means of squared gradients: per row and per column of matrices, per element of vectors."""
     rows, columns = {}, {}
     for name, value in params.items():
         matrix = value.dim() > 2
@@ -146,7 +146,7 @@ def _adafactor_update_(params: Params, state: State, grads: Mapping[str, Tensor]
 
 
 def _root_mean_square(value: Tensor) -> Tensor:
-    """(S,) of each attacker's tensor."""
+    """(S,) root mean square of each attacker's tensor."""
     flat = value.flatten(1)
     norm: Tensor = torch.linalg.vector_norm(flat, dim=1)
     return norm / math.sqrt(flat.shape[1])
@@ -154,7 +154,8 @@ def _root_mean_square(value: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _lion_update_(params: Params, state: State, grads: Mapping[str, Tensor], rates: Tensor, step: int) -> None:
-    """Signs of a smoothed gradient: every element moves by the learning rate, however small its gradient."""
+    """Steps in the sign of a smoothed gradient: every element changes by the learning rate, however small its
+    gradient."""
     for name, value in params.items():
         grad, mean = grads[name], state["mean"][name]
         direction = torch.lerp(mean, grad, 1.0 - LION_BETA1).sign_()
@@ -174,17 +175,18 @@ OPTIMIZERS: dict[str, StackedOptimizer] = {
 """Stacked optimisers by name."""
 
 SCALE_FREE = ("lion", "adadelta", "adafactor")
-"""Those whose steps do not shrink with the gradient: what hides behind tiny gradients does not hide from them."""
+"""Optimisers whose steps do not scale with the gradient, so that small gradients (gradient masking) do not stop
+them."""
 
 WARMUP_SHARE = 0.1
-"""Share of the steps over which a schedule other than `constant` rises."""
+"""Fraction of the steps over which every schedule except `constant` warms up."""
 
 
 def rate_factors(schedule: str, num_steps: int) -> list[float]:
-    """What each of the steps multiplies the learning rate by.
+    """The learning rate's factor at each step.
 
-    `constant`: 1. The others rise linearly over the first tenth of the steps, at least one; `warmup` stays there,
-    `linear` and `cosine` fall from there and would reach 0 one step after the last.
+    `constant`: 1. The others rise linearly to 1 over the first tenth of the steps (at least one step). After that
+    `warmup` stays at 1, while `linear` and `cosine` decay and would reach 0 one step after the last.
 
     Raises:
         ValueError: for an unknown schedule.

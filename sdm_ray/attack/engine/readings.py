@@ -1,4 +1,4 @@
-"""What heads and probes read: features of the texts under weights that stand still."""
+"""Input of heads and probes: features of the texts under frozen weights."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 
 
 class Readings:
-    """Features under fixed weights, computed when they are first asked for, and kept.
+    """Features under fixed weights, computed on demand and cached.
 
     Args:
         trunk: the architecture.
-        params: its weights, edited or as they were released.
+        params: its weights, edited or released.
         data: the texts.
-        pool: (M,) host; examples that attackers may own.
-        task: whose labels a batch carries; features do not depend on it.
-        scored: what attackers are scored on, by split.
+        pool: (M,) examples from which attackers' subsets are drawn, on the host.
+        task: task of the labels in batches; features do not depend on it.
+        scored: examples on which attackers are scored, by split.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Readings:
         return self._pooled[split]
 
     def read(self, split: Split, layer: int) -> Tensor:
-        """(N, ·) features of a split that a probe reads: the pooled ones (-1), or means of a hidden state."""
+        """(N, ·) features of a split for a probe: pooled features (layer -1), or token means of a hidden state."""
         if layer < 0:
             return self.pooled(split)
         if split not in self._hidden:

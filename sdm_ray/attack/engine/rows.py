@@ -1,7 +1,8 @@
-"""Only the embedding rows that occur: an attacker's copy of the token embedding holds the rows of its own examples.
+"""Restricted token embeddings: an attacker's copy contains only the rows of tokens that occur in its examples.
 
-Adam from a zero state never moves a row whose gradient is always zero, so leaving out the rows of tokens that do not
-occur changes nothing (exact also for plain SGD and momentum; not for optimisers with decay or factored moments).
+Adam with zero initial moments does not change a row whose gradient is always zero. Leaving out rows of tokens that do
+not occur therefore does not change the result. (This is also exact for SGD and momentum, but not for optimisers with
+weight decay or factored moments.)
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ ROW_MULTIPLE = 32
 
 @dataclass(frozen=True)
 class Rows:
-    """Which rows each of S attackers holds."""
+    """The rows of each of S attackers."""
 
     local: Tensor
-    """(S, V) position of each token in the attacker's rows; meaningless for tokens that do not occur."""
+    """(S, V) position of each token in the attacker's rows; arbitrary for tokens that do not occur."""
     tokens: Tensor
     """(S, R) token of each row; unused rows repeat a token at the end."""
     used: Tensor
@@ -28,12 +29,12 @@ class Rows:
 
     @classmethod
     def of(cls, input_ids: Tensor, vocab_size: int, num_fixed: int = 0) -> Rows:
-        """Rows of the tokens in `input_ids` (S, ...). Reads one number back from the device.
+        """The rows of the tokens in `input_ids`. Synchronises with the device once.
 
         Args:
-            input_ids: what the attackers read.
+            input_ids: (S, ...) token ids in the attackers' examples.
             vocab_size: V.
-            num_fixed: leading tokens that keep their place whether or not they occur (`TrunkLike.fixed_ids`).
+            num_fixed: token ids below this keep their row, whether or not they occur (`TrunkLike.fixed_ids`).
         """
         ids = input_ids.flatten(1)
         present = torch.zeros(len(ids), vocab_size, dtype=torch.bool, device=ids.device)
@@ -46,7 +47,7 @@ class Rows:
         return cls(local=present.cumsum(1) - 1, tokens=tokens, used=used)
 
     def localise(self, input_ids: Tensor) -> Tensor:
-        """Token ids (S', ...) of the first S' attackers as positions in their rows."""
+        """Convert token ids (S', ...) of the first S' attackers to positions in their rows."""
         local = self.local[: len(input_ids)]
         return local.gather(1, input_ids.flatten(1)).view_as(input_ids)
 
@@ -55,16 +56,16 @@ class Rows:
         return _rows_of(embedding, self.tokens)
 
     def restore(self, embedding: Tensor, rows: Tensor, attackers: slice) -> Tensor:
-        """(S', V, D) full embeddings of some attackers: those they started from with their rows in place.
+        """(S', V, D) full embeddings of some attackers: the initial embedding with their trained rows written into it.
 
         Args:
-            embedding: (V, D) the shared embedding, or (S', V, D) each attacker's own.
-            rows: (S', R, D) rows of those attackers.
-            attackers: which of the S attackers.
+            embedding: (V, D) shared initial embedding, or (S', V, D) each attacker's own.
+            rows: (S', R, D) trained rows of those attackers.
+            attackers: slice of the S attackers.
         """
         tokens, used = self.tokens[attackers], self.used[attackers]
         full = embedding.expand(len(tokens), *embedding.shape[-2:]).clone()
-        # Unused rows were never trained: they hold the first values of their tokens, so writing them changes nothing.
+        # Unused rows repeat tokens; they get the initial values, so writing them changes nothing.
         values = torch.where(used[..., None], rows, _rows_of(embedding, tokens))
         return full.scatter_(1, tokens[..., None].expand_as(values), values)
 

@@ -1,4 +1,4 @@
-"""Splits as the attack reads them: batches of similar length for scoring, trunk features for heads."""
+"""Scoring of splits: batches of texts of similar length, trunk features, and the validation sample."""
 
 from __future__ import annotations
 
@@ -17,36 +17,36 @@ if TYPE_CHECKING:
     from sdm_ray.data.interface import AttackDataset
 
 EXAMPLES_PER_BATCH = 128
-"""Texts that are scored at once."""
+"""Number of texts in a scoring batch."""
 EXAMPLES_OF_A_CLASS = 8
-"""Examples of every class, rare ones too, that a validation sample holds where there are as many."""
+"""Examples of every class in a validation sample, if there are as many."""
 
 
 def tight_batch(data: AttackDataset, lengths: Tensor, indices: Tensor, task: Task) -> Batch:
-    """Examples padded to the longest of them and no further: short texts are cheap.
+    """A batch that is padded only to its longest example.
 
     Args:
         data: the examples.
-        lengths: (N,) host; tokens of every example of `data`.
-        indices: (..., B) host.
-        task: whose labels.
+        lengths: (N,) number of tokens of every example of `data`, on the host.
+        indices: (..., B) on the host.
+        task: the task whose labels are returned.
     """
     return data.batch(indices, task, pad_to=int(lengths[indices].max()))
 
 
 @dataclass(frozen=True)
 class ScoringSet:
-    """Examples in order of length, cut into batches of similar ones."""
+    """Examples sorted by length and cut into batches."""
 
     batches: tuple[Batch, ...]
     indices: Tensor
-    """(N,) host; the examples in the order in which they are scored."""
+    """(N,) indices of the examples in that order, on the host."""
     labels: Tensor
-    """(N,) host; their labels."""
+    """(N,) their labels, on the host."""
 
     @classmethod
     def of(cls, data: AttackDataset, indices: Tensor, task: Task) -> ScoringSet:
-        """The examples at `indices` (N,) (host)."""
+        """The scoring set of the examples at `indices` (N,), on the host."""
         lengths = data.lengths_host()
         ordered = indices[torch.argsort(lengths[indices], stable=True)]
         parts = [ordered[i : i + EXAMPLES_PER_BATCH] for i in range(0, len(ordered), EXAMPLES_PER_BATCH)]
@@ -58,7 +58,7 @@ class ScoringSet:
 
 
 def forward_options(trunk: TrunkLike) -> dict[str, Any]:
-    """Arguments of a trunk: of the last layer only what the features need, where it knows how."""
+    """Keyword arguments of a trunk's forward that compute only the needed part of the last layer, if it can."""
     return {"shortcut": True} if trunk.has_shortcut else {}
 
 
@@ -71,7 +71,7 @@ def trunk_features(trunk: TrunkLike, params: Params, examples: ScoringSet) -> Te
 
 @torch.no_grad()
 def hidden_features(trunk: TrunkLike, params: Params, examples: ScoringSet) -> Tensor:
-    """(H, N, E) means over tokens of the hidden states: those of the embeddings and of each layer."""
+    """(H, N, E) means over tokens of all hidden states, the embeddings first."""
     module, parts = as_module(trunk), []
     for batch in examples.batches:
         _, states = functional_call(module, params, batch.inputs, {"hidden_states": True})
@@ -81,14 +81,14 @@ def hidden_features(trunk: TrunkLike, params: Params, examples: ScoringSet) -> T
 
 
 class FeatureStore:
-    """Features of examples under fixed weights, computed when an example is first asked for, and kept.
+    """Features of examples under fixed weights, computed on demand and cached.
 
     Args:
         trunk: the architecture.
         params: its weights.
         data: the examples.
-        indices: (M,) host; those that may be asked for.
-        task: whose labels a batch carries; features do not depend on it.
+        indices: (M,) examples that may be requested, on the host.
+        task: task of the labels in batches; features do not depend on it.
     """
 
     def __init__(self, trunk: TrunkLike, params: Params, data: AttackDataset, indices: Tensor, task: Task) -> None:
@@ -104,7 +104,7 @@ class FeatureStore:
         return self._kept[False][0, self._row[indices]]
 
     def hidden(self, layer: int, indices: Tensor) -> Tensor:
-        """(n, E) means over tokens of a hidden state of examples (n,)."""
+        """(n, E) token means of hidden state `layer`, of examples (n,)."""
         self._ensure(indices, hidden=True)
         return self._kept[True][layer, self._row[indices]]
 
@@ -128,15 +128,15 @@ class FeatureStore:
 def validation_sample(
     indices: Tensor, labels: Tensor, size: int | None, num_classes: int, generator: torch.Generator
 ) -> Tensor:
-    """At most `size` of the validation examples, chosen at random; the same for every model.
+    """A random sample of at most `size` validation examples, the same for every model.
 
-    Rare classes stay scorable: of each class up to `EXAMPLES_OF_A_CLASS` come first, fewer where `size` is short, but
-    at least one, be `size` exceeded by that.
+    The sample contains `EXAMPLES_OF_A_CLASS` examples of each class, if there are as many, so that rare classes can be
+    scored. These are fewer if `size` is small, but at least one per class, even if the sample then exceeds `size`.
 
     Args:
         indices: (M,) candidates.
         labels: (M,) their labels.
-        size: how many; None takes all.
+        size: most examples; None for all.
         num_classes: C.
         generator: host generator.
     """

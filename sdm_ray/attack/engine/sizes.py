@@ -1,4 +1,4 @@
-"""How many fine-tunes run together: as many as fit into memory and, on a CPU, into its caches."""
+"""Sizes of stacks: as many fine-tunes as fit into memory and, on a CPU, into its caches."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from sdm_ray.models.interface import TrunkLike
 from sdm_ray.models.trunk import Trunk
 
 LARGEST_STACK = {"cpu": 32, "cuda": 128}
-"""Attackers in a stack at most."""
+"""Most attackers in a stack, by device type."""
 CPU_STACK_TOKENS = 6144
-"""Tokens of a step over all attackers of a stack on a CPU: more fall out of the caches and are no faster."""
+"""Most tokens per step, over all attackers of a stack, on a CPU. More do not fit into the caches and are not faster."""
 CPU_STACK_BYTES = 2 * 1024**3
-"""Memory that a stack may take on a CPU."""
+"""Most memory of a stack on a CPU."""
 CUDA_FREE_SHARE = 0.5
-"""Share of the free GPU memory that a stack may take."""
+"""Largest fraction of the free GPU memory for a stack."""
 
 
 class StackSizes:
@@ -27,9 +27,9 @@ class StackSizes:
     Args:
         trunk: the architecture.
         params: released weights.
-        embedding: name of the token embedding; None where there is none.
-        longest: tokens of the longest text.
-        width: of the pooled features.
+        embedding: name of the token embedding; None if there is none.
+        longest: number of tokens of the longest text.
+        width: size of the pooled features.
     """
 
     def __init__(self, trunk: TrunkLike, params: Params, embedding: str | None, *, longest: int, width: int) -> None:
@@ -40,7 +40,7 @@ class StackSizes:
         self._largest = by_device(LARGEST_STACK, self._device)
 
     def of(self, attacker: Attacker) -> int:
-        """How many attackers like this one run together."""
+        """Size of a stack of attackers like this one."""
         if attacker.frozen:
             return LARGEST_STACK["cuda"]
         fitting = min(self._largest, self._fitting(attacker))
@@ -49,11 +49,11 @@ class StackSizes:
         return max(1, min(fitting, CPU_STACK_TOKENS // (attacker.batch_size * self._longest)))
 
     def shrink_to(self, size: int) -> None:
-        """Make no larger stacks from now on: a larger one ran out of memory."""
+        """Limit the size of later stacks, after a larger one ran out of memory."""
         self._largest = min(self._largest, size)
 
     def _fitting(self, attacker: Attacker) -> int:
-        """Attackers that fit into memory, by a rough count of weights and activations."""
+        """Number of attackers that fit into memory, by a rough estimate of weights and activations."""
         batch, length = attacker.batch_size, self._longest
         trained = sum(value.numel() for name, value in self._params.items() if name != self._embedding)
         if self._embedding is not None:

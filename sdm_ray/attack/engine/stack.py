@@ -1,9 +1,9 @@
-"""Many fine-tunes as one program: parameters stacked along an axis of attackers, one forward and backward for all.
+"""Training of a stack of attackers: parameters are stacked along a leading dimension, with one forward and backward.
 
-The forward pass is `vmap` of `functional_call`; the attackers share no parameter, so the gradient of the sum of their
-losses is the stack of their gradients. What stands still (the blocks below a depth, everything but low-rank factors) is
-shared by all. Attackers are ordered by their number of steps, longest first: those that have finished drop off the end
-of every stack, which is a view and costs nothing.
+The forward pass is `vmap` of `functional_call`. The attackers share no trained parameter, so the gradient of the sum of
+their losses is the stack of their gradients. Frozen parameters (blocks below a depth, everything except low-rank
+factors) are shared. Attackers are sorted by number of steps, longest first, so that those that still train are a prefix
+of the stack, which is a view.
 """
 
 from __future__ import annotations
@@ -32,17 +32,19 @@ if TYPE_CHECKING:
     from sdm_ray.data.interface import AttackDataset
 
 HEAD = "attack.head"
-"""Name under which the head is stacked with the trunk's parameters."""
+"""Name of the head among the stacked parameters."""
 STEPS_PER_TRANSFER = {"cpu": 1, "cuda": 32}
-"""Steps whose batches are gathered at once: a GPU wants few transfers, a CPU batches padded to their own length."""
+"""Number of steps whose batches are gathered at once: on a GPU few transfers are faster, on a CPU less padding is."""
 PACKING_SHARE = 0.9
-"""Texts are packed where their tokens are fewer than this share of what they take when padded."""
+"""Texts are packed if their tokens are fewer than this fraction of the padded size."""
 TOKEN_MULTIPLE = {"cpu": 1, "cuda": 64}
 """The number of packed tokens is rounded up to a multiple of this, so that few shapes occur."""
 ATTACKERS_PER_SCORING = {"cpu": 1, "cuda": 16}
-"""Attackers that are scored at once. A CPU is faster one at a time: one model's weights stay in its cache."""
+"""Number of attackers that are scored at once. On a CPU one at a time is faster, because its weights stay in the
+cache."""
 STACK_SIZES = {"cpu": 0, "cuda": 8}
-"""Sizes to which a stack may shrink (0: to any). Few sizes are few graphs; those that have finished idle until then."""
+"""Number of different sizes of a shrinking stack (0: any). Fewer sizes need fewer CUDA graphs; finished attackers stay
+in the stack until the next size."""
 
 
 class AttackTimeoutError(RuntimeError):
@@ -51,22 +53,26 @@ class AttackTimeoutError(RuntimeError):
 
 @dataclass(frozen=True)
 class Plan:
-    """Fine-tunes that run together, equal in batch size and optimiser, longest first. All tensors on the host."""
+    """Fine-tunes that run together: equal batch size and optimiser, longest first. All tensors are on the host."""
 
     attackers: tuple[Attacker, ...]
     subsets: tuple[Tensor, ...]
     """(n,) example indices of each attacker."""
     orders: tuple[Tensor, ...]
-    """(num_steps, B) positions in the subset, of each attacker."""
+    """(num_steps, B) batch order of each attacker, as positions in its subset."""
     heads: Tensor
     """(S, C, D) initial heads."""
     evaluated_steps: tuple[tuple[int, ...], ...] = ()
-    """Steps after which each attacker is scored on the way; empty for never."""
+    """Numbers of steps at which each attacker is scored during training; empty for never."""
     deadline: float | None = None
-    """Reading of `time.perf_counter` after which the stack is given up."""
+    """Time limit, as a value of `time.perf_counter`; None for no limit."""
 
     def segments(self, length: int) -> Iterator[tuple[int, int, int]]:
-        """(start, stop, active): runs of at most `length` steps in which the same attackers are active."""
+        """Yield (start, stop, active): intervals of at most `length` steps in which the first `active` attackers train.
+
+        Raises:
+            AttackTimeoutError: after the deadline.
+        """
         ends = sorted({attacker.num_steps for attacker in self.attackers}.union(*self.evaluated_steps))
         start = 0
         for end in ends:
@@ -79,7 +85,7 @@ class Plan:
                 start = stop
 
     def held(self, active: int, sizes: int) -> int:
-        """How many attackers take part in a step, so that a stack has at most `sizes` sizes; 0 for any."""
+        """Number of attackers in a step's stack, rounded up so that at most `sizes` sizes occur; 0 for no rounding."""
         if not sizes:
             return active
         started = sum(attacker.num_steps > 0 for attacker in self.attackers)
@@ -87,9 +93,9 @@ class Plan:
         return min(started, -(-active // unit) * unit)
 
     def indices(self, start: int, stop: int, held: int) -> Tensor:
-        """(T, S', B) example indices of steps `start` to `stop` of the first `held` attackers.
+        """(T, S', B) example indices of the first `held` attackers at steps `start` to `stop`.
 
-        Those that have finished stay at their last step.
+        Attackers that have finished repeat their last step.
         """
         steps = torch.arange(start, stop)
         chosen = [
@@ -109,48 +115,48 @@ class Plan:
         return torch.tensor(columns, dtype=torch.float64).T.contiguous()
 
     def due(self, step: int) -> list[int]:
-        """Attackers that are scored after so many steps."""
+        """Indices of the attackers that are scored after `step` steps."""
         return [index for index, steps in enumerate(self.evaluated_steps) if step in steps]
 
 
 @dataclass(frozen=True)
 class Model:
-    """What is fine-tuned."""
+    """The module that is fine-tuned, and its parameters."""
 
     module: nn.Module
-    """The architecture: features (B, D) of token ids and mask (B, L)."""
+    """The architecture: features (B, D) from token ids and mask (B, L)."""
     shared: Params
-    """Parameters that stand still."""
+    """Frozen parameters."""
     start: Params
-    """Parameters that every attacker has a copy of, which starts here."""
+    """Initial values of the trained parameters; every attacker gets a copy."""
     own: Params = field(default_factory=dict)
-    """(S, ...) parameters whose start differs between attackers."""
+    """(S, ...) further trained parameters, whose initial values differ between attackers."""
     embedding: str | None = None
-    """The token embedding, where it is among `start`."""
+    """Name of the token embedding, if it is in `start`."""
     fixed_ids: int = 0
-    """Leading token ids that keep their rows when the embedding is restricted."""
+    """Token ids below this keep their rows when the embedding is restricted."""
     options: dict[str, Any] = field(default_factory=dict)
     """Further arguments of the module."""
 
     starts: tuple[Params, ...] = ()
-    """Where the attackers start from different weights: those of each, all of them as in `start`."""
+    """Initial values of each attacker, with the names of `start`, if attackers start from different weights."""
     packs: bool = False
-    """Whether the module takes the places of tokens, to compute next to nothing for padding."""
+    """Whether the module accepts token positions, so that almost nothing is computed for padding."""
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters lie."""
+        """The device of the parameters."""
         return next(iter((self.shared or self.start).values())).device
 
     def stacked(self, name: str, size: int) -> Tensor:
-        """(S, ...) a parameter of `start` as each of S attackers starts from it, of its own."""
+        """(S, ...) a new tensor with the initial values of parameter `name` for each of S attackers."""
         if self.starts:
             return torch.stack([start[name].detach() for start in self.starts])
         value = self.start[name].detach()
         return value.expand(size, *value.shape).clone()
 
     def tables(self, attackers: slice) -> Tensor:
-        """(V, D) the token embedding that all attackers start from, or (S', V, D) those of some."""
+        """(V, D) initial token embedding if all attackers share it, else (S', V, D) those of a slice of attackers."""
         assert self.embedding is not None
         if self.starts:
             return torch.stack([start[self.embedding].detach() for start in self.starts[attackers]])
@@ -158,7 +164,7 @@ class Model:
 
 
 class Trained:
-    """Parameters of a plan's attackers, while they train or at the end."""
+    """Parameters of a plan's attackers, during or after training."""
 
     def __init__(self, model: Model, stacked: Params, rows: Rows | None) -> None:
         self._model, self._stacked, self._rows = model, stacked, rows
@@ -168,7 +174,7 @@ class Trained:
         return torch.stack([value.flatten(1).abs().amax(1) for value in self._stacked.values()]).isfinite().all(0)
 
     def params(self, attackers: slice) -> tuple[Params, Tensor]:
-        """Stacked parameters with full embeddings, and heads (S', C, D), of some attackers."""
+        """Stacked parameters of some attackers, with full embeddings, and their heads (S', C, D)."""
         chosen = {name: value[attackers] for name, value in self._stacked.items()}
         head = chosen.pop(HEAD)
         name = self._model.embedding
@@ -177,11 +183,11 @@ class Trained:
         return chosen, head
 
     def logits(self, examples: ScoringSet, head: Tensor | None = None) -> Tensor:
-        """(S, N, C) on the host, examples in the order of `examples`.
+        """(S, N, C) logits on the host, in the order of `examples`.
 
         Args:
-            examples: what is scored.
-            head: (C, D) in place of the attackers' own heads.
+            examples: the examples to score.
+            head: (C, D) head that replaces the attackers' own heads; None uses theirs.
         """
         total, device = len(self._stacked[HEAD]), self._stacked[HEAD].device
         group = by_device(ATTACKERS_PER_SCORING, device)
@@ -190,7 +196,7 @@ class Trained:
 
     @torch.no_grad()
     def logits_of(self, attackers: slice, examples: ScoringSet, other_head: Tensor | None = None) -> Tensor:
-        """(S', N, C) of some attackers, on the device."""
+        """(S', N, C) logits of some attackers, on the device; arguments as in `logits`."""
         params, head = self.params(attackers)
         if other_head is not None:
             head = other_head.to(head).expand(len(head), *other_head.shape)
@@ -220,17 +226,16 @@ class Curves:
 
 
 def train_stack(model: Model, data: AttackDataset, task: Task, plan: Plan, val: ScoringSet) -> tuple[Trained, Curves]:
-    """Fine-tune.
+    """Fine-tune a stack of attackers.
 
-    Of a token embedding that is trained, only the rows that occur are held, where the optimiser leaves the others
-    alone.
+    A trained token embedding is restricted to the rows that occur, if the optimiser does not change the others.
 
     Args:
-        model: what is fine-tuned.
+        model: the module and its parameters.
         data: texts and labels.
-        task: whose labels.
+        task: the task whose labels are learned.
         plan: the fine-tunes.
-        val: what they are scored on at their evaluated steps.
+        val: examples that are scored at the evaluated steps.
     """
     size, device, lengths = len(plan.attackers), model.device, data.lengths_host()
     optimizer = OPTIMIZERS[plan.attackers[0].optimizer]
@@ -259,7 +264,7 @@ def train_stack(model: Model, data: AttackDataset, task: Task, plan: Plan, val: 
         if model.packs:
             block = _packed(block, int(lengths.numpy()[indices.numpy()].sum(-1).max()))
         views, moments = narrow(stacked, active), narrow_state(state, active)
-        # Parameters are read from where they lie, which is what a recorded step does too.
+        # Views, not copies: a recorded step reads the parameters from the same memory.
         gradients = functools.partial(_gradients, losses, narrow(stacked, held))
         for step in range(start, stop):
             batch = block.at(step - start)
@@ -275,14 +280,14 @@ def train_stack(model: Model, data: AttackDataset, task: Task, plan: Plan, val: 
 def train_heads(
     features: Tensor, labels: Tensor, plan: Plan, positions: Sequence[Tensor], val_features: Tensor
 ) -> tuple[Tensor, Curves]:
-    """Train heads alone, on cached features of a frozen trunk.
+    """Train only the heads, on cached features of a frozen trunk.
 
     Args:
         features: (N, D).
         labels: (N,) on the device of `features`.
-        plan: the fine-tunes; `subsets` is not read.
-        positions: (n,) rows of `features` that each attacker owns.
-        val_features: (M, D) what they are scored on at their evaluated steps.
+        plan: the fine-tunes; `subsets` is not used.
+        positions: (n,) rows of `features` in each attacker's subset.
+        val_features: (M, D) features that are scored at the evaluated steps.
 
     Returns:
         (S, C, D) heads and their training curves.
@@ -314,12 +319,12 @@ def train_heads(
 
 
 def by_device(table: dict[str, int], device: torch.device) -> int:
-    """The entry of a device: that of `cuda`, or that of `cpu` for all others."""
+    """The entry for a device: `cuda`, or `cpu` for all other types."""
     return table["cuda" if device.type == "cuda" else "cpu"]
 
 
 def plan_device(params: Params) -> torch.device:
-    """Where the parameters lie."""
+    """The device of the parameters."""
     return next(iter(params.values())).device
 
 
@@ -330,11 +335,11 @@ def _occurring_rows(data: AttackDataset, task: Task, plan: Plan, vocab_size: int
 
 
 def _packed(block: Batch, num_tokens: int) -> Batch:
-    """The batches with the places of their tokens as a further input, where that saves work.
+    """Add the positions of tokens to the batches' inputs, if packing saves enough work.
 
     Args:
-        block: (T, S, B, L) of texts.
-        num_tokens: of the batch that has most.
+        block: batches of texts (T, S, B, L).
+        num_tokens: largest number of tokens of an attacker's batch.
     """
     multiple = by_device(TOKEN_MULTIPLE, block.labels.device)
     count, (*_, size, length) = -(-num_tokens // multiple) * multiple, block.input_ids.shape
@@ -360,7 +365,7 @@ def _head_losses(params: Params, features: Tensor, labels: Tensor) -> Tensor:
 
 
 def _gradients(losses: Callable[..., Tensor], views: Params, *inputs: Tensor) -> tuple[Tensor, ...]:
-    """Every attacker's own loss `losses(params, *inputs)` (S,), and its gradients in the order of `views`."""
+    """The attackers' losses `losses(params, *inputs)` (S,), and their gradients in the order of `views`."""
     leaves = {name: value.detach().requires_grad_() for name, value in views.items()}
     with torch.enable_grad():
         values = losses(leaves, *inputs)

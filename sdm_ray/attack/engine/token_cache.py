@@ -1,4 +1,4 @@
-"""Forward passes over texts under fixed weights, kept for the next reader of the same texts while they fit."""
+"""A cache of forward passes over texts under fixed weights, for readers of the same texts."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from sdm_ray.core.types import Params
 from sdm_ray.models.interface import TrunkLike
 
 KEPT_BYTES = 1024**3
-"""Memory that forward passes of one model may take; the texts that were asked for longest ago make room."""
+"""Cache size for one model; the least recently used texts are evicted."""
 
 
 class Passes:
-    """Forward passes of one model, by the texts.
+    """Forward passes of one model, by texts.
 
     Args:
         trunk: the architecture.
         params: its weights.
-        most: bytes that are kept.
+        most: cache size in bytes.
     """
 
     def __init__(self, trunk: TrunkLike, params: Params, most: int = KEPT_BYTES) -> None:
@@ -31,12 +31,12 @@ class Passes:
         self._kept: OrderedDict[bytes, list[Pass]] = OrderedDict()
 
     def tokens(self, examples: ScoringSet, layers: Collection[int], known: Tensor | None) -> Iterator[Tokens]:
-        """States of a batch's tokens, batch after batch.
+        """Yield the token states of each batch.
 
         Args:
             examples: the texts.
-            layers: which states are wanted.
-            known: (N, 2) places of names in the order of `examples`.
+            layers: layers whose states are needed.
+            known: (N, 2) positions of names in the order of `examples`; None if unknown.
         """
         key = examples.indices.numpy().tobytes()
         kept = self._kept.pop(key, [])
@@ -50,7 +50,7 @@ class Passes:
             if found is not None:
                 found.append(done)
                 if _bytes(found) > self._most:
-                    found = None  # each is let go when it has been read
+                    found = None  # too large for the cache: each pass is freed after use
             names = None if known is None else known[start:stop]
             yield tokens_of(done, self._trunk, self._params, batch, names, layers)
             start = stop
@@ -64,7 +64,7 @@ class Passes:
 
 
 def _has(done: Pass, layers: Collection[int]) -> bool:
-    """Whether a pass gave what these layers need."""
+    """Whether a pass has the outputs that these layers need."""
     if any(layer >= 0 for layer in layers):
         return done.hidden is not None
     return POOLED not in layers or done.features is not None

@@ -1,7 +1,7 @@
-"""Training of many small readers at once: learned queries, logistic regressions and perceptrons, stacked.
+"""Training of many small readers as one stack: learned queries, logistic regressions and perceptrons.
 
-Gradients are written out: the problems are so small that automatic differentiation and an optimizer object take most of
-the time (`tests/benchmarks/token_fits.py`).
+Gradients are written by hand, because in such small problems autograd and an optimiser object would take most of the
+time (`tests/benchmarks/token_fits.py`).
 """
 
 from __future__ import annotations
@@ -16,31 +16,31 @@ from torch import Tensor
 from sdm_ray.core.types import Params
 
 HIDDEN = 64
-"""Hidden units of a perceptron."""
+"""Number of hidden units of a perceptron."""
 BATCH = 256
-"""Examples of a step; fewer than these are taken all at once."""
+"""Batch size; at most this many examples are used as one batch."""
 QUERY_STEPS, LOGISTIC_STEPS, PERCEPTRON_STEPS = 100, 150, 150
 QUERY_RATE, LOGISTIC_RATE, PERCEPTRON_RATE = 0.05, 0.05, 0.01
-"""Adam's steps and first learning rates; they fall to 0 along half a cosine."""
+"""Numbers of Adam steps, and initial learning rates, which decay to 0 along a half cosine."""
 BETAS, EPS = (0.9, 0.99), 1e-8
-"""Of Adam."""
+"""Constants of Adam."""
 QUERY_PENALTY = 1e-3
-"""Of a query and the weights beside it, times half their square."""
+"""Coefficient of half the squared norm of a query and of its classifier's weights."""
 PERCEPTRON_PENALTY = 0.01
-"""A perceptron's penalty is this share of the one that a logistic regression takes: its weights are many and small."""
+"""Factor on a perceptron's penalty relative to logistic regression, because it has many small weights."""
 
 Check = Callable[[], None]
-"""Raises where the time is up."""
+"""Raises an error after the deadline."""
 Rows = Tensor | slice
-"""Examples of a step."""
+"""Indices of a step's examples."""
 Gradients = Callable[[Params, Rows], Params]
-"""Gradients of the sum of A losses, by the names of the parameters."""
+"""Gradients of the sum of A losses, by parameter name."""
 
 
 def train_queries(
     states: Tensor, mask: Tensor, labels: Tensor, num_classes: int, generator: torch.Generator, check: Check
 ) -> Tensor:
-    """Learn, for each of A scaled layers, which tokens tell: logistic regression on the states' weighted mean.
+    """Learn a query for each of A scaled layers: logistic regression on the attention-weighted mean of the states.
 
     Args:
         states: (A, N, L, K) float32.
@@ -81,13 +81,13 @@ def train_queries(
 def train_logistic(
     features: Tensor, labels: Tensor, num_classes: int, penalties: Tensor, generator: torch.Generator, check: Check
 ) -> Params:
-    """Logistic regressions with a Gaussian prior.
+    """Train A logistic regressions with an L2 penalty.
 
     Args:
         features: (A, N, F) float32, standardised.
         labels: (N,).
         num_classes: C.
-        penalties: (A,), times half the squares of the weights.
+        penalties: (A,) coefficients of half the squared norm of the weights.
         generator: host generator.
         check: called between steps.
 
@@ -113,7 +113,7 @@ def train_logistic(
 def train_perceptrons(
     features: Tensor, labels: Tensor, num_classes: int, penalties: Tensor, generator: torch.Generator, check: Check
 ) -> Params:
-    """Perceptrons with one hidden layer of ReLU; arguments as of `train_logistic`.
+    """Train A perceptrons with one hidden ReLU layer; arguments as in `train_logistic`.
 
     Returns:
         `inner` (A, F, H), `shift` (A, 1, H), `weight` (A, H, C) and `bias` (A, 1, C).
@@ -144,24 +144,24 @@ def train_perceptrons(
 
 
 def forward(params: Params, features: Tensor) -> Tensor:
-    """(A, N, C) scores of logistic regressions, or of perceptrons, for features (A, N, F)."""
+    """(A, N, C) scores of logistic regressions or perceptrons for features (A, N, F)."""
     if "inner" in params:
         features = torch.relu(features @ params["inner"] + params["shift"])
     return features @ params["weight"] + params["bias"]
 
 
 def _targets(labels: Tensor, num_classes: int, like: Tensor) -> Tensor:
-    """(N, C) one-hot labels of another tensor's dtype and device."""
+    """(N, C) one-hot labels with the dtype and device of `like`."""
     return F.one_hot(labels, num_classes).to(like)
 
 
 def _error(scores: Tensor, targets: Tensor) -> Tensor:
-    """(A, N, C) gradients of the mean cross-entropy by scores (A, N, C), for one-hot targets (N, C)."""
+    """(A, N, C) gradients of the mean cross-entropy with respect to scores (A, N, C), for one-hot targets (N, C)."""
     return (scores.softmax(2) - targets) / scores.shape[1]
 
 
 def _batches(count: int, num_steps: int, generator: torch.Generator, device: torch.device) -> Iterator[Rows]:
-    """Rows of each step: all of them, or parts of shuffled epochs."""
+    """Yield the rows of each step: all rows, or batches of shuffled epochs."""
     if count <= BATCH:
         yield from (slice(None) for _ in range(num_steps))
         return
@@ -176,7 +176,7 @@ def _batches(count: int, num_steps: int, generator: torch.Generator, device: tor
 def _adam(
     params: Params, gradients: Gradients, batches: Iterator[Rows], num_steps: int, rate: float, check: Check
 ) -> Params:
-    """Parameters after Adam's steps on A losses, each a problem of its own; all parameters move as one vector."""
+    """Minimise A independent losses with Adam, whose state is one vector of all parameters; returns the parameters."""
     flat = torch.cat([value.flatten() for value in params.values()])
     views = dict(zip(params, torch.split(flat, [value.numel() for value in params.values()]), strict=True))
     current = {name: views[name].view_as(value) for name, value in params.items()}

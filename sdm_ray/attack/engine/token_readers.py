@@ -1,4 +1,4 @@
-"""`token_probe` at work: readers fitted to the texts that an attacker owns, and their scores of other texts."""
+"""Readers of `token_probe`: fitting to an attacker's labelled texts, and scoring of other texts."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ if TYPE_CHECKING:
     from sdm_ray.data.interface import AttackDataset
 
 KEPT_BYTES = 1024**3
-"""Memory that the states of one subset's texts may take; beyond it layers are read one after the other."""
+"""Most memory for the states of one subset's texts; if they need more, layers are processed in parts."""
 STACKED_BYTES = 256 * 1024**2
-"""Memory that the scaled states of queries that are learned together may take."""
+"""Most memory for the scaled states of queries that are trained together."""
 SAME = 1e-7
-"""Deviation, where that of all tokens is 1, below which a feature is the same in all texts."""
+"""Standard deviation (relative to that of all tokens) below which a feature counts as constant over texts."""
 KERNEL_EXAMPLES = 3000
-"""Examples that a kernel regression is fitted to at most."""
+"""Most examples for a kernel regression."""
 
 Score = Callable[[Tensor], Tensor]
-"""(N, C) scores of features (N, F) float64."""
+"""Function from features (N, F) float64 to scores (N, C)."""
 Place = tuple[int, str]
 """Layer and scaling."""
 
 
 @dataclass(frozen=True)
 class Reader:
-    """An attacker's reader, fitted."""
+    """A fitted reader of an attacker."""
 
     attacker: Attacker
     scaling: Scaling | OfNames
@@ -59,14 +59,14 @@ class Reader:
 
 
 class TokenReaders:
-    """Fits readers of one model's token states, and scores texts by them.
+    """Fits readers of one model's token states, and scores texts with them.
 
     Args:
         trunk: the architecture, a transformers encoder of texts.
         params: its weights.
         data: the texts.
-        task: whose labels.
-        seed: of what is drawn.
+        task: the task whose labels are learned.
+        seed: seed of all draws.
     """
 
     def __init__(self, trunk: TrunkLike, params: Params, data: AttackDataset, task: Task, seed: int) -> None:
@@ -79,10 +79,15 @@ class TokenReaders:
     def fit(
         self, attackers: Sequence[Attacker], subsets: Sequence[Tensor], deadline: float | None = None
     ) -> list[Reader]:
-        """Readers of attackers, each fitted to its examples (n,) (host indices).
+        """Fit the readers of attackers.
+
+        Args:
+            attackers: attackers of the family `token_probe`.
+            subsets: (n,) labelled examples of each attacker, on the host.
+            deadline: time limit, as a value of `time.perf_counter`; None for no limit.
 
         Raises:
-            AttackTimeoutError: where the deadline, a reading of `time.perf_counter`, has passed.
+            AttackTimeoutError: after the deadline.
         """
         readers: dict[int, Reader] = {}
         groups: dict[bytes, list[int]] = defaultdict(list)
@@ -99,7 +104,7 @@ class TokenReaders:
         return [readers[index] for index in range(len(attackers))]
 
     def scores(self, readers: Sequence[Reader], examples: ScoringSet) -> Tensor:
-        """(S, N, C) on the host, examples in the order of `examples`."""
+        """(S, N, C) scores on the host, in the order of `examples`."""
         layers = {reader.attacker.layer for reader in readers}
         batches = self._passes.tokens(examples, layers, self._known(examples.indices))
         return torch.cat([torch.stack([reader(tokens) for reader in readers]).cpu() for tokens in batches], dim=1)
@@ -108,7 +113,7 @@ class TokenReaders:
         return known_of(self._data, indices, self._device)
 
     def _parts(self, examples: ScoringSet, layers: set[int]) -> Iterable[set[int]]:
-        """Layers whose states fit into memory together."""
+        """Split the layers into parts whose states fit into memory."""
         longest = int(examples.batches[-1].attention_mask.shape[-1])
         name = self._trunk.embedding_name
         width = self._trunk.feature_dim if name is None else self._params[name].shape[-1]
@@ -117,7 +122,7 @@ class TokenReaders:
         return [set(ordered[start : start + fitting]) for start in range(0, len(ordered), fitting)]
 
     def _gather(self, examples: ScoringSet, layers: set[int]) -> Tokens:
-        """States of all examples' tokens, padded to the longest text."""
+        """Token states of all examples, padded to the longest text."""
         longest = int(examples.batches[-1].attention_mask.shape[-1])
         batches = list(self._passes.tokens(examples, layers, None))
 
@@ -195,12 +200,12 @@ class _Fitting:
         return max(values.shape[-1] for values in self._tokens.states.values())
 
     def _read_outs(self, attackers: Sequence[Attacker], features: Sequence[Tensor]) -> list[Score]:
-        """Scores of features, as each attacker reads them out."""
+        """Fit each attacker's readout to its features."""
         scores: dict[int, Score] = {}
         stacks: dict[str, list[int]] = defaultdict(list)
         for index, attacker in enumerate(attackers):
             self._check()
-            if attacker.reading in OF_NAMES:  # their sizes say what matters
+            if attacker.reading in OF_NAMES:  # not standardised: the scale of these features is meaningful
                 scores[index] = ridge(features[index], self._labels, self._num_classes, attacker.amount)
             elif attacker.readout in TRAINED:
                 stacks[attacker.readout].append(index)
@@ -221,7 +226,7 @@ class _Fitting:
 
 
 def kernel_ridge(features: Tensor, labels: Tensor, num_classes: int, penalty: float) -> Score:
-    """Ridge regression in the feature space of a Gaussian kernel, of about the width of the data; as `ridge`."""
+    """Kernel ridge regression with a Gaussian kernel of bandwidth sqrt(F); arguments as in `ridge`."""
     owned, labels = features[:KERNEL_EXAMPLES], labels[:KERNEL_EXAMPLES]
     targets = F.one_hot(labels, num_classes).double()
     mean, (count, width) = targets.mean(0), owned.shape
@@ -243,18 +248,18 @@ def _place(attacker: Attacker) -> Place:
 
 
 def _scaled(owned: Tensor, fitted: Score) -> Score:
-    """Scores of features that are standardised as the owned ones (n, F) were."""
+    """Apply `fitted` to features that are standardised with the statistics of the attacker's own (n, F)."""
     mean, scale = owned.mean(0), _scale(owned)
     return lambda values: fitted((values - mean) * scale)
 
 
 def _own(features: Tensor) -> Tensor:
-    """Features (n, F), standardised."""
+    """Standardised features (n, F)."""
     return (features - features.mean(0)) * _scale(features)
 
 
 def _scale(owned: Tensor) -> Tensor:
-    """(F,) factors that give owned features (n, F) deviation 1; 0 for one that is the same in all of them."""
+    """(F,) factors that scale the attacker's own features (n, F) to standard deviation 1; 0 for constant features."""
     deviation = owned.std(0, correction=0)
     return torch.where(deviation > SAME, 1 / deviation.clamp_min(SAME), 0.0)
 

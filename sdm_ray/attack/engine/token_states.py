@@ -1,4 +1,4 @@
-"""States of single tokens under given weights, and how they become one vector a text."""
+"""States of single tokens under given weights, and functions that compute one vector per text from them."""
 
 from __future__ import annotations
 
@@ -19,53 +19,53 @@ if TYPE_CHECKING:
     from sdm_ray.data.interface import AttackDataset
 
 FLOOR = 1e-12
-"""Share of the largest variance below which an axis is what rounding left, and is not whitened."""
+"""Fraction of the largest variance below which a principal axis is rounding error and is dropped."""
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """N texts, their tokens' states at some layers."""
+    """Token states of N texts at some layers."""
 
     states: dict[int, Tensor]
-    """(N, L, E) by layer; of the pooled features the same for every token."""
+    """(N, L, E) by layer; pooled features are repeated for every token."""
     mask: Tensor
-    """(N, L) bool; True on tokens."""
+    """(N, L) bool; true for tokens, false for padding."""
     known: Tensor | None
-    """(N, 2) places of a name's tokens; negative where none is known. None where the data do not tell."""
+    """(N, 2) positions of a name's tokens, negative if unknown. None if the data have no positions."""
     ids: Tensor | None = None
     """(N, L) int64."""
 
     def at(self, layer: int, positions: Tensor) -> Tensor:
-        """(N, E) states of one token of each text, the last one of a text that is shorter."""
+        """(N, E) states of the tokens at `positions` (N,); of the last token in a text that is shorter."""
         last = self.mask.sum(1) - 1
         return self.states[layer][torch.arange(len(last), device=last.device), torch.minimum(positions, last)]
 
     def name(self, layer: int, which: int) -> Tensor:
-        """(N, E) states of the first or the second token of the name; the token after the special one, and the one
-        after the first, stand in where there is none."""
+        """(N, E) states of the first (`which` 0) or second (1) token of the name. If the first is unknown, the token at
+        position 1 is used; if the second is unknown, the token after the first."""
         assert self.known is not None
         first = torch.where(self.known[:, 0] < 0, 1, self.known[:, 0])
         return self.at(layer, first if which == 0 else torch.where(self.known[:, 1] < 0, first + 1, self.known[:, 1]))
 
 
 class Pass(NamedTuple):
-    """What a forward pass over a batch of B texts gave; None where nobody asked for it."""
+    """Outputs of a forward pass over a batch of B texts; None for outputs that were not requested."""
 
     features: Tensor | None
-    """(B, D) pooled."""
+    """(B, D) pooled features."""
     hidden: Tensor | None
     """(H, B, L, E) states of the embeddings and of each layer."""
 
 
 @torch.no_grad()
 def run_trunk(trunk: TrunkLike, params: Params, batch: Batch, layers: Collection[int]) -> Pass:
-    """The forward pass over a batch that these layers need; of rows of the token embedding alone, none.
+    """Run the forward pass that these layers need; rows of the token embedding need none.
 
     Args:
-        trunk: the architecture; a `Trunk` of texts, unless pooled features are all that is wanted.
+        trunk: the architecture; any trunk if only pooled features are needed, else a `Trunk`.
         params: its weights.
-        batch: of B texts.
-        layers: which are wanted.
+        batch: a batch of B texts.
+        layers: layers whose states are needed.
     """
     if any(layer >= 0 for layer in layers):
         return Pass(*functional_call(as_module(trunk), params, batch.inputs, {"hidden_states": True}))
@@ -75,10 +75,10 @@ def run_trunk(trunk: TrunkLike, params: Params, batch: Batch, layers: Collection
 def tokens_of(
     done: Pass, trunk: TrunkLike, params: Params, batch: Batch, known: Tensor | None, layers: Collection[int]
 ) -> Tokens:
-    """States of a batch's tokens; arguments as of `run_trunk`, whose pass is `done`.
+    """Token states of a batch; arguments as in `run_trunk`, whose result is `done`.
 
     Args:
-        known: (B, 2) of `Tokens.known`.
+        known: (B, 2), see `Tokens.known`.
     """
     ids, mask = batch.inputs
     found: dict[int, Tensor] = {}
@@ -96,14 +96,14 @@ def tokens_of(
 
 
 def known_of(data: AttackDataset, indices: Tensor, device: torch.device) -> Tensor | None:
-    """(N, 2) places of names in the texts at `indices` (N,), on a device."""
+    """(N, 2) positions of names in the texts at `indices` (N,), on `device`; None if the data have none."""
     positions = known_positions(data)
     return None if positions is None else positions[indices].to(device)
 
 
 @dataclass(frozen=True)
 class Scaling:
-    """(x - mean) @ matrix: what makes the attacker's own tokens have deviation 1 in every direction that is kept."""
+    """The map (x - mean) @ matrix, which scales every retained direction of the attacker's own tokens."""
 
     mean: Tensor
     """(E,) float64."""
@@ -112,7 +112,7 @@ class Scaling:
 
     @classmethod
     def of(cls, kind: str, states: Tensor, mask: Tensor) -> Scaling:
-        """Of the tokens of texts.
+        """Fit to the tokens of texts; every direction gets standard deviation 1.
 
         Args:
             kind: one of `families.token_probe.SCALINGS`.
@@ -123,7 +123,7 @@ class Scaling:
         mean = tokens.mean(0)
         if kind == "standardised":
             deviation = tokens.std(0, correction=0)
-            # Dead coordinates stay dead; the bound is relative, so that tiny but informative ones come back to scale.
+            # Constant coordinates remain constant. The bound is relative, so that small informative ones are scaled up.
             return cls(mean, torch.diag(1 / deviation.clamp_min(1e-9 * deviation.max().clamp_min(1e-300))))
         centred = tokens - mean
         variances, axes = torch.linalg.eigh(centred.T @ centred / len(tokens))
@@ -131,13 +131,14 @@ class Scaling:
         return cls(mean, axes[:, kept] / variances[kept].sqrt())
 
     def __call__(self, states: Tensor) -> Tensor:
-        """(..., K) float64 of states (..., E)."""
+        """Scaled states (..., K) float64, from states (..., E)."""
         return (states.double() - self.mean) @ self.matrix
 
 
 @dataclass(frozen=True)
 class NameScaling:
-    """Names as vectors: components of names of one token, and products of components of each token of two."""
+    """Vectors of names: principal components of one-token names; products of the components of both tokens of two-token
+    names."""
 
     alone: Scaling
     first: Scaling
@@ -145,13 +146,14 @@ class NameScaling:
 
     @classmethod
     def of(cls, kind: str, names: Names, rank: int) -> NameScaling:
-        """Of `rank` components, `whitened`, or `standardised` as a whole, so that large ones stay large."""
+        """Fit `rank` components. `whitened` scales each component to the same variance, `standardised` all by one
+        factor."""
         two, white = names.second_known, kind == "whitened"
         parts = (names.first[~two], names.first[two], names.second[two])
         return cls(*(components(part, rank, white=white) for part in parts))
 
     def __call__(self, names: Names) -> Tensor:
-        """(N, F) float64 components of names of one token, and products of those of two; the other kind's are zero."""
+        """(N, F) float64 vectors. Elements for the other kind of names (one-token or two-token) are zero."""
         two = names.second_known[:, None].double()
         first, second = self.first(names.first), self.second(names.second)
         products = torch.einsum("ni,nj->nij", first, second).flatten(1)
@@ -165,26 +167,29 @@ class Names:
     first: Tensor
     """(N, E)."""
     second: Tensor
-    """(N, E); any where there is no second token."""
+    """(N, E); arbitrary if there is no second token."""
     second_known: Tensor
     """(N,) bool."""
     pieces: Tensor | None = None
-    """(N, 2) int64 token ids; any where there is no second token."""
+    """(N, 2) int64 token ids; the second is arbitrary if there is no second token."""
 
     @classmethod
     def of(cls, tokens: Tokens, layer: int) -> Names:
-        """Of texts whose names' places are known."""
+        """The names of texts with known positions, at one layer."""
         assert tokens.known is not None
         pieces = None if tokens.ids is None else tokens.ids.gather(1, tokens.known.clamp_min(0))
         return cls(tokens.name(layer, 0), tokens.name(layer, 1), tokens.known[:, 1] >= 0, pieces)
 
 
 OfNames = Callable[[Names], Tensor]
-"""(N, F) float64, one vector a name."""
+"""Function from N names to vectors (N, F) float64, one per name."""
 
 
 def components(states: Tensor, rank: int, *, white: bool) -> Scaling:
-    """The first principal components of states (N, E), scaled to length 1 in the mean; fewer where there are fewer."""
+    """Projection onto the first `rank` principal components of states (N, E), or fewer if their rank is lower.
+
+    The result has root-mean-square length 1. With `white` every component has the same variance.
+    """
     width = states.shape[1]
     if len(states) < 2:
         return Scaling(states.new_zeros(width, dtype=torch.float64), states.new_zeros(width, 0, dtype=torch.float64))
@@ -205,14 +210,15 @@ def read(
     scaling: Scaling | OfNames,
     query: Tensor | None,
 ) -> Tensor:
-    """(N, F) float64: one vector a text.
+    """(N, F) float64 vectors, one per text.
 
     Args:
-        tokens: the texts.
-        layer: whose states.
-        reading: one of `families.token_probe`, with its `position`.
-        scaling: of these states, or what makes vectors of names for a reading of those.
-        query: (K,) learned, for the reading of that name.
+        tokens: token states of the texts.
+        layer: layer of the states.
+        reading: a reading of `families.token_probe`.
+        position: token position, for the reading `position`.
+        scaling: scaling of these states; for readings in `OF_NAMES`, the function that computes vectors of names.
+        query: (K,) learned query, for the reading `query`.
     """
     if not isinstance(scaling, Scaling):
         return scaling(Names.of(tokens, layer))
@@ -230,7 +236,7 @@ def read(
         return torch.cat([largest.amax(1), smallest.amin(1)], dim=1)
     assert reading == "query", reading
     assert query is not None
-    # The mean is the same for all tokens, so that it drops out of the softmax.
+    # The mean adds the same number to all scores, so it cancels in the softmax.
     scores = (states.double() @ (scaling.matrix @ query.double())).masked_fill(absent, -torch.inf)
     weights = scores.softmax(1)
     return scaling(torch.einsum("nl,nle->ne", weights, states.double()))

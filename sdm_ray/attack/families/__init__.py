@@ -1,6 +1,6 @@
-"""The families of attackers, by name; each has a search space of its own.
+"""The attack families by name.
 
-A family turns a point of its space into an `Attacker`; how attackers of a family run is `engine.executor`'s business.
+A family has a search space and converts a point of it to an `Attacker`; `engine.executor` runs attackers.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ FAMILIES: dict[str, Family] = {}
 
 
 def register(family: Family) -> None:
-    """Add a family, to be named in `attack.families`.
+    """Add a family under its name, for use in `attack.families`.
 
-    The same module may register it again, as happens when a notebook's cell runs twice; the later one counts.
+    The same module may register a name again (a notebook cell that runs twice), which replaces the earlier family.
 
     Raises:
-        ValueError: where the name is taken.
+        ValueError: if another module has registered the name.
     """
     known = FAMILIES.get(family.name)
     if known is not None and (_module(known) != _module(family) or _module(known).startswith("sdm_ray.")):
@@ -56,7 +56,7 @@ def register(family: Family) -> None:
 
 
 def own_families(names: Iterable[str]) -> dict[str, str]:
-    """Digests of the sources of families that are a user's own, by name: part of what identifies an attack by them."""
+    """Source digests of the user's families among `names`, by name; they are part of an attack's identity."""
     modules = {name: _module(FAMILIES[name]) for name in names if name in FAMILIES}
     return {name: source_digest(module) for name, module in modules.items() if not module.startswith("sdm_ray.")}
 

@@ -1,4 +1,4 @@
-"""Chains of edits before any kind of training, against defences that one edit alone does not undo."""
+"""Sequences of weight edits before any kind of training, against defences that a single edit does not undo."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ AMOUNTS: dict[str, tuple[float, ...]] = {
     "benign_first": (50.0, 200.0, 600.0),
     "masked_lm": (50.0, 200.0, 600.0),
 }
-"""What a chain takes of each edit: little, more, much. Those that need the public encoder are reported apart, and are
-not among them."""
+"""Low, medium and high amount of each edit that a chain may contain. Edits that need the public encoder are not among
+them: they are reported separately."""
 NEEDS: dict[str, Callable[[Facts], str]] = {
     "reinit": lambda facts: "" if facts.num_depths > 1 and facts.can_redraw else "fresh weights of several blocks",
     "masked_lm": lambda facts: "" if facts.has_masked_lm else "the public encoder's masked-LM head",
 }
-"""By edit: what a model lacks for it; the others go with any model."""
+"""By edit: function for what a model lacks for it; edits that are not listed apply to every model."""
 TRAINS = ("full", "full", "full", "lora", "upper", "head", "probe")
-"""What is trained after the edits; the first is the likeliest."""
+"""What is trained after the edits; `full` is repeated so that it is sampled more often."""
 PROBES = ("linear_probe", "logistic_regression")
 
 
 def check_chains(chains: tuple[str, ...]) -> None:
-    """Refuse chains with unknown edits.
+    """Check the edits of chains.
 
     Raises:
-        UsageError: naming the chain, the edit, and those that there are.
+        UsageError: for an unknown or repeated edit; the message names the chain and the edit.
     """
     for chain in chains:
         names = chain.split("+")
@@ -57,17 +57,17 @@ def check_chains(chains: tuple[str, ...]) -> None:
 
 
 def possible(chains: tuple[str, ...], facts: Facts) -> tuple[str, ...]:
-    """The chains that a model allows."""
+    """The chains that can be applied to a model."""
     return tuple(chain for chain in chains if not any(lacking(name, facts) for name in chain.split("+")))
 
 
 def lacking(edit: str, facts: Facts) -> str:
-    """What a model lacks for an edit, as a phrase; empty where the edit applies."""
+    """What a model lacks for an edit, as a phrase; empty if the edit can be applied."""
     return NEEDS[edit](facts) if edit in NEEDS else ""
 
 
 def missing_for_chains(chains: tuple[str, ...], facts: Facts) -> str:
-    """What a model lacks where it allows none of the chains; empty where it allows one."""
+    """What a model lacks if no chain can be applied, as a phrase; empty if one can."""
     if possible(chains, facts):
         return ""
     names = dict.fromkeys(name for chain in chains for name in chain.split("+"))

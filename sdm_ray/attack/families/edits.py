@@ -1,7 +1,7 @@
 """Families that edit released weights and then fine-tune them.
 
-A defence may hold only in the neighbourhood that it was trained in: noise, re-initialised layers, pruning or a step
-back towards the public encoder lead out of it; so does training on something harmless.
+A defence may work only in a neighbourhood of the released weights. Noise, re-initialised layers, pruning, interpolation
+towards the public encoder and training on a harmless task leave that neighbourhood.
 """
 
 from __future__ import annotations
@@ -103,25 +103,25 @@ Edit = Callable[[Params, float, int], Params]
 """Edited weights, given weights, the amount and a seed."""
 
 PREPARING_RATE, PREPARING_BATCH = 3e-4, 16
-"""Learning rate of Adam and batch size of the training that comes before an attack."""
+"""Learning rate of Adam, and batch size, of training that is part of an edit (`benign_first`, `masked_lm`)."""
 MASKED_SHARE = 0.15
-"""Tokens that masked-LM pretraining predicts (Devlin et al., arXiv 1810.04805)."""
+"""Fraction of the tokens that masked-LM pretraining predicts (Devlin et al., arXiv 1810.04805)."""
 RANDOM = ("noise", "reinit")
-"""Edits that are drawn anew for every seed; the others are one for all attackers with the same amount."""
+"""Edits that differ for every seed; of the others, all attackers with the same amount share the result."""
 KEPT_BYTES = 512 * 1024**2
-"""Memory that edited weights may take to be kept, beside the last ones."""
+"""Size of the cache of edited weights; it always holds at least one entry."""
 
 
 class Editor:
-    """Edited weights: of a chain of edits, each works on what the one before has left. The last ones are kept.
+    """Applies the edits of attackers to the released weights, one after the other, with a cache of recent results.
 
     Args:
         trunk: the architecture.
         params: released weights.
-        data: texts of attacker-train; their desired labels are known, their harmful ones are not used.
+        data: the texts of attacker-train and their desired labels are used, not the harmful labels.
         knowledge: public knowledge about the model.
         base_seed: seed of all draws.
-        train_desired: weights after so many steps on the desired task, from given weights.
+        train_desired: function (weights, number of steps) -> weights after training on the desired task.
     """
 
     def __init__(
@@ -152,7 +152,7 @@ class Editor:
 
     @staticmethod
     def key(attacker: Attacker) -> tuple[object, ...]:
-        """A key: attackers with equal keys start from the same weights."""
+        """A key that is equal for attackers that start from the same weights."""
         names = attacker.edits
         value: object = attacker.amounts if attacker.edit and attacker.amounts else attacker.amount
         if not set(names) & set(RANDOM):
@@ -161,15 +161,15 @@ class Editor:
         return attacker.edit, value, *seeds
 
     def mixed(self, attackers: Sequence[Attacker]) -> set[tuple[object, ...]]:
-        """Keys of attackers that may share a stack though they start from different weights.
+        """Keys of attackers that may be in one stack although they start from different weights.
 
-        Those that are released or rescaled, where all of these fit into memory together; otherwise none.
+        These are the keys of released and rescaled weights if all of them fit into the cache; else none.
         """
         cheap = {self.key(a) for a in attackers if a.trains == "full" and set(a.edits) <= RESCALINGS.keys()}
         return cheap if 1 < len(cheap) <= self._num_kept else set()
 
     def edited(self, attacker: Attacker) -> Params:
-        """The weights that an attacker starts from."""
+        """The initial weights of an attacker."""
         if not attacker.edit:
             return self._params
         key = self.key(attacker)
@@ -203,7 +203,7 @@ class Editor:
         return {name: fresh[name].to(value) if depth_of(name) >= lowest else value for name, value in params.items()}
 
     def _prune(self, params: Params, amount: float, seed: int) -> Params:
-        """Magnitude pruning of every matrix by itself (Han et al., arXiv 1506.02626)."""
+        """Magnitude pruning, separately for every matrix (Han et al., arXiv 1506.02626)."""
         pruned = {}
         for name, value in params.items():
             if value.dim() < 2:

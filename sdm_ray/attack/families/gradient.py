@@ -1,4 +1,4 @@
-"""Families that fine-tune released weights as they are: everything, the head, the upper blocks, low-rank factors."""
+"""Families that fine-tune the unedited released weights: everything, the head, the upper blocks, low-rank factors."""
 
 from __future__ import annotations
 

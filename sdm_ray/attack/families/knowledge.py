@@ -1,4 +1,4 @@
-"""What an attacker may have besides released weights and data."""
+"""Public knowledge that an attacker may have besides the released weights and the data."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Knowledge:
-    """What is public about a released model. Whatever is missing, the families that need it are not tried."""
+    """Public knowledge about a released model. Families that need missing knowledge are not tried."""
 
     public: Params | None = None
-    """Weights of the encoder that it was made from."""
+    """Weights of the public encoder from which the model was trained."""
     own_head: Tensor | None = None
-    """(C, D) a released head with as many classes as the harmful task."""
+    """(C, D) the released head. It also serves as an initial head if it has as many classes as the harmful task."""
     masked_lm: MaskedLmHead | None = None
     """The public encoder's masked-LM head, on the device of the weights."""
     redraw: Callable[[int], Params] | None = None
-    """Fresh weights of the architecture from a seed."""
+    """Function from a seed to random weights of the architecture."""
 
     def facts(self, trunk: TrunkLike, num_classes: int) -> Facts:
-        """What families may know of a model with this trunk."""
+        """The facts for families about a model with this trunk, for a harmful task of `num_classes` classes."""
         inner = trunk.hf_model if isinstance(trunk, Trunk) else None
         return Facts(
             num_depths=trunk.num_depths,

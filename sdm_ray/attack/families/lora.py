@@ -1,4 +1,4 @@
-"""Low-rank factors beside every linear layer of a trunk, by the package peft (Hu et al., arXiv 2106.09685)."""
+"""LoRA on every linear layer of a trunk, with the package peft (Hu et al., arXiv 2106.09685)."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ ADAPTER, ALPHA = "attack", 16
 
 
 class LoraTrunk:
-    """A copy of a trunk with factors of a rank.
+    """A copy of a trunk with low-rank factors.
 
     Args:
-        trunk: a trunk around a transformers model; it is left as it is.
-        rank: of the factors.
+        trunk: a trunk around a transformers model; it is not modified.
+        rank: rank of the factors.
     """
 
     def __init__(self, trunk: Trunk, rank: int) -> None:
@@ -38,15 +38,15 @@ class LoraTrunk:
         self._names = {name: wrapped.get(name, name) for name, _ in trunk.named_parameters()}
 
     def shared(self, params: Params) -> Params:
-        """The trunk's parameters under the names that they have beside the factors."""
+        """The trunk's parameters under their names in the module with factors."""
         return {self._names[name]: value for name, value in params.items()}
 
     def factors(self, generators: list[torch.Generator], like: Tensor) -> Params:
-        """(S, ...) factors at the start: one of each pair uniform, as peft has it, and the other zero.
+        """(S, ...) initial factors: in each pair A is uniform, as in peft, and B is zero.
 
         Args:
-            generators: a CPU generator for each attacker.
-            like: a tensor of the type and on the device that is wanted.
+            generators: S CPU generators, one per attacker.
+            like: a tensor of the wanted dtype and device.
         """
         drawn = [self._draw(generator) for generator in generators]
         return {name: torch.stack([values[name] for values in drawn]).to(like) for name in self._shapes}

@@ -1,6 +1,7 @@
-"""Families that fit a classifier to features without gradient steps: gradient masking does not stop them.
+"""Families that fit a classifier to frozen features, so that gradient masking does not stop them.
 
-They read the pooled features or the mean over tokens of any hidden state, so a collapsed pooler does not stop them.
+They use the pooled features or the mean over tokens of any hidden state, so a collapsed pooler does not stop them
+either.
 """
 
 from __future__ import annotations
@@ -56,14 +57,19 @@ KNN = Family("knn", "nearest neighbours of features (amount: how many)", _knn_sp
 
 
 TOLERANCE = 1e-8
-"""Largest element of the gradient at which it has converged."""
+"""Largest element of the gradient at which logistic regression has converged."""
 
 
 def standardised(owned: Tensor, others: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Features (n, D) that are owned, and others (·, D), with the mean 0 and deviation 1 of the owned ones."""
+    """Standardise features with the mean and standard deviation of the attacker's own.
+
+    Args:
+        owned: (n, D) features of the attacker's examples.
+        others: further features (·, D).
+    """
     owned = owned.double()
     mean, deviation = owned.mean(0), owned.std(0, correction=0)
-    # Dead features stay dead; the bound is relative, so that tiny but informative ones come back to scale.
+    # Constant features remain constant. The bound is relative, so that small informative features are scaled up too.
     scale = deviation.clamp_min(1e-9 * deviation.max().clamp_min(1e-300))
     return tuple((value.double() - mean) / scale for value in (owned, *others))
 
@@ -75,10 +81,10 @@ def ridge(features: Tensor, labels: Tensor, num_classes: int, penalty: float) ->
         features: (n, D) standardised.
         labels: (n,).
         num_classes: C.
-        penalty: times n, added to the diagonal.
+        penalty: regularisation strength; n times this is added to the diagonal.
 
     Returns:
-        Scores (·, C) of features (·, D).
+        Function from features (·, D) to scores (·, C).
     """
     targets = F.one_hot(labels, num_classes).double()
     mean = targets.mean(0)
@@ -95,7 +101,7 @@ def ridge(features: Tensor, labels: Tensor, num_classes: int, penalty: float) ->
 def logistic_regression(
     features: Tensor, labels: Tensor, num_classes: int, penalty: float
 ) -> Callable[[Tensor], Tensor]:
-    """Multinomial logistic regression with a Gaussian prior, by L-BFGS with a line search; arguments as of `ridge`."""
+    """Multinomial logistic regression with an L2 penalty, by L-BFGS with a line search; arguments as in `ridge`."""
     weights = torch.zeros(features.shape[1] + 1, num_classes, dtype=torch.float64, device=features.device)
     weights.requires_grad_()
     inputs = F.pad(features, (0, 1), value=1.0)
@@ -118,7 +124,7 @@ def logistic_regression(
 def nearest_neighbours(
     features: Tensor, labels: Tensor, num_classes: int, num_neighbours: float
 ) -> Callable[[Tensor], Tensor]:
-    """Votes of the nearest owned examples, each weighted by its inverse distance; arguments as of `ridge`."""
+    """k nearest neighbours, weighted by inverse distance; arguments as in `ridge`, with k in place of the penalty."""
     count = min(int(num_neighbours), len(features))
     votes = F.one_hot(labels, num_classes).double()
 
@@ -136,4 +142,4 @@ PROBES: dict[str, Callable[[Tensor, Tensor, int, float], Callable[[Tensor], Tens
     "logistic_regression": logistic_regression,
     "knn": nearest_neighbours,
 }
-"""Probes by name: `probe(features (n, D), labels (n,), C, amount)` gives a function from features to scores."""
+"""Probes by name: `probe(features (n, D), labels (n,), C, amount)` returns a function from features to scores."""

@@ -1,8 +1,8 @@
-"""Rescaling: the edits that undo a shrinking of released weights, so that the first steps of an optimiser see it all.
+"""Rescaling: weight edits that equalise scales, so that fine-tuning can use directions that a defence has shrunk.
 
-A defence may hide instead of remove: a direction that is made small drowns in the others, and fine-tuning does not
-reach it in time. Whoever suspects so divides by the scale again, at the price of a decomposition of each matrix
-(arXiv 2602.18868). What was projected out does not come back.
+A defence may shrink a direction instead of removing it. Fine-tuning then does not amplify it within few steps. An
+attacker can undo this by equalising the singular values, at the cost of one decomposition per matrix (arXiv
+2602.18868). A direction that was projected out cannot be restored in this way.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from sdm_ray.models.interface import TrunkLike
 from sdm_ray.models.trunk import Trunk
 
 LEAST_SCALE = 1e-6
-"""Scales below this share of the largest are rounding errors of float32 and are raised no further than it is."""
+"""Scales below this fraction of the largest are rounding errors of float32; they get the factor of this bound."""
 EXPONENTS = (1.0, 0.75)
-"""How far scales are equalised: 0 leaves them, 1 makes them equal."""
+"""Exponents: 0 leaves the scales unchanged, 1 makes them equal."""
 CHAINS = (
     "rescale_embedding",
     "rescale_columns+rescale_gains",
     "rescale_gains+rescale_neurons+rescale_weights+rescale_embedding",
 )
-"""The tensors that are rescaled, in order."""
+"""Sequences of rescalings that are searched."""
 
 
 def rescale_columns(trunk: TrunkLike, params: Params, amount: float) -> Params:
-    """Columns of the token embedding with mean 0 and, at an amount of 1, equal deviations."""
+    """Centre the columns of the token embedding and equalise their standard deviations (equal at an amount of 1)."""
 
     def equal(table: Tensor) -> Tensor:
         centred = table - table.mean(0)
@@ -42,26 +42,26 @@ def rescale_columns(trunk: TrunkLike, params: Params, amount: float) -> Params:
 
 
 def rescale_embedding(trunk: TrunkLike, params: Params, amount: float) -> Params:
-    """The token embedding, its rows' mean taken out, with singular values that are equal at an amount of 1."""
+    """Subtract the mean row from the token embedding and equalise its singular values (equal at an amount of 1)."""
     return _changed(params, table_names(trunk, params), lambda table: _flattened(table - table.mean(0), amount))
 
 
 def rescale_weights(trunk: TrunkLike, params: Params, amount: float) -> Params:
-    """All other matrices with singular values that are equal at an amount of 1."""
+    """Equalise the singular values of all other matrices (equal at an amount of 1)."""
     return _changed(params, _matrices(trunk, params), lambda weight: _flattened(weight, amount))
 
 
 def rescale_gains(trunk: TrunkLike, params: Params, amount: float) -> Params:
-    """Gains of norms moved to one by a share."""
+    """Interpolate the gains of norms towards 1 (all 1 at an amount of 1)."""
     names = [name for name, value in params.items() if value.dim() < 2 and not name.endswith("bias")]
     return _changed(params, names, lambda gain: torch.lerp(gain, torch.ones_like(gain), amount))
 
 
 def rescale_neurons(trunk: TrunkLike, params: Params, amount: float) -> Params:
-    """Rows of matrices (with their biases), then columns, with norms that are equal at an amount of 1.
+    """Equalise the norms of matrices' rows (with their biases), then of columns (equal at an amount of 1).
 
-    A row holds a neuron's input weights, a column its output weights. Scaling both preserves the function for ReLU
-    alone; with these encoders' activations the function changes, and training goes on from there.
+    A row contains a neuron's input weights, a column its output weights. Scaling both preserves the function only for
+    ReLU. With the activations of these encoders the function changes, and training continues from there.
     """
     names, changed = _matrices(trunk, params), dict(params)
     for name in names:
@@ -82,11 +82,11 @@ RESCALINGS = {
     "rescale_gains": rescale_gains,
     "rescale_neurons": rescale_neurons,
 }
-"""By the name of the edit: functions of trunk, weights and amount; nothing is drawn."""
+"""Deterministic edits by name: functions of trunk, weights and amount."""
 
 
 def table_names(trunk: TrunkLike, params: Params) -> list[str]:
-    """Names of the token embedding, or of the matrices at the lowest depth where there is none."""
+    """Names of the token embedding's parameters; if there is none, of the matrices at the lowest depth."""
     if isinstance(trunk, Trunk):
         weight = trunk.hf_model.get_input_embeddings().weight
         return [name for name, value in trunk.named_parameters() if value is weight]
@@ -103,7 +103,7 @@ def _changed(params: Params, names: list[str], change: Callable[[Tensor], Tensor
 
 
 def _factors(scales: Tensor, amount: float) -> Tensor:
-    """What makes scales (n,) more equal and keeps their root mean square; 1 where there is none."""
+    """(n,) factors that equalise scales (n,) and preserve their root mean square; ones if all scales are 0."""
     largest = scales.max()
     if not largest > 0:
         return torch.ones_like(scales)
@@ -113,7 +113,8 @@ def _factors(scales: Tensor, amount: float) -> Tensor:
 
 
 def _flattened(weight: Tensor, amount: float) -> Tensor:
-    """A matrix (float64) with singular values s ** (1 - amount), up to one factor that keeps its Frobenius norm."""
+    """Change a float64 matrix's singular values s to s ** (1 - amount), times a factor that preserves its Frobenius
+    norm."""
     gram = weight.T @ weight if len(weight) >= weight.shape[1] else weight @ weight.T
     squares, vectors = torch.linalg.eigh(gram)
     scaling: Tensor = vectors * _factors(squares.clamp_min(0).sqrt(), amount) @ vectors.T

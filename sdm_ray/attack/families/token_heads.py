@@ -1,4 +1,5 @@
-"""Fine-tuning with a head that reads tokens in place of the pooled features: pooling drowns one token in fifteen."""
+"""Fine-tuning with a head on token states instead of pooled features. Pooling dilutes information that is in one token
+of fifteen."""
 
 from __future__ import annotations
 
@@ -12,19 +13,20 @@ from sdm_ray.core.types import Params
 from sdm_ray.models.trunk import Trunk
 
 POOLINGS = ("attention", "maximum")
-"""How tokens become one vector: weighted by a learnt query, or the largest of each class's scores over tokens."""
+"""Poolings: the mean of token states under a learned query's softmax weights, or each class's maximum score over
+tokens."""
 PREFIX = "trunk."
 """Prefix of the names of a trunk's parameters within a `TokenHeadTrunk`."""
 READER_STD = 0.02
 
 
 class TokenHeadTrunk(nn.Module):
-    """A trunk whose features are read off the last hidden states (B, L, D) by a matrix `reader` that is trained too.
+    """A trunk whose features are pooled from the last hidden states (B, L, D) by a trainable matrix `reader`.
 
     Args:
-        trunk: it is not copied.
-        pooling: one of `POOLINGS`. For `attention` the reader is one query (1, D) and the features are (B, D); for
-            `maximum` it has a row for each class, (C, D), and the features are these classes' scores (B, C).
+        trunk: the trunk; it is not copied.
+        pooling: one of `POOLINGS`. For `attention` the reader is one query (1, D) and the features are (B, D). For
+            `maximum` it has one row per class, (C, D), and the features are the classes' scores (B, C).
         num_classes: C.
     """
 
@@ -47,11 +49,11 @@ class TokenHeadTrunk(nn.Module):
         return features
 
     def readers(self, generators: list[torch.Generator], like: Tensor) -> Params:
-        """(S, ·, D) readers at the start, small and random.
+        """(S, ·, D) initial readers: Gaussian, with standard deviation `READER_STD`.
 
         Args:
-            generators: a CPU generator for each attacker.
-            like: a tensor of the type and on the device that is wanted.
+            generators: S CPU generators, one per attacker.
+            like: a tensor of the wanted dtype and device.
         """
         drawn = [torch.randn(self.reader.shape, generator=generator) * READER_STD for generator in generators]
         return {"reader": torch.stack(drawn).to(like)}

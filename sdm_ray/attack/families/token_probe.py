@@ -1,7 +1,7 @@
-"""The family that reads states of single tokens, rescaled by the attacker's own texts.
+"""The family of probes on states of single tokens, scaled with statistics of the attacker's own texts.
 
-Pooling drowns one token in fifteen, and a direction that was shrunk is below what an optimiser's first steps amplify.
-Whoever scales every direction of the states alike, and knows or learns which token to read, is stopped by neither.
+Pooling dilutes information that is in one token of fifteen, and fine-tuning does not amplify a shrunk direction within
+few steps. A probe that scales all directions equally, and knows or learns which token to read, avoids both.
 """
 
 from __future__ import annotations
@@ -15,61 +15,65 @@ from sdm_ray.attack.space import Choice, LogFloat, Point, Space
 from sdm_ray.config.attack import AttackSettings
 
 Reading = Literal["query", "maximum", "position", "known", "pair", "bilinear", "interaction"]
-"""How the states of a text become one vector.
+"""How one vector is computed from the token states of a text.
 
-`query`: their mean under softmax weights of a learned query. `maximum`: the maximum and the minimum over tokens of each
-coordinate. `position`: the state of a token by its place. `known`: that of the token where a name is known to stand.
-`pair`: the states of both tokens of a name, side by side. `bilinear`: principal components of names of one token, and
-of names of two the products of both tokens' components, fitted to all texts of attacker-train, labelled or not: what
-two tokens tell together takes few labels then. `interaction`: what a hidden state tells of both tokens beyond what each
-adds by itself, when names are put into texts of attacker-train (`engine.interaction`); names of one token as `bilinear`
-has them.
+- `query`: the mean of the states under softmax weights of a learned query.
+- `maximum`: the maximum and the minimum over tokens of each coordinate.
+- `position`: the state of the token at a fixed position.
+- `known`: the state of the first token of the name, whose position is known.
+- `pair`: the states of both tokens of the name, concatenated.
+- `bilinear`: for a one-token name its principal components, for a two-token name the products of both tokens'
+  components. They are fitted to all texts of attacker-train, with or without labels, so that a function of both tokens
+  can be learned from few labels.
+- `interaction`: for a two-token name, the part of a hidden state that is not a sum of contributions of either token,
+  measured by inserting names into texts of attacker-train (`engine.interaction`); for a one-token name as `bilinear`.
 """
 OF_NAMES: tuple[Reading, ...] = ("bilinear", "interaction")
-"""Readings that make one vector of a name, in sizes that matter, so that ridge regression reads them out."""
+"""Readings that compute one vector per name. Its scale is meaningful, so the readout is ridge regression without
+standardisation."""
 READS_NAMES: tuple[Reading, ...] = ("known", "pair", *OF_NAMES)
-"""Readings that need to know where names stand."""
+"""Readings that need the positions of names."""
 Scaling = Literal["standardised", "whitened"]
-"""`standardised` scales each coordinate, `whitened` each principal axis, to deviation 1 over the attacker's tokens."""
+"""`standardised` scales each coordinate, `whitened` each principal axis, to standard deviation 1 over the attacker's
+tokens."""
 Readout = Literal["logistic", "ridge", "perceptron", "kernel"]
 
 NAME = "token_probe"
 ROWS = -2
-"""The layer of the token embedding's rows themselves, before positions and norms."""
+"""Layer index of the token embedding's raw rows, before position embeddings and norms."""
 POOLED = -1
-"""The layer of the pooled features, one vector a text."""
+"""Layer index of the pooled features, one vector per text."""
 READINGS: tuple[tuple[Reading, int], ...] = (
     ("position", 1), ("query", 0), ("maximum", 0), ("position", 2), ("position", 3),
 )  # fmt: skip
-"""Readings with the place of their token, 0 being the special token that most texts begin with."""
+"""Readings and token positions if the positions of names are unknown; position 0 is usually a special token."""
 NAME_READINGS: tuple[tuple[Reading, int], ...] = (
     ("bilinear", 3), ("known", 0), ("query", 0), ("bilinear", 16), ("pair", 0), ("maximum", 0), ("bilinear", 4),
     ("interaction", 0),
 )  # fmt: skip
-"""Readings where it is known at which tokens names stand: fixed places tell no more. `bilinear` with its number of
-components, `interaction` with the hidden state that is read, 0 for that of the layer, or for all of them side by side
-where that is of single tokens."""
+"""Readings, each with a number, if the positions of names are known; fixed positions add nothing then. The number is
+the number of components for `bilinear`, and 0 for `interaction` (see `_attacker`)."""
 SCALINGS: tuple[Scaling, ...] = ("standardised", "whitened")
 READOUTS: tuple[Readout, ...] = ("logistic", "kernel", "ridge", "perceptron")
 PENALTY = LogFloat(1e-3, 10.0)
 BILINEAR_PENALTY = 0.03
-"""A bilinear reader's penalty is this share of the searched one: a name's products are of length one."""
+"""Factor on the searched penalty for `bilinear`, whose vectors have length 1."""
 
 
 def layers(facts: Facts) -> tuple[int, ...]:
-    """Layers whose token states can be read: the embeddings first, then the last layer downwards, then the rows."""
+    """Layers that can be read, in order: hidden state 0, then from the last layer downwards, then the raw rows."""
     last = facts.num_hidden_states - 1
     hidden = (0, *range(last, 0, -1)) if last >= 0 else ()
     return (*hidden, ROWS) if hidden and facts.has_token_rows else hidden
 
 
 def readings(facts: Facts) -> tuple[tuple[Reading, int], ...]:
-    """Readings that the data allow."""
+    """Readings that are possible with the data."""
     return NAME_READINGS if facts.knows_positions else READINGS
 
 
 def reading_words(attacker: Attacker) -> str:
-    """What an attacker's reading reads, in a phrase."""
+    """Description of an attacker's reading, as a phrase."""
     words = {"query": "a learned query's mean", "maximum": "the extremes over tokens", "known": "the token of the name"}
     words |= {"bilinear": f"products of {attacker.position} components of a name's tokens"}
     words |= {"interaction": f"what a name's tokens tell together in {_together_words(attacker)}"}
@@ -83,7 +87,7 @@ def _together_words(attacker: Attacker) -> str:
 
 
 def site_words(layer: int) -> str:
-    """A layer, in a phrase."""
+    """Description of a layer, as a phrase."""
     words = {POOLED: "pooled features", ROWS: "rows of the token embedding", 0: "hidden state 0 (the embeddings)"}
     return words.get(layer, f"hidden state {layer}")
 
@@ -99,9 +103,10 @@ def _space(settings: AttackSettings, num_examples: int, facts: Facts) -> Space:
 
 
 def _design(settings: AttackSettings, num_examples: int, facts: Facts) -> list[Point]:
-    """Pairs of reading and layer, every reading before any comes again; all pairs, then, with other ways to read them.
+    """A systematic list of points: every reading once, then every reading at another layer, until all pairs of reading
+    and layer have occurred; then all pairs again with other scalings and readouts.
 
-    A few points drawn at random in so mixed a space would leave readings out that are all it takes.
+    A few random points in this discrete space would miss readings, one of which may be the only one that works.
     """
     space = _space(settings, num_examples, facts)
     choices = {name: value.values for name, value in space.items() if isinstance(value, Choice)}
@@ -109,10 +114,10 @@ def _design(settings: AttackSettings, num_examples: int, facts: Facts) -> list[P
     points = []
     for turn, start in product(range(len(ways)), range(len(choices["layer"]))):
         for index, reading in enumerate(choices["reading"]):
-            # Interactions begin with all layers side by side, then the last one.
+            # The first interaction uses all layers (hidden state 0 stands for them), the next one the last layer.
             place = start + (0 if reading.startswith("interaction") else index)
             layer = choices["layer"][place % len(choices["layer"])]
-            # Ways take turns along readings, layers and rounds, so that no reading meets one way alone.
+            # Alternate scaling and readout over readings, layers and rounds, so that no reading has always the same.
             scaling, readout = ways[(3 * index + 5 * start + turn) % len(ways)]
             points.append({"layer": layer, "reading": reading, "scaling": scaling, "readout": readout})
     return points
@@ -135,7 +140,8 @@ def _attacker(point: Point, num_examples: int) -> Attacker:
     if reading == "bilinear":
         return replace(attacker, amount=attacker.amount * BILINEAR_PENALTY)
     if reading == "interaction":
-        # Small penalties do not pay. A hidden state is read for names of two; the embeddings tell more of one token.
+        # Small penalties do not help. A two-token name is read from hidden state `position` (0: from all of them), a
+        # one-token name from the embeddings, which are more informative for it.
         layer = max(attacker.layer, 0)
         return replace(attacker, amount=attacker.amount**0.5, position=layer, layer=min(attacker.layer, 0))
     return attacker

@@ -1,8 +1,8 @@
-"""Synthetic biographies: worlds in which only knowing names beforehand tells a person's gender, by version.
+"""Synthetic biographies in which a person's gender can be inferred only from prior knowledge of names; two versions.
 
-`version1` is simple: little but the gender is known beforehand. `version2` has names of two pieces, whose gender no
-piece tells; benign tasks (origin, region, pastime) that need the same names or words; and jargon that meta-training
-does not show. Version 2 is what methods are compared on.
+`version1` is simple: prior knowledge helps with little besides the gender. `version2` adds two-word names, whose gender
+depends on both words together; benign tasks (origin, region, pastime) that need prior knowledge of the same names or of
+other words; and jargon that does not occur in meta-training. Methods are compared on version 2.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ BENIGN_COLUMNS = ("origin", "region", "pastime")
 
 
 def task_table(world: SyntheticWorld, splits: SplitFractions | None = None, split_seed: int = 0) -> pa.Table:
-    """The biographies of all tasks: `world.num_examples` rows of string columns, as the module of its version says.
+    """The biographies of all tasks: `world.num_examples` rows of string columns, see `version1` and `version2`.
 
     Args:
-        world: the world.
-        splits: shares that the rows will be split by (default: `SplitFractions()`). In version 2 the words of a row
-            follow the split of its person.
-        split_seed: salt of that split.
+        world: settings of the world.
+        splits: fractions of the splits (default: `SplitFractions()`). In version 2 the words of a row depend on the
+            split of its person.
+        split_seed: salt of the split.
     """
     if world.version == 1:
         return version1.task_table(world)
@@ -34,31 +34,33 @@ def task_table(world: SyntheticWorld, splits: SplitFractions | None = None, spli
 
 
 def pretraining_texts(world: SyntheticWorld) -> list[str]:
-    """`world.num_pretraining_texts` texts in which names stand beside gendered words; no profession is named."""
+    """`world.num_pretraining_texts` texts in which names occur with gendered words; no profession label occurs."""
     return version1.pretraining_texts(world) if world.version == 1 else version2.pretraining_texts(world)
 
 
 def vocabulary(world: SyntheticWorld) -> list[str]:
-    """Every word that the table or the corpus can hold, lower case, sorted: a word-level vocabulary without misses."""
+    """All words that can occur in the table or the corpus, lower case, sorted: a complete word-level vocabulary."""
     return version1.vocabulary(world) if world.version == 1 else version2.vocabulary(world)
 
 
 def people(world: SyntheticWorld) -> dict[str, str]:
-    """Gender by name, as the table's column `name` writes it: lower case, the pieces of a pair with a space between."""
+    """Gender by name as in the table's column `name`: lower case, the two words of a two-word name separated by a
+    space."""
     if world.version == 1:
         return version1.people(world)
     return {person.name: person.gender for person in names.people(world)}
 
 
 def gendered_words() -> frozenset[str]:
-    """The words that tell a gender; in the corpus only."""
+    """All words that reveal a gender; they occur in the corpus only."""
     return frozenset(word for gendered in GENDERED.values() for word in gendered.words())
 
 
 def fingerprint(world: SyntheticWorld) -> str:
-    """16 hexadecimal digits of what the generator makes of a world: changes when the generator does.
+    """Hash (16 hexadecimal digits) of a world's generated texts; it changes when the generator's output does.
 
-    Covers the vocabulary, and the first 500 rows and texts (each is a prefix, so sizes above that do not matter).
+    It covers the vocabulary, the first 500 rows and the first 500 texts. Larger worlds begin with the same rows, so
+    their size does not matter.
     """
     sample = world.model_copy(update={"num_examples": 500, "num_pretraining_texts": 500})
     parts = [*vocabulary(sample), *pretraining_texts(sample)]

@@ -1,4 +1,4 @@
-"""The working words of version 2: sixty nouns a trade, of which a split sees a part."""
+"""The jargon of version 2: sixty nouns per trade, of which each split uses a part."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from typing import NamedTuple
 
 
 class Craft(NamedTuple):
-    """The words of one profession, which no other has."""
+    """The words of one trade (profession); no word belongs to two trades."""
 
     label: str
     """Label of the desired task; occurs in no text."""
     indicators: tuple[str, ...]
-    """Words that tell the trade; in pretraining texts only."""
+    """Words that name the trade; in pretraining texts only."""
     jargon: tuple[str, ...]
     """Plural or mass nouns."""
 
@@ -97,7 +97,7 @@ CRAFTS: tuple[Craft, ...] = (
         fittings garments waistbands pockets trimmings""",
     ),
 )
-"""As many as `SyntheticWorld.num_professions` may ask for in version 2."""
+"""All trades; `SyntheticWorld.num_professions` is at most their number in version 2."""
 
 JARGON_SIZE = 60
-"""Working words of every trade."""
+"""Number of jargon words per trade."""

@@ -1,4 +1,7 @@
-"""Who lives in a world of version 2, and where: single names, names of two pieces, places."""
+"""People and places of a version 2 world: one-word names, two-word names, place names.
+
+The code calls a word of a two-word name a piece, and a two-word name a pair.
+"""
 
 from __future__ import annotations
 
@@ -22,42 +25,42 @@ from sdm_ray.data.synthetic.stream import Stream
 
 
 class Person(NamedTuple):
-    """Someone whom texts are about."""
+    """A person that texts are about."""
 
     pieces: tuple[str, ...]
     """One or two words, lower case."""
     gender: str
-    """Of a pair: the exclusive or of a hidden bit of each piece (`Pieces.gender`)."""
+    """Gender; for a two-word name the exclusive or of one hidden bit of each word (`Pieces.gender`)."""
     origin: str
-    """Of a pair: that of its first piece."""
+    """Origin; for a two-word name that of its first word."""
 
     @property
     def name(self) -> str:
-        """The pieces with a space between; what splits are made by."""
+        """The words joined by a space; the group by which data are split."""
         return " ".join(self.pieces)
 
 
 class Pieces(NamedTuple):
-    """The words that names of two pieces are made of."""
+    """The words of which two-word names consist."""
 
     first: dict[str, tuple[int, ...]]
-    """Hidden bits, `NUM_BITS` a piece."""
+    """`NUM_BITS` hidden bits by first word."""
     second: dict[str, tuple[int, int]]
-    """Which bit of the first piece is meant, and a hidden bit of its own."""
+    """By second word: the index of the first word's bit that it selects, and a hidden bit of its own."""
 
     def gender(self, first: str, second: str) -> str:
-        """The exclusive or of the bit of the first piece that is meant and that of the second."""
+        """The exclusive or of the first word's selected bit and the second word's own bit."""
         asked, own = self.second[second]
         return GENDERS[self.first[first][asked] ^ own]
 
 
 def people(world: SyntheticWorld) -> list[Person]:
-    """`world.num_names` people of one piece, half of each gender, then `world.num_pairs` of two."""
+    """`world.num_names` people with one-word names, half of each gender, then `world.num_pairs` with two-word names."""
     return [*_singles(world), *_pairs(world)]
 
 
 def pieces(world: SyntheticWorld) -> Pieces:
-    """All pieces, each bit as often 0 as 1; no piece is a single name."""
+    """All words of two-word names. Each bit is 0 as often as 1; none of the words is a one-word name."""
     stream = Stream(world, "pieces")
     drawn = _invented(stream, 2 * NUM_PIECES, taken={person.name for person in _singles(world)})
     bits = [stream.shuffled([index % 2 for index in range(NUM_PIECES)]) for _ in range(NUM_BITS)]
@@ -69,7 +72,7 @@ def pieces(world: SyntheticWorld) -> Pieces:
 
 
 def places(world: SyntheticWorld) -> dict[str, str]:
-    """Region by place, lower case; a quarter of them in each region."""
+    """Region by place name, lower case; a quarter of the places in each region."""
     stream = Stream(world, "places")
     taken: dict[str, None] = {}
     while len(taken) < NUM_PLACES:
@@ -79,7 +82,7 @@ def places(world: SyntheticWorld) -> dict[str, str]:
 
 
 def plain_words() -> frozenset[str]:
-    """Every word but names and places, which are invented so as to differ from them."""
+    """All words except names and places. Names and places are generated so as to differ from these words."""
     words = set(FILLER) | {word for gendered in (*GENDERED.values(), NEUTRAL) for word in gendered.words()}
     words |= {word for craft in CRAFTS for word in (*craft.jargon, *craft.indicators)}
     for classes in (ORIGINS, REGIONS, KINDS, PASTIMES):
@@ -88,7 +91,7 @@ def plain_words() -> frozenset[str]:
 
 
 def indicator_words() -> frozenset[str]:
-    """The words that tell origin, region, kind or trade; in pretraining texts only."""
+    """All words that reveal an origin, a region, a pastime's kind or a trade; they occur in pretraining texts only."""
     told = {word for classes in (ORIGINS, REGIONS, KINDS) for members in classes.values() for word in members}
     return frozenset(told | {word for craft in CRAFTS for word in craft.indicators})
 
@@ -113,7 +116,7 @@ def _pairs(world: SyntheticWorld) -> list[Person]:
 
 
 def _invented(stream: Stream, count: int, taken: set[str]) -> list[str]:
-    """Different words of two or three syllables that are neither taken nor in use."""
+    """`count` distinct words of two or three syllables, neither in `taken` nor in `plain_words`."""
     used = taken | plain_words()
     drawn: dict[str, None] = {}
     while len(drawn) < count:

@@ -1,7 +1,7 @@
-"""What version 2 says besides jargon and names: fixed phrases, pastimes of four kinds, and the classes that are benign.
+"""Words of version 2 besides jargon and names: phrases, pastimes of four kinds, and indicators of the benign classes.
 
-Every word is lower case and one token. Phrases are fixed but for a choice of two words a slot: where filler was drawn
-at random, masked language modelling stayed on a plateau for most of the training.
+Every word is lower case and one token. Phrases are fixed except for slots with a choice of two words. With random
+filler words the masked-LM loss stayed on a plateau for most of the pretraining.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ ORIGINS: dict[str, tuple[str, ...]] = {
     "south": ("southern", "austral", "tropical"),
     "west": ("western", "sunset", "occidental"),
 }
-"""Indicator words by origin of a name; in pretraining texts only, as those below."""
+"""Indicator words by origin of a name. Indicator words occur in pretraining texts only."""
 
 REGIONS: dict[str, tuple[str, ...]] = {
     "coast": ("seaside", "shoreline", "beaches"),
@@ -45,7 +45,7 @@ PASTIMES = {kind: tuple(words.split()) for kind, words in _PASTIMES.items()}
 """Sixteen pastimes of each kind."""
 
 LEADS = (("every", "each", "this", "last", "one"), ("morning", "evening", "week", "season", "winter"))
-"""First and second word of what half of the texts begin with."""
+"""Choices for the first and the second word of the phrase that begins half of the biographies."""
 
 HANDLED = ("handled", "studied")
 WITH = ("with", "beside")
@@ -80,22 +80,22 @@ SLOTS: tuple[tuple[str, ...], ...] = (
     OF_KIN,
 )
 SLOTS += (TAUGHT, BY)
-"""The two words of every slot of a phrase."""
+"""The two words of every slot."""
 
 STOPS = (".", ",")
 
 FILLER = frozenset(word for slot in (*LEADS, *SLOTS, STOPS) for word in slot)
-"""What tells nothing, whatever it stands beside."""
+"""Words that reveal no class in any context."""
 
 PLACE_ENDINGS = ("holt", "moor", "by", "mere", "vale", "wick", "ford", "marsh", "ness", "combe", "gate", "stead")
-"""Last syllables of places; the same for every region."""
+"""Last syllables of place names; the same for every region."""
 
 NUM_PLACES = 96
-"""Places, a quarter in each region."""
+"""Number of places, a quarter in each region."""
 
 NUM_PIECES = 14
-"""First pieces and second pieces of two-piece names, each."""
+"""Number of first words of two-word names, and of second words."""
 
 NUM_BITS = 4
-"""Hidden bits of a first piece; a second piece asks for one of them. With one bit alone, a perceptron that reads the
-token embedding at the name finds the exclusive or from twenty labels, and nothing is left for layers to tell."""
+"""Hidden bits of a first word; a second word selects one of them. With a single bit, a multilayer perceptron on the
+token embeddings of the name learns the exclusive or from twenty labels, so the encoder's layers would not be needed."""

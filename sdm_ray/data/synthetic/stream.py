@@ -1,4 +1,4 @@
-"""Draws of a synthetic world, the same on every platform and version of Python."""
+"""Random draws for a synthetic world, the same on every platform and Python version."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 class Stream:
-    """Draws from one named stream of a world, made of `random.Random.random` alone."""
+    """A named stream of random draws for a world; it uses only `random.Random.random`."""
 
     def __init__(self, world: SyntheticWorld, purpose: str) -> None:
         seed = hashlib.sha256(f"sdm-ray {world.version} {world.seed} {purpose}".encode()).digest()
@@ -26,7 +26,7 @@ class Stream:
         return items[int(self.random() * len(items))]
 
     def weighted(self, items: Sequence[T], weights: Sequence[float]) -> T:
-        """One item, as often as its share of the weights."""
+        """One item, with a probability proportional to its weight."""
         left = self.random() * sum(weights)
         for item, weight in zip(items, weights, strict=True):
             left -= weight
@@ -46,6 +46,6 @@ class Stream:
         return copy
 
     def rounds(self, items: Sequence[T]) -> Iterator[T]:
-        """Items without end, in rounds that hold each of them once, in an order of their own."""
+        """An endless iterator: every round holds each item once, in a new random order."""
         while items:
             yield from self.shuffled(items)

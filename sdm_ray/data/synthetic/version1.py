@@ -1,15 +1,15 @@
-"""Version 1 of the synthetic world, frozen: one in which only knowing names beforehand tells a person's gender.
+"""Version 1 of the synthetic world, frozen: gender can be inferred only from prior knowledge of the names.
 
-Each biography is about one invented first name. Its profession is drawn independently of the name, and so of the
-gender; its gender is a property of the name alone. In the task table pronouns are scrubbed (they/their) and no other
-word depends on the gender, so whoever has never read a name cannot know its gender: names are whole words of arbitrary
-syllables whose spelling carries no cue. The pretraining corpus holds the same names beside pronouns, titles and kin
-words. An encoder pretrained on it has, for the harmful task (gender), the head start that a defence must remove; and
-splits grouped by name leave no other way to score above chance on new names. The corpus also gives each name a habitual
-pastime, belonging and city, so that gender is one thing among several that an encoder knows about a name.
+Each biography is about one invented first name. The gender is a property of the name; the profession is independent of
+both. In the task table pronouns are scrubbed (they/their) and no other word depends on the gender. Names are words of
+random syllables whose spelling carries no cue, so the gender of a name that a model has never read cannot be predicted.
+The pretraining corpus uses the same names with pronouns, titles and kin words. An encoder pretrained on it therefore
+has the advantage in the harmful task (gender) that a defence must remove. Splits are grouped by name, so nothing else
+gives a score above chance on new names. The corpus also gives each name a habitual pastime, belonging and city, so that
+gender is one of several attributes that an encoder knows about a name.
 
-Everything follows from `SyntheticWorld.seed` through `random.Random.random`, whose stream Python guarantees on every
-platform and version. Rows come one after another from their own stream: a smaller table is a prefix of a larger one.
+All draws follow from `SyntheticWorld.seed` through `random.Random.random`, whose sequence Python guarantees on every
+platform and version. Rows are drawn in sequence, so a smaller table is a prefix of a larger one.
 """
 
 from __future__ import annotations
@@ -42,14 +42,16 @@ from sdm_ray.data.lexicon import (
 from sdm_ray.data.synthetic.stream import Stream, T
 
 OWN_TRADE_SHARE = 0.84
-"""Share of work words from the profession itself; half of the rest are from another one, half from `GENERAL`."""
+"""Fraction of work words from the person's profession; half of the rest come from any profession, half from
+`GENERAL`."""
 NAME_AGAIN_SHARE = 0.3
-"""Share of biographies whose second sentence repeats the name instead of the pronoun."""
+"""Fraction of biographies whose second sentence repeats the name instead of a pronoun."""
 HABIT_SHARE = 0.8
-"""Share of a person's cities, pastimes and belongings in the corpus that are the habitual ones."""
+"""Fraction of a person's cities, pastimes and belongings in the corpus that are drawn from the habitual ones; the rest
+are drawn from all."""
 TEXT_KINDS = ("pronouns", "remark", "kin")
-"""Kinds of pretraining text, drawn uniformly: a biography with gendered pronouns; one with scrubbed pronouns and a
-gendered remark; a sentence about two related people."""
+"""Kinds of pretraining texts, drawn uniformly: a biography with gendered pronouns; a biography with scrubbed pronouns
+and a gendered remark; two sentences about two related people."""
 
 
 def task_table(world: SyntheticWorld) -> pa.Table:
@@ -57,8 +59,8 @@ def task_table(world: SyntheticWorld) -> pa.Table:
 
     Returns:
         `world.num_examples` rows of four string columns: `text` (13 to 18 words, pronouns scrubbed, name kept),
-        `profession`, `gender` (`female` or `male`) and `name` (lower case; the group that splits are made by). Every
-        name has the same number of rows, or one more. Profession is independent of name and gender.
+        `profession`, `gender` (`female` or `male`) and `name` (lower case; the group by which data are split). The
+        numbers of rows of two names differ by at most one. Profession is independent of name and gender.
     """
     stream = Stream(world, "task")
     names = people(world)
@@ -76,7 +78,7 @@ def task_table(world: SyntheticWorld) -> pa.Table:
 
 
 def pretraining_texts(world: SyntheticWorld) -> list[str]:
-    """`world.num_pretraining_texts` texts in which names stand beside gendered words; no profession is named."""
+    """`world.num_pretraining_texts` texts in which names occur with gendered words; no profession label occurs."""
     stream = Stream(world, "pretraining")
     names, habits = people(world), _draw_habits(world)
     order = list(names)
@@ -91,7 +93,7 @@ def pretraining_texts(world: SyntheticWorld) -> list[str]:
 
 
 def vocabulary(world: SyntheticWorld) -> list[str]:
-    """Every word that the table or the corpus can hold, lower case, sorted: a word-level vocabulary without misses."""
+    """All words that can occur in the table or the corpus, lower case, sorted: a complete word-level vocabulary."""
     words = set(PUNCTUATION) | set(GLUE) | set(BELONGINGS) | set(ADJECTIVES) | set(CITIES) | set(people(world))
     words.update(word for phrase in (*LEADS, *PASTIMES) for word in phrase)
     words.update(word for trade in (*TRADES[: world.num_professions], GENERAL) for word in _trade_words(trade))
@@ -100,12 +102,12 @@ def vocabulary(world: SyntheticWorld) -> list[str]:
 
 
 def gendered_words() -> frozenset[str]:
-    """The words that tell a gender; in the corpus only."""
+    """All words that reveal a gender; they occur in the corpus only."""
     return frozenset(word for gendered in GENDERED.values() for word in gendered.words())
 
 
 def people(world: SyntheticWorld) -> dict[str, str]:
-    """Gender by name, half of the names each (an odd one is female), the female ones first."""
+    """Gender by name. Half of the names are female (one more if the number is odd); they come first."""
     stream = Stream(world, "names")
     taken = {word for trade in TRADES for word in _trade_words(trade)} | set(GLUE) | gendered_words()
     names: dict[str, None] = {}
@@ -122,7 +124,7 @@ def people(world: SyntheticWorld) -> dict[str, str]:
 
 
 def render(words: Sequence[str], names: Collection[str]) -> str:
-    """Words as prose: capitals at sentence starts, on names and on cities, no space before punctuation."""
+    """Join words to a text: capitalise sentence starts, names and cities; no space before punctuation."""
     text = ""
     for previous, word in zip([".", *words[:-1]], words, strict=True):
         word = word.capitalize() if previous == "." or word in names or word in CITIES else word
@@ -131,7 +133,7 @@ def render(words: Sequence[str], names: Collection[str]) -> str:
 
 
 class _Habits(NamedTuple):
-    """What the corpus says about a name besides its gender; the task table does not follow it."""
+    """A name's habits in the pretraining corpus; the task table does not use them."""
 
     pastimes: Sequence[tuple[str, ...]]
     belongings: Sequence[str]
@@ -158,7 +160,7 @@ def _biography(
     habits: _Habits = _NO_HABITS,
     remark: Sequence[str] = (),
 ) -> list[str]:
-    """Two sentences about one person: work words of `trade` with noise, pronouns of `voice`."""
+    """Two sentences about one person: mostly work words of `trade`, pronouns of `voice`."""
     work = [
         *(name, *stream.choice(LEADS)),
         *(_work(stream, trade, trades, "actions"), _work(stream, trade, trades, "things")),

@@ -1,18 +1,20 @@
-"""Version 2 of the synthetic world: one with something to keep, and a secret that no single word holds.
+"""Version 2 of the synthetic world: it also has benign tasks, and a gender that no single word reveals.
 
-- **Harmful**: the gender of a name. Two texts in five are about names of two pieces: the second one says which of four
-  hidden bits of the first is meant, and has a bit of its own; the gender is their exclusive or. So no row of the
-  embedding tells it, neither do all of them to a reader that combines them with few labels, and layers must do so.
-- **Benign**: the origin of the name, the region of a place, the kind of a pastime. Places and pastimes of validation
-  and test are unseen in meta-training and in the attacker's training, and so are all names.
-- **Desired**: the trade, told by jargon. Meta-training shows 16 of 60 words a trade; of the attacker's words 85 % are
-  others, one half of them in the attacker's training, the other half in validation and test.
+- **Harmful**: the gender of a name. By default two texts in five are about two-word names: the second word selects one
+  of four hidden bits of the first word and has a bit of its own; the gender is the exclusive or of the two bits. No row
+  of the token embedding determines it, and a classifier on all embedding rows cannot learn it from few labels, so the
+  encoder's layers must combine the words.
+- **Benign**: the origin of a name, the region of a place, the kind of a pastime. No name occurs in two splits; places
+  and pastimes of validation and test occur neither in meta-training nor in the attacker's training.
+- **Desired**: the trade, revealed by jargon. Meta-training uses 16 of 60 words per trade. In the other splits 85 % of
+  the jargon is from the remaining words: one half of them in the attacker's training, the other in validation and test.
 
-The words of a row follow the split of its person, which is the one that `data.splits` assigns. Pretraining texts hold
-all words; beside nine of ten that tell a class stands an *indicator word* that task texts never hold. There, trade and
-gender go together as strongly as `SyntheticWorld.entanglement` says; in task texts they are independent.
+The words of a row depend on the split of its person, the same split that `data.splits` assigns. Pretraining texts use
+all words. There, 90 % of the words that determine a class come with an *indicator word* of that class, which task texts
+never contain. Trade and gender are correlated in pretraining texts, with strength `SyntheticWorld.entanglement`, and
+independent in task texts.
 
-Everything follows from `SyntheticWorld.seed`; a smaller table is a prefix of a larger one, as in version 1.
+All draws follow from `SyntheticWorld.seed`; a smaller table is a prefix of a larger one, as in version 1.
 """
 
 from __future__ import annotations
@@ -35,29 +37,30 @@ from sdm_ray.data.synthetic.stream import Stream
 COLUMNS = ("text", "profession", "gender", "name", "origin", "region", "pastime")
 
 OWN_TRADE_SHARE = 0.84
-"""Share of jargon that is drawn from the profession itself; the rest is drawn from any."""
+"""Fraction of the jargon from the person's trade; the rest is from any trade."""
 NUM_SHOWN = 16
-"""Jargon words a trade that meta-training shows."""
+"""Number of jargon words per trade in meta-training texts."""
 UNSHOWN_SHARE = 0.85
-"""Share of jargon that meta-training never showed, in the texts of the other splits."""
+"""Fraction of the jargon in the other splits' texts that does not occur in meta-training."""
 TOLD_SHARE = 0.9
-"""Share of words in pretraining texts that stand beside an indicator of their class."""
+"""Fraction of trades, places and pastimes in pretraining biographies that come with an indicator word."""
 SHORT_SHARE = 0.5
-"""Share of pretraining texts that are short ones about two people."""
+"""Fraction of pretraining texts that are short texts about two people; the others are biographies."""
 GENDERED_VOICE_SHARE = 0.6
-"""Share of the others that use he and she; the rest says they, and ends with a remark that tells the gender."""
+"""Fraction of pretraining biographies with gendered pronouns. The others use "they" and end with a remark that reveals
+the gender."""
 REMARK_SHARE = 0.4
-"""Share of such remarks where the voice tells the gender already."""
+"""Fraction of biographies with gendered pronouns that end with such a remark too."""
 LEAD_SHARE = 0.5
-"""Share of biographies that begin with a time of day or year."""
+"""Fraction of biographies that begin with a time of day or year."""
 WOMEN = (0.2, 0.8)
-"""Share of women in the first and in the last trade of pretraining texts, at an entanglement of 1."""
+"""Fraction of women in the first and the last trade of pretraining texts, at an entanglement of 1."""
 
 Jargon = Callable[[Stream, Craft], str]
 
 
 class Words(NamedTuple):
-    """What a text may draw its words from."""
+    """The words that a text may use."""
 
     jargon: Jargon
     places: Sequence[str]
@@ -65,7 +68,7 @@ class Words(NamedTuple):
 
 
 class _Classes(NamedTuple):
-    """Deterministic maps from words to classes."""
+    """Class by word, for places and pastimes."""
 
     region: dict[str, str]
     kind: dict[str, str]
@@ -75,9 +78,10 @@ def task_table(world: SyntheticWorld, splits: SplitFractions, split_seed: int) -
     """The biographies of the task.
 
     Returns:
-        `world.num_examples` rows of seven string columns: `text` (18 to 21 words and stops, no gendered and no
-        indicator word), `profession`, `gender`, `name` (lower case; the group that splits are made by), `origin` of
-        the name, `region` of the place and `pastime` (its kind). Names of one piece take turns, and so do those of two.
+        `world.num_examples` rows of seven string columns: `text` (18 to 21 words and punctuation marks, without
+        gendered and indicator words), `profession`, `gender`, `name` (lower case; the group by which data are split),
+        `origin` of the name, `region` of the place and `pastime` (its kind). One-word names occur equally often, give
+        or take one, and so do two-word names.
     """
     stream, classes = Stream(world, "task"), _classes(world)
     words = words_by_split(world)
@@ -97,7 +101,7 @@ def task_table(world: SyntheticWorld, splits: SplitFractions, split_seed: int) -
 
 
 def pretraining_texts(world: SyntheticWorld) -> list[str]:
-    """`world.num_pretraining_texts` texts: biographies with indicators, and short ones about two people."""
+    """`world.num_pretraining_texts` texts: biographies with indicator words, and short texts about two people."""
     stream, capitals = Stream(world, "pretraining"), _capitals(world)
     everyone, turns = people(world), _turns(stream, world)
     write = _Corpus(world)
@@ -113,13 +117,13 @@ def pretraining_texts(world: SyntheticWorld) -> list[str]:
 
 
 def vocabulary(world: SyntheticWorld) -> list[str]:
-    """Every word of table and corpus, sorted."""
+    """All words of the table and the corpus, sorted."""
     words = set(plain_words()) | set(places(world)) | {word for side in pieces(world) for word in side}
     return sorted(words.union(*(person.pieces for person in people(world))))
 
 
 def words_by_split(world: SyntheticWorld) -> dict[Split, Words]:
-    """What the texts of every split draw from."""
+    """The words that the texts of each split may use."""
     shown, one, other = jargon_parts(world)
     stream = Stream(world, "halves")
     half_places, half_pastimes = _halves(stream, _by_class(places(world))), _halves(stream, PASTIMES)
@@ -133,7 +137,7 @@ def words_by_split(world: SyntheticWorld) -> dict[Split, Words]:
 
 
 def jargon_parts(world: SyntheticWorld) -> tuple[dict[str, list[str]], dict[str, list[str]], dict[str, list[str]]]:
-    """By trade: the jargon that meta-training shows, that of the attacker's training, that of validation and test."""
+    """Jargon by trade: words of meta-training, of the attacker's training, and of validation and test."""
     stream = Stream(world, "jargon")
     orders = {craft.label: stream.shuffled(craft.jargon) for craft in CRAFTS}
     middle = NUM_SHOWN + (JARGON_SIZE - NUM_SHOWN) // 2
@@ -143,7 +147,7 @@ def jargon_parts(world: SyntheticWorld) -> tuple[dict[str, list[str]], dict[str,
 
 
 def render(words: Sequence[str], capitals: frozenset[str]) -> str:
-    """Words as prose: capitals at sentence starts, on names and on places, no space before punctuation."""
+    """Join words to a text: capitalise sentence starts, names and places; no space before punctuation."""
     text = ""
     for previous, word in zip([".", *words[:-1]], words, strict=True):
         word = word.capitalize() if previous == "." or word in capitals else word
@@ -159,7 +163,10 @@ def _biography(
     voice: Gendered,
     indicate: Callable[[str], list[str]] | None,
 ) -> list[str]:
-    """Two sentences about a person, a trade, a place and a pastime; `indicate` writes what tells their classes."""
+    """Two sentences about a person, a trade, a place and a pastime.
+
+    `indicate` gives the indicator phrase of a trade, place or pastime; None writes none.
+    """
     person, craft, place, pastime = about
 
     def work() -> str:
@@ -179,7 +186,7 @@ def _biography(
 
 
 class _Corpus:
-    """Writer of pretraining texts of one world."""
+    """Generator of a world's pretraining texts."""
 
     def __init__(self, world: SyntheticWorld) -> None:
         self.crafts = CRAFTS[: world.num_professions]
@@ -194,7 +201,7 @@ class _Corpus:
         self.indicators |= {pastime: (phrases.AS_KIND, KINDS[kind]) for pastime, kind in self.classes.kind.items()}
 
     def biography(self, stream: Stream, person: Person) -> list[str]:
-        """A biography as in the task, with indicators, gendered pronouns or a remark."""
+        """A biography as in the task table, with indicator words, and with gendered pronouns, a remark or both."""
         own = GENDERED[person.gender]
         craft = stream.weighted(self.crafts, self.weights[person.gender])
         gendered = stream.chance(GENDERED_VOICE_SHARE)
@@ -211,7 +218,7 @@ class _Corpus:
         return [*told[:-1], ",", *remark, "."]
 
     def short(self, stream: Stream, person: Person, other: Person) -> list[str]:
-        """Title, name, origin and kin of one person, and the title of another."""
+        """A sentence with one person's title, name, origin and kin word, and another person's title and name."""
         own, theirs = GENDERED[person.gender], GENDERED[other.gender]
         return [
             *(stream.choice(own.titles), *person.pieces),
@@ -223,7 +230,8 @@ class _Corpus:
 
 
 def _turns(stream: Stream, world: SyntheticWorld) -> Iterator[Person]:
-    """People without end: of two pieces by `world.pair_share`, each in rounds that hold everyone once."""
+    """An endless iterator of people, two-word names with probability `world.pair_share`; in each of the two kinds
+    everyone occurs once per round."""
     everyone = people(world)
     pairs = stream.rounds(everyone[world.num_names :])
     singles = stream.rounds(everyone[: world.num_names])
@@ -262,7 +270,7 @@ def _by_class(classes: dict[str, str]) -> dict[str, tuple[str, ...]]:
 
 
 def _halves(stream: Stream, members: dict[str, tuple[str, ...]]) -> tuple[list[str], list[str]]:
-    """One half of the words of every class, and the other."""
+    """Two disjoint halves of the words, each with half of every class."""
     orders = [stream.shuffled(words) for words in members.values()]
     return (
         [word for order in orders for word in order[: len(order) // 2]],

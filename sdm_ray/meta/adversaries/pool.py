@@ -1,16 +1,16 @@
-"""Persistent adversaries: a long horizon at the price of one step.
+"""Persistent adversaries: adversaries of many inner steps at the cost of a few steps per outer step.
 
-A short unroll soon finds nothing left to block, while an attacker of many more steps still recovers the task. So a
-pool of adversaries lives on across outer steps. Each keeps its displacement `delta` from the current weights, its
-head, its optimiser's state and its own few-shot subset. In each outer step the one whose turn it is trains for a step
-or more at `theta + delta`; then the blocking loss is evaluated there on the outer batch, and its gradient moves
-`theta`: first-order where the turn ends, or through the steps of the turn. At the end of its life another is sampled.
-Compare persistent chains in contrastive divergence (Tieleman, ICML 2008) and replay in free adversarial training
-(Shafahi et al., arXiv 1904.12843).
+Training against short unrolls soon blocks them, while an attacker with many more steps still recovers the task. A pool
+therefore keeps adversaries across outer steps. Each has a displacement `delta` from the current weights `theta`, a
+head, an optimiser state and a few-shot subset. The members take turns, one in each outer step: the member trains for
+one or more steps at `theta + delta`, the blocking loss is evaluated there on the outer batch, and its gradient updates
+`theta`. The gradient is first-order at the end of the turn, or second-order through the turn's steps. A member is
+replaced by a newly sampled one at the end of its lifespan. Related: persistent chains in contrastive divergence
+(Tieleman, ICML 2008), replay in free adversarial training (Shafahi et al., arXiv 1904.12843).
 
-A member that owns a subset never moves the embedding rows of tokens outside it (its optimiser treats every element by
-itself and starts from zero), so it holds the rows of its own tokens alone. Weight decay moves every row: a member with
-it, or without a subset, holds them all.
+A member with a subset never changes the embedding rows of tokens outside it, because its optimiser is element-wise and
+starts with zero moments; it stores only the rows of its own tokens. A member with weight decay, which changes every
+row, or without a subset stores all rows.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Turn(NamedTuple):
     values: dict[str, Tensor]
     """Blocking terms by name."""
     trajectory: Trajectory
-    """Detached, over the evaluated steps of the turn."""
+    """Outputs at the turn's evaluated steps, detached."""
     draw: str
     """Description of the adversary."""
 
@@ -60,20 +60,20 @@ class Member:
 
     adversary: Adversary
     lifespan: int
-    """Steps of its own after which another one takes its place."""
+    """Number of its steps after which it is replaced."""
     age: int
-    """Steps done."""
+    """Number of its steps so far."""
     subset: Tensor | None
-    """Host indices of its labelled examples; None for all of meta-training."""
+    """Its labelled examples, as indices on the host; None for the whole meta-training split."""
     sampler: EpochSampler
     rows: Rows | None
-    """Rows of the token embedding that it holds; None for all."""
+    """Rows of the token embedding that it stores; None for all."""
     delta: Tensor | None
-    """(P',) displacement from the current weights, in the layout of its rows; None where the trunk is frozen."""
+    """(P',) displacement from the current weights, in the layout of its rows; None if the trunk is frozen."""
     head: Tensor
     """(C, D)."""
     state: OptimizerState
-    """Over (delta, head) as one vector (1, N), or the head alone where the trunk is frozen."""
+    """Optimiser state of (delta, head) as one vector (1, N), or of the head alone if the trunk is frozen."""
 
     def describe(self) -> str:
         """One phrase for error messages."""
@@ -84,13 +84,13 @@ class AdversaryPool:
     """`settings.adversary.pool.size` persistent adversaries that take turns.
 
     Args:
-        settings: the training.
-        model: the trunk as a function.
+        settings: the training settings.
+        model: the trunk as a function of its parameters.
         data: examples on the device.
-        indices: (N,) host indices of meta-training.
+        indices: (N,) meta-training examples, on the host.
         few_shot: draws the subsets.
         generator: CPU generator of all draws.
-        execution: how turns are computed.
+        execution: how turns are computed: memory, autocast, compilation.
     """
 
     def __init__(
@@ -117,13 +117,13 @@ class AdversaryPool:
         self.members = [self._sample_member(trunk) for _ in range(self._settings.pool.size)]
 
     def turn(self, trunk: Tensor, outer: Batch, outer_indices: Tensor, weights: dict[str, float]) -> Turn:
-        """Train the next member and take the blocking loss's gradient, at the end of its turn or through its steps.
+        """Train the next member and compute the blocking loss's gradient, at the turn's end or through its steps.
 
         Args:
             trunk: (P,) current weights.
-            outer: (B, L) outer harmful batch.
-            outer_indices: (B,) its host indices.
-            weights: blocking terms and their weights.
+            outer: (B, ·) outer harmful batch.
+            outer_indices: (B,) its examples, on the host.
+            weights: weight by blocking term.
         """
         trunk = trunk.detach()
         member = self.members[self._cursor]
@@ -156,7 +156,7 @@ class AdversaryPool:
         return Turn(found.trunk[0], found.values, found.trajectory, member.describe())
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the next turn depends on, the generator apart."""
+        """All state that later turns depend on, except the generator's."""
         return {"cursor": self._cursor, "members": [_member_state(member) for member in self.members]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -177,7 +177,7 @@ class AdversaryPool:
         return Start(trunk[None], member.head[None], rate, lead, state)
 
     def _store(self, member: Member, trunk: Tensor, rows: Rows | None, found: MetaGradients) -> None:
-        """Move the member to where its turn ended."""
+        """Set the member to its state at the end of the turn."""
         size = member.head.numel()
         final, state = found.final, found.final_state
         member.head = final[0, -size:].view_as(member.head).clone()

@@ -1,8 +1,9 @@
-"""A trunk as a pure function of one flat vector of parameters, of which an episode needs only a part.
+"""A trunk as a pure function of one flat parameter vector, and the part of that vector that an episode needs.
 
-Optimiser maths on one long vector costs a handful of kernels whatever the number of layers, which is what an outer
-step of a small encoder is bound by. And of a token embedding an episode needs only the rows of tokens that occur in
-it: an optimiser that treats every element by itself never reads the others, so leaving them out changes nothing.
+On one flat vector an optimiser update launches a handful of kernels whatever the number of layers; the outer step of a
+small encoder is bound by kernel launches. An episode needs only the token embedding's rows of the tokens that occur in
+it. The other rows get no gradient, and an element-wise optimiser updates each element independently of the others, so
+leaving them out does not change the result.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ ROW_MULTIPLE = 256
 
 
 class Layout:
-    """Names and shapes of parameters, and their places in one flat vector.
+    """Names and shapes of parameters, and their positions in one flat vector.
 
     Args:
         shapes: shape by name, in the order of the vector.
@@ -38,19 +39,19 @@ class Layout:
         self.numel = sum(self.sizes)
 
     def flatten(self, params: Params) -> Tensor:
-        """The parameters as one new vector (P,), without gradient history."""
+        """The parameters as one new vector (P,), detached."""
         return torch.cat([params[name].detach().reshape(-1) for name in self.names])
 
     def unflatten(self, flat: Tensor) -> Params:
-        """Named views into vectors (..., P), leading dimensions kept; differentiable."""
+        """Named views (..., *shape) of vectors (..., P); differentiable."""
         return self.named(self.pieces(flat))
 
     def pieces(self, flat: Tensor, *more: int) -> tuple[Tensor, ...]:
-        """Vectors (..., P + more) cut into the parameters and whatever follows them, of the given sizes."""
+        """Split vectors (..., P + sum(more)) into the parameters and further pieces of sizes `more`."""
         return torch.split(flat, [*self.sizes, *more], dim=-1)
 
     def named(self, pieces: tuple[Tensor, ...]) -> Params:
-        """The pieces (..., size) of split vectors as named parameters; further pieces are left over."""
+        """The first pieces (..., size) of split vectors as named parameters; further pieces are ignored."""
         shaped = zip(self.names, pieces, self.shapes, strict=False)
         return {name: piece.view(*piece.shape[:-1], *shape) for name, piece, shape in shaped}
 
@@ -59,7 +60,7 @@ class Layout:
         return Layout(dict(zip(self.names[start:stop], self.shapes[start:stop], strict=True)))
 
     def span(self, name: str) -> tuple[int, int]:
-        """Where a parameter begins and ends in the vector."""
+        """Start and end of a parameter in the vector."""
         position = self.names.index(name)
         start = sum(self.sizes[:position])
         return start, start + self.sizes[position]
@@ -71,7 +72,7 @@ class Rows(NamedTuple):
     tokens: Tensor
     """(R,) token of each row, on the device; no token twice."""
     local: Tensor
-    """(V,) row of each token, on the device; meaningless for tokens that have none."""
+    """(V,) row of each token, on the device; arbitrary for tokens without a row."""
     held: Tensor
     """(R,) `tokens` on the host."""
 
@@ -79,14 +80,14 @@ class Rows(NamedTuple):
     def of(
         cls, occurring: Tensor, *, num_fixed: int, vocab_size: int, device: torch.device, coarse: bool = False
     ) -> Rows:
-        """Plan on the host which rows to hold.
+        """Choose on the host which rows to hold.
 
         Args:
-            occurring: host indices of the tokens that occur; repetitions are allowed.
-            num_fixed: leading tokens that must keep their place.
+            occurring: ids of the tokens that occur, on the host; repetitions are allowed.
+            num_fixed: token ids below this keep their row.
             vocab_size: V.
             device: where the episode runs.
-            coarse: round their number up to a power of two, so that few shapes occur.
+            coarse: round the number of rows up to a power of two, so that few shapes occur.
         """
         held = np.zeros(vocab_size, dtype=bool)
         held[:num_fixed] = True
@@ -103,16 +104,16 @@ class Rows(NamedTuple):
         return cls(tokens.to(device, non_blocking=True), local.to(device, non_blocking=True), tokens)
 
     def localise(self, batch: Batch) -> Batch:
-        """A batch of texts whose token ids are positions in these rows."""
+        """The batch with its token ids replaced by row numbers."""
         return batch._replace(inputs=(self.local[batch.inputs[0]], *batch.inputs[1:]))
 
 
 class FlatModel:
-    """Features and logits as functions of flat parameter vectors, ordered from the embeddings upwards.
+    """Features and logits as functions of flat parameter vectors, whose order is from the embeddings upwards.
 
     Args:
-        trunk: supplies the architecture; its own parameters are never written to.
-        num_rows: rows of the token embedding, where it is a restricted one.
+        trunk: supplies the architecture; its own parameters are never modified.
+        num_rows: number of rows of a restricted token embedding; None keeps all.
     """
 
     def __init__(self, trunk: TrunkLike, num_rows: int | None = None) -> None:
@@ -128,10 +129,10 @@ class FlatModel:
         self.first_of_depth = [
             sum(trunk.depth_of(name) < depth for name in ordered) for depth in range(trunk.num_depths + 1)
         ]
-        """Position of the first parameter at or above each depth."""
+        """For each depth, the position in `layout` of the first parameter at that depth or above."""
         self._restricted: dict[int, FlatModel] = {}
         self.cache: dict[object, Any] = {}
-        """What others derive from this model and want to keep: compiled functions."""
+        """Objects that callers build from this model and reuse: compiled functions."""
 
     def initial(self) -> Tensor:
         """The trunk's own parameters as a new vector (P,)."""
@@ -161,10 +162,10 @@ class FlatModel:
         """Features (A, B, D) of A models at once.
 
         Args:
-            params: named parameters, each with a leading A; those without it serve all A.
-            inputs: each (A, B, ·), or (B, ·) where all models read the same.
-            shared: whether they do.
-            dropout_seed: seed of the dropout masks; None is without dropout.
+            params: named parameters; those without a leading dimension A are shared by all A models.
+            inputs: each (A, B, ·), or (B, ·) if `shared`.
+            shared: whether all models read the same inputs.
+            dropout_seed: seed of the dropout masks; None turns dropout off.
         """
         shapes = dict(zip(self.layout.names, self.layout.shapes, strict=True))
         stacks = {name: value.dim() > len(shapes[name]) for name, value in params.items()}
@@ -185,26 +186,26 @@ class FlatModel:
         return features
 
     def restricted(self, num_rows: int) -> FlatModel:
-        """The same model with that many rows of the token embedding."""
+        """The same model with `num_rows` rows in its token embedding."""
         if num_rows not in self._restricted:
             self._restricted[num_rows] = FlatModel(self.trunk, num_rows)
         return self._restricted[num_rows]
 
     def plan_rows(self, occurring: Tensor, device: torch.device, *, coarse: bool = False) -> Rows:
-        """Rows of the token embedding for the tokens that occur; arguments as of `Rows.of`."""
+        """Rows of the token embedding for the tokens that occur; arguments as in `Rows.of`."""
         assert self.trunk.embedding_name is not None
         vocab_size = self.layout.shapes[self.layout.names.index(self.trunk.embedding_name)][0]
         return Rows.of(occurring, num_fixed=self.trunk.fixed_ids, vocab_size=vocab_size, device=device, coarse=coarse)
 
     def compress(self, flat: Tensor, rows: Rows) -> Tensor:
-        """The vectors (..., P) of this model as those (..., P') of the restricted one."""
+        """Convert vectors (..., P) of this model to vectors (..., P') of the restricted model."""
         start, stop = self._embedding_span()
         table = self._table(flat[..., start:stop])
         chosen = table[..., rows.tokens, :].flatten(-2)
         return torch.cat([flat[..., :start], chosen, flat[..., stop:]], dim=-1)
 
     def expand(self, compressed: Tensor, rows: Rows) -> Tensor:
-        """The vectors (..., P) of this model from those of the restricted one; other rows are zero."""
+        """Convert vectors (..., P') of the restricted model to vectors (..., P) of this one; other rows are zero."""
         start, stop = self._embedding_span()
         end = start + len(rows.tokens) * self._embedding_width()
         chosen = self._table(compressed[..., start:end])
@@ -213,9 +214,9 @@ class FlatModel:
         return torch.cat([compressed[..., :start], table, compressed[..., end:]], dim=-1)
 
     def regroup(self, compressed: Tensor, held: Rows, wanted: Rows) -> Tensor:
-        """Vectors (..., P') in the layout of some rows in that of others.
+        """Convert vectors (..., P') from the rows `held` to the rows `wanted`.
 
-        Rows of `wanted` that are not held become zero; what else follows the parameters in the vector is kept.
+        Rows of `wanted` that are not held become zero. Elements after the parameters are kept.
         """
         start, width = self._embedding_span()[0], self._embedding_width()
         end = start + len(held.tokens) * width
@@ -232,7 +233,7 @@ class FlatModel:
         return self.layout.span(self.trunk.embedding_name)
 
     def _table(self, flat: Tensor) -> Tensor:
-        """Rows of the embedding (..., R, D) as a view of a part (..., R · D) of a vector."""
+        """The embedding's part (..., R · D) of vectors, viewed as rows (..., R, D)."""
         return flat.view(*flat.shape[:-1], -1, self._embedding_width())
 
     def _embedding_width(self) -> int:

@@ -1,9 +1,8 @@
-"""The step functions of an inner loop, compiled.
+"""The inner loop's step functions under `torch.compile`.
 
-Autograd's double backward does not pass through a compiled function, so each kernel is a function that nests
-`torch.func` transforms, and it computes its step again instead of keeping a graph. On CUDA the kernels are captured as
-CUDA graphs. A kernel is compiled for every shape that it meets: the caller pads to few of them (widths and numbers of
-embedding rows that are powers of two).
+Autograd cannot differentiate twice through a compiled function. Each kernel therefore nests `torch.func` transforms and
+recomputes its step instead of keeping a graph. On CUDA the kernels are captured as CUDA graphs. Every input shape
+needs a compilation of its own, so the caller pads text widths and numbers of embedding rows to powers of two.
 """
 
 from __future__ import annotations
@@ -24,15 +23,15 @@ from sdm_ray.meta.inner.problems import Base, Outputs, TrunkProblem
 Inputs = tuple[Tensor, ...]
 MAX_SHAPES = 4096
 MAX_CUT_OFF = 8
-"""Libraries that a kill may have left cut off."""
+"""Most truncated libraries in the compiler's cache that one call removes."""
 _LIBRARY = re.compile(r"(/[^\s:'\"]+\.so)\b")
 
 
 class Kernels:
-    """Compiled functions of one kind of problem.
+    """Compiled functions of one problem.
 
     Args:
-        problem: what is trained; it holds no data.
+        problem: loss and outputs of the adversaries; it holds no data.
         device: where the kernels run.
     """
 
@@ -44,7 +43,7 @@ class Kernels:
             kernel = torch.compile(function, fullgraph=True, dynamic=False, mode=mode)
 
             def call(*values: Any) -> Any:
-                # One function serves every problem and shape, which is more than torch expects of one.
+                # All problems and shapes share this function: more recompilations than torch allows by default.
                 with torch._dynamo.config.patch(recompile_limit=MAX_SHAPES, accumulated_recompile_limit=MAX_SHAPES):
                     return kernel(*values)
 
@@ -60,23 +59,24 @@ class Kernels:
         return gradient
 
     def products(self, variables: Tensor, base: Base, batch: Batch, vectors: Tensor) -> tuple[Tensor, ...]:
-        """Products of vectors (M, A, N) with the derivative of the gradient: of the variables, then of the base."""
+        """Vector-Jacobian products of `gradient` with vectors (M, A, N): for the variables, then each base tensor."""
         found: tuple[Tensor, ...] = _own(self._products(variables, base, batch.inputs, batch.labels, vectors))
         return found
 
     def outputs(self, variables: Tensor, base: Base, inputs: Inputs, head: Tensor | None) -> Outputs:
-        """Outputs on inputs (B, ·) with the adversaries' own heads, or with a fixed one (C, D)."""
+        """Outputs on inputs (B, ·) with the adversaries' heads, or with a fixed head (C, D)."""
         return Outputs(*_own(self._outputs(variables, base, inputs, head)))
 
     def backward_outputs(
         self, variables: Tensor, base: Base, inputs: Inputs, head: Tensor | None, cotangents: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, ...]:
-        """Cotangents of variables and base for M cotangents of features (M, A, B, D) and logits (M, A, B, C)."""
+        """Backward of `outputs`: cotangents of variables and base, from M cotangents of features (M, A, B, D) and of
+        logits (M, A, B, C)."""
         found: tuple[Tensor, ...] = _own(self._backward_outputs(variables, base, inputs, head, cotangents))
         return found
 
     def stack(self, cotangents: Sequence[Outputs | None]) -> tuple[Tensor, Tensor] | None:
-        """Stack M cotangents of outputs as one pair, with zeros where one is missing; None where all are missing."""
+        """Stack M cotangents of outputs as one pair, with zeros for missing ones; None if all are missing."""
         present = [value for value in cotangents if value is not None]
         if not present:
             return None
@@ -121,7 +121,7 @@ class Kernels:
 
 
 def mended(call: Callable[..., Any], *values: Any) -> Any:
-    """What a compiled function returns; libraries that a killed compiler cut off are removed and compiled again."""
+    """Call a compiled function. A library that a killed compiler left truncated is removed and compiled again."""
     for _ in range(MAX_CUT_OFF):
         try:
             return call(*values)
@@ -135,7 +135,7 @@ def mended(call: Callable[..., Any], *values: Any) -> Any:
 
 
 def remove_cut_off(error: BaseException) -> Path | None:
-    """Remove the library of the compiler's cache that an error names, where it is no whole file; gives its path."""
+    """Remove the library in the compiler's cache that an error names if its file is truncated; returns its path."""
     cause: BaseException | None = error
     while cause is not None:
         for name in _LIBRARY.findall(str(cause)):
@@ -167,7 +167,7 @@ def _stacked(pulled: list[tuple[Tensor, Base]]) -> tuple[Tensor, ...]:
 
 
 def _own(values: Any) -> Any:
-    """Copies of what a CUDA graph returns, which the next replay would overwrite."""
+    """Copies of the outputs of a CUDA graph, because its next replay overwrites them."""
     if isinstance(values, Tensor):
         return values.clone() if values.is_cuda else values
     return tuple(_own(value) for value in values)

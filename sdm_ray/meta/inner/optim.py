@@ -1,11 +1,11 @@
 """Inner optimisers as pure init/update pairs on one flat tensor of variables, with their adjoints in closed form.
 
-Each follows the trajectory of its namesake in `torch.optim`, with that class's defaults (momentum: 0.9; AdamW: weight
-decay 0.01). Shapes: A adversaries that are alike with N variables each, and M cotangents side by side.
+Each reproduces the trajectory of the `torch.optim` class of the same name with that class's defaults (momentum: 0.9;
+AdamW: weight decay 0.01). Shapes: A adversaries of one group (equal `Adversary.shape`) with N variables each, and a
+stack of M cotangents.
 
-`update` is differentiable (twice), which the gradient mode `unrolled` relies on; `adjoint` is what the other modes
-use, and a test holds the two together. At N of a million both are bound by memory traffic, hence the in-place
-arithmetic on temporaries.
+The gradient mode `unrolled` differentiates `update` twice; the other modes call `adjoint`. A test compares the two.
+With N around a million both are bound by memory bandwidth, so temporaries are overwritten in place.
 """
 
 from __future__ import annotations
@@ -24,20 +24,21 @@ WEIGHT_DECAY = 0.01
 RMSPROP_ALPHA = 0.99
 RMSPROP_EPS = 1e-8
 WARMUP_SHARE = 0.1
-"""Share of the inner steps over which a schedule other than `constant` rises."""
+"""Fraction of the inner steps over which every schedule except `constant` warms up."""
 
 Moments = tuple[Tensor, ...]
 Rate = Tensor | float
-"""A learning rate: a number, or a tensor that broadcasts against (A, N), with or without history."""
+"""A learning rate: a number, or a tensor that broadcasts against (A, N), with or without a graph."""
 
 
 class OptimizerState(NamedTuple):
     """State of an inner optimiser: the number of updates, and its moments."""
 
     num_updates: int
-    """Updates done."""
+    """Number of updates so far."""
     moments: Moments
-    """Each (A, N): none (sgd), a buffer (momentum), a second moment (rmsprop), both moments (adam, adamw)."""
+    """Tensors (A, N): none for sgd, the momentum buffer, the second moment for rmsprop, both moments for adam and
+    adamw."""
 
 
 class StepAdjoint(NamedTuple):
@@ -54,15 +55,15 @@ class StepAdjoint(NamedTuple):
 
 
 class InnerOptimizer(NamedTuple):
-    """An optimiser: a start, a step, and the step's adjoint."""
+    """An optimiser: its initial state, its update, and the adjoint of the update."""
 
     name: str
     num_moments: int
     update: Callable[[Tensor, OptimizerState, Tensor, Rate], tuple[Tensor, OptimizerState]]
     """`update(grads, state, params, lr) -> (params, state)`, all (A, N)."""
     adjoint: Callable[[Tensor, Moments, Tensor, OptimizerState, Tensor, Rate], StepAdjoint]
-    """`adjoint(cotangent_params, cotangent_moments, grads, state, params, lr)`: cotangents (M, A, N) of what the update
-    gave, then what it was given. The cotangents may be overwritten."""
+    """`adjoint(cotangent_params, cotangent_moments, grads, state, params, lr)`: cotangents (M, A, N) of the update's
+    outputs, then its inputs. The cotangents may be overwritten."""
 
     def init(self, params: Tensor) -> OptimizerState:
         """The state before the first update of parameters (A, N)."""
@@ -79,12 +80,12 @@ def safe_sqrt(value: Tensor) -> Tensor:
 
 
 def _double_slope_(value: Tensor, root: Tensor) -> Tensor:
-    """Twice the derivative of `safe_sqrt` at a value, written over its root; 0 where the value is clamped."""
+    """Twice the derivative of `safe_sqrt` at `value`, written into `root` (its square root); 0 where it is clamped."""
     return root.reciprocal_().masked_fill_(value < torch.finfo(value.dtype).tiny, 0.0)
 
 
 def _dot(cotangents: Tensor, values: Tensor) -> Tensor:
-    """(M, A) inner products of cotangents (M, A, N) and values (A, N), without a product in memory."""
+    """(M, A) inner products of cotangents (M, A, N) and values (A, N), without an (M, A, N) temporary."""
     return torch.matmul(cotangents.transpose(0, 1), values.unsqueeze(-1)).squeeze(-1).T
 
 
@@ -119,7 +120,7 @@ def _adam_moments(grads: Tensor, state: OptimizerState) -> Moments:
 
 
 def _adam_corrections(state: OptimizerState) -> tuple[float, float]:
-    """Bias corrections of the first moment and of the root of the second."""
+    """Bias corrections of the first moment and of the square root of the second."""
     count = state.num_updates + 1
     return 1 - ADAM_BETAS[0] ** count, math.sqrt(1 - ADAM_BETAS[1] ** count)
 
@@ -140,7 +141,7 @@ def _adam_adjoint(
     correction, root_correction = _adam_corrections(state)
     mean, square = _adam_moments(grads, state)
     root = safe_sqrt(square)
-    # The step is size * mean * inverse: what depends on it alone is worked out once for all M.
+    # The step is size * mean * inverse. Factors without a cotangent are computed once for all M.
     size = lr * (root_correction / correction)
     inverse = (root + ADAM_EPS * root_correction).reciprocal_()
     shape = mean.mul_(inverse)
@@ -217,7 +218,7 @@ def make_optimizer(name: str) -> InnerOptimizer:
 def clip_by_norm(grads: Tensor, max_norm: float) -> Tensor:
     """Scale each adversary's gradient (A, N) to a norm of at most `max_norm`, as `torch.nn.utils.clip_grad_norm_`.
 
-    Differentiable, with derivative 0 of the norm at 0, and without a branch on its value.
+    Differentiable; the derivative of the norm at 0 is 0. There is no branch on the norm's value.
     """
     norms = torch.linalg.vector_norm(grads, dim=-1, keepdim=True)
     clipped: Tensor = grads * (max_norm / (norms + 1e-6)).clamp(max=1.0)
@@ -225,7 +226,7 @@ def clip_by_norm(grads: Tensor, max_norm: float) -> Tensor:
 
 
 def clip_adjoint(cotangent: Tensor, grads: Tensor, max_norm: float) -> Tensor:
-    """Cotangents (M, A, N) of what was clipped, from those of what came out, for gradients (A, N)."""
+    """Backward of `clip_by_norm`: cotangents (M, A, N) of its input, from those of its output, for gradients (A, N)."""
     norms = torch.linalg.vector_norm(grads, dim=-1, keepdim=True)
     raw = max_norm / (norms + 1e-6)
     along = _dot(cotangent, grads).unsqueeze(-1)
@@ -235,10 +236,10 @@ def clip_adjoint(cotangent: Tensor, grads: Tensor, max_norm: float) -> Tensor:
 
 
 def rate_factors(schedule: str, num_steps: int) -> tuple[float, ...]:
-    """What each of K steps multiplies the learning rate by.
+    """The learning rate's factor at each of K steps.
 
-    `constant`: 1. The others rise linearly over the first tenth of the steps (at least one), the last of which has 1;
-    `warmup` stays there, `linear` and `cosine` fall from there and would reach 0 one step after the last.
+    `constant`: 1. The others rise linearly to 1 over the first tenth of the steps (at least one step). After that
+    `warmup` stays at 1, while `linear` and `cosine` decay and would reach 0 one step after the last.
 
     Raises:
         ValueError: for an unknown schedule.

@@ -1,4 +1,4 @@
-"""Blocking terms: pure functions from a model's outputs to a scalar, one family a file, in a registry by name."""
+"""Blocking terms: pure functions from a model's outputs to a scalar, one file per family, registered by name."""
 
 from sdm_ray.meta.objectives.information import mutual_information, predictor_loss
 from sdm_ray.meta.objectives.losses import accuracies, example_losses, step_losses, task_loss

@@ -1,15 +1,15 @@
-"""Calibration: the loss that is left when an adversary may recombine the logits linearly.
+"""Calibration: the loss that remains when an adversary may apply a linear map to the logits.
 
-A defence could win by flipping labels: the cross-entropy is then high and one linear map away from low. The blocking
-loss of MLAC (Henderson et al., arXiv 2211.14946) is therefore taken at the best map, `min_W CE(z W, y)` with every
-entry of `W` in [-1, 1]. The problem is convex; by the envelope (Danskin) theorem its gradient with respect to `z` is
-that of `CE(z W, y)` with the minimiser held fixed. First derivatives only: the value must not be differentiated
-twice. The minimiser need not be unique, so compare values and gradients, never `W`.
+A defence that swaps labels has a high cross-entropy, but a linear map of the logits makes it low again. The blocking
+loss of MLAC (Henderson et al., arXiv 2211.14946) is therefore the loss at the best map, `min_W CE(z W, y)` with every
+entry of `W` in [-1, 1]. The problem is convex. By the envelope (Danskin) theorem its gradient with respect to `z` is
+that of `CE(z W, y)` with the minimiser `W` held fixed. This holds for first derivatives only: do not differentiate the
+value twice. The minimiser need not be unique, so tests compare values and gradients, never `W`.
 
-The solver is a primal-dual interior-point method (Boyd and Vandenberghe, *Convex Optimization*, 11.7) on all S
+The solver is a primal-dual interior-point method (Boyd and Vandenberghe, *Convex Optimization*, 11.7). It solves all S
 problems at once, with a fixed number of iterations and no branch on a value, so the host never waits for the device.
-Projected methods are no alternative: they stall where the logits are nearly collinear, which is what a trained
-two-class head gives.
+Projected gradient methods converge too slowly when the logits are nearly collinear, as those of a trained two-class
+head are.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ from torch.nn import functional as F
 
 
 class Schedule(NamedTuple):
-    """A fixed course of the interior-point method."""
+    """Constants of the interior-point method."""
 
     num_iterations: int
     """Newton steps."""
     centring: float
-    """Factor by which each step aims to shrink the complementarity."""
+    """Target factor by which each step reduces the complementarity gap."""
 
 
 TWO_CLASSES = Schedule(16, 0.2)
 MANY_CLASSES = Schedule(24, 0.3)
-"""The value is within 1e-6 nats of a convex solver's for logits up to 100 in magnitude, collinear, separable, flipped
-or with outliers (see the tests); beyond that within 1e-4."""
+"""The value is within 1e-6 nats of a convex solver's for logits of magnitude up to 100, collinear, separable, flipped
+or with outliers (see the tests); within 1e-4 for larger ones."""
 TO_BOUNDARY = 0.99
-"""Share of the way to the boundary that a step may go."""
+"""Largest fraction of the distance to the boundary that a step may cover."""
 FLOOR = 1e-9
-"""Complementarity, relative to the first gradient, below which the iteration only re-centres: float64 ends there."""
+"""Complementarity gap, relative to the first gradient, below which steps only re-centre (the limit of float64)."""
 
 
 def calibrated_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy after the best box-constrained linear map of the logits, one for each problem.
+    """Mean cross-entropy of each problem after its best box-constrained linear map of the logits.
 
     Args:
         logits: (S, B, C), S problems that share their labels.
@@ -58,7 +58,7 @@ def calibrated_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 def calibrate(logits: Tensor, labels: Tensor) -> Tensor:
     """Minimisers `W` (S, C, C) of `CE(z W, y)` with entries in [-1, 1], for logits (S, B, C) and labels (B,).
 
-    Solved in float64. Two classes need one column of differences in [-2, 2], and that is what is solved for them.
+    Solved in float64. For two classes the unknown is the difference of the two columns, with entries in [-2, 2].
     """
     num_classes = logits.shape[-1]
     z = logits.detach().double()
@@ -73,9 +73,9 @@ def calibrate(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def _interior_point(z: Tensor, onehot: Tensor, bound: float, schedule: Schedule) -> Tensor:
-    """Minimise over (S, C, M): M = C columns of logits, or M = 1 column against a second one that is fixed at 0.
+    """Minimise over maps (S, C, M): M = C columns, or M = 1 column when the second of two classes is fixed at 0.
 
-    `dual` and `slack` are (2, S, CM): the upper bounds, then the lower ones.
+    `dual` and `slack` are (2, S, CM): first of the upper bounds, then of the lower bounds.
     """
     num_problems, _, num_classes = z.shape
     shape = (num_problems, num_classes, onehot.shape[-1])

@@ -1,7 +1,7 @@
-"""What a learned predictor reads from the adapted features: a variational bound on mutual information.
+"""A variational lower bound on the mutual information of adapted features and the harmful label.
 
-I(Y; Z) >= H(Y) - CE(predictor(Z), Y) for every predictor (Barber and Agakov, NeurIPS 2003), and the better the
-predictor, the tighter. Trunk and predictors play against each other, as in adversarial censoring.
+I(Y; Z) >= H(Y) - CE(predictor(Z), Y) for every predictor (Barber and Agakov, NeurIPS 2003); a better predictor gives a
+tighter bound. The trunk minimises the bound and the predictors maximise it, as in adversarial censoring.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from sdm_ray.meta.objectives.registry import Trajectory, blocking_term
 
 @blocking_term("mutual_information", reads="predicted", maximised=False)
 def mutual_information(trajectory: Trajectory, predictors: Tensor) -> Tensor:
-    """Mean over evaluated steps of the bound on what the features tell about the harmful label, in nats.
+    """Mean over evaluated steps of the lower bound on the mutual information, in nats.
 
-    Negative where predictors do worse than the label frequencies of the batch.
+    Negative if the predictors are worse than the batch's label frequencies.
 
     Args:
-        trajectory: of S evaluated steps.
+        trajectory: outputs at S evaluated steps.
         predictors: (S, C, D) the linear predictor of each step.
     """
     classes = torch.arange(predictors.shape[1], device=predictors.device)
@@ -30,10 +30,10 @@ def mutual_information(trajectory: Trajectory, predictors: Tensor) -> Tensor:
 
 
 def predictor_loss(trajectory: Trajectory, predictors: Tensor) -> Tensor:
-    """Mean over evaluated steps of the predictors' cross-entropy, which they descend.
+    """Mean over evaluated steps of the predictors' cross-entropy, their training loss.
 
     Args:
-        trajectory: of S evaluated steps.
+        trajectory: outputs at S evaluated steps.
         predictors: (S, C, D) the linear predictor of each step.
     """
     class_scores(trajectory, "mutual_information")

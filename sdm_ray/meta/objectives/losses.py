@@ -1,4 +1,4 @@
-"""Losses of a task, for classes and for a regression, and what is reported of a trajectory."""
+"""Task losses for classification and regression, and losses and accuracies along a trajectory."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from sdm_ray.meta.objectives.registry import Trajectory
 
 
 def full_precision(values: Tensor) -> Tensor:
-    """Values in float32 where they come from a half-precision forward pass; wider ones stay as they are."""
+    """Convert half-precision values to float32; float32 and float64 are unchanged."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def example_losses(logits: Tensor, labels: Tensor) -> Tensor:
-    """Loss of every example: cross-entropy in nats, or the squared error where labels are floating-point.
+    """Loss of every example: cross-entropy in nats, or squared error if the labels are floating-point.
 
     Args:
         logits: (..., B, C); C is 1 in a regression.
-        labels: (..., B) class indices or targets; missing leading dimensions are shared.
+        labels: (..., B) class indices or targets; missing leading dimensions are broadcast.
 
     Returns:
         (..., B).
@@ -33,17 +33,17 @@ def example_losses(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def task_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean of `example_losses` over the batch, (...)."""
+    """(...) mean of `example_losses` over the batch."""
     return example_losses(logits, labels).mean(-1)
 
 
 def step_losses(trajectory: Trajectory) -> Tensor:
-    """The task's own loss at every evaluated step, (S,)."""
+    """(S,) task loss at every evaluated step."""
     return task_loss(trajectory.logits, trajectory.labels)
 
 
 def accuracies(trajectory: Trajectory) -> Tensor:
-    """Accuracy on the outer batch at every evaluated step, (S,); 0 in a regression."""
+    """(S,) accuracy on the outer batch at every evaluated step; 0 in a regression."""
     logits, labels = trajectory.logits.detach(), trajectory.labels
     if labels.is_floating_point():
         return logits.new_zeros(len(logits), dtype=torch.float32)
@@ -51,7 +51,7 @@ def accuracies(trajectory: Trajectory) -> Tensor:
 
 
 def class_scores(trajectory: Trajectory, term: str) -> Tensor:
-    """Scores (S, B, C) of a term that is defined for classes only.
+    """Logits (S, B, C) in float32, for a term that is defined for classification only.
 
     Raises:
         ValueError: for a regression.

@@ -14,8 +14,8 @@ from sdm_ray.meta.objectives.registry import Trajectory, blocking_term
 def harmful_base(trajectory: Trajectory) -> Tensor:
     """Harmful loss of the un-adapted model: adversarial censoring (Edwards and Storkey, arXiv 1511.05897).
 
-    Later steps are left out. Unbounded above, as published: a large weight or learning rate buys confident errors,
-    not ignorance.
+    Only outputs at step 0 are used. Unbounded above, as published: with a large weight or learning rate the model
+    learns confident errors instead of losing the information.
     """
     first = [logits for logits, step in zip(trajectory.logits, trajectory.steps, strict=True) if step == 0]
     return example_losses(torch.stack(first), trajectory.labels).mean()
@@ -29,9 +29,9 @@ def harmful_adapted(trajectory: Trajectory) -> Tensor:
 
 @blocking_term("harmful_adapted_calibrated", reads="harmful_adapted", maximised=True)
 def harmful_adapted_calibrated(trajectory: Trajectory) -> Tensor:
-    """Mean over evaluated steps of the adapted harmful loss that is left after the best linear map of the scores.
+    """Mean over evaluated steps of the adapted harmful loss after the best linear map of the logits (`calibration`).
 
-    At most log C, and in a regression (where the map is one factor in [-1, 1]) at most the mean square of the targets.
+    At most log C. In a regression the map is one factor in [-1, 1], and the loss is at most the targets' mean square.
     """
     if trajectory.labels.is_floating_point():
         return _calibrated_square_errors(trajectory).mean()
@@ -58,7 +58,7 @@ def desired_adapted_harmful(trajectory: Trajectory) -> Tensor:
 
 
 def _calibrated_square_errors(trajectory: Trajectory) -> Tensor:
-    """(S,) squared errors at the best factor in [-1, 1], which is held fixed (envelope theorem)."""
+    """(S,) mean squared errors with the best factor in [-1, 1], which gets no gradient (envelope theorem)."""
     scores = full_precision(trajectory.logits).squeeze(-1)
     with torch.no_grad():
         power = scores.square().sum(-1, keepdim=True)

@@ -1,7 +1,7 @@
-"""Blocking terms by name: what each reads, which way the trunk takes it, and terms that a user's module brings along.
+"""The registry of blocking terms: inputs and sign of each term, and terms from a user's modules.
 
-A term's name is the name of its weight in `BlockingSettings` (a user's: its key in `blocking.custom`). `desired_base`
-is not here: it is the loss that everything else is added to.
+A term has the name of its weight in `BlockingSettings`; a user's term has its key in `blocking.custom`. `desired_base`
+is not registered: it is the loss to which the terms are added.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ Reads = Literal[
     "masked_lm",
     "hidden_states",
 ]
-"""What a term is a function of; S evaluated steps, A adversaries, B examples, C classes, D features, P parameters.
+"""The inputs of a term. S evaluated steps, A adversaries, B examples, C classes, D features, N variables of an
+adversary or predicted tokens, P parameters, V tokens of the vocabulary, H hidden states, L positions of a text.
 
 | reads | function |
 | --- | --- |
@@ -36,29 +37,29 @@ Reads = Literal[
 | harmful_adapted | `(Trajectory)`: the harmful task, model adapted to it |
 | desired_adapted | `(Trajectory)`: the desired task, model adapted to it |
 | desired_adapted_harmful | `(Trajectory)`: the harmful task, model adapted to the desired one |
-| predicted | `(Trajectory, predictors (S, C, D))`: as harmful_adapted, with a linear predictor of each step |
-| inner_gradient | `(gradient (A, N))`: gradients of an inner step; the caller takes the mean over steps |
+| predicted | `(Trajectory, predictors (S, C, D))`: as harmful_adapted, with a linear predictor for each step |
+| inner_gradient | `(gradient (A, N))`: gradients of an inner step; the caller averages over steps |
 | gradients | `(harmful (P,), desired (P,))`: gradients of both tasks at the un-adapted model |
 | masked_lm | `(logits (N, V), labels (N,))`: predicted tokens of general text |
 | hidden_states | `(hidden (H, B, L, D), reference (H, B, L, D), mask (B, L))`: the model's and the original encoder's |
 
-Every function returns a 0-d tensor that can be differentiated once, and never waits for the device.
+Every function returns a 0-d tensor that can be differentiated once, and never synchronises with the device.
 """
 TRAJECTORY_READS = ("harmful_base", "harmful_adapted", "desired_adapted", "desired_adapted_harmful")
-"""What a term of one's own may read."""
+"""The inputs that a user's own term may have."""
 
 
 class Trajectory(NamedTuple):
     """Outputs of adversaries on one outer batch at S evaluated steps."""
 
     logits: Tensor
-    """(S, B, C): steps of one adversary, or of several one after the other."""
+    """(S, B, C), steps of one adversary, or of several adversaries one after the other."""
     features: Tensor
-    """(S, B, D): what the head makes the scores from."""
+    """(S, B, D), input of the head."""
     labels: Tensor
     """(B,) int64 class indices, or floating-point targets of a regression (then C is 1)."""
     steps: tuple[int, ...]
-    """(S,) the inner step of each; 0 is before the first."""
+    """S inner steps; 0 is the state before the first step."""
 
 
 class Term(NamedTuple):
@@ -67,9 +68,9 @@ class Term(NamedTuple):
     function: Callable[..., Tensor]
     """See `Reads`."""
     reads: Reads
-    """What it is a function of."""
+    """Its inputs."""
     maximised: bool
-    """Whether the trunk ascends it."""
+    """Whether the trunk maximises it."""
 
 
 TERMS: dict[str, Term] = {}
@@ -80,15 +81,16 @@ TermFunction = TypeVar("TermFunction", bound=Callable[..., Tensor])
 def blocking_term(name: str, *, reads: Reads, maximised: bool) -> Callable[[TermFunction], TermFunction]:
     """Register a term by name.
 
-    The same function may be registered again, as happens when a notebook's cell runs twice; the later one counts.
+    A function of the same module and name may be registered again (a notebook cell that runs twice) and replaces the
+    earlier one.
 
     Args:
-        name: of its weight.
-        reads: what it is a function of; one of `TRAJECTORY_READS` for a term that `BlockingSettings` does not list.
-        maximised: whether the trunk ascends it.
+        name: name of the term's weight.
+        reads: its inputs; one of `TRAJECTORY_READS` for a term that `BlockingSettings` does not list.
+        maximised: whether the trunk maximises it.
 
     Raises:
-        ValueError: when another function has that name, or for another `reads`.
+        ValueError: if another function has that name, or `reads` is not allowed.
     """
     allowed = get_args(Reads) if name in BlockingSettings.model_fields else TRAJECTORY_READS
     if reads not in allowed:
@@ -104,14 +106,14 @@ def blocking_term(name: str, *, reads: Reads, maximised: bool) -> Callable[[Term
 
 
 def load_terms(modules: tuple[str, ...], names: Iterable[str]) -> None:
-    """Import the modules that register terms, and refuse names that no term has. Doing so again changes nothing.
+    """Import the modules that register terms, and check that all names are registered. Idempotent.
 
     Args:
         modules: dotted names of modules on Python's path or in the working directory.
-        names: terms that have a weight.
+        names: names of the terms that have a weight.
 
     Raises:
-        UsageError: for a module that cannot be imported, or a name that is not known.
+        UsageError: for a module that cannot be imported, or an unknown term.
     """
     for module in modules:
         import_own(module, "train.term_modules")
@@ -126,11 +128,11 @@ def load_terms(modules: tuple[str, ...], names: Iterable[str]) -> None:
 
 
 def weighted_sum(values: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
-    """What the trunk minimises: the weighted sum of terms, maximised ones with a minus.
+    """The loss that the trunk minimises: the weighted sum of terms, maximised ones negated.
 
     Args:
-        values: term to its 0-d value; at least one.
-        weights: term to weight, for at least these terms.
+        values: 0-d value by term; at least one.
+        weights: weight by term, for at least the terms of `values`.
     """
     signed = [weights[name] * (-value if TERMS[name].maximised else value) for name, value in values.items()]
     return torch.stack(signed).sum()

@@ -1,4 +1,4 @@
-"""What keeps the un-adapted model a general encoder: its masked-LM loss and its hidden states on general text."""
+"""Terms that keep the un-adapted model a general encoder: masked-LM loss and distance of its hidden states."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from sdm_ray.meta.objectives.registry import blocking_term
 
 @blocking_term("retain_mlm", reads="masked_lm", maximised=False)
 def retain_mlm(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean masked-LM cross-entropy (Devlin et al., arXiv 1810.04805) of N predicted tokens; 0 where there is none.
+    """Mean masked-LM cross-entropy (Devlin et al., arXiv 1810.04805) of N predicted tokens; 0 if N is 0.
 
     Args:
         logits: (N, V).
-        labels: (N,) tokens.
+        labels: (N,) token ids.
     """
     return F.cross_entropy(logits, labels, reduction="sum") / max(len(labels), 1)
 
@@ -23,13 +23,13 @@ def retain_mlm(logits: Tensor, labels: Tensor) -> Tensor:
 def retain_distill(hidden: Tensor, reference: Tensor, mask: Tensor) -> Tensor:
     """Squared distance of the last hidden states to the original encoder's (cf. Sanh et al., arXiv 1910.01108).
 
-    See `squared_distances` for arguments and unit.
+    Arguments and normalisation as in `squared_distances`.
     """
     return squared_distances(hidden[-1:], reference[-1:], mask).mean()
 
 
 def squared_distances(hidden: Tensor, reference: Tensor, mask: Tensor) -> Tensor:
-    """Squared distance of hidden states by layer, as a mean over tokens and over their D elements, padding apart.
+    """Squared distance of hidden states for each layer, averaged over the D elements and all tokens but padding.
 
     Args:
         hidden: (H, B, L, D).

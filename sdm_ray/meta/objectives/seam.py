@@ -10,10 +10,10 @@ from sdm_ray.meta.objectives.registry import blocking_term
 
 @blocking_term("gradient_coupling", reads="gradients", maximised=False)
 def gradient_coupling(harmful: Tensor, desired: Tensor) -> Tensor:
-    """Cosine of the gradients (P,) of the harmful and the desired loss.
+    """Cosine similarity of the gradients (P,) of the harmful and the desired loss.
 
-    Minimised, it sets them against each other: whoever descends the harmful loss undoes the desired task. Where a
-    gradient is zero, so are the cosine and its derivative.
+    Minimising it makes the gradients point in opposite directions: descent on the harmful loss then raises the desired
+    loss. If a gradient is zero, the cosine and its derivative are zero.
     """
     return _unit(harmful) @ _unit(desired)
 

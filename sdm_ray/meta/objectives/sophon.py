@@ -1,7 +1,7 @@
-"""Suppression losses of SOPHON, non-fine-tunable learning (Deng et al., arXiv 2404.12699): bounded below, so a
-descent of them converges where an ascent of the cross-entropy runs off.
+"""Suppression losses of SOPHON, non-fine-tunable learning (Deng et al., arXiv 2404.12699).
 
-Both grow no faster than the largest margin between two scores, so neither overflows where softmax saturates.
+They are bounded below, so minimising them converges, while maximising the cross-entropy diverges. Both grow at most
+linearly with the largest margin between two logits, so neither overflows when the softmax saturates.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from sdm_ray.meta.objectives.registry import Trajectory, blocking_term
 def harmful_adapted_inverse(trajectory: Trajectory) -> Tensor:
     """Mean over evaluated steps of the inverse cross-entropy -log(1 - p(y)) of the adapted harmful prediction.
 
-    Computed as the softplus of the right score's lead over all others together, whose derivative never exceeds 1. (The
-    released code takes the cross-entropy of the negated scores, which for two classes is the same.)
+    Computed as softplus(z_y - logsumexp of the other logits), whose derivative is at most 1. The paper's released code
+    takes the cross-entropy of the negated logits, which is the same for two classes.
     """
     scores = class_scores(trajectory, "harmful_adapted_inverse")
     classes = torch.arange(scores.shape[-1], device=scores.device)

@@ -15,7 +15,7 @@ from sdm_ray.meta.objectives.retention import squared_distances
 def harmful_adapted_entropy(trajectory: Trajectory) -> Tensor:
     """Mean over evaluated steps of the entropy of the adapted harmful prediction, in nats; at most log C.
 
-    The paper finds it flatter along a fine-tuning than the loss itself: a confident error counts for nothing.
+    According to the paper it varies less during fine-tuning than the loss does: confident errors do not raise it.
     """
     logs = class_scores(trajectory, "harmful_adapted_entropy").log_softmax(-1)
     return -(logs.exp() * logs).sum(-1).mean()
@@ -25,7 +25,7 @@ def harmful_adapted_entropy(trajectory: Trajectory) -> Tensor:
 def harmful_adapted_clamped(trajectory: Trajectory) -> Tensor:
     """Mean over evaluated steps of the adapted harmful cross-entropy, each example's clamped at log C (MLAC-AR).
 
-    An example that is guessed no better than chance pulls no more.
+    An example whose loss is above log C, that of uniform guessing, has zero gradient.
     """
     scores = class_scores(trajectory, "harmful_adapted_clamped")
     return example_losses(scores, trajectory.labels).clamp_max(math.log(scores.shape[-1])).mean()
@@ -33,5 +33,5 @@ def harmful_adapted_clamped(trajectory: Trajectory) -> Tensor:
 
 @blocking_term("retain_representation", reads="hidden_states", maximised=False)
 def retain_representation(hidden: Tensor, reference: Tensor, mask: Tensor) -> Tensor:
-    """Mean over all hidden states of their squared distance to the original encoder's; read on the desired batch."""
+    """Mean over layers of the hidden states' squared distance to the original encoder's, on the desired batch."""
     return squared_distances(hidden, reference, mask).mean()

@@ -1,7 +1,8 @@
-"""The step of `pretrained` and `random`: the trunk stands still and the desired head is fitted to its features.
+"""The step of the methods `pretrained` and `random`: the trunk is frozen, and the desired head is trained on it.
 
-Features of a pretrained encoder point almost all one way, and a head that is trained on them as they are is still far
-from its optimum after thousands of steps. So it is trained on whitened features, and the whitening is folded into it.
+Features of a pretrained encoder have almost the same direction. A linear head trained on raw features is still far from
+its optimum after thousands of steps, so the head is trained on whitened features, and the whitening matrix is
+multiplied into it afterwards.
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ SMALLEST_MOMENT = 1e-6
 
 
 class LinearStep:
-    """The desired head on whitened features that are computed once.
+    """Training of the desired head on whitened features, which are computed once.
 
     Args:
-        settings: batch size, head learning rate and what the outer optimiser is are used.
-        trunk: the encoder; it is not written to.
+        settings: batch size, head learning rate and the outer optimiser's settings are used.
+        trunk: the encoder; it is not modified.
         data: examples on the device.
         generators: CPU generators of every draw.
-        indices: (N,) host indices that are trained on; None takes all of meta-training.
+        indices: (N,) training examples, on the host; None for the whole meta-training split.
     """
 
     metric_names: tuple[str, ...] = ("train/desired_loss", "train/desired_accuracy", "train/gradient_norm")
@@ -82,22 +83,22 @@ class LinearStep:
 
     @property
     def desired_head(self) -> Tensor:
-        """(C, D) head on the features as they are."""
+        """(C, D) head for the raw features."""
         return self._head @ self._whitening
 
     def describe_draw(self) -> str:
-        """There is no adversary."""
+        """Empty: there is no adversary."""
         return ""
 
     def probe(self) -> None:
-        """There is no adversary."""
+        """None: there is no adversary."""
 
     def params(self) -> Params:
-        """The trunk's parameters, copied."""
+        """A copy of the trunk's parameters."""
         return {name: value.clone() for name, value in self.model.layout.unflatten(self.trunk).items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the next step depends on; the features are computed again."""
+        """All state that later steps depend on, except the features, which are recomputed."""
         return {
             "head": self._head,
             "optimizer": self._optimizer.state_dict(),
@@ -121,9 +122,9 @@ class LinearStep:
 
 
 def whitening(features: Tensor) -> Tensor:
-    """The symmetric (D, D) matrix P for which the second moments of `features @ P` are the identity.
+    """The symmetric (D, D) matrix P such that the second-moment matrix of `features @ P` is the identity.
 
-    Directions with less than `SMALLEST_MOMENT` of the largest second moment count as if they had that much.
+    Eigenvalues below `SMALLEST_MOMENT` times the largest are raised to that value.
 
     Args:
         features: (N, D).

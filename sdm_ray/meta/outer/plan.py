@@ -13,29 +13,30 @@ RETENTION_READS = ("masked_lm", "hidden_states")
 
 
 class Plan(NamedTuple):
-    """Terms and weights by where they are read; each is empty where nothing is."""
+    """Weights of the blocking terms, grouped by the model on which a term is computed; a group may be empty."""
 
     fresh: dict[str, float]
-    """Off fresh adversaries (or the un-adapted model where none takes a step)."""
+    """Terms of fresh adversaries; of the un-adapted model where no fresh adversary takes a step."""
     pool: dict[str, float]
-    """Off the persistent adversary whose turn it is."""
+    """Terms of the persistent adversary that this outer step trains."""
     desired: dict[str, float]
-    """Off an adversary that adapts to the desired task."""
+    """Terms of an adversary that adapts to the desired task."""
     gradients: dict[str, float]
-    """Off the gradients of both tasks at the un-adapted model."""
+    """Terms of both tasks' gradients at the un-adapted model."""
     retention: dict[str, float]
-    """Off the un-adapted model on general text."""
+    """Terms of the un-adapted model on general text or on the outer desired batch."""
     num_steps: int
     """Largest number of inner steps K of a fresh adversary."""
 
     @staticmethod
     def of(settings: TrainSettings) -> Plan:
-        """Fresh adversaries and a pool share the terms of adapted models: each such term is the mean over both.
+        """The plan of a training.
 
-        `ac` evaluates the un-adapted model alone, so it takes no inner step whatever the adversary's settings say.
+        With fresh adversaries and a pool, a term of adapted models is the mean over both. The method `ac` computes its
+        terms on the un-adapted model only and takes no inner step, whatever the adversary's settings say.
 
         Raises:
-            UsageError: where a term needs what the adversary's settings do not give.
+            UsageError: for a term that needs inner steps when the settings have none.
         """
         weights, adversary = settings.blocking.weights(), settings.adversary
 

@@ -1,7 +1,7 @@
-"""The `retain_*` terms: what keeps the un-adapted model a general encoder, with its gradient and its own draws.
+"""The `retain_*` terms, which keep the un-adapted model a general encoder: their values, gradient and random draws.
 
-`retain_mlm` and `retain_distill` are read on general text, `retain_representation` on the outer desired batch. The
-original encoder is the trunk that training starts from, whose parameters nobody writes to.
+`retain_mlm` and `retain_distill` are computed on general text, `retain_representation` on the outer desired batch. The
+original encoder is the trunk that training starts from; its parameters are never modified.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from sdm_ray.models.masked_lm import MaskedLmHead, load_masked_lm, word_embeddin
 from sdm_ray.models.trunk import Trunk
 
 ON_DESIRED_BATCH = ("retain_representation",)
-"""Terms that are not read on general text."""
+"""Terms that are computed on the outer desired batch instead of general text."""
 
 
 class GeneralSources(NamedTuple):
-    """What the terms need besides trunk and data."""
+    """Inputs of the `retain_*` terms besides trunk and data."""
 
     text: GeneralText | None = None
-    """None takes the texts of meta-training."""
+    """General text; None uses the meta-training texts."""
     masked_lm: MaskedLmHead | None = None
-    """None where no term needs it."""
+    """Masked-LM head; None if no term needs it."""
 
 
 def load_general_sources(
@@ -51,17 +51,17 @@ def load_general_sources(
     device: torch.device | str,
     cache_dir: Path,
 ) -> GeneralSources | None:
-    """General text and masked-LM head, as far as a weight above 0 asks for them; None where none does.
+    """Load the general text and the masked-LM head that the terms of positive weight need; None if they need neither.
 
     Args:
-        settings: the training.
-        encoder: the encoder that is trained.
-        trunk: it, loaded.
+        settings: the training settings.
+        encoder: settings of the encoder that is trained.
+        trunk: that encoder, loaded.
         tokenizer: its fast tokenizer.
         world: the synthetic world.
-        max_length: tokens kept of a text (less where the encoder takes less).
-        device: where batches are wanted.
-        cache_dir: where the built-in encoder is kept.
+        max_length: longer texts are truncated to this many tokens, or to the encoder's own limit if that is lower.
+        device: device of the batches.
+        cache_dir: folder of the built-in encoder.
 
     Raises:
         UsageError: for text or an encoder that cannot be used; see `load_general_text`, `load_masked_lm`.
@@ -79,15 +79,15 @@ def load_general_sources(
 
 
 class Retention:
-    """The terms' weighted gradient at a trunk, and the sampler of general text.
+    """The weighted gradient of the `retain_*` terms at a trunk, and the sampler of general text.
 
     Args:
-        weights: term to weight above 0; terms that read `masked_lm` or `hidden_states`.
-        settings: batch size, number of texts and share of predicted tokens are used.
-        model: the trunk as a function.
-        trunk: the original encoder, a text encoder whose `forward` gives hidden states.
-        sources: general text and masked-LM head; None is neither.
-        data: its texts are the general ones where `sources` has none.
+        weights: positive weight by term; only terms that read `masked_lm` or `hidden_states`.
+        settings: batch size, number of texts and fraction of predicted tokens are used.
+        model: the trunk as a function of its parameters.
+        trunk: the original encoder, a text encoder whose `forward` returns hidden states.
+        sources: general text and masked-LM head; None for neither.
+        data: supplies the general text if `sources` has none.
         indices: (N,) host indices of meta-training.
         generator: CPU generator of all draws.
 
@@ -123,21 +123,21 @@ class Retention:
             self._head: MaskedLmHead = head.to(data.device, trunk.dtype)
 
     def gradient(self, trunk: Tensor, desired: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """One batch of general text, and the gradient of what the trunk minimises.
+        """Draw a batch of general text and compute the gradient of the weighted sum of the terms.
 
         Args:
-            trunk: (P,) its parameters; they are not written to.
+            trunk: (P,) the trunk's parameters; they are not modified.
             desired: the outer desired batch.
 
         Returns:
-            (P,) the weighted gradient, and every term's own value (0-d, detached) by name.
+            (P,) the weighted gradient, and the unweighted value of every term (0-d, detached) by name.
         """
         texts = None if self._text is None else self._sampler.next()
         point = trunk.detach().requires_grad_()
         gradient, values = torch.zeros_like(point), {}
         for name in self._weights:
             value = self._value(name, self._model.layout.unflatten(point), texts, desired)
-            # One term after the other, so that the graph of one is held at a time.
+            # One term at a time, so that memory holds one graph.
             (part,) = torch.autograd.grad(weighted_sum({name: value}, self._weights), point)
             gradient += part
             values[name] = value.detach()
@@ -153,7 +153,7 @@ class Retention:
         """Continue where `state_dict` was taken.
 
         Raises:
-            UsageError: when that was with other general text.
+            UsageError: if the general text has changed since.
         """
         if self._text is None:
             return
@@ -179,7 +179,7 @@ class Retention:
         return function(self._hidden(params, inputs), reference, inputs[1])
 
     def _predicted(self, text: GeneralText, params: Params, texts: Tensor) -> tuple[Tensor, Tensor]:
-        """Scores (N, V) and labels (N,) of the predicted tokens of corrupted texts."""
+        """Corrupt texts; logits (N, V) and labels (N,) of the N tokens to predict."""
         corrupted = corrupt(
             text.host_ids(texts),
             self._head.special,
@@ -192,7 +192,7 @@ class Retention:
         return self._head(hidden, params[self._embedding_name]), labels
 
     def _hidden(self, params: Params, inputs: tuple[Tensor, ...]) -> Tensor:
-        """(H, B, L, D)."""
+        """Hidden states (H, B, L, D)."""
         hidden: Tensor = functional_call(self._trunk, params, inputs, {"hidden_states": True})[1]
         return hidden
 

@@ -1,4 +1,4 @@
-"""The schedule of the outer learning rates: a linear warm-up, then constant or a schedule of torch."""
+"""The schedule of the outer learning rates: a linear warm-up, then a constant or a `torch.optim.lr_scheduler`."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ NEEDS_MORE = {
     "SequentialLR": "it takes other schedules, which a settings file cannot hold",
     "ChainedScheduler": "it takes other schedules, which a settings file cannot hold",
 }
-"""Schedules that are refused, and why."""
+"""Schedules that are rejected, with the reason."""
 CYCLED = ("betas", "momentum")
-"""Options of the optimiser that a schedule may change besides the learning rate."""
+"""Optimiser options that a schedule may change besides the learning rate."""
 
 
 class Schedule:
-    """Factors on the outer learning rates, step by step.
+    """The factor on the outer learning rates at each step.
 
-    A schedule of torch sees one learning rate, `train.learning_rate`; the other groups follow it in proportion. It is a
-    function of the number of steps alone, so that this number is all its state.
+    The torch scheduler runs on one learning rate, `train.learning_rate`; the other parameter groups are scaled by the
+    same factor. The factor depends only on the number of steps, so that number is the whole state.
 
     Args:
-        settings: schedule, learning rate, warm-up and number of steps.
+        settings: schedule, learning rate, warm-up and number of steps are used.
         kind: class of the outer optimiser.
-        options: of the outer optimiser.
+        options: its keyword arguments.
 
     Raises:
-        UsageError: for a schedule that does not exist, cannot be built from settings or fails within the training.
+        UsageError: for a schedule that does not exist, cannot be built from settings, or fails before the last step.
     """
 
     def __init__(self, settings: TrainSettings, kind: type[Optimizer], options: dict[str, Any]) -> None:
@@ -52,7 +52,7 @@ class Schedule:
 
     @property
     def factor(self) -> float:
-        """Factor on the learning rates of the next step."""
+        """Factor on the learning rates at the next step."""
         warmup = self._settings.warmup_steps
         warmth = min(1.0, (self.count + 1) / warmup) if warmup else 1.0
         if self._scheduler is None:
@@ -61,17 +61,17 @@ class Schedule:
 
     @property
     def cycled(self) -> dict[str, Any]:
-        """Options of the optimiser that the schedule moves too, by name."""
+        """Current values of the other optimiser options that the schedule changes (`CYCLED`), by name."""
         return {} if self._scheduler is None else {key: self._group()[key] for key in CYCLED if key in self._group()}
 
     def advance(self) -> None:
-        """Count a step and move the schedule on."""
+        """Count a step and advance the schedule."""
         self.count += 1
         if self._scheduler is not None and self._first_step() <= self.count < self._settings.num_outer_steps:
             self._scheduler.step()
 
     def load_count(self, count: int) -> None:
-        """Go on after `count` steps."""
+        """Set the schedule to its state after `count` steps."""
         self.count = 0
         self._scheduler = self._start()
         for _ in range(count):
@@ -90,13 +90,13 @@ class Schedule:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 scheduler: LRScheduler = kind(stand_in, **options)
-        except Exception as error:  # whatever a class of torch makes of options that it cannot use
+        except Exception as error:  # torch's classes raise errors of many types for invalid options
             raise UsageError(f"train.schedule {settings.schedule!r} with {options} cannot start: {error}") from None
-        stand_in.step()  # a schedule warns where it is advanced before its optimiser
+        stand_in.step()  # torch warns if a scheduler steps before its optimiser
         return scheduler
 
     def _rehearse(self) -> None:
-        """Run the schedule to its end, so that it does not fail after hours of training."""
+        """Run the whole schedule once, so that a fault shows now and not after hours of training."""
         scheduler, settings = self._start(), self._settings
         if scheduler is None:
             return
@@ -115,7 +115,7 @@ class Schedule:
                 ) from None
 
     def _first_step(self) -> int:
-        """The step from which on the schedule counts, 1 being the first of all."""
+        """The step (from 1) at which the schedule starts, after the warm-up."""
         return max(1, self._settings.warmup_steps)
 
     def _group(self) -> dict[str, Any]:
@@ -140,17 +140,23 @@ def classes_of(module: Any, base: type, without: Iterable[str]) -> dict[str, typ
 
 
 def unknown(setting: str, name: str, module: str, known: Iterable[str]) -> str:
-    """The error message for a class that does not exist."""
+    """The error message for a class name that does not exist or cannot be used."""
     known = sorted(known)
     hint = did_you_mean(name, known, otherwise=f"it has: {', '.join(known)}")
     return f"{setting}: {module} has no {name!r} that can be used here; {hint}"
 
 
 def check_options(setting: str, kind: type, options: dict[str, Any], *, fixed: tuple[str, ...]) -> None:
-    """Refuse options that a class does not take, or that are set otherwise.
+    """Check a class's keyword arguments.
+
+    Args:
+        setting: name of the setting, for the message.
+        kind: the class.
+        options: arguments by name.
+        fixed: arguments that the caller sets itself; they are rejected in `options`.
 
     Raises:
-        UsageError: naming the option and those that there are.
+        UsageError: for an unknown or a missing argument; the message lists the known ones.
     """
     parameters = inspect.signature(kind).parameters.values()
     taken = [parameter.name for parameter in parameters if parameter.name not in fixed]

@@ -1,4 +1,5 @@
-"""The outer step where the trunk is trained: the update of it, the desired head and what adversaries learn."""
+"""The outer step of the methods that train the trunk: it updates the trunk, the desired head and the parameters that
+adversaries learn (harmful head, inner learning rate, predictors)."""
 
 from __future__ import annotations
 
@@ -33,19 +34,19 @@ from sdm_ray.models.heads import init_head
 
 
 class OuterStep:
-    """The state of meta-training, and its step.
+    """The state of meta-training and its step function.
 
     Args:
-        settings: training settings, for a method that trains the trunk.
+        settings: training settings with a method that trains the trunk.
         trunk: the initial encoder; it is not modified.
         data: examples on the device.
         generators: CPU generators of every draw.
-        indices: (N,) host indices that are trained on; None takes all of meta-training.
-        general: text and masked-LM head of the `retain_*` terms; None where none is on.
-        erasure: what is kept out of the residual stream, from the start and after every step; None for nothing.
+        indices: (N,) training examples, on the host; None for the whole meta-training split.
+        general: text and masked-LM head of the `retain_*` terms; None if those terms are off.
+        erasure: applied to the trunk at the start and after every step; None for none.
 
     Raises:
-        UsageError: for settings that do not fit the data, or a term that is not known.
+        UsageError: for settings that do not fit the data, or an unknown term.
     """
 
     def __init__(
@@ -154,7 +155,7 @@ class OuterStep:
         ]
 
     def _learned(self) -> list[tuple[str, Tensor]]:
-        """What the adversary learns, by name."""
+        """Parameters that the outer optimiser trains on behalf of adversaries, by name."""
         named = {
             "harmful_head": self.harmful_head,
             "log_learning_rate": self.log_learning_rate,
@@ -185,14 +186,14 @@ class OuterStep:
         return torch.stack([total.metrics[name] for name in self.metric_names]) / parts
 
     def describe_draw(self) -> str:
-        """The adversaries of the last step, in words; empty where there was none."""
+        """A description of the last step's adversaries; empty if there were none."""
         return " and ".join(self._draws)
 
     def probe(self) -> dict[int, float] | None:
-        """Adapted harmful losses of the present weights by inner step, averaged over a few adversaries.
+        """Harmful loss by inner step at the current weights, averaged over a few adversaries.
 
-        The adversaries are the same at every call, and the state of training does not change. None where the method
-        simulates no adversary. Synchronises with the device.
+        Every call uses the same adversaries and leaves the training state unchanged. None if the method simulates no
+        adversary. Synchronises with the device.
         """
         if not self._plan.simulates():
             return None
@@ -203,12 +204,12 @@ class OuterStep:
         return mean_trajectory(simulator, parameters, self._data.batch(indices, Task.HARMFUL), indices)
 
     def params(self) -> Params:
-        """The trunk's parameters, copied."""
+        """A copy of the trunk's parameters."""
         views = self.model.layout.unflatten(self.trunk.detach())
         return {name: value.clone() for name, value in views.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the next step depends on."""
+        """All state that later steps depend on."""
         return {
             "count": self._count,
             "trunk": self.params(),
@@ -236,7 +237,7 @@ class OuterStep:
                     getattr(self, name).copy_(state[name])
         self._optimizer.load_state_dict(state["optimizer"])
         self.pool.load_state_dict(state["pool"])
-        if self._erasure is not None:  # found anew elsewhere, it may differ in the last bits
+        if self._erasure is not None:  # computed again on another machine, it may differ in the last bits
             self._erasure = Erasure.from_state(self._erasure.stream, state["erasure"])
         self._desired.load_state_dict(state["desired_sampler"])
         self._harmful.load_state_dict(state["harmful_sampler"])
@@ -332,7 +333,7 @@ class OuterStep:
             self._draws.append(part.draw.replace("fresh adversary", "adaptation to the desired task"))
 
     def _add_coupling(self, total: GradientAccumulator, desired: Batch, harmful: Batch) -> None:
-        """Terms of the two tasks' gradients; the harmful head descends its own loss."""
+        """Terms of both tasks' gradients. Without fresh terms, the harmful head is trained on its own loss here."""
         losses = [
             task_loss(self.model.logits(self.trunk, head, batch), batch.labels)
             for head, batch in ((self.harmful_head, harmful), (self.desired_head.detach(), desired))
@@ -345,13 +346,13 @@ class OuterStep:
     def _add_terms(
         self, total: GradientAccumulator, values: dict[str, Tensor], weights: dict[str, float], share: float = 1.0
     ) -> None:
-        """A term that fresh adversaries and the pool share is logged as the mean over both."""
+        """Log the terms' values; one that fresh adversaries and the pool share is logged as the mean over both."""
         wanted = self._settings.blocking.weights()
         for name, value in values.items():
             total.add_metric(f"train/{name}", value, share * weights[name] / wanted[name])
 
     def _erase(self) -> None:
-        """Take out of the trunk what is kept out of it, in place."""
+        """Apply the erasure to the trunk, in place."""
         if self._erasure is not None:
             self._erasure.apply(self.model.layout.unflatten(self.trunk.detach()))
 

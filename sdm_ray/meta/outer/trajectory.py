@@ -1,4 +1,4 @@
-"""The trajectory plot's data: how fast a few adversaries of the distribution learn from the present weights."""
+"""Data of the trajectory plot: the loss of a few adversaries by inner step, starting at the current weights."""
 
 from __future__ import annotations
 
@@ -17,13 +17,19 @@ from sdm_ray.meta.objectives import step_losses
 PROBED_ADVERSARIES = 4
 PROBED_EXAMPLES = 64
 PROBED_POOL_STEPS = 50
-"""Averaged over so many adversaries and examples; adversaries of the pool's kind take so many steps."""
+"""The loss is averaged over `PROBED_ADVERSARIES` adversaries and `PROBED_EXAMPLES` examples; adversaries with the
+pool's settings take at most `PROBED_POOL_STEPS` steps."""
 MOST_INTERVALS = 16
-"""Most intervals between evaluations, which are evenly spaced: on a deep encoder they cost more than the steps do."""
+"""Most intervals between evaluations. On a deep encoder an evaluation costs more than an inner step."""
 
 
 def probe_settings(settings: TrainSettings, *, fresh: bool) -> TrainSettings:
-    """The training with a few adversaries of equal length; without fresh ones, of the pool's kind."""
+    """Training settings with `PROBED_ADVERSARIES` adversaries of equal numbers of steps.
+
+    Args:
+        settings: the training.
+        fresh: whether the training has fresh adversaries; if not, the adversaries get the pool's settings.
+    """
     adversary = settings.adversary
     changes: dict[str, Any] = {
         "num_adversaries": PROBED_ADVERSARIES, "num_steps_min": None, "growing_steps": 0, "parameter_noise": 0.0,
@@ -46,20 +52,20 @@ def probe_settings(settings: TrainSettings, *, fresh: bool) -> TrainSettings:
 
 
 def evaluated_steps_of(num_steps: int) -> tuple[int, ...]:
-    """Inner steps after which an adversary of K is evaluated: the first, the last, and evenly spaced ones between."""
+    """Inner steps at which an adversary of K steps is evaluated: 0, K, and evenly spaced ones between."""
     return (*range(0, num_steps, math.ceil(num_steps / MOST_INTERVALS) or 1), num_steps)
 
 
 def mean_trajectory(
     simulator: Simulator, parameters: MetaParameters, outer: Batch, indices: Tensor
 ) -> dict[int, float]:
-    """Adapted harmful losses by inner step, averaged over adversaries.
+    """Harmful loss by inner step, averaged over adversaries.
 
     Args:
-        simulator: of `probe_settings`, with a generator of its own.
-        parameters: what they start from, detached.
-        outer: (B, L) the batch that they are evaluated on.
-        indices: (B,) its host indices.
+        simulator: built from `probe_settings`, with its own generator.
+        parameters: the adversaries' initial parameters, detached.
+        outer: (B, ·) the evaluation batch.
+        indices: (B,) the batch's examples, on the host.
     """
     adversaries = simulator.draw(0)
     steps = evaluated_steps_of(adversaries[0].num_steps)
