@@ -18,7 +18,8 @@ import torch
 
 from sdm_ray.attack.check import check_data, resolve_sizes
 from sdm_ray.attack.engine.committee import vote
-from sdm_ray.attack.engine.executor import Executor, Outcome, retry_of
+from sdm_ray.attack.engine.executor import Executor, retry_of
+from sdm_ray.attack.engine.outcome import Outcome
 from sdm_ray.attack.engine.scoring import ScoringSet
 from sdm_ray.attack.families import the_family
 from sdm_ray.attack.families.base import Attacker, Facts, Family

@@ -11,15 +11,14 @@ import typer
 from rich.markup import escape
 from rich.text import Text
 
+from sdm_ray.cli.own_modules import with_modules
 from sdm_ray.cli.progress import IMPORTING, READING, console, error_console, follow, say
 from sdm_ray.cli.tables import attack_table, family_table, walking_back
 from sdm_ray.config import (
     EncoderSettings,
     TrialSettings,
-    check_modules,
     content_hash,
     digest,
-    load_own_modules,
     load_settings,
     parse_settings,
     read_document,
@@ -102,9 +101,7 @@ def _attack(
         check_weights(tracked, None if exported is None else exported.params, model)
     released = exported.meta.settings if exported is not None and exported.meta is not None else None
     settings = attack_settings(config, preset, given[0], released)
-    for place in check_modules(settings, given[1], given[0]):
-        error_console.print(f"the settings load the module {escape(str(place))}", soft_wrap=True)
-    settings = load_own_modules(settings, given[1])
+    settings = with_modules(settings, given[1], given[0])
     if released is not None and config is None:
         console.print(
             f"the folder says: {escape(_says(released))}; how it is attacked is not for it to say", soft_wrap=True

@@ -5,10 +5,9 @@ from __future__ import annotations
 import sqlite3
 import uuid
 from collections.abc import Callable, Mapping
-from contextlib import closing, suppress
 from pathlib import Path
 
-from sdm_ray.core.files import move, set_aside
+from sdm_ray.core.databases import damage_of, set_database_aside
 from sdm_ray.core.notices import gathered
 from sdm_ray.core.result import RESULT, Status, TrialResult, readable_result, write_result
 from sdm_ray.sweep.records.warm import earlier_results
@@ -39,11 +38,8 @@ def open_study(
     if name is None:
         return _create(recorder, storage, announce, inputs)
     numbers = {entry.number: entry.params for entry in recorder.state.entries("search") if entry.number is not None}
-    if settings.storage is None and (damage := damage_of(file, name, max(numbers, default=-1) + 1)) is not None:
-        aside = set_aside(file)
-        for suffix in ("-journal", "-wal", "-shm"):  # a new file would be mended by what belongs to the old one
-            with suppress(FileNotFoundError):
-                move(file.with_name(file.name + suffix), aside.with_name(aside.name + suffix))
+    if settings.storage is None and (damage := study_damage(file, name, max(numbers, default=-1) + 1)) is not None:
+        aside = set_database_aside(file)
         announce(f"{file.name} is damaged ({damage}): it lies in {aside.name} and is rebuilt from the ledger")
     is_lost = settings.storage is None and not file.exists()
     options = recorder.ledger.record.sampler_options
@@ -55,30 +51,25 @@ def open_study(
     return study
 
 
-def damage_of(file: Path, name: str, num_trials: int) -> str | None:
+def study_damage(file: Path, name: str, num_trials: int) -> str | None:
     """What keeps a sqlite file from being the storage of a study with so many trials; None where nothing does.
 
     A file that is not there is not damaged, and a locked one may be sound.
     """
-    if not file.exists():
+
+    def look(database: sqlite3.Connection) -> str | None:
+        (found,) = database.execute("PRAGMA quick_check(1)").fetchone()
+        if found != "ok":
+            return str(found)
+        query = "SELECT count(*) FROM trials JOIN studies USING (study_id) WHERE study_name = ?"
+        (count,) = database.execute(query, (name,)).fetchone()
+        if count < num_trials:
+            return f"it holds {count} of {num_trials} trials"
+        if not database.execute("SELECT 1 FROM studies WHERE study_name = ?", (name,)).fetchone():
+            return "it does not hold the study"
         return None
-    try:
-        if file.stat().st_size == 0:
-            return "it is empty"
-        with closing(sqlite3.connect(file, timeout=1.0)) as database:
-            (found,) = database.execute("PRAGMA quick_check(1)").fetchone()
-            if found != "ok":
-                return str(found)
-            query = "SELECT count(*) FROM trials JOIN studies USING (study_id) WHERE study_name = ?"
-            (count,) = database.execute(query, (name,)).fetchone()
-            if count < num_trials:
-                return f"it holds {count} of {num_trials} trials"
-            if not database.execute("SELECT 1 FROM studies WHERE study_name = ?", (name,)).fetchone():
-                return "it does not hold the study"
-    except sqlite3.DatabaseError as error:
-        sound = isinstance(error, sqlite3.OperationalError) and "no such" not in str(error)
-        return None if sound else str(error)  # a locked file, or one that may not be read, is not damaged
-    return None
+
+    return damage_of(file, look)
 
 
 def restore_results(state: SweepState) -> list[str]:

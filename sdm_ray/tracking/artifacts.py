@@ -14,7 +14,7 @@ from sdm_ray.core.files import copy
 from sdm_ray.core.types import Params
 from sdm_ray.tracking.address import sqlite_file
 from sdm_ray.tracking.copies import ARTIFACTS
-from sdm_ray.tracking.mlflow import MODEL
+from sdm_ray.tracking.ending import MODEL
 from sdm_ray.tracking.naming import finite_metrics, tag_values
 from sdm_ray.tracking.runs import TrackedRun, answer, connect
 from sdm_ray.tracking.series import split

@@ -6,11 +6,11 @@ import logging
 import sqlite3
 import subprocess
 import sys
-from contextlib import closing
 from pathlib import Path
 
+from sdm_ray.core.databases import damage_of, set_database_aside
 from sdm_ray.core.errors import RunError
-from sdm_ray.core.files import copy, move, set_aside
+from sdm_ray.core.files import copy
 from sdm_ray.tracking.address import sqlite_uri
 
 log = logging.getLogger(__name__)
@@ -31,34 +31,20 @@ def move_damaged(file: Path) -> Path | None:
     Raises:
         RunError: when it cannot be moved.
     """
-    damage = damage_of(file)
+    damage = damage_of(file, lambda database: _lack(database, file))
     if damage is None:
         return None
-    aside = set_aside(file)
-    for suffix in ("-journal", "-wal", "-shm"):
-        beside = file.with_name(file.name + suffix)
-        if beside.exists():
-            move(beside, aside.with_name(aside.name + suffix))
+    aside = set_database_aside(file)
     log.warning("%s is damaged (%s): it lies in %s, and a new one is made", file, damage, aside.name)
     return aside
 
 
-def damage_of(file: Path) -> str | None:
-    """Why a file is no whole sqlite database; None where it is one, is not there, or is locked."""
-    if not file.exists():
-        return None
+def _lack(database: sqlite3.Connection, file: Path) -> str | None:
+    """What an open database lacks; None where it is whole."""
     size = file.stat().st_size
-    if size == 0:
-        return "it is empty"
-    try:
-        with closing(sqlite3.connect(file, timeout=1.0)) as database:
-            (tables,) = database.execute("SELECT count(*) FROM sqlite_master").fetchone()
-            (pages,) = database.execute("PRAGMA page_count").fetchone()
-            (page_bytes,) = database.execute("PRAGMA page_size").fetchone()
-    except sqlite3.OperationalError:
-        return None
-    except sqlite3.DatabaseError as error:
-        return str(error)
+    (tables,) = database.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    (pages,) = database.execute("PRAGMA page_count").fetchone()
+    (page_bytes,) = database.execute("PRAGMA page_size").fetchone()
     if not tables:
         return "it holds no table"
     return f"it was cut to {size} bytes" if size < pages * page_bytes else None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 
 from sdm_ray.config import TrackingSettings
 from sdm_ray.core.errors import UsageError
-from sdm_ray.core.files import write_text
+from sdm_ray.core.files import move, write_bytes, write_text
 from sdm_ray.tracking.address import at_home, masked, sqlite_file, sqlite_uri, sweep_id_file
 
 URI, EXPERIMENT, CONTEXT = "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_RUN_CONTEXT"
@@ -103,6 +104,22 @@ def keep_place(sweep_dir: Path, uri: str, experiment: str) -> None:
         where = {"file": os.path.relpath(file, sweep_dir.absolute())}
     folder = str(sweep_dir.resolve())  # by which a copy is told from the original
     write_text(_file(sweep_dir), json.dumps({**where, "experiment": experiment, "folder": folder}))
+
+
+def sweep_id(sweep_dir: Path) -> str:
+    """The sweep's own id, drawn once; it stays with the folder.
+
+    Raises:
+        OSError: when it cannot be written.
+    """
+    path = sweep_id_file(sweep_dir)
+    known = path.read_text(errors="replace").strip() if path.exists() else ""
+    if not (known.isascii() and known.isalnum()):  # it stands in queries; an empty one would be everybody's
+        temporary = path.with_suffix(".new")
+        write_bytes(temporary, uuid.uuid4().hex.encode(), sync=True)
+        move(temporary, path)
+        return path.read_text()
+    return known
 
 
 def context_tags(environ: Mapping[str, str] = os.environ) -> dict[str, str]:

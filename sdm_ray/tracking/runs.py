@@ -24,8 +24,8 @@ from sdm_ray.tracking.address import (
     sweep_id_file,
     unreachable,
 )
+from sdm_ray.tracking.answer import within
 from sdm_ray.tracking.client import new_client
-from sdm_ray.tracking.mlflow import within
 from sdm_ray.tracking.naming import SEPARATOR
 from sdm_ray.tracking.outbox import SWEEP_RUN
 from sdm_ray.tracking.place import DATABASE, place_of

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Generator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-
 from sdm_ray.config import TrialSettings, digest
-from sdm_ray.core.cache import ASKED, is_asked, look_up, offer
-from sdm_ray.core.files import atomic_path, write_json
+from sdm_ray.core.files import write_json
 from sdm_ray.core.progress import Progress
 from sdm_ray.meta.outer.erase import FoundErasure, Removed, check_erasure, find_erasure
 from sdm_ray.meta.validation import split_meta_train
 from sdm_ray.models.encoder import Trunk
 from sdm_ray.models.erasure import Erasure
 from sdm_ray.models.stream import stream_of
-from sdm_ray.trial.cached import built_once
+from sdm_ray.trial.kept import Kept, trained_once
 from sdm_ray.trial.workspace import Workspace
 
 REPORT = "erasure.json"
@@ -49,20 +44,14 @@ def found_erasure(
     asked = [FORMAT_VERSION, trunk.digest(), work.data.digest, erase.identity(), indices.tolist(), settings.seed]
     key = digest(asked)
 
-    def path(key: str) -> Path:
-        return work.cache_dir / "erasure" / f"{key}.safetensors"
+    def unpack(kept: Kept) -> FoundErasure:
+        removed = tuple(Removed(one["state"], tuple(one["accuracies"])) for one in kept.facts["removed"])
+        erasure = Erasure.from_state(stream_of(trunk), dict(kept.tensors))
+        return FoundErasure(erasure=erasure, removed=removed, seconds=kept.facts["seconds"])
 
-    def load(key: str) -> FoundErasure | None:
-        return look_up(work.cache_dir, f"erasure/{key}", partial(_read, path(key), key, trunk, work), shared)
-
-    def save(key: str, found: FoundErasure) -> None:
-        _write(path(key), key, found)
-        offer(work.cache_dir, f"erasure/{key}", [path(key)], shared)
-
-    shared = work.context.shared
-    build = partial(find_erasure, erase, trunk=trunk, data=work.data, indices=indices, seed=settings.seed)
-    found = yield from built_once({key: build}, load=load, save=save, path=path)
-    return found[key]
+    find = partial(find_erasure, erase, trunk=trunk, data=work.data, indices=indices, seed=settings.seed)
+    found = yield from trained_once(work, "erasure", key, find, pack=_pack, unpack=unpack)
+    return found
 
 
 def write_erasure(found: FoundErasure, path: Path) -> None:
@@ -79,24 +68,5 @@ def _facts(found: FoundErasure) -> dict[str, Any]:
     return {"removed": [removed._asdict() for removed in found.removed], "seconds": found.seconds}
 
 
-def _write(path: Path, key: str, found: FoundErasure) -> None:
-    tensors = {name: value.cpu().contiguous() for name, value in found.erasure.state_dict().items()}
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata={"sdm_ray": json.dumps(_facts(found)), ASKED: key})
-
-
-def _read(path: Path, key: str, trunk: Trunk, work: Workspace) -> FoundErasure | None:
-    if not path.exists():
-        return None
-    try:
-        with safe_open(path, framework="pt", device=str(work.device)) as file:
-            metadata = file.metadata() or {}
-            if not is_asked(key, metadata.get(ASKED)):
-                return None
-            facts = json.loads(metadata["sdm_ray"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        removed = tuple(Removed(one["state"], tuple(one["accuracies"])) for one in facts["removed"])
-        erasure = Erasure.from_state(stream_of(trunk), tensors)
-        return FoundErasure(erasure=erasure, removed=removed, seconds=facts["seconds"])
-    except (OSError, SafetensorError, KeyError, ValueError):
-        return None
+def _pack(found: FoundErasure) -> Kept:
+    return Kept(found.erasure.state_dict(), _facts(found))

@@ -7,26 +7,20 @@ and kept by content key.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Generator
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from sdm_ray.attack.findings.desired import desired_scores
 from sdm_ray.config import EncoderSettings, ScratchSettings, TrainSettings, digest
-from sdm_ray.core.cache import ASKED, is_asked, look_up, offer
-from sdm_ray.core.files import atomic_path
 from sdm_ray.core.progress import Progress
 from sdm_ray.core.types import Params, Split
 from sdm_ray.meta.trainer import Trainer
 from sdm_ray.models.encoder import Trunk
-from sdm_ray.trial.cached import built_once
+from sdm_ray.trial.kept import Kept, trained_once
 from sdm_ray.trial.workspace import Workspace
 
 FORMAT_VERSION = 1
@@ -85,21 +79,14 @@ def train_scratch(
     """
     trunk = work.trunk(encoder, "random", seed)
     key = digest([FORMAT_VERSION, trunk.digest(), work.data.digest, settings.identity(), seed])
-    folder = work.cache_dir / "scratch"
 
-    def path(key: str) -> Path:
-        return folder / f"{key}.safetensors"
+    def unpack(kept: Kept) -> Scratch:
+        params = dict(kept.tensors)
+        return Scratch(trunk=trunk, head=params.pop(_HEAD), params=params, **kept.facts)
 
-    def load(key: str) -> Scratch | None:
-        read = partial(_read, path(key), key, trunk, work)
-        return look_up(work.cache_dir, f"scratch/{key}", read, work.context.shared)
-
-    def save(key: str, found: Scratch) -> None:
-        _write(path(key), key, found)
-        offer(work.cache_dir, f"scratch/{key}", [path(key)], work.context.shared)
-
-    found = yield from built_once({key: partial(_train, work, trunk, settings, seed)}, load=load, save=save, path=path)
-    return found[key]
+    train = partial(_train, work, trunk, settings, seed)
+    found = yield from trained_once(work, "scratch", key, train, pack=_pack, unpack=unpack)
+    return found
 
 
 def _train(work: Workspace, trunk: Trunk, settings: ScratchSettings, seed: int) -> Generator[Progress, None, Scratch]:
@@ -155,23 +142,6 @@ def _advance(run: _Run, work: Workspace, trunk: Trunk) -> None:
         run.weights = {name: value.detach().clone() for name, value in params.items()}, head
 
 
-def _write(path: Path, key: str, found: Scratch) -> None:
+def _pack(found: Scratch) -> Kept:
     facts = {"learning_rate": found.learning_rate, "num_steps": found.num_steps, "seconds": found.seconds}
-    tensors = {name: value.detach().cpu().contiguous() for name, value in {**found.params, _HEAD: found.head}.items()}
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata={"sdm_ray": json.dumps(facts), ASKED: key})
-
-
-def _read(path: Path, key: str, trunk: Trunk, work: Workspace) -> Scratch | None:
-    if not path.exists():
-        return None
-    try:
-        with safe_open(path, framework="pt", device=str(work.device)) as file:
-            metadata = file.metadata() or {}
-            if not is_asked(key, metadata.get(ASKED)):
-                return None
-            facts = json.loads(metadata["sdm_ray"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, KeyError, ValueError):
-        return None
-    return Scratch(trunk=trunk, head=tensors.pop(_HEAD), params=tensors, **facts)
+    return Kept({**found.params, _HEAD: found.head}, facts)

@@ -61,7 +61,7 @@ def test_a_graft_takes_each_block_from_one_side(amount: float) -> None:
     released = params_of(trunk)
     executor = Executor(trunk, released, NameData(), quick(), Task.HARMFUL, Knowledge(public=public))
     attacker = Attacker(family="graft", num_examples=40, edit="graft", amount=amount)
-    edited = executor._editor.edited(attacker)
+    edited = executor.editor.edited(attacker)
     for name, value in edited.items():
         from_public = (trunk.depth_of(name) == 0) == (amount > 0)
         torch.testing.assert_close(value, public[name] if from_public else released[name], rtol=0, atol=0)

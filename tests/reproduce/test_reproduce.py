@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from sdm_ray.attack.report import AttackRecord, AttackReport, Cell
-from sdm_ray.cli import app, main
+from sdm_ray.cli import main, options
 from sdm_ray.config import SweepSettings, load_settings
 from sdm_ray.core.errors import UsageError
 from sdm_ray.figures.style import model_styles
@@ -168,7 +168,7 @@ def test_a_family_that_one_model_does_not_allow_leaves_a_gap_there_alone() -> No
 
 
 def test_the_command_line_knows_every_suite() -> None:
-    assert {suite.value for suite in app.Suite} == SUITES.keys()
+    assert {suite.value for suite in options.Suite} == SUITES.keys()
 
 
 def test_models_of_another_sweep_stand_beside_these_only_under_the_same_conditions() -> None:

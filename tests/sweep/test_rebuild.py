@@ -13,7 +13,7 @@ import pytest
 from sdm_ray.core.result import TrialResult
 from sdm_ray.sweep import SilentView, SweepOutcome, run_sweep
 from sdm_ray.sweep import runner as runner_module
-from sdm_ray.sweep.opening import damage_of
+from sdm_ray.sweep.opening import study_damage
 from sdm_ray.sweep.state.ledger import read_record
 from sdm_ray.tracking import NoTracker
 from tests.fakes import sweep as sweep_fakes
@@ -79,12 +79,12 @@ def test_a_locked_study_is_not_taken_for_a_damaged_one(tmp_path: Path, monkeypat
     lock = sqlite3.connect(file, isolation_level=None)
     lock.execute("BEGIN EXCLUSIVE")
     try:
-        assert damage_of(file, "mine", 5) is None
+        assert study_damage(file, "mine", 5) is None
     finally:
         lock.close()
-    assert damage_of(file, "mine", 0) is None
-    assert damage_of(file, "mine", 5) == "it holds 0 of 5 trials"
-    assert damage_of(file, "other", 0) == "it does not hold the study"
+    assert study_damage(file, "mine", 0) is None
+    assert study_damage(file, "mine", 5) == "it holds 0 of 5 trials"
+    assert study_damage(file, "other", 0) == "it does not hold the study"
 
 
 @pytest.mark.usefixtures("in_process")

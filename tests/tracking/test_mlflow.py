@@ -426,7 +426,7 @@ def test_the_hint_names_the_command_and_a_page_that_shows_the_trials(
     assert path == "/compare-runs"
     assert json.loads(parse_qs(query)["runs"][0]) == [runs["t0"], runs["t1"]]
 
-    monkeypatch.setattr("sdm_ray.tracking.mlflow.MAX_COMPARED_RUNS", 1)
+    monkeypatch.setattr("sdm_ray.tracking.pages.MAX_COMPARED_RUNS", 1)
     command, page = tracker.ui_hint().splitlines()
     words = shlex.split(command)
     assert words[:2] == ["mlflow", "ui"]
@@ -527,7 +527,7 @@ def silent_server() -> Iterator[int]:
 def test_a_server_that_never_answers_is_one_sentence_within_seconds(
     tmp_path: Path, silent_server: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tracker_module, "ANSWER_TIMEOUT_SECONDS", 1.0)
+    monkeypatch.setattr("sdm_ray.tracking.answer.ANSWER_TIMEOUT_SECONDS", 1.0)
     start = time.monotonic()
     with pytest.raises(RunError, match=r"127\.0\.0\.1:\d+ does not answer .*tracking\.enabled=false"):
         started(tmp_path, f"http://127.0.0.1:{silent_server}")

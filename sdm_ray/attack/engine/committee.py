@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sdm_ray.attack.engine.executor import Outcome
+from sdm_ray.attack.engine.outcome import Outcome
 
 
 def vote(members: Sequence[Outcome]) -> Outcome:

@@ -13,7 +13,8 @@ import ray
 import torch
 from ray.util.actor_pool import ActorPool
 
-from sdm_ray.attack.engine.executor import Executor, Outcome
+from sdm_ray.attack.engine.executor import Executor
+from sdm_ray.attack.engine.outcome import Outcome
 from sdm_ray.attack.families import Attacker
 from sdm_ray.attack.families.knowledge import Knowledge
 from sdm_ray.attack.protocol import RunnerFactory

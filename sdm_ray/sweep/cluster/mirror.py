@@ -23,6 +23,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from sdm_ray.config import SweepSettings
+from sdm_ray.core.databases import COMPANIONS
 from sdm_ray.core.errors import RunError, UsageError
 from sdm_ray.core.files import atomic_path, copy_stream
 
@@ -32,8 +33,6 @@ MANIFEST = "manifest.json"
 PUSH_SECONDS = 10.0
 """The sweep's own files are copied this often."""
 SQLITE_HEADER = b"SQLite format 3\0"
-SQLITE_COMPANIONS = ("-journal", "-wal", "-shm")
-"""Ends of the names of files that SQLite keeps beside a database in use; they mean nothing beside a copy."""
 
 
 def sweep_uri(settings: SweepSettings) -> str | None:
@@ -215,13 +214,13 @@ class Mirror:
             path = PurePosixPath(name)
             if path.is_absolute() or ".." in path.parts:
                 raise RunError(f"{below(self._uri, MANIFEST)} names {name!r}, which lies outside its folder")
-        return [name for name in names if not name.endswith(SQLITE_COMPANIONS)]
+        return [name for name in names if not name.endswith(COMPANIONS)]  # they mean nothing beside a copy
 
     def _files(self) -> Iterator[tuple[str, Mark]]:
         """Names of files to copy, each with what changes when it changes."""
         for path in self._paths():
             name = path.relative_to(self._folder)
-            if name.name.endswith(SQLITE_COMPANIONS):
+            if name.name.endswith(COMPANIONS):
                 continue
             with suppress(FileNotFoundError):  # it vanished after it was listed
                 yield name.as_posix(), _mark(path)

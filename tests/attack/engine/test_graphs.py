@@ -45,7 +45,7 @@ def test_recorded_steps_train_as_plain_ones(trains: str, monkeypatch: pytest.Mon
 
     def ends() -> tuple[Tensor, ...]:
         if trains == "head":
-            heads, curves = executor._train_heads(plan)
+            heads, curves = executor.frozen.train_heads(plan)
             return heads, curves.losses
         trained, curves = executor.train(plan)
         return (*trained.params(slice(None))[0].values(), curves.losses)

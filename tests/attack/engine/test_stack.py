@@ -148,7 +148,7 @@ def test_stack_equals_serial(kind: str, changes: dict[str, Any]) -> None:
     trunk, data, executor, plan = prepared(kind, **changes)
     trained, curves = executor.train(plan)
     tolerance = 1e-4 if kind == "modernbert" else 1e-8
-    assert (executor._embedding is None) == (kind == "tiny")
+    assert (trunk.embedding_name is None) == (kind == "tiny")
     scores = trained.logits(executor.val)
     for i in range(len(plan.attackers)):
         model, head = serial(trunk, data, plan, i)
@@ -180,11 +180,11 @@ def test_scoring_in_groups_equals_one_by_one(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_occurring_rows_equal_all_rows() -> None:
-    _, data, executor, plan = prepared("bert")
+    trunk, data, executor, plan = prepared("bert")
     restricted, _ = executor.train(plan)
-    model = dataclasses.replace(executor._model(plan.attackers), embedding=None)
+    model = dataclasses.replace(executor.models.of(plan.attackers, executor.editor), embedding=None)
     everything, _ = train_stack(model, data, Task.HARMFUL, plan, executor.val)  # type: ignore[arg-type]
-    assert restricted._stacked[executor._embedding].shape[1] < VOCABULARY  # type: ignore[index]
+    assert restricted._stacked[trunk.embedding_name].shape[1] < VOCABULARY  # type: ignore[index]
     left, right = restricted.params(slice(None))[0], everything.params(slice(None))[0]
     for name in right:
         torch.testing.assert_close(left[name], right[name], rtol=0, atol=1e-12)
@@ -212,13 +212,13 @@ def test_fixed_tokens_keep_their_place_though_they_do_not_occur() -> None:
 
 def test_texts_without_padding_keep_their_positions_where_these_are_told_from_token_ids() -> None:
     # RoBERTa numbers positions by `input_ids != padding_idx`, whatever token a restricted embedding has in that row.
-    _, data, executor, plan = prepared("roberta")
+    trunk, data, executor, plan = prepared("roberta")
     data.ids[data.ids == 0] = 7
     data.lengths.fill_(data.ids.shape[1])
     restricted, _ = executor.train(plan)
-    model = dataclasses.replace(executor._model(plan.attackers), embedding=None)
+    model = dataclasses.replace(executor.models.of(plan.attackers, executor.editor), embedding=None)
     everything, _ = train_stack(model, data, Task.HARMFUL, plan, executor.val)  # type: ignore[arg-type]
-    assert restricted._stacked[executor._embedding].shape[1] < VOCABULARY  # type: ignore[index]
+    assert restricted._stacked[trunk.embedding_name].shape[1] < VOCABULARY  # type: ignore[index]
     left, right = restricted.params(slice(None))[0], everything.params(slice(None))[0]
     for name in right:
         torch.testing.assert_close(left[name], right[name], rtol=0, atol=1e-9)
@@ -226,7 +226,7 @@ def test_texts_without_padding_keep_their_positions_where_these_are_told_from_to
 
 def test_heads_equal_serial() -> None:
     trunk, data, executor, plan = prepared("bert", trains="head")
-    heads, _ = executor._train_heads(plan)
+    heads, _ = executor.frozen.train_heads(plan)
     for i in range(len(plan.attackers)):
         model, head = serial(trunk, data, plan, i)
         torch.testing.assert_close(heads[i], head, rtol=0, atol=1e-8)
@@ -274,7 +274,7 @@ def test_steps_never_read_from_the_device(trains: str, monkeypatch: pytest.Monke
         stack = [Attacker(**{**a.__dict__, "num_steps": steps}) for a in attackers(trains=trains)]
         plan = executor.plan(stack)
         with _CountReads() as counter:
-            (executor._train_heads if trains == "head" else executor.train)(plan)
+            (executor.frozen.train_heads if trains == "head" else executor.train)(plan)
         reads.append(counter.reads)
     assert reads[1] == reads[2]
 
@@ -312,7 +312,7 @@ def test_low_rank_factors_equal_peft_and_the_trunk_stands_still() -> None:
 
     trunk, data, executor, plan = prepared("bert", trains="lora", rank=3)
     trained, _ = executor.train(plan)
-    scores, start = trained.logits(executor.val), executor._model(plan.attackers).own
+    scores, start = trained.logits(executor.val), executor.models.of(plan.attackers, executor.editor).own
     for i, attacker in enumerate(plan.attackers):
         model: Any = copy.deepcopy(trunk)
         config = LoraConfig(

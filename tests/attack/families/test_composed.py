@@ -25,7 +25,7 @@ def edited(chain: str, amounts: tuple[float, ...], *, seed_index: int = 0, **cha
     attacker = Attacker(
         family="composed", num_examples=40, edit=chain, amounts=amounts, seed_index=seed_index, **changes
     )
-    return executor._editor.edited(attacker)
+    return executor.editor.edited(attacker)
 
 
 def test_edits_work_on_what_the_one_before_has_left() -> None:

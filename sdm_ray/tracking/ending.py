@@ -1,0 +1,70 @@
+"""What the run of a trial keeps when the trial has ended, its metrics aside."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from sdm_ray.core.result import Status, TrialResult
+from sdm_ray.tracking.naming import tag_values
+from sdm_ray.tracking.series import FAILED_CHECKS
+
+MAX_SAID = 300
+"""Characters of what a failed check saw, in the tag of its trial's run."""
+RUN_STATUS = {
+    Status.COMPLETE: "FINISHED",
+    Status.INFEASIBLE: "FINISHED",
+    Status.FAILED: "FAILED",
+    Status.STOPPED: "KILLED",
+}
+ARTIFACTS = (
+    "config.yaml", "result.json", "train.parquet", "trajectory.parquet", "trajectory.png", "attack.parquet",
+    "attack.json", "audit.json", "model/README.md",
+)  # fmt: skip
+"""Files of a trial's folder that its run keeps; the folder itself is named by a tag."""
+MODEL = "model"
+"""Folder of the released model, in a trial's folder and among its run's artifacts (`tracking.log_models`)."""
+
+
+def result_tags(result: TrialResult, kept: Mapping[str, str]) -> dict[str, str]:
+    """The tags of a result; `kept` are those of metrics that are not logged."""
+    tags = {
+        "status": str(result.status),
+        "method": result.method,
+        "config_hash": result.config_hash,
+        "seed": result.seed,
+        "output_dir": result.output_dir,
+        "error": result.error,
+        FAILED_CHECKS: _checks(result.failed_checks),
+        **{f"provenance.{name}": value for name, value in result.provenance.items()},
+        **kept,
+    }
+    return tag_values(tags)
+
+
+def artifacts(result: TrialResult, *, with_model: bool) -> list[str]:
+    """Paths that the run keeps, the whole model among them where it is asked for."""
+    folder = result.output_dir.absolute()
+    whole = [str(folder / MODEL)] if with_model else []
+    return [*(str(folder / name) for name in ARTIFACTS), *whole]
+
+
+def inputs(provenance: Mapping[str, str]) -> list[dict[str, str]]:
+    """Data and encoder as MLflow's inputs of a run."""
+    named = (("data", "data_source", "meta-training and attack"), ("encoder", "encoder_name", "encoder"))
+    return [
+        {
+            "name": Path(provenance[name]).name,
+            "digest": provenance[digest],
+            "source": provenance[name],
+            "context": context,
+        }
+        for digest, name, context in named
+        if provenance.get(digest) and provenance.get(name)
+    ]
+
+
+def _checks(failed: Mapping[str, str]) -> str | None:
+    """The tag of failed checks; None where none failed."""
+    return json.dumps({name: said[:MAX_SAID] for name, said in failed.items()}) if failed else None
