@@ -7,8 +7,10 @@ from pathlib import Path
 
 MAX_REASON = 300
 KILLED, NODE_LOST = "killed, or crashed without a word", "its node was lost"
+OUT_OF_MEMORY = "NODE_OUT_OF_MEMORY: killed by Ray because the memory of its node ran low"
 _OUTSIDE = ("NODE_OUT_OF_MEMORY", "NODE_DIED", "WORKER_DIED: SIGTERM")
 _NODE = re.compile(r"\bnode\b[^.]{0,80}\b(?:has died|died|was (?:lost|removed|terminated)|is dead)", re.IGNORECASE)
+_HUNGRY = re.compile(r"killed due to the node running low on memory", re.IGNORECASE)
 _EXIT = re.compile(r"Worker exit type: (\w+) Worker exit detail: (.+?\.)(?:\s|$)", re.DOTALL)
 _ERROR = re.compile(r"[\w.]*(?:Error|Exception|Interrupt)\b: \S")
 _PID = re.compile(r"^\s*pid: (\d+)", re.MULTILINE)
@@ -27,6 +29,8 @@ def death_reason(text: str, logs: Path | None) -> str | None:
     if not lines:
         return None
     exited = _EXIT.search(section)
+    if exited is None and _HUNGRY.search(section):
+        return OUT_OF_MEMORY
     if exited is None and _NODE.search(section):
         return NODE_LOST
     if exited is None:

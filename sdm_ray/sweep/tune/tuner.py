@@ -16,6 +16,7 @@ from sdm_ray.sweep.interrupt import StopSwitch
 from sdm_ray.sweep.records.folder import RESUME_HINT
 from sdm_ray.sweep.state.recorder import Recorder
 from sdm_ray.sweep.tune.callbacks import SweepCallback, SweepScheduler, SweepStopper
+from sdm_ray.sweep.tune.hungry import treat_as_deaths
 from sdm_ray.sweep.tune.jobs import TRIAL
 from sdm_ray.sweep.tune.searcher import STOPPED_BY_MACHINE, SweepSearcher
 from sdm_ray.sweep.tune.trainable import TrialTrainable
@@ -36,6 +37,7 @@ def run_trials(
         UsageError: when the searcher met one.
         RunError: when Ray, the ledger or Optuna's storage failed.
     """
+    treat_as_deaths()
     resources = recorder.state.settings.resources
     tuner = tune.Tuner(
         tune.with_resources(TrialTrainable, {"cpu": resources.cpus_per_trial, "gpu": resources.gpus_per_trial}),
@@ -60,7 +62,9 @@ def run_trials(
     try:
         with watch:
             tuner.fit()
-    except (TuneError, RayError) as error:
+    except (TuneError, RayError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not isinstance(error.__cause__, RayError):
+            raise  # a mistake of ours, not a failure of Ray
         if watch.lost() and searcher.error is None:
             switch.request(STOPPED_BY_MACHINE)
             return

@@ -38,6 +38,10 @@ HUNGRY = "Task was killed due to the node running low on memory. Memory on the n
             SETUP + LOST.format(number=2, kind="NODE_OUT_OF_MEMORY", detail=HUNGRY),
             "NODE_OUT_OF_MEMORY: Task was killed due to the node running low on memory.",
         ),
+        (
+            "Failure # 1 (occurred at now)\n1 worker(s) were killed due to the node running low on memory.\n",
+            "NODE_OUT_OF_MEMORY: killed by Ray because the memory of its node ran low",
+        ),
         ("Failure # 1 (occurred at now)\nsomething else\n", "something else"),
         ("Failure # 1 (occurred at now)\nThe actor died because its node has died. Node Id: ab\n", "its node was lost"),
     ],
