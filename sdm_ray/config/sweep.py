@@ -109,6 +109,8 @@ class FinalSettings(Settings):
 class ResourceSettings(Settings):
     """What one trial occupies on the cluster."""
 
+    LATER: ClassVar[frozenset[str]] = frozenset({"max_kills"})
+
     cpus_per_trial: PositiveFloat = 1.0
     """Ray CPUs of a trial."""
     gpus_per_trial: NonNegativeFloat = 0.0
@@ -117,6 +119,9 @@ class ResourceSettings(Settings):
     """Trials at once; None is as many as fit."""
     max_failures: NonNegativeInt = 2
     """Times that a trial whose process died is started again from its checkpoint."""
+    max_kills: PositiveInt = 3
+    """Drivers that may give a searched trial up because its process was ended from outside (out of the machine's memory,
+    killed, its node lost) before `--resume` leaves it out; `--retry-infrastructure` repeats it."""
     max_silent_seconds: PositiveFloat | None = 7200.0
     """Seconds without progress after which a trial's process is taken for hung, killed and started again, as one that
     died; None waits for ever."""
