@@ -11,6 +11,7 @@ import typer
 from rich.markup import escape
 from rich.text import Text
 
+from sdm_ray.cli.foreign import own_settings
 from sdm_ray.cli.progress import IMPORTING, READING, console, error_console, follow, say
 from sdm_ray.cli.tables import attack_table, family_table, walking_back
 from sdm_ray.config import (
@@ -101,7 +102,7 @@ def _attack(
 
         check_weights(tracked, None if exported is None else exported.params, model)
     released = exported.meta.settings if exported is not None and exported.meta is not None else None
-    settings = attack_settings(config, preset, given[0], released)
+    settings = own_settings(attack_settings(config, preset, given[0], released), given[0])
     for place in check_modules(settings, given[1], given[0]):
         error_console.print(f"the settings load the module {escape(str(place))}", soft_wrap=True)
     settings = load_own_modules(settings, given[1])

@@ -120,8 +120,8 @@ class ResourceSettings(Settings):
     max_failures: NonNegativeInt = 2
     """Times that a trial whose process died is started again from its checkpoint."""
     max_kills: PositiveInt = 3
-    """Drivers that may give a searched trial up because its process was ended from outside (out of the machine's memory,
-    killed, its node lost) before `--resume` leaves it out; `--retry-infrastructure` repeats it."""
+    """Drivers that may give a searched trial up because its process was ended from outside (out of the machine's
+    memory, killed, its node lost) before `--resume` leaves it out; `--retry-infrastructure` repeats it."""
     max_silent_seconds: PositiveFloat | None = 7200.0
     """Seconds without progress after which a trial's process is taken for hung, killed and started again, as one that
     died; None waits for ever."""

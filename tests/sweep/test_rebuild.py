@@ -154,6 +154,7 @@ def test_what_is_readable_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     damage_lines(folder, '"result" t0001')
     (folder / "frontier.parquet").write_bytes(b"cut")
     (folder / "trials" / "t0000" / "result.json").write_text("{")
+    (folder / "trials" / "t0000" / "config.yaml").write_text("seed: 1\n")
     monkeypatch.chdir(tmp_path)
 
     def command(*arguments: str) -> None:
