@@ -1,7 +1,7 @@
 """What a config from somebody else's sweep may not steer: where is read from, written to and sent to.
 
-`sdm-ray best` keeps the cache folder and the MLflow of its sweep in the config, for trainings beside it. In the hands of
-somebody else the same file would choose a folder whose entries are believed, or a server that gets your token.
+`sdm-ray best` keeps the cache folder and the MLflow of its sweep in the config, for trainings beside it. From somebody
+else the same file would choose a folder whose entries are believed, or a server that gets your token.
 """
 
 from __future__ import annotations
@@ -90,6 +90,6 @@ def _read(folder: Path) -> SweepSettings | None:
 
 def _tell(origin: Origin, setting: str, value: str, option: str) -> None:
     say(
-        f"{setting} of the config ({value}) is not used: it came from the sweep {origin.sweep!r}, which does not lie in "
-        f"{RUNS}/ here with the same; where you trust it, add {option}"
+        f"{setting} of the config ({value}) is not used: it came from the sweep {origin.sweep!r}, which does not lie "
+        f"in {RUNS}/ here with the same; where you trust it, add {option}"
     )
