@@ -180,8 +180,8 @@ def _check_head(model: str, exported: Exported | None, work: Workspace) -> None:
     found, wanted = work.data.num_classes(Task.DESIRED), exported.head.shape[0]
     if found != wanted:
         raise UsageError(
-            f"data.desired_column has {found} classes, and the head of {model} tells {wanted} apart; give the data that "
-            "it was trained for"
+            f"data.desired_column has {found} classes, and the head of {model} tells {wanted} apart; give the data "
+            "that it was trained for"
         )
 
 

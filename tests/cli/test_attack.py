@@ -15,7 +15,7 @@ from sdm_ray.core.errors import UsageError
 
 def test_numbers_to_predict_are_refused_for_a_model_of_classes() -> None:
     settings = TrialSettings.model_validate({"data": {"source": "regression"}, "encoder": {"name": "mlp"}})
-    with pytest.raises(UsageError, match="data.source 'regression' is vectors with numbers to predict, and model/"):
+    with pytest.raises(UsageError, match=r"data.source 'regression' is vectors with numbers to predict, and model/"):
         _opened("model/", settings, None, None)
 
 
