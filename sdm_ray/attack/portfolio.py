@@ -10,20 +10,36 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from sdm_ray.attack.families import FAMILIES
-from sdm_ray.attack.families.base import Attacker, Facts
+from sdm_ray.attack.families.base import RATE_FACTORS, Attacker, Facts, Trains
 from sdm_ray.attack.families.token_probe import READS_NAMES
+from sdm_ray.config.attack import AttackSchedule
 from sdm_ray.core.errors import RunError, UsageError
-from sdm_ray.core.files import read_json, write_json
+from sdm_ray.core.files import is_file, read_json, write_json
 
 if TYPE_CHECKING:
     from sdm_ray.attack.report import AttackReport
 
 VERSION = 1
 """Version of the file's layout."""
+MAX_BYTES, MAX_ENTRIES = 16_000_000, 10_000
+"""Of a file: a portfolio may be somebody else's, and is data alone."""
+MOST = {
+    "num_steps": 100_000, "batch_size": 100_000, "depth": 10_000, "rank": 65_536, "layer": 10_000, "position": 100_000,
+    "learning_rate": 1e6, "amount": 1e9, "amounts": 1e9,
+}  # fmt: skip
+"""Largest magnitude of numbers of an attacker; no search comes near."""
+LEAST = {"num_steps": 0, "batch_size": 1, "depth": 0, "rank": 0, "layer": -2, "position": 0, "learning_rate": 0.0}
+MAX_EXAMPLES, MAX_ITEMS = 10_000_000, 100
+NAMES: dict[str, tuple[str, ...]] = {
+    "trains": get_args(Trains), "optimizer": tuple(RATE_FACTORS), "schedule": get_args(AttackSchedule),
+}  # fmt: skip
+"""Words that a field may hold; others are names that the engine looks up."""
+_WORD = re.compile(r"[\w.+-]{0,100}")
 IDENTITY = ("family", "num_examples", "phase", "repeat", "trial", "seed_index", "attempt")
 """Fields of an attacker that are no hyper-parameters."""
 HYPER_PARAMETERS = {field.name: field for field in dataclasses.fields(Attacker) if field.name not in IDENTITY}
@@ -78,6 +94,8 @@ def read_portfolio(path: str | Path | None) -> Portfolio:
     if path is None:
         return NOTHING
     where = f"attack.portfolio: {path}"
+    if is_file(Path(path)) and Path(path).stat().st_size > MAX_BYTES:
+        raise UsageError(f"{where} has {Path(path).stat().st_size} bytes, at most {MAX_BYTES} are read; shorten it")
     try:
         value = read_json(Path(path))
     except RunError as error:
@@ -88,6 +106,8 @@ def read_portfolio(path: str | Path | None) -> Portfolio:
     entries = value.get("entries")
     if not isinstance(entries, list):
         raise UsageError(f"{where} has no list of entries; write it anew")
+    if len(entries) > MAX_ENTRIES:
+        raise UsageError(f"{where} has {len(entries)} entries, at most {MAX_ENTRIES} are read; shorten it")
     read = [_entry(entry, f"{where}, entry {index}") for index, entry in enumerate(entries)]
     return Portfolio(str(value.get("name", "")), tuple(sorted(read, key=lambda entry: -entry.accuracy)))
 
@@ -146,15 +166,34 @@ def _entry(value: Any, where: str) -> Entry:
         if wrong or not isinstance(size, int):
             name, item = (wrong[0], given[wrong[0]]) if wrong else ("num_examples", size)
             raise UsageError(f"{where} has {item!r} for {name}, which is of another type; mend it or take it out")
+        _check_bounds(given | {"num_examples": size, "accuracy": accuracy}, where)
         attacker = Attacker(family=family, num_examples=size, **given)
         model = str(value["model"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         if isinstance(error, UsageError):
             raise
         raise UsageError(f"{where} is no winner of a search ({error!r}); mend it or take it out") from None
-    if family not in FAMILIES:
+    if not isinstance(family, str) or family not in FAMILIES:
         raise UsageError(f"{where} is of the family {family!r}, which is not known; known: {', '.join(FAMILIES)}")
     return Entry(attacker, accuracy, model)
+
+
+def _check_bounds(values: dict[str, Any], where: str) -> None:
+    """Refuse numbers that no search gives, and words that no field holds."""
+    least, most = LEAST | {"num_examples": 1, "accuracy": 0.0}, MOST | {"num_examples": MAX_EXAMPLES, "accuracy": 1.0}
+    for name, value in values.items():
+        if isinstance(value, str):
+            if value not in NAMES[name] if name in NAMES else not _WORD.fullmatch(value):
+                known = f"; known: {', '.join(NAMES[name])}" if name in NAMES else ""
+                raise UsageError(f"{where} has {value[:60]!r} for {name}{known}; mend it or take it out")
+        elif not isinstance(value, bool):
+            items = value if isinstance(value, list | tuple) else [value]
+            low, high = least.get(name, -most[name]), most[name]
+            if len(items) > MAX_ITEMS or not all(low <= item <= high for item in items):
+                shown = str(value) if len(str(value)) <= 60 else f"{str(value)[:57]}..."
+                raise UsageError(
+                    f"{where} has {shown} for {name}, which must lie from {low:g} to {high:g}; mend it or take it out"
+                )
 
 
 def _is_like(value: Any, default: Any) -> bool:

@@ -11,6 +11,7 @@ import typer
 from rich.markup import escape
 from rich.text import Text
 
+from sdm_ray.cli.foreign import own_settings
 from sdm_ray.cli.own_modules import with_modules
 from sdm_ray.cli.progress import IMPORTING, READING, console, error_console, follow, say
 from sdm_ray.cli.tables import attack_table, family_table, walking_back
@@ -24,8 +25,9 @@ from sdm_ray.config import (
     read_document,
 )
 from sdm_ray.config.attack import SHARING
-from sdm_ray.core.errors import RunError
+from sdm_ray.core.errors import RunError, UsageError
 from sdm_ray.core.metric_names import Metric
+from sdm_ray.core.types import Task
 from sdm_ray.core.verdict import few_reruns, verdict
 from sdm_ray.tracking.address import is_reference
 
@@ -100,7 +102,7 @@ def _attack(
 
         check_weights(tracked, None if exported is None else exported.params, model)
     released = exported.meta.settings if exported is not None and exported.meta is not None else None
-    settings = attack_settings(config, preset, given[0], released)
+    settings = own_settings(attack_settings(config, preset, given[0], released), given[0])
     settings = with_modules(settings, given[1], given[0])
     if released is not None and config is None:
         console.print(
@@ -134,6 +136,11 @@ def _opened(
     model: str, settings: TrialSettings, exported: Exported | None, released: TrialSettings | None
 ) -> tuple[Workspace, Release]:
     """The data, and the model as an attacker gets it; an export says what it was made from and trained against."""
+    if settings.data.source == "regression":
+        raise UsageError(
+            f"data.source 'regression' is vectors with numbers to predict, and {model} is an encoder of texts with "
+            "classes to tell apart; give the texts that it was trained for (--config FILE, or --set data.source=...)"
+        )
     import torch
 
     from sdm_ray.models.pooling import choose_pooling
@@ -149,6 +156,7 @@ def _opened(
     torch.set_num_threads(settings.runtime.num_threads)
     context = TrialContext(samplers=attack_samplers())
     work = open_workspace(settings.model_copy(update={"encoder": encoder}), context)
+    _check_head(model, exported, work)
     trunk = work.trunk(encoder, "pretrained", settings.seed)
     defended = released is not None and released.train.method == "mlac"
     release = Release(
@@ -160,6 +168,18 @@ def _opened(
         trained_against=released.train.adversary.supports() if released is not None and defended else (),
     )
     return work, release
+
+
+def _check_head(model: str, exported: Exported | None, work: Workspace) -> None:
+    """Refuse data with other classes of the desired task than the released head has."""
+    if exported is None or exported.head is None:
+        return
+    found, wanted = work.data.num_classes(Task.DESIRED), exported.head.shape[0]
+    if found != wanted:
+        raise UsageError(
+            f"data.desired_column has {found} classes, and the head of {model} tells {wanted} apart; give the data "
+            "that it was trained for"
+        )
 
 
 def _says(released: TrialSettings) -> str:

@@ -31,9 +31,11 @@ def train(
     ] = None,
 ) -> None:
     """Train one model, release it and attack it; the same command resumes."""
+    from sdm_ray.cli.foreign import own_settings
     from sdm_ray.cli.train import run
 
-    settings = with_modules(load_settings(TrialSettings, config, overrides or ()), modules, overrides)
+    settings = own_settings(load_settings(TrialSettings, config, overrides or ()), overrides or ())
+    settings = with_modules(settings, modules, overrides)
     if method is not None:
         train_settings = settings.train.for_method(method.value)
         settings = override(settings, {"train": train_settings.model_dump(mode="json")})

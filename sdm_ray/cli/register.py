@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rich.markup import escape
 
+from sdm_ray.cli.foreign import check_address
 from sdm_ray.cli.progress import console
 from sdm_ray.cli.verdicts import failed_checks, say_point
 from sdm_ray.config import SweepSettings, load_settings
@@ -50,4 +51,6 @@ def _run(source: str, min_desired: float | None, trial: str | None, uri: str | N
         assert origin is not None
         trial = origin.trial_id
     tracking = load_settings(SweepSettings, folder / "sweep.yaml").tracking
+    if uri is None:
+        check_address(folder, tracking.uri)
     return run_of_trial(folder, trial, uri=uri or tracking.uri)

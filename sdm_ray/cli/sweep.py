@@ -27,10 +27,11 @@ from sdm_ray.figures.tables import pareto_table
 from sdm_ray.frontier.kept import UNMEASURED, is_unmeasured, kept_note
 from sdm_ray.frontier.points import Point, compare, hypervolume
 from sdm_ray.frontier.select import Rule, select, why_empty
-from sdm_ray.frontier.tables import frontier_document, read_extras, read_tables, write_tables
+from sdm_ray.frontier.tables import frontier_document, read_extras, write_tables
 from sdm_ray.sweep.records.best import load_best
 from sdm_ray.sweep.records.comparable import data_digest, unlike
 from sdm_ray.sweep.records.folder import begun_settings, find_sweep, settle_pooling
+from sdm_ray.sweep.records.points import sweep_points
 from sdm_ray.sweep.search.check import check_sweep
 from sdm_ray.sweep.search.location import check_location, own_storage
 from sdm_ray.sweep.state.ledger import FILE as LEDGER
@@ -46,7 +47,7 @@ MAX_LISTED = 20
 """Trials that a sweep's end lists for each way in which they are not on the frontier."""
 
 
-def run(settings: SweepSettings, config: Path, *, resume: bool, fork: bool = False) -> None:
+def run(settings: SweepSettings, config: Path, *, resume: bool, fork: bool = False, retry: bool = False) -> None:
     """Run a sweep and print its frontier and what to do next; exit code 130 when it was interrupted."""
     if fork:
         from sdm_ray.sweep.records.warm import forked
@@ -54,7 +55,7 @@ def run(settings: SweepSettings, config: Path, *, resume: bool, fork: bool = Fal
         settings, _ = settle_pooling(settings, resume=True)
         settings, message = forked(settings, _check(settings))
         console.print(escape(message), soft_wrap=True)
-    outcome = run_checked(settings, resume=resume)
+    outcome = run_checked(settings, resume=resume, retry=retry)
     if outcome.points:
         print_table(outcome.points)
     if outcome.interrupted:
@@ -85,7 +86,7 @@ def print_table(points: Sequence[Point]) -> None:
         console.print(note, soft_wrap=True)
 
 
-def run_checked(settings: SweepSettings, *, resume: bool) -> SweepOutcome:
+def run_checked(settings: SweepSettings, *, resume: bool, retry: bool = False) -> SweepOutcome:
     """Run a sweep whose data and encoder have been tried, and say what failed in it."""
     from sdm_ray.sweep.cluster.choice import check_cluster, check_output_dir
 
@@ -94,7 +95,7 @@ def run_checked(settings: SweepSettings, *, resume: bool) -> SweepOutcome:
     inputs = _check(settings, resume=resume)
     from sdm_ray.sweep.runner import run_sweep
 
-    outcome = run_sweep(settings, resume=resume, inputs=inputs)
+    outcome = run_sweep(settings, resume=resume, retry_infrastructure=retry, inputs=inputs)
     for line in shortfalls(outcome):
         say(line)
     return outcome
@@ -113,6 +114,10 @@ def shortfalls(outcome: SweepOutcome) -> list[str]:
         if len(reasons) > MAX_LISTED:
             more = f"{len(reasons) - MAX_LISTED} more, with their reasons in {outcome.folder / LEDGER}"
             lines.append(f"{status}: {more}")
+    lines += [
+        f"infrastructure: {name}: {reason}; --resume --retry-infrastructure repeats it"
+        for name, reason in list(outcome.infrastructure.items())[:MAX_LISTED]
+    ]
     return lines
 
 
@@ -192,7 +197,7 @@ def _read(sweep: str, tracking_uri: str | None) -> _Sweep:
     if not is_reference(sweep):
         folder = find_sweep(sweep)
         settings = begun_settings(folder)
-        return _Sweep(folder.name, folder, read_tables(folder), settings, data_digest(folder))
+        return _Sweep(folder.name, folder, sweep_points(folder), settings, data_digest(folder))
     from sdm_ray.sweep.records.tracked import tracked_sweep
 
     name, settings, points = tracked_sweep(sweep, uri=tracking_uri)

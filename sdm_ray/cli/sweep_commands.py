@@ -32,19 +32,28 @@ def sweep(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what it would do and, by timing a little of a trial, cost.")
     ] = False,
+    retry: Annotated[
+        bool,
+        typer.Option(
+            "--retry-infrastructure",
+            help="With --resume: repeat trials that were left out because they were killed from outside too often.",
+        ),
+    ] = False,
 ) -> None:
     """Search: train, release and attack many models, and track the frontier."""
     from sdm_ray.cli.sweep import run, show_plan
 
     if resume and fork:
         raise UsageError("--resume goes on with a sweep and --fork starts another: give one of them")
+    if retry and not resume:
+        raise UsageError("--retry-infrastructure repeats trials of a sweep that goes on: give it with --resume")
     if dry_run and (resume or fork):
         raise UsageError("--dry-run plans a whole sweep from its file: give it without --resume and --fork")
     settings = with_modules(load_settings(SweepSettings, config, overrides or ()), modules, overrides)
     if dry_run:
         show_plan(settings)
     else:
-        run(settings, config, resume=resume, fork=fork)
+        run(settings, config, resume=resume, fork=fork, retry=retry)
 
 
 def init(

@@ -9,10 +9,11 @@ from rich.markup import escape
 
 from sdm_ray.cli.progress import console
 from sdm_ray.core.metric_names import Metric
-from sdm_ray.core.result import FINAL, read_result
+from sdm_ray.core.result import FINAL
 from sdm_ray.core.verdict import says
 from sdm_ray.frontier.points import interval_of
 from sdm_ray.sweep.records.folder import find_sweep
+from sdm_ray.sweep.records.points import trial_result
 from sdm_ray.tracking.address import is_reference
 
 FIGURES = {Metric.DESIRED_ACCURACY: "desired accuracy", Metric.HARMFUL_WORST_ACCURACY: "worst-case harmful accuracy"}
@@ -63,7 +64,7 @@ def failed_checks(sweep: str | Path, trial_id: str, uri: str | None = None) -> l
         return tracked_checks(str(sweep), trial_id, uri=uri)
     folder = find_sweep(sweep)
     for name in (f"{trial_id}{FINAL}", trial_id):
-        result = read_result(folder / "trials" / name)
+        result = trial_result(folder, name)
         if result is not None:
             return list(result.failed_checks)
     return []

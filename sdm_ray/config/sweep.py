@@ -113,6 +113,8 @@ class FinalSettings(Settings):
 class ResourceSettings(Settings):
     """Resources of a trial on the Ray cluster."""
 
+    LATER: ClassVar[frozenset[str]] = frozenset({"max_kills"})
+
     cpus_per_trial: PositiveFloat = 1.0
     """Ray CPUs per trial."""
     gpus_per_trial: NonNegativeFloat = 0.0
@@ -121,6 +123,9 @@ class ResourceSettings(Settings):
     """Most trials that run at once; None for as many as fit."""
     max_failures: NonNegativeInt = 2
     """Number of times that a trial is restarted from its checkpoint after its process died."""
+    max_kills: PositiveInt = 3
+    """Number of drivers that may give up a searched trial because its process was ended from outside (node out of
+    memory, killed, node lost) before `--resume` leaves it out; `--retry-infrastructure` repeats it."""
     max_silent_seconds: PositiveFloat | None = 7200.0
     """Seconds without progress after which a trial's process counts as hung: it is killed and restarted like one that
     died. None for no limit."""

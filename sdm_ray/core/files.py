@@ -269,14 +269,31 @@ def set_aside(path: Path) -> Path:
     Raises:
         RunError: when its folder cannot be written.
     """
-    number = 1
-    while (aside := path.with_name(f"{path.name}.damaged-{number}")).exists():
-        number += 1
+    aside = _aside(path)
     try:
         _rename(path, aside)
         return aside
     except OSError as error:
         raise RunError(f"cannot move the damaged {path} aside: {error.strerror or error}; remove it") from None
+
+
+def copy_aside(path: Path) -> Path:
+    """Copy a damaged file to where `set_aside` would move it, before it is mended; gives the copy's path.
+
+    Raises:
+        RunError: when its folder cannot be written.
+    """
+    try:
+        return copy(path, _aside(path))
+    except OSError as error:
+        raise RunError(f"cannot keep a copy of the damaged {path}: {error.strerror or error}; free space") from error
+
+
+def _aside(path: Path) -> Path:
+    number = 1
+    while (aside := path.with_name(f"{path.name}.damaged-{number}")).exists():
+        number += 1
+    return aside
 
 
 MALFORMED = (ValueError, LookupError, TypeError, AttributeError, RecursionError)

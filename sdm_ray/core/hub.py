@@ -44,6 +44,20 @@ def is_away() -> bool:
 
 
 @contextmanager
+def cached_only() -> Iterator[None]:
+    """Have `datasets` and the hub's client take what their caches hold, and fail at once where they hold nothing."""
+    import datasets
+    from huggingface_hub import constants
+
+    before = datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE
+    datasets.config.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE = before
+
+
+@contextmanager
 def quiet_hub() -> Iterator[None]:
     """Silence `huggingface_hub`, which logs every retry without network."""
     log = logging.getLogger("huggingface_hub")

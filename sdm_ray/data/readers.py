@@ -6,6 +6,7 @@ import csv
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ import pyarrow.parquet as pq
 
 from sdm_ray.core.errors import RunError, UsageError
 from sdm_ray.core.files import is_file, is_folder, user_path
-from sdm_ray.core.hub import brief, quiet_hub
+from sdm_ray.core.hub import brief, cached_only, is_away, quiet_hub
 from sdm_ray.core.parquet import read_parquet
 from sdm_ray.core.suggest import did_you_mean
 
@@ -86,7 +87,7 @@ def read_files(files: Sequence[Path], columns: dict[str, str]) -> Source:
 
 
 def read_hub(name: str, revision: str | None, columns: dict[str, str]) -> Source:
-    """Read columns from all splits of a hub dataset and concatenate them.
+    """Read columns from all splits of a hub dataset and concatenate them; from the cache if the hub is unreachable.
 
     Raises:
         UsageError: for a missing column, or a dataset that needs the name of a configuration.
@@ -97,7 +98,7 @@ def read_hub(name: str, revision: str | None, columns: dict[str, str]) -> Source
     shown = datasets.is_progress_bar_enabled()
     datasets.disable_progress_bars()
     try:
-        with quiet_hub():
+        with quiet_hub(), cached_only() if is_away() else nullcontext():
             loaded = datasets.load_dataset(name, revision=revision)
     except ValueError as error:
         if "BuilderConfig" in str(error) or "Config name" in str(error):

@@ -226,10 +226,28 @@ def _labels(source: Source, setting: str, columns: dict[str, str]) -> tuple[np.n
             raise UsageError(
                 f"{where} has classes that differ by white space alone, such as {value!r}; trim its values"
             )
+    _refuse_marks(values, text, where)
     if len(values) < 2:
         raise UsageError(f"{where} has one class, {values[0]!r}; two or more are needed")
     codes = pc.index_in(text, value_set=pa.array(values, pa.large_string()))
     return np.asarray(codes.to_numpy(), dtype=np.int64), tuple(values)
+
+
+def _refuse_marks(names: Sequence[str], labels: pa.ChunkedArray, where: str) -> None:
+    """Refuse what stands for no label: -1 beside classes that are numbered from 0, and what exports write for it."""
+    others = [name for name in names if name != "-1"]
+    numbered = others == [str(index) for index in range(len(others))] and len(others) > 1
+    marks = {"-1"} if numbered else {name for name in names if name.strip().casefold() in NO_LABEL}
+    for mark in sorted(marks & set(names)):
+        count = pc.sum(pc.equal(labels, mark)).as_py()
+        raise UsageError(
+            f"{where} holds {mark!r} in {count} of {len(labels)} rows, which is how missing labels are written; remove "
+            "these rows, or where it is a class of its own give it a name"
+        )
+
+
+NO_LABEL = {"nan", "nat", "<na>", "#n/a"}
+"""What pandas and spreadsheets write in place of a missing value, in lower case."""
 
 
 def _is_integer(value: str) -> bool:

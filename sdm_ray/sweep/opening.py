@@ -35,9 +35,13 @@ def open_study(
     """
     settings, name, file = recorder.state.settings, recorder.ledger.record.study_name, folder / OWN_FILE
     storage = own_storage(folder) if settings.storage is None else at_home(settings.storage, "storage")
+    numbers = {entry.number: entry.params for entry in recorder.state.entries("search") if entry.number is not None}
+    if name is None and numbers:  # a damaged ledger has lost it
+        study = _create(recorder, storage, announce, inputs, warm=False)
+        study.rebuild(numbers)
+        return study
     if name is None:
         return _create(recorder, storage, announce, inputs)
-    numbers = {entry.number: entry.params for entry in recorder.state.entries("search") if entry.number is not None}
     if settings.storage is None and (damage := study_damage(file, name, max(numbers, default=-1) + 1)) is not None:
         aside = set_database_aside(file)
         announce(f"{file.name} is damaged ({damage}): it lies in {aside.name} and is rebuilt from the ledger")
@@ -91,11 +95,16 @@ def restore_results(state: SweepState) -> list[str]:
 
 
 def _create(
-    recorder: Recorder, storage: str, announce: Callable[[str], None], inputs: Mapping[str, str] | None
+    recorder: Recorder,
+    storage: str,
+    announce: Callable[[str], None],
+    inputs: Mapping[str, str] | None,
+    *,
+    warm: bool = True,
 ) -> SearchStudy:
     settings = recorder.state.settings
     name = f"{settings.name}-{uuid.uuid4().hex[:8]}"
-    earlier = settings.search.warm_start
+    earlier = settings.search.warm_start if warm else None
     known = [] if earlier is None else list(earlier_results(settings, inputs))
     study = SearchStudy.open(settings, storage=storage, name=name, create=True)
     if earlier is not None:

@@ -50,6 +50,8 @@ class SweepOutcome:
     """Those that completed."""
     infeasible: dict[str, str] = field(default_factory=dict)
     """Why completed points miss a constraint, by id."""
+    infrastructure: dict[str, str] = field(default_factory=dict)
+    """Why trials were left out that were ended from outside too often, by id."""
     interrupted: bool = False
     """Trials are still missing; `resume_hint` says how to go on."""
     tracking_hint: str = ""
@@ -101,6 +103,7 @@ def run_sweep(
     settings: SweepSettings,
     *,
     resume: bool = False,
+    retry_infrastructure: bool = False,
     trial_function: str = "sdm_ray.trial.run:iterate_trial",
     final_function: str = "sdm_ray.trial.final:iterate_final",
     view: View | None = None,
@@ -113,6 +116,7 @@ def run_sweep(
     Args:
         settings: the sweep. Its folder is `output_dir/name`.
         resume: go on with the sweep in that folder; a complete one is returned as it is.
+        retry_infrastructure: repeat also trials that were left out because they were ended from outside too often.
         trial_function: `module:function` with the contract of `sdm_ray.trial.run.iterate_trial`.
         final_function: the same of `sdm_ray.trial.final.iterate_final`.
         view: what a person sees; by default a live table in a terminal and lines elsewhere.
@@ -145,6 +149,10 @@ def run_sweep(
         stack.callback(view.close)
         if note is not None:
             view.message(note)
+        if recorder.ledger.mended is not None:
+            view.message(recorder.ledger.mended)
+        if retry_infrastructure and (again := recorder.retry_infrastructure()):
+            view.message(f"trials that were ended from outside are repeated: {', '.join(again)}")
         if resume:
             recorder.restart_failed_references()
             from sdm_ray.sweep.opening import restore_results
@@ -372,6 +380,7 @@ def _outcome(run: _Run, *, interrupted: bool) -> SweepOutcome:
         results=state.results(),
         points=state.judgement.points(),
         infeasible=state.judgement.infeasible(),
+        infrastructure={entry.trial_id: entry.killed for entry in state.infrastructure()},
         interrupted=interrupted,
         tracking_hint=run.tracker.ui_hint(),
         seconds=state.clock.elapsed_seconds,

@@ -27,6 +27,7 @@ from sdm_ray.models.encoder import params_digest
 from sdm_ray.models.export import export_model, export_weights
 from sdm_ray.trial.assess import assess
 from sdm_ray.trial.context import ALONE, TrialContext
+from sdm_ray.trial.dry import dry_pass
 from sdm_ray.trial.erased import REPORT, found_erasure, write_erasure
 from sdm_ray.trial.release import Release
 from sdm_ray.trial.rungs import Rungs
@@ -76,6 +77,8 @@ def iterate_trial(
         return finished
     check_attack(work, settings.attack)  # before hours of training, not after
     trunk = work.trunk(settings.encoder, initialisation, settings.seed)
+    if not (output_dir / "checkpoint").exists():
+        dry_pass(work, trunk, settings)
     if settings.train.method == "scratch":
         outcome = yield from _train_scratch(settings, work)
     else:

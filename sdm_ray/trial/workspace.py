@@ -184,6 +184,9 @@ def check_inputs(
         faults.check(split_meta_train, work.data, settings.train)
     faults.refuse()
     trunk = work.trunk(settings.encoder, "pretrained", settings.seed)
+    from sdm_ray.trial.dry import dry_pass
+
+    dry_pass(work, trunk, settings)
     general_sources(work, settings, trunk)
     for erase in (settings.train.erase, *erasures):
         if erase.num_directions:

@@ -119,3 +119,46 @@ def test_a_bad_file_is_told_in_a_sentence_before_anything_starts(content: str, m
     with pytest.raises(UsageError, match=message):
         attack(data, quick(portfolio=str(path)))
     assert data.asked == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_steps": 10**12}, "1000000000000 for num_steps, which must lie from 0 to 100000"),
+        ({"num_steps": -1}, "-1 for num_steps"),
+        ({"batch_size": 0}, "0 for batch_size, which must lie from 1"),
+        ({"learning_rate": float("nan")}, "nan for learning_rate"),
+        ({"learning_rate": float("inf")}, "inf for learning_rate"),
+        ({"rank": 10**9}, "for rank"),
+        ({"amounts": [1.0] * 1000}, "for amounts"),
+        ({"amounts": [float("nan")]}, "for amounts"),
+        ({"optimizer": "mine"}, "'mine' for optimizer; known: adam"),
+        ({"schedule": "mine"}, "'mine' for schedule; known: constant"),
+        ({"trains": "mine"}, "'mine' for trains; known: full"),
+        ({"edit": "os; exit()"}, "for edit"),
+        ({"probe": "x" * 10_000}, "for probe"),
+    ],
+)
+def test_somebody_elses_portfolio_is_data_of_bounded_size(
+    changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    path = write(tmp_path / "p.json", entry(attacker={"num_steps": 12} | changes))
+    with pytest.raises(UsageError, match=message) as caught:
+        read_portfolio(path)
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize("changes", [{"num_examples": 10**30}, {"accuracy": float("nan")}, {"family": ["knn"]}])
+def test_entries_beyond_all_bounds_are_refused(changes: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="entry 0"):
+        read_portfolio(write(tmp_path / "p.json", entry(**changes)))
+
+
+def test_a_portfolio_that_is_too_large_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "p.json", *[entry()] * 3)
+    monkeypatch.setattr("sdm_ray.attack.portfolio.MAX_ENTRIES", 2)
+    with pytest.raises(UsageError, match="3 entries, at most 2 are read"):
+        read_portfolio(path)
+    monkeypatch.setattr("sdm_ray.attack.portfolio.MAX_BYTES", 10)
+    with pytest.raises(UsageError, match="bytes, at most 10 are read"):
+        read_portfolio(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,7 @@ def test_hub_dataset_concatenates_its_splits_and_names_its_classes(monkeypatch: 
         return datasets.DatasetDict({"train": labelled_dataset(), "test": labelled_dataset()})
 
     monkeypatch.setattr(datasets, "load_dataset", fake)
+    monkeypatch.setattr("sdm_ray.data.readers.is_away", lambda: False)
     examples = load("owner/name", revision="v2")
     assert asked == [("owner/name", "v2")]
     assert examples.texts == ["one", "two", "three", "four"] * 2
@@ -138,11 +140,26 @@ def test_a_hub_id_without_network(monkeypatch: pytest.MonkeyPatch) -> None:
         load("nobody/nothing")
 
 
+def test_a_hub_that_is_away_is_asked_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its client tries five times, which takes twenty seconds or more."""
+    asked: list[Any] = []
+    monkeypatch.setattr("sdm_ray.data.readers.is_away", lambda: True)
+    monkeypatch.setattr("huggingface_hub.utils._http.http_backoff", lambda *args, **options: asked.append(args))
+    before = datasets.config.HF_HUB_OFFLINE
+    started = time.monotonic()
+    with pytest.raises(RunError, match=r"'nobody/nothing' could not be had"):
+        load("nobody/nothing")
+    assert not asked
+    assert time.monotonic() - started < 5.0
+    assert before == datasets.config.HF_HUB_OFFLINE
+
+
 def test_a_hub_dataset_with_several_configurations(monkeypatch: pytest.MonkeyPatch) -> None:
     def fake(name: str, revision: str | None = None) -> None:
         raise ValueError("Config name is missing.\nPlease pick one among the available configs: ['a', 'b']")
 
     monkeypatch.setattr(datasets, "load_dataset", fake)
+    monkeypatch.setattr("sdm_ray.data.readers.is_away", lambda: False)
     with pytest.raises(UsageError, match=r"'owner/name': Config name is missing; point data.source at a local file"):
         load("owner/name")
 
@@ -354,6 +371,22 @@ def test_one_number_means_one_class_in_all_files(tmp_path: Path) -> None:
 def test_labels_of_white_space_are_no_classes(gender: list[str], words: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=words):
         load(helpers.write_rows(tmp_path / "rows.csv", small(gender=gender)))
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".csv", ".jsonl"])
+@pytest.mark.parametrize(
+    ("gender", "mark"), [([0, 1, -1, 0], "-1"), ([-1, 2, 0, 1], "-1"), (["f", "m", "NaN", "m"], "NaN")]
+)
+def test_marks_of_missing_labels_are_no_classes(gender: list[Any], mark: str, suffix: str, tmp_path: Path) -> None:
+    message = rf"data.harmful_column: column 'gender' holds '{mark}' in 1 of 4 rows, .*give it a name"
+    with pytest.raises(UsageError, match=message):
+        load(helpers.write_rows(tmp_path / f"rows{suffix}", small(gender=gender)))
+
+
+@pytest.mark.parametrize("gender", [[-1, 1, 1, -1], [-1, 1, 2, 1], ["-1", "none", "x", "none"]])
+def test_numbers_below_zero_may_be_classes(gender: list[Any], tmp_path: Path) -> None:
+    examples = load(helpers.write_rows(tmp_path / "rows.parquet", small(gender=gender)))
+    assert examples.harmful_labels == tuple(sorted(set(map(str, gender))))
 
 
 def test_dates_in_json_are_text(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import optuna
 import pytest
 
+from sdm_ray.cli.app import main
 from sdm_ray.core.result import TrialResult
 from sdm_ray.sweep import SilentView, SweepOutcome, run_sweep
 from sdm_ray.sweep import runner as runner_module
@@ -114,6 +115,66 @@ def test_a_damaged_result_of_an_unfinished_trial_is_run_again_and_said_once(tmp_
     assert read_record(folder).entries["t0000"].result is not None
     assert sum(message.startswith("trial t0000: the result was damaged") for message in view.messages) == 1
     assert len(sweep_fakes.events(folder / "trials" / "t0000", "started")) == 2
+
+
+def damage_lines(folder: Path, *marks: str) -> list[str]:
+    """Damage the lines of a ledger in which all of the words of a mark stand; gives the lines as they were."""
+    lines = (folder / "trials.jsonl").read_text().splitlines()
+    hit = [any(all(word in line for word in mark.split()) for mark in marks) for line in lines]
+    assert any(hit)
+    text = "".join(f"{'#' * 10 if is_hit else line}\n" for line, is_hit in zip(lines, hit, strict=True))
+    (folder / "trials.jsonl").write_text(text)
+    return lines
+
+
+@pytest.mark.usefixtures("in_process")
+@pytest.mark.parametrize("mark", ['"result" t0000', '"result" tuned', '"trial" tuned', '"study"'])
+def test_a_damaged_line_of_the_ledger_is_made_up_for(tmp_path: Path, mark: str) -> None:
+    folder = run(tmp_path, 2).folder
+    before = told(folder)
+    damage_lines(folder, mark)
+    view = SilentView()
+    outcome = run(tmp_path, 3, view=view, resume=True)
+    (said,) = [message for message in view.messages if "trials.jsonl is damaged" in message]
+    assert "it lies in trials.jsonl.damaged-1" in said
+    assert [result.trial_id for result in outcome.results] == ["tuned", "t0000", "t0001", "t0002"]
+    assert all(len(sweep_fakes.events(path, "finished")) == 1 for path in (folder / "trials").iterdir())
+    storage = f"sqlite:///{folder}/optuna.db"
+    name = read_record(folder).study_name
+    assert name is not None
+    after = optuna.load_study(storage=storage, study_name=name).trials
+    assert [(trial.state.name, trial.params, trial.values) for trial in after][:2] == before
+    assert len(after) == 3
+
+
+@pytest.mark.usefixtures("in_process")
+def test_what_is_readable_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, caplog: Any) -> None:
+    """`status`, `frontier` and `best` leave out what is damaged, say so, and end well."""
+    folder = run(tmp_path, 3).folder
+    damage_lines(folder, '"result" t0001')
+    (folder / "frontier.parquet").write_bytes(b"cut")
+    (folder / "trials" / "t0000" / "result.json").write_text("{")
+    (folder / "trials" / "t0000" / "config.yaml").write_text("seed: 1\n")
+    monkeypatch.chdir(tmp_path)
+
+    def command(*arguments: str) -> None:
+        with pytest.raises(SystemExit) as ended:
+            main(list(arguments))
+        assert ended.value.code == 0
+
+    command("status", str(folder), "--json")
+    status = json.loads(capsys.readouterr().out)
+    (line,) = status["damaged_lines"]
+    assert status["unfinished"] == ["t0001"]
+    command("status", str(folder))
+    assert f"warning: trials.jsonl, {line}, is damaged and left out" in capsys.readouterr().out
+    command("frontier", str(folder), "--json")
+    points = json.loads(capsys.readouterr().out)["points"]
+    assert sorted(point["trial_id"] for point in points) == ["t0000", "t0002", "tuned"]
+    command("best", str(folder), "--trial", "t0000", "--out", "best.yaml")
+    assert Path("best.yaml").is_file()
+    assert f"trials.jsonl, {line}, is damaged and left out" in caplog.text
+    assert "the points are from" in caplog.text
 
 
 class Forgetful(NoTracker):

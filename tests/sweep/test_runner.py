@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from sdm_ray.config import ResourceSettings
+from sdm_ray.core import files
 from sdm_ray.core.errors import RunError, UsageError
 from sdm_ray.core.result import Status
 from sdm_ray.frontier.tables import read_extras, read_tables
@@ -33,18 +34,56 @@ in_process = pytest.mark.usefixtures("in_process")
 
 
 @in_process
-def test_a_failing_storage_ends_the_sweep_in_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("fault", [errno.EPERM, errno.ENOSPC])
+def test_a_failing_storage_ends_the_sweep_in_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: int
+) -> None:
+    """One that cannot be written because the disk is full interrupts it."""
+    view = SilentView()
     ask, asked = SearchStudy.ask, itertools.count()
 
     def ask_twice(self: SearchStudy, point: Any = None) -> Any:
         if next(asked) == 2:
-            raise OSError(errno.ENOSPC, "No space left on device", "optuna.db")
+            raise OSError(fault, os.strerror(fault), "optuna.db")
         return ask(self, point)
 
     monkeypatch.setattr(SearchStudy, "ask", ask_twice)
-    with pytest.raises(RunError, match=r"No space left on device: optuna.db; .* --resume"):
-        run(tmp_path, references="[]", resources__max_concurrent_trials=1)
+    changes = {"references": "[]", "resources__max_concurrent_trials": 1}
+    if fault == errno.ENOSPC:
+        assert run(tmp_path, view=view, **changes).interrupted
+        assert "No space left on device: optuna.db: the sweep ends; what has finished is kept" in "".join(view.messages)
+    else:
+        with pytest.raises(RunError, match=r"Operation not permitted: optuna.db; .* --resume"):
+            run(tmp_path, **changes)
     assert [entry.result is not None for entry in read_record(tmp_path / "fake").entries.values()] == [True, True]
+
+
+@in_process
+@pytest.mark.parametrize("event", ["trial", "result"])
+def test_a_full_disk_under_the_ledger_interrupts_the_sweep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, event: str
+) -> None:
+    write, full = files._write, [True]
+
+    def fail(file: int, content: bytes | memoryview) -> None:
+        if full and f'"event": "{event}"'.encode() in bytes(content) and b"t0001" in bytes(content):
+            write(file, bytes(content)[:10])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(file, content)
+
+    monkeypatch.setattr(files, "_write", fail)
+    view, changes = SilentView(), {"references": "[]", "search__num_trials": 3}
+    first = run(tmp_path, "smooth", view=view, resources__max_concurrent_trials=1, **changes)
+    assert first.interrupted
+    (said,) = [message for message in view.messages if "the sweep ends" in message]
+    assert "No space left on device" in said
+    assert "--resume" in said
+    assert [result.trial_id for result in first.results] == ["t0000"]
+    full.clear()
+    second = run(tmp_path, "smooth", resume=True, **changes)
+    assert not second.interrupted
+    assert [result.trial_id for result in second.results] == ids(3)
+    assert all(len(sweep_fakes.events(result.output_dir, "finished")) == 1 for result in second.results)
 
 
 @in_process

@@ -253,7 +253,7 @@ def test_a_training_is_linked_to_the_sweep_of_its_config(
     (sweep.parent / "mlflow.db").unlink()
     shutil.rmtree(sweep.parent / "mlartifacts", ignore_errors=True)
     sweep.rename("gone")
-    main_exits([*train[:-1], "away"])
+    main_exits([*train[:-1], "away", "--set", f"origin.tracking_uri={uri}"])
     assert "not tracked: tracking URI" in capsys.readouterr().err
     main_exits([*train[:-1], "asked", "--tracking-uri", "http://127.0.0.1:1"], 1)
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from sdm_ray.config import Origin, SweepSettings, TrialSettings, load_settings
 from sdm_ray.core.errors import UsageError
 from sdm_ray.frontier.select import Rule, refuse_scratch, rule_of, select
-from sdm_ray.frontier.tables import read_tables
 from sdm_ray.sweep.records.folder import find_sweep
+from sdm_ray.sweep.records.points import sweep_points
 from sdm_ray.tracking.address import is_reference, sweep_id_file
 from sdm_ray.tracking.place import choose_place, without_password
 
@@ -39,7 +39,7 @@ def load_best(
 
     Raises:
         UsageError: when there is no such sweep, no point qualifies, or something was given that the rule does not read.
-        RunError: when the sweep's table is damaged.
+        RunError: when neither the sweep's table nor its ledger can be read.
     """
     given = {"min_desired": min_desired, "desired_weight": desired_weight, "trial_id": trial_id}
     if is_reference(str(sweep)):
@@ -49,7 +49,7 @@ def load_best(
     rule = rule_of(rule, min_desired=min_desired, desired_weight=desired_weight, trial_id=trial_id)
     folder = find_sweep(sweep, output_dir=output_dir)
     weight = 0.5 if desired_weight is None else desired_weight
-    point = select(read_tables(folder), rule=rule, min_desired=min_desired, desired_weight=weight, trial_id=trial_id)
+    point = select(sweep_points(folder), rule=rule, min_desired=min_desired, desired_weight=weight, trial_id=trial_id)
     settings = load_settings(TrialSettings, folder / "trials" / point.trial_id / "config.yaml")
     label = rule if min_desired is None else f"{rule}, desired >= {min_desired:g}"
     metrics = {name: value for name, value in point.metrics.items() if math.isfinite(value)}

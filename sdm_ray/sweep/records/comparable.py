@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from sdm_ray.config import SweepSettings
-from sdm_ray.core.result import read_result
 from sdm_ray.sweep.records.folder import differences
+from sdm_ray.sweep.records.points import trial_result
 
 ALIKE = ("trial.attack", "trial.data", "final", "objectives", "search.num_trials")
 """Settings that decide what a hypervolume means: attack, data, what is optimised, and how many trials sought it."""
@@ -17,7 +17,7 @@ FREE = ("trial.attack.seed",)
 def data_digest(folder: Path) -> str | None:
     """Digest of the data that the trials of a sweep's folder were measured on; None where none has a result."""
     for path in sorted((folder / "trials").glob("*/result.json")):
-        result = read_result(path.parent)
+        result = trial_result(folder, path.parent.name)
         if result is not None and "data" in result.provenance:
             return result.provenance["data"]
     return None

@@ -78,7 +78,7 @@ def claimed_folder(settings: SweepSettings, *, resume: bool, inputs: Mapping[str
     try:
         if resume:
             check_unchanged(begun_settings(folder), settings)
-            problem = inputs_problem(read_record(folder).entries.values(), inputs or {})
+            problem = inputs_problem(read_record(folder, around=True).entries.values(), inputs or {})
             if problem is not None:
                 raise UsageError(
                     f"{folder} holds results of other inputs: {problem}; restore what was there, or start another "

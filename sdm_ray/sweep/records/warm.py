@@ -33,7 +33,7 @@ def earlier_results(
 
     Raises:
         UsageError: when there is no such sweep, or its results would mean something else here.
-        RunError: when its ledger is damaged.
+        RunError: when its ledger cannot be read; damaged lines are left out.
     """
     assert settings.search.warm_start is not None
     folder = find_sweep(settings.search.warm_start, output_dir=settings.output_dir)
@@ -41,7 +41,7 @@ def earlier_results(
         raise UsageError("search.warm_start names this sweep itself; --resume goes on with it")
     earlier = begun_settings(folder)
     _check_same(earlier, settings)
-    state = SweepState(earlier, read_record(folder))
+    state = SweepState(earlier, read_record(folder, around=True))
     problem = inputs_problem(state.trials.values(), inputs or {})
     if problem is not None:
         raise UsageError(

@@ -1,18 +1,29 @@
 """The sweep's own record of its trials: one JSON line for each thing that happened, flushed to disk at once.
 
-It is what a sweep resumes from. A line that a killed driver left unfinished at the end is cut off.
+It is what a sweep resumes from. A line that a killed driver left unfinished at the end is cut off. Damaged lines
+elsewhere are left out where a sweep is only looked at; a sweep that goes on makes up for them, or is refused.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from sdm_ray.config import Method
 from sdm_ray.core.errors import RunError
-from sdm_ray.core.files import MALFORMED, LineFile, nan_for_null, null_for_nan, reason
+from sdm_ray.core.files import (
+    MALFORMED,
+    LineFile,
+    atomic_path,
+    copy_aside,
+    nan_for_null,
+    null_for_nan,
+    reason,
+    write_bytes,
+)  # fmt: skip
 from sdm_ray.core.result import TrialResult, check_kinds
 
 FILE = "trials.jsonl"
@@ -39,6 +50,10 @@ class Entry:
     result: TrialResult | None = None
     seconds: float = 0.0
     """How long it occupied a process under the driver that saw its end."""
+    num_killed: int = 0
+    """How often a driver gave it up because its process was ended from outside."""
+    killed: str = ""
+    """How its process was ended, the last time."""
 
     def __post_init__(self) -> None:
         self.point = self.point or self.trial_id
@@ -58,15 +73,26 @@ class Record:
     """Of the Optuna study; None until there is one."""
     sampler_options: dict[str, Any] | None = None
     """Of Optuna's sampler; None for sweeps that began before they were recorded."""
+    damaged: list[str] = field(default_factory=list)
+    """Lines that cannot be read, each with the reason; always empty where they are refused."""
 
 
-def read_record(folder: Path) -> Record:
+def read_record(folder: Path, *, around: bool = False) -> Record:
     """Read a sweep's ledger and change nothing; a line that is still being written is left out.
 
+    Args:
+        folder: of the sweep.
+        around: leave out damaged lines, and list them in the record.
+
     Raises:
-        RunError: when the file is damaged elsewhere than at its end, or cannot be read.
+        RunError: when the file is damaged elsewhere than at its end, unless `around`; when it cannot be read.
     """
     record, _ = _read(folder)
+    if record.damaged and not around:
+        raise RunError(
+            f"{folder / FILE}, {record.damaged[0]}, is damaged; restore it, or let `sdm-ray sweep --resume` "
+            "make up for it"
+        )
     return record
 
 
@@ -76,15 +102,41 @@ class Ledger:
     def __init__(self, folder: Path) -> None:
         """Open the file, or create it; an unfinished line at its end is cut off.
 
+        Damaged lines elsewhere are taken out, and a copy of the file as it was is kept: a trial that thereby has no
+        end is run again, or its `result.json` is read again.
+
         Raises:
-            RunError: when the file is damaged elsewhere than at its end, or cannot be read or written.
+            RunError: when damaged lines cannot be made up for, or the file cannot be read or written.
         """
         self.path = folder / FILE
-        self.record, size = _read(folder)
+        self.record, lines = _read(folder)
+        self.mended: str | None = None
+        """What was taken out, as a sentence for people; None where nothing was."""
+        if self.record.damaged:
+            self._mend(lines)
+        size = sum(len(line) + 1 for line in lines)
         try:
             self._file = LineFile(self.path, size)
         except OSError as error:
             raise RunError(f"cannot use {self.path}: {error.strerror or error}") from None
+
+    def _mend(self, lines: list[bytes]) -> None:
+        """Write the sound lines anew."""
+        lost = _lost_points(self.record, lines)
+        if lost:
+            raise RunError(
+                f"{self.path}, {self.record.damaged[0]}, is damaged, and nothing else says what {lost[0]} is to try; "
+                "restore the line from a copy, or start another sweep from what can be read with --fork"
+            )
+        kept = copy_aside(self.path)
+        with atomic_path(self.path, sync=True) as temporary:
+            write_bytes(temporary, b"".join(line + b"\n" for line in lines))
+        what = f"line {self.record.damaged[0].removeprefix('line ')}"
+        more = f" and {len(self.record.damaged) - 1} more" if len(self.record.damaged) > 1 else ""
+        self.mended = (
+            f"{FILE} is damaged in {what}{more}: it lies in {kept.name}, and what these lines said is read again from "
+            "the trials' folders or made anew"
+        )
 
     def name_study(self, name: str, sampler_options: dict[str, Any]) -> None:
         """Record the name of the Optuna study and its sampler's options, once."""
@@ -117,6 +169,10 @@ class Ledger:
         times = {"seconds": round(seconds, 3), "elapsed": round(elapsed, 3)}
         return _result(self._append({"event": "result", **times, **_plain(result.to_dict())}), self.path.parent)
 
+    def give_up(self, trial_id: str, reason: str) -> None:
+        """Record that the process of a trial was ended from outside, and that this driver does not try it again."""
+        self._append({"event": "killed", "trial_id": trial_id, "reason": reason})
+
     def record_rung(self, trial_id: str, step: int, desired: float, harmful: float) -> None:
         """Record what a trial measured at a rung."""
         self._append({"event": "rung", "trial_id": trial_id, "step": step, "desired": desired, "harmful": harmful})
@@ -144,30 +200,42 @@ def trial_folder(sweep_folder: Path, trial_id: str) -> Path:
     return sweep_folder / "trials" / trial_id
 
 
-def _read(folder: Path) -> tuple[Record, int]:
-    """What the whole lines say, and how many bytes they are."""
+def _read(folder: Path) -> tuple[Record, list[bytes]]:
+    """What the whole lines say, and these lines, each without its end; damaged ones are not among them."""
     path, record = folder / FILE, Record()
     try:
         lines = path.read_bytes().split(b"\n") if path.exists() else []
     except OSError as error:
         raise RunError(f"cannot use {path}: {error.strerror or error}") from None
-    size = 0
+    sound = []
     for number, line in enumerate(lines[:-1], start=1):
+        event = None
         try:
-            _apply(json.loads(line), record, folder)
+            event = json.loads(line)
+            _apply(event, record, folder)
         except MALFORMED as error:
-            if number < len(lines) - 1:
-                raise RunError(
-                    f"{path}, line {number}, is damaged ({reason(error)}); restore it, or delete all lines of "
-                    "its trial to run that again with --resume"
-                ) from None
-            break
-        size += len(line) + 1
-    return record, size
+            if event is not None or number < len(lines) - 1:  # else a kill or a full disk has torn the last one
+                record.damaged.append(f"line {number} ({reason(error)})")
+            continue
+        sound.append(line)
+    return record, sound
+
+
+def _lost_points(record: Record, lines: list[bytes]) -> list[str]:
+    """Searched points of which a line speaks, or between which there is a gap, and that no line begins."""
+    spoken = {str(json.loads(line).get("trial_id")) for line in lines} | set(record.entries)
+    spoken |= {match[0] for text in record.damaged if (match := re.search(r"t\d{4,}", text))}
+    numbers = {int(name[1:]) for trial_id in spoken if (name := _POINT.sub("", trial_id)) and name[1:].isdigit()}
+    known = {entry.point for entry in record.entries.values() if entry.role == "search"}
+    return [name for index in range(max(numbers, default=-1) + 1) if (name := f"t{index:04d}") not in known]
+
+
+_POINT = re.compile(r"(?:-s\d+)?(?:-final)?$|^(?!t\d{4,}(?:-|$)).*")
+"""What is not the id of a searched point in the id of a trial."""
 
 
 _KINDS = {
-    **dict.fromkeys(("event", "trial_id", "role", "method", "point", "name"), "text"),
+    **dict.fromkeys(("event", "trial_id", "role", "method", "point", "name", "reason"), "text"),
     **dict.fromkeys(("desired", "harmful", "seconds", "elapsed"), "number"),
     "params": "mapping", "seed_index": "whole", "step": "whole",
 }  # fmt: skip
@@ -180,9 +248,13 @@ def _apply(event: dict[str, Any], record: Record, folder: Path) -> None:
     if kind == "study":
         record.study_name, record.sampler_options = event["name"], event.get("sampler_options")
     elif kind == "rung":
+        record.entries[event["trial_id"]]  # a rung of a trial that never began is damaged
         record.rungs.setdefault(event["step"], {})[event["trial_id"]] = (event["desired"], event["harmful"])
     elif kind == "trial":
         record.entries[event["trial_id"]] = _entry(event)
+    elif kind == "killed":
+        entry = record.entries[event["trial_id"]]
+        entry.num_killed, entry.killed = entry.num_killed + 1, event["reason"]
     else:
         entry = record.entries[event["trial_id"]]
         record.elapsed = event.get("elapsed", record.elapsed)

@@ -29,7 +29,7 @@ class Recorder:
         """Open the ledger in a sweep's folder, and make the state from it.
 
         Raises:
-            RunError: when the ledger is damaged, or cannot be read or written.
+            RunError: when the ledger is damaged beyond mending, or cannot be read or written.
         """
         ledger = Ledger(folder)
         return cls(SweepState(settings, ledger.record, concurrency=concurrency), ledger)
@@ -51,11 +51,23 @@ class Recorder:
         self.state.finish(kept, seconds=round(seconds, 3))
         return result
 
+    def give_up(self, trial_id: str, reason: str) -> None:
+        """Record that a trial's process was ended from outside, and that this driver does not try it again."""
+        self.ledger.give_up(trial_id, reason)
+        self.state.give_up(trial_id, reason)
+
     def at_rung(self, trial_id: str, step: int, desired: float, harmful: float) -> str | None:
         """Record what a trial measured at a rung; returns the reason where the trial shall be stopped for it."""
         if trial_id not in self.state.rungs.get(step, {}):
             self.ledger.record_rung(trial_id, step, desired, harmful)
         return self.state.at_rung(trial_id, step, desired, harmful)
+
+    def retry_infrastructure(self) -> list[str]:
+        """Begin trials afresh that were left out because they were ended from outside too often; gives their ids."""
+        entries = self.state.infrastructure()
+        for entry in entries:
+            self.start(dataclasses.replace(entry, num_killed=0, killed=""))
+        return [entry.trial_id for entry in entries]
 
     def restart_failed_references(self) -> None:
         """Begin failed references and final attacks afresh."""

@@ -71,7 +71,16 @@ class SweepState:
     def unfinished(self) -> list[Entry]:
         """Entries that began and have not ended: first the references in their order."""
         order: dict[str, int] = {method: rank for rank, method in enumerate(self.references)}
-        return sorted(self._unfinished.values(), key=lambda entry: order.get(entry.point, len(order)))
+        return sorted(self._still_to_end(), key=lambda entry: order.get(entry.point, len(order)))
+
+    def infrastructure(self) -> list[Entry]:
+        """Searched trials whose process was ended from outside as often as `resources.max_kills` allows.
+
+        They have no end, are not repeated, and say nothing of their points; Optuna hears nothing of them. References
+        and final attacks are never among them, for they have no substitute.
+        """
+        most = self.settings.resources.max_kills
+        return [entry for entry in self._unfinished.values() if entry.role == "search" and entry.num_killed >= most]
 
     def planned(self) -> Entry | None:
         """The next trial that follows without the sampler: a reference, another seed of a point, or a final attack."""
@@ -102,7 +111,7 @@ class SweepState:
 
     def num_missing(self) -> int:
         """Trials that still have to run, begun or not."""
-        return len(self._unfinished) + sum(self._num_unstarted().values())
+        return len(self._still_to_end()) + sum(self._num_unstarted().values())
 
     def start(self, entry: Entry) -> Entry:
         """Add a trial before it runs; one of the same id, with its result, is replaced."""
@@ -130,6 +139,11 @@ class SweepState:
         deaths = self.deaths.setdefault(trial_id, Deaths())
         deaths.count, deaths.reason = deaths.count + 1, reason or deaths.reason
         deaths.hung, deaths.dump = dump is not None and dump != deaths.dump, dump
+
+    def give_up(self, trial_id: str, reason: str) -> None:
+        """A trial's process was ended from outside, and this driver does not try it again."""
+        entry = self.trials[trial_id]
+        entry.num_killed, entry.killed = entry.num_killed + 1, reason
 
     def checked(self, result: TrialResult) -> TrialResult:
         """A trial's result as it counts: with its params, and failed where an objective is missing or not finite, or
@@ -186,7 +200,7 @@ class SweepState:
     def snapshot(self) -> Snapshot:
         """What a view shows now."""
         references = (self.judgement.ended(method, "reference") for method in self.references)
-        left = self.clock.seconds_left(self._num_unstarted(), self._unfinished.values(), self.running, self.concurrency)
+        left = self.clock.seconds_left(self._num_unstarted(), self._still_to_end(), self.running, self.concurrency)
         return Snapshot(
             name=self.settings.name,
             num_trials=self.settings.search.num_trials,
@@ -278,9 +292,14 @@ class SweepState:
 
     def _is_searching(self) -> bool:
         """Whether a trial that comes before the final stage has not ended."""
-        unfinished = any(entry.role != "final" for entry in self._unfinished.values())
+        unfinished = any(entry.role != "final" for entry in self._still_to_end())
         references = any(self.judgement.ended(method, "reference") is None for method in self.references)
         return unfinished or references or bool(self._incomplete)
+
+    def _still_to_end(self) -> list[Entry]:
+        """Trials that began and shall end."""
+        left_out = {entry.trial_id for entry in self.infrastructure()}
+        return [entry for entry in self._unfinished.values() if entry.trial_id not in left_out]
 
     def _is_complete(self, method: str) -> bool:
         ended = self.judgement.ended(method, "reference")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ray.tune import Callback, Stopper
 from ray.tune.schedulers import FIFOScheduler
 
+from sdm_ray.core.errors import RunError
 from sdm_ray.core.metric_names import Metric
 from sdm_ray.sweep.cluster.worker import hang_dump
 from sdm_ray.sweep.interrupt import StopSwitch
@@ -93,16 +94,24 @@ class SweepScheduler(DriverOnly, FIFOScheduler):
 
     Tune 2.60 hangs when a process dies while it is reset for its next trial: the trial stays marked as resetting and
     is never given another process. The mark is taken off here.
+
+    Args:
+        recorder: the sweep's state, with the ledger.
+        on_error: takes what keeps the ledger from being written.
     """
 
-    def __init__(self, recorder: Recorder) -> None:
+    def __init__(self, recorder: Recorder, on_error: Callable[[Exception], object]) -> None:
         super().__init__()
-        self._recorder = recorder
+        self._recorder, self._on_error = recorder, on_error
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         """Stop a trial whose measures at a rung are reason to prune it."""
         rungs = [_rung(metrics) for _, metrics in result.get("rows") or ()]
-        pruned = [rung for rung in rungs if rung and self._recorder.at_rung(trial.config[TRIAL], *rung) is not None]
+        try:
+            pruned = [rung for rung in rungs if rung and self._recorder.at_rung(trial.config[TRIAL], *rung) is not None]
+        except RunError as error:
+            self._on_error(error)
+            pruned = []
         decision: str = self.STOP if pruned else self.CONTINUE
         return decision
 

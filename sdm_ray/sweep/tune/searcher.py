@@ -16,9 +16,10 @@ from typing import Any
 
 from ray.tune.search import Searcher
 
-from sdm_ray.core.errors import RunError, UsageError
+from sdm_ray.core.errors import RunError, UsageError, machine_fault
 from sdm_ray.core.result import Status, TrialResult
 from sdm_ray.sweep.cluster.worker import HANG, Failure, finished_result, hang_dump
+from sdm_ray.sweep.records.folder import RESUME_HINT
 from sdm_ray.sweep.search.models import first_points
 from sdm_ray.sweep.search.study import SearchStudy
 from sdm_ray.sweep.state.ledger import Entry
@@ -38,6 +39,11 @@ STOPPED_BY_MACHINE = "machine"
 """Reason of a sweep's end that is an interruption: a full or broken disk, or a lost Ray."""
 MAX_EARLY_DEATHS = 3
 """Times that a trial is handed out again because its process died before the trial began."""
+
+
+def times_drivers(count: int) -> str:
+    """A number of drivers in words."""
+    return "this driver" if count == 1 else f"{count} drivers"
 
 
 def no_link(trial_id: str) -> dict[str, str]:
@@ -113,7 +119,7 @@ class SweepSearcher(DriverOnly, Searcher):
         try:
             entry = self._next_entry()
         except Exception as error:
-            return self._give_up(error)
+            return self.give_up(error)
         if entry is None:
             return None if self._by_tune_id else FINISHED
         self._by_tune_id[trial_id] = entry.trial_id
@@ -130,7 +136,7 @@ class SweepSearcher(DriverOnly, Searcher):
         try:
             self._take_end(ended, result, error)
         except Exception as problem:
-            self._give_up(problem)
+            self.give_up(problem)
 
     def save(self, checkpoint_path: str) -> None:
         """The ledger and Optuna's storage hold everything; Tune's snapshot of the searcher stays empty."""
@@ -139,8 +145,18 @@ class SweepSearcher(DriverOnly, Searcher):
     def restore(self, checkpoint_path: str) -> None:
         """Nothing is in the snapshot."""
 
-    def _give_up(self, error: Exception) -> str:
-        """Ledger or storage failed: keep the error, which Tune would wrap beyond recognition, and end the sweep."""
+    def give_up(self, error: Exception) -> str:
+        """Ledger or storage failed: keep the error, which Tune would wrap beyond recognition, and end the sweep.
+
+        Where the machine is at fault, such as a full disk, that is an interruption: what has ended is on disk.
+        """
+        fault = None if isinstance(error, UsageError) else machine_fault(error)
+        if fault is not None:
+            if self._halted:
+                return FINISHED
+            self._announce(f"{fault}: the sweep ends; what has finished is kept, {RESUME_HINT}")
+            self._halt()
+            return FINISHED
         self.error = self.error or error
         self._stop("failed")
         return FINISHED
@@ -184,8 +200,7 @@ class SweepSearcher(DriverOnly, Searcher):
             self._num_deaths[trial_id] += 1
             self._adopted.append(self._state.trials[trial_id])
         elif error and not self._is_hung(trial_id) and is_from_outside(self._deaths(trial_id).reason):
-            deaths = self._deaths(trial_id)
-            self._leave_unfinished(trial_id, f"{deaths}: {deaths.reason}")
+            self._give_trial_up(trial_id)
         elif error:
             self._finish(self._lost(trial_id))
 
@@ -194,6 +209,20 @@ class SweepSearcher(DriverOnly, Searcher):
         self._state.running.pop(trial_id, None)
         self.left_unfinished.append(trial_id)
         self._announce(f"trial {trial_id}: {fault}; it stays unfinished, and --resume goes on with it")
+
+    def _give_trial_up(self, trial_id: str) -> None:
+        """A trial whose process was ended from outside: the next driver goes on with it, unless it is so every time."""
+        deaths = self._deaths(trial_id)
+        fault = f"{deaths}: {deaths.reason}"
+        self._recorder.give_up(trial_id, fault)
+        if self._state.trials[trial_id] not in self._state.infrastructure():
+            self._leave_unfinished(trial_id, fault)
+            return
+        self._state.running.pop(trial_id, None)
+        self._announce(
+            f"trial {trial_id}: {fault}; that was so under {times_drivers(self._state.trials[trial_id].num_killed)} "
+            "(resources.max_kills), so it is left out; --resume --retry-infrastructure repeats it"
+        )
 
     def _halt(self) -> None:
         """Start nothing more: the machine would fail it too."""

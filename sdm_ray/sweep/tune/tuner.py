@@ -43,7 +43,7 @@ def run_trials(
         tune.with_resources(TrialTrainable, {"cpu": resources.cpus_per_trial, "gpu": resources.gpus_per_trial}),
         tune_config=TuneConfig(
             search_alg=searcher,
-            scheduler=SweepScheduler(recorder),
+            scheduler=SweepScheduler(recorder, on_error=searcher.give_up),
             num_samples=-1,  # the searcher says when it is finished
             reuse_actors=True,
             trial_name_creator=lambda trial: trial.config[TRIAL],

@@ -11,6 +11,7 @@ from sdm_ray.core.lock import holder_of
 from sdm_ray.core.result import Status, TrialResult
 from sdm_ray.frontier.points import Point, hypervolume
 from sdm_ray.sweep.records.folder import LOCK, begun_settings
+from sdm_ray.sweep.records.points import left_out
 from sdm_ray.sweep.search.location import SETTINGS
 from sdm_ray.sweep.state.ledger import FILE as LEDGER
 from sdm_ray.sweep.state.ledger import read_record
@@ -32,6 +33,10 @@ class SweepStatus:
     """Trials that still have to run, begun or not."""
     failures: list[TrialResult]
     """Trials that failed, and those that failed a check of the audit."""
+    infrastructure: dict[str, str]
+    """Why trials are left out that were ended from outside too often, by id."""
+    damaged: list[str]
+    """Lines of the ledger that cannot be read and are left out, each with the reason."""
     holder: str | None
     """The process that runs it."""
 
@@ -62,6 +67,10 @@ class SweepStatus:
                 for point in snapshot.front
             ],
             "failures": [{"trial_id": result.trial_id, "reason": result.error} for result in self.failures],
+            "infrastructure": [
+                {"trial_id": trial_id, "reason": reason} for trial_id, reason in self.infrastructure.items()
+            ],
+            "damaged_lines": self.damaged,
         }
 
     def lines(self) -> list[str]:
@@ -76,7 +85,12 @@ class SweepStatus:
             lines.append(f"not running; {self.num_missing} trials are missing: --resume goes on")
         else:
             lines.append("complete")
-        return lines + [result_line(result) for result in self.failures]
+        lines += [result_line(result) for result in self.failures]
+        lines += [
+            f"{trial_id} infrastructure: {reason}; it is left out, --resume --retry-infrastructure repeats it"
+            for trial_id, reason in self.infrastructure.items()
+        ]
+        return lines + [f"warning: {left_out(line)}" for line in self.damaged]
 
 
 class Listed(NamedTuple):
@@ -108,10 +122,11 @@ def read_status(folder: Path) -> SweepStatus:
 
     Raises:
         UsageError: when its settings cannot be read.
-        RunError: when its ledger is damaged.
+        RunError: when its ledger cannot be read; damaged lines are left out and listed.
     """
     settings = begun_settings(folder)
-    state = SweepState(settings, read_record(folder))
+    record = read_record(folder, around=True)
+    state = SweepState(settings, record)
     return SweepStatus(
         folder=folder,
         snapshot=state.snapshot(),
@@ -119,5 +134,7 @@ def read_status(folder: Path) -> SweepStatus:
         unfinished=[entry.trial_id for entry in state.unfinished()],
         num_missing=state.num_missing(),
         failures=[result for result in state.results() if result.status is Status.FAILED or result.failed_checks],
+        infrastructure={entry.trial_id: entry.killed for entry in state.infrastructure()},
+        damaged=record.damaged,
         holder=holder_of(folder / LOCK),
     )

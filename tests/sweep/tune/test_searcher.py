@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from sdm_ray.core.metric_names import Metric
 from sdm_ray.core.result import Status, TrialResult
 from sdm_ray.sweep.cluster.worker import HANG, Failure, Job, TrialWorker
 from sdm_ray.sweep.search.study import SearchStudy
 from sdm_ray.sweep.state.recorder import Recorder
+from sdm_ray.sweep.tune.callbacks import SweepScheduler
 from sdm_ray.sweep.tune.deaths import KILLED, NODE_LOST
-from sdm_ray.sweep.tune.jobs import JOB, JobMaker
-from sdm_ray.sweep.tune.searcher import SweepSearcher
+from sdm_ray.sweep.tune.jobs import JOB, TRIAL, JobMaker
+from sdm_ray.sweep.tune.searcher import FINISHED, STOPPED_BY_MACHINE, SweepSearcher
 from tests.fakes import sweep as sweep_fakes
 
 
 class Driven:
     """A sweep of two trials whose worker runs in this process."""
 
-    def __init__(self, folder: Path, **changes: Any) -> None:
+    def __init__(self, folder: Path, *, create: bool = True, **changes: Any) -> None:
         settings = sweep_fakes.settings(folder, references="[]", search__num_trials=2, **changes)
-        study = SearchStudy.open(settings, storage=f"sqlite:///{folder}/optuna.db", name="study", create=True)
+        storage = f"sqlite:///{folder}/optuna.db"
+        study = self.study = SearchStudy.open(settings, storage=storage, name="study", create=create)
+        self.said: list[str] = []
         self.recorder = Recorder.open(settings, folder, concurrency=2)
         self.ended: list[TrialResult] = []
         self.stopped: list[str] = []
@@ -39,7 +46,7 @@ class Driven:
             on_result=self.ended.append,
             unreported=[],
             stop=self.stopped.append,
-            announce=lambda text: None,
+            announce=self.said.append,
         )
 
     def suggest(self, tune_id: str) -> Job:
@@ -150,6 +157,43 @@ def test_a_process_that_was_killed_from_outside_leaves_its_trial_unfinished(tmp_
     assert [entry.trial_id for entry in resumed.state.unfinished()] == ["t0000", "t0001"]
 
 
+def test_a_trial_that_is_killed_under_every_driver_is_left_out(tmp_path: Path) -> None:
+    """It is no failure, Optuna hears nothing of it, and only who asks for it has it repeated."""
+    for number in range(3):
+        driven = Driven(tmp_path, resources__max_kills=3, create=number == 0)
+        assert driven.suggest("a").trial_id == "t0000"
+        driven.recorder.state.begin("t0000")
+        driven.recorder.state.died("t0000", KILLED)
+        driven.searcher.on_trial_complete("a", None, error=True)
+        assert driven.searcher.left_unfinished == ([] if number == 2 else ["t0000"])
+        driven.recorder.ledger.close()
+    assert driven.ended == []
+    assert driven.said[-1].startswith("trial t0000: its process died: killed")
+    assert "under 3 drivers (resources.max_kills), so it is left out; --resume --retry-infra" in driven.said[-1]
+    (trial,) = driven.study._study.trials
+    assert trial.state.name == "RUNNING"
+    last = Driven(tmp_path, resources__max_kills=3, create=False)
+    state = last.recorder.state
+    assert [entry.trial_id for entry in state.infrastructure()] == ["t0000"]
+    assert state.unfinished() == []
+    assert state.num_missing() == 1, "the other point"
+    assert last.suggest("a").trial_id == "t0001"
+    assert Recorder.open(sweep_fakes.settings(tmp_path, resources__max_kills=4), tmp_path).state.infrastructure() == []
+    assert last.recorder.retry_infrastructure() == ["t0000"]
+    again = Driven(tmp_path, resources__max_kills=3, create=False).recorder.state
+    assert [entry.trial_id for entry in again.unfinished()] == ["t0000", "t0001"]
+
+
+def test_a_reference_that_is_killed_is_always_repeated(tmp_path: Path) -> None:
+    """It has no substitute."""
+    recorder = Recorder.open(sweep_fakes.settings(tmp_path, references="[tuned]", resources__max_kills=1), tmp_path)
+    entry = recorder.state.planned()
+    assert entry is not None
+    recorder.start(entry)
+    recorder.give_up("tuned", "killed")
+    assert [entry.trial_id for entry in recorder.state.unfinished()] == ["tuned"]
+
+
 def test_a_process_that_crashed_or_hung_has_failed(tmp_path: Path) -> None:
     driven = Driven(tmp_path)
     for name, reason, dump in (("t0000", "Fatal Python error: Segmentation fault", None), ("t0001", KILLED, 5)):
@@ -181,3 +225,24 @@ def test_a_fault_of_the_machine_stops_the_sweep_and_is_not_recorded(tmp_path: Pa
     driven.searcher.on_trial_complete("a", report)
     assert driven.ended == []
     assert driven.stopped == ["machine"]
+
+
+def test_a_rung_that_cannot_be_recorded_ends_the_sweep_as_an_interruption(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driven = Driven(tmp_path)
+    driven.suggest("a")
+    driven.recorder.state.begin("t0000")
+    scheduler = SweepScheduler(driven.recorder, on_error=driven.searcher.give_up)
+
+    def full(*arguments: Any, **options: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(driven.recorder.ledger._file, "append", full)
+    measured = {str(Metric.rung_desired(1)): 0.9, str(Metric.rung_harmful(1)): 0.5}
+    trial = SimpleNamespace(config={TRIAL: "t0000"})
+    assert scheduler.on_trial_result(None, trial, {"rows": [(1, measured)]}) == scheduler.CONTINUE  # type: ignore[arg-type]
+    assert driven.searcher.error is None
+    assert driven.stopped == [STOPPED_BY_MACHINE]
+    assert "No space left on device" in driven.said[-1]
+    assert driven.searcher.suggest("b") == FINISHED
