@@ -55,6 +55,11 @@ def gendered_words() -> frozenset[str]:
     return frozenset(word for gendered in GENDERED.values() for word in gendered.words())
 
 
+def telling_words(world: SyntheticWorld) -> frozenset[str]:
+    """The words that a text must lack to tell no gender: all names and their pieces, and gendered words."""
+    return gendered_words() | {piece for name in people(world) for piece in name.split()}
+
+
 def fingerprint(world: SyntheticWorld) -> str:
     """16 hexadecimal digits of what the generator makes of a world: changes when the generator does.
 
