@@ -130,8 +130,9 @@ def meta_training_text(
         data: examples on the device; synchronises with it.
         indices: (N,) host indices.
         max_texts: texts that are kept; None keeps all.
-        scrubbed: leave out the tokens at which a text is known to name somebody (of a name's word in more than two
-            tokens the others stay).
+        scrubbed: leave out the tokens at which a text is known to name somebody (`KnowsPositions`). Of a name's word
+            in more than two tokens the others stay; where no name is known for a text, the word after the first
+            capitalised one goes with it.
     """
     chunks = torch.split(indices, CHUNK_TEXTS)
     width = max(data.batch(chunk, Task.DESIRED).input_ids.shape[1] for chunk in chunks)

@@ -177,11 +177,10 @@ class Distillation:
         found = {}
         if OUTPUTS in self._weights:
             found[OUTPUTS] = output_loss(logits(ours, head), their_scores, self._settings.temperature)
-        if FEATURES in self._weights and our_states is None:
-            found[FEATURES] = pooled_loss(ours, theirs)
-        elif FEATURES in self._weights:
-            assert their_states is not None
+        if our_states is not None and their_states is not None:
             found[FEATURES] = hidden_loss(our_states, their_states, inputs[1])
+        elif FEATURES in self._weights:
+            found[FEATURES] = pooled_loss(ours, theirs)
         return found
 
     def _features(self, params: Params, inputs: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor | None]:
