@@ -52,17 +52,7 @@ def distilled(
     distil = settings.train.distil
     if not distil.moves():
         return teacher
-    model = Model(teacher.params, teacher.desired_head)
-    desired, general = distillation_texts(work, settings, distil, trunk)
-    distillation = Distillation(
-        distil,
-        trunk=trunk,
-        teacher=model,
-        student=perturbed(trunk, model, distil.alphas(), settings.seed),
-        desired=desired,
-        general=general,
-        seed=settings.seed,
-    )
+    distillation = distillation_of(settings, work, trunk, Model(teacher.params, teacher.desired_head))
     phase = settings.train.of_distillation()
     trainer = Trainer(
         phase,
@@ -96,6 +86,25 @@ def distilled(
         trajectory_start=teacher.trajectory_start,
         trajectory_end=student.trajectory_end or teacher.trajectory_end,
         costs=teacher.costs | costs,
+    )
+
+
+def distillation_of(settings: TrialSettings, work: Workspace, trunk: Trunk, teacher: Model) -> Distillation:
+    """A teacher, its shrunk and perturbed student and the texts that `train.distil` names.
+
+    Raises:
+        UsageError: for texts that cannot be used.
+    """
+    distil = settings.train.distil
+    desired, general = distillation_texts(work, settings, distil, trunk)
+    return Distillation(
+        distil,
+        trunk=trunk,
+        teacher=teacher,
+        student=perturbed(trunk, teacher, distil.alphas(), settings.seed),
+        desired=desired,
+        general=general,
+        seed=settings.seed,
     )
 
 
