@@ -45,6 +45,8 @@ class Method(StrEnum):
     random = "random"
     tuned = "tuned"
     erase = "erase"
+    distil = "distil"
+    distilled_scratch = "distilled_scratch"
     ac = "ac"
     mlac = "mlac"
 

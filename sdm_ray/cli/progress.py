@@ -29,7 +29,7 @@ LINE_WIDTH = 100
 NO_TERMS = (
     "step", "desired_loss", "desired_accuracy", "adversary_loss_first", "adversary_loss_last",
     "adversary_accuracy_first", "adversary_accuracy_last", "adversary_learning_rate", "pool_loss", "pool_accuracy",
-    "gradient_norm", "steps_per_second", "seconds_left",
+    "gradient_norm", "steps_per_second", "texts_per_second", "seconds_left",
 )  # fmt: skip
 """Metrics below `train/` that are no blocking terms."""
 
@@ -64,7 +64,7 @@ def say(text: str) -> None:
 
 def words(stage: str, metrics: Mapping[str, float]) -> str:
     """Metrics in a few words: of training what matters most first, of anything else the first five by name."""
-    if stage != "train":
+    if stage not in ("train", "distil"):
         return "  ".join(f"{name.rsplit('/', 1)[-1]} {value:.3g}" for name, value in list(metrics.items())[:5])
     parts = [*_loss_words(metrics), *_accuracy_words(metrics)]
     if Metric.TRAIN_SPEED in metrics:

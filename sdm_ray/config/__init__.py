@@ -5,6 +5,7 @@ from sdm_ray.config.attack import AttackSettings
 from sdm_ray.config.base import LogRange, Settings
 from sdm_ray.config.blocking import BlockingSettings
 from sdm_ray.config.data import DataSettings, EncoderSettings, SplitFractions, SyntheticWorld
+from sdm_ray.config.distil import DistilSettings, GeneralTextSettings
 from sdm_ray.config.erase import EraseSettings
 from sdm_ray.config.io import (
     check_path,
@@ -35,9 +36,11 @@ __all__ = [
     "AttackSettings",
     "BlockingSettings",
     "DataSettings",
+    "DistilSettings",
     "EncoderSettings",
     "EraseSettings",
     "FinalSettings",
+    "GeneralTextSettings",
     "LogRange",
     "Method",
     "Objective",

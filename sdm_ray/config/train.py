@@ -17,13 +17,18 @@ from sdm_ray.config.base import (
     Settings,
 )
 from sdm_ray.config.blocking import BlockingSettings
+from sdm_ray.config.distil import DEFAULT_STEPS, DistilSettings
 from sdm_ray.config.erase import DEFAULT_DIRECTIONS, EraseSettings
 
-Method = Literal["pretrained", "random", "scratch", "tuned", "erase", "ac", "mlac"]
+Method = Literal["pretrained", "random", "scratch", "tuned", "erase", "distil", "distilled_scratch", "ac", "mlac"]
 UNTRAINED = ("pretrained", "random")
 """Methods that do not train the trunk."""
 ERASING = ("erase", "ac", "mlac")
 """Methods that can remove directions from the residual stream."""
+DISTILLING = ("erase", "distil", "distilled_scratch", "ac", "mlac")
+"""Methods whose trained model can be distilled."""
+BLOCKING = ("ac", "mlac")
+"""Methods that train against adversaries."""
 ADAPTED_TERMS = (
     "harmful_adapted", "harmful_adapted_calibrated", "harmful_adapted_clamped", "harmful_adapted_entropy",
     "harmful_adapted_inverse", "harmful_adapted_uniform",
@@ -71,13 +76,15 @@ class RetainSettings(Settings):
 class TrainSettings(Settings):
     """Meta-training of one model."""
 
-    LATER: ClassVar[frozenset[str]] = frozenset({"erase"})
+    LATER: ClassVar[frozenset[str]] = frozenset({"erase", "distil"})
 
     method: Method = "mlac"
     """`pretrained` and `random` train the desired head on a frozen trunk. `scratch` trains a randomly initialised
     encoder on the desired task with the trial's `scratch` settings. `tuned` minimises only the desired loss. `erase`
-    does the same with the directions of `train.erase` removed from the residual stream. `ac` (adversarial censoring)
-    maximises the loss of a harmful head on the un-adapted model. `mlac` trains against simulated adversaries."""
+    does the same with the directions of `train.erase` removed from the residual stream. `distil` does the same as
+    `tuned` and then distils the model with the settings of `train.distil`; `distilled_scratch` distils it into randomly
+    initialised weights. `ac` (adversarial censoring) maximises the loss of a harmful head on the un-adapted model.
+    `mlac` trains against simulated adversaries."""
     num_outer_steps: PositiveInt = 1000
     """Number of outer steps."""
     desired_batch_size: BatchSize = 32
@@ -142,6 +149,9 @@ class TrainSettings(Settings):
     erase: EraseSettings = EraseSettings()
     """Directions that are removed from the residual stream throughout training. For method `erase` this is the whole
     defence; with `ac` and `mlac` adversaries start from the erased trunk."""
+    distil: DistilSettings = DistilSettings()
+    """Shrinking, perturbing and distilling the trained model. For methods `distil` and `distilled_scratch` this follows
+    training on the desired loss; with `erase`, `ac` and `mlac` it is a last phase after theirs."""
     validation: ValidationSettings = ValidationSettings()
     """Validation of the desired task during training."""
     log_every_steps: PositiveInt = 50
@@ -171,6 +181,48 @@ class TrainSettings(Settings):
             return values
         return {**values, "erase": {**given, "num_directions": DEFAULT_DIRECTIONS}}
 
+    @model_validator(mode="before")
+    @classmethod
+    def _default_distillation(cls, values: Any) -> Any:
+        """`distil` and `distilled_scratch` take a number of steps where none is given, the latter an alpha of 1 too."""
+        if not isinstance(values, dict) or values.get("method") not in ("distil", "distilled_scratch"):
+            return values
+        given = values.get("distil", {})
+        given = given.model_dump(exclude_unset=True) if isinstance(given, DistilSettings) else given
+        if not isinstance(given, dict):
+            return values
+        own = {"num_steps": DEFAULT_STEPS} | ({"alpha": 1.0} if values["method"] == "distilled_scratch" else {})
+        return {**values, "distil": {**own, **given}}
+
+    @model_validator(mode="after")
+    def _distils_what_it_says(self) -> Self:
+        distil, method = self.distil, self.method
+        if method in ("distil", "distilled_scratch") and not distil.num_steps:
+            raise ValueError(f"method '{method}' distils: set distil.num_steps above 0, or take method 'tuned'")
+        if distil.num_steps and method not in DISTILLING:
+            raise ValueError(
+                f"method '{method}' distils nothing, but distil.num_steps is {distil.num_steps}: set it to 0, or take "
+                f"one of {', '.join(DISTILLING)}"
+            )
+        if method == "distilled_scratch" and set(distil.alphas()) != {1.0}:
+            raise ValueError(
+                f"method 'distilled_scratch' keeps no weight, but distil.alpha by depth is {tuple(distil.alphas())}: "
+                "set it to 1, or take method 'distil'"
+            )
+        if distil.adversaries and method not in BLOCKING:
+            raise ValueError(
+                f"method '{method}' has no adversaries: set distil.adversaries to false, or take one of "
+                f"{', '.join(BLOCKING)}"
+            )
+        if not distil.output_weight and not distil.feature_weight:
+            raise ValueError("distil.output_weight and distil.feature_weight are 0, one must be above: nothing is left")
+        if not distil.output_weight and distil.alphas().upper > 0 and distil.num_steps:
+            raise ValueError(
+                "distil.output_weight is 0, but the desired head is drawn anew and only the outputs train it: set it "
+                "above 0, or distil.alpha_by_depth.upper to 0"
+            )
+        return self
+
     @model_validator(mode="after")
     def _erases_what_it_says(self) -> Self:
         if self.method == "erase" and not self.erase.num_directions:
@@ -187,7 +239,7 @@ class TrainSettings(Settings):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         weights, adversary = self.blocking.weights(), self.adversary
-        if self.method in ("pretrained", "random", "scratch", "tuned", "erase") and weights:
+        if self.method in (*UNTRAINED, "scratch", "tuned", "erase", "distil", "distilled_scratch") and weights:
             raise ValueError(
                 f"method '{self.method}' does not block: set every weight of blocking but desired_base to 0"
             )
@@ -205,12 +257,30 @@ class TrainSettings(Settings):
         return self
 
     def for_method(self, method: Method) -> TrainSettings:
-        """The same settings with another method. Blocking weights and adversary are reset to that method's defaults,
-        and so is the erasure unless that method is `erase`."""
+        """The same settings with another method. Blocking weights and adversary are reset to that method's defaults.
+        The erasure is reset unless that method is `erase`, distillation unless it is one of those that distil."""
         if method == self.method:
             return self
-        values = self.model_dump(mode="json", exclude={"blocking", "adversary", "erase"})
+        values = self.model_dump(mode="json", exclude={"blocking", "adversary", "erase", "distil"})
         if method == "erase":
             own = self.erase.model_dump(mode="json")
             values["erase"] = own if own["num_directions"] else {**own, "num_directions": DEFAULT_DIRECTIONS}
+        if method in ("distil", "distilled_scratch"):
+            kept = self.distil.model_dump(mode="json") | {"adversaries": False}
+            kept["num_steps"] = kept["num_steps"] or DEFAULT_STEPS
+            values["distil"] = kept | ({"alpha": 1.0, "alpha_by_depth": {}} if method == "distilled_scratch" else {})
         return TrainSettings.model_validate({**values, "method": method})
+
+    def of_distillation(self) -> TrainSettings:
+        """The distillation as a training of its own: its steps and rate, and the adversaries where they go on.
+
+        Validation measures and stops nothing, for what is drawn anew has to learn first.
+        """
+        own = {
+            "num_outer_steps": self.distil.num_steps,
+            "learning_rate": self.distil.learning_rate,
+            "validation": self.validation.model_copy(update={"min_desired_accuracy": None}),
+        }
+        if not self.distil.adversaries:
+            own |= {"blocking": BlockingSettings(), "adversary": AdversarySettings()}
+        return self.model_copy(update=own)

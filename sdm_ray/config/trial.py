@@ -196,6 +196,11 @@ class TrialSettings(Settings):
                 "data.source 'regression' has no residual stream of tokens: leave method 'erase' out and set "
                 "train.erase.num_directions to 0"
             )
+        if self.data.source == "regression" and self.train.distil.num_steps:
+            raise ValueError(
+                "data.source 'regression' has no texts to distil on: leave methods 'distil' and 'distilled_scratch' "
+                "out and set train.distil.num_steps to 0"
+            )
         return self
 
     @model_validator(mode="after")

@@ -25,6 +25,7 @@ _LABELS = {
     WAIT: "waiting for another process that computes the same",
     "rung": "attack at a rung",
     "scratch": "training from scratch",
+    "distil": "distilling",
     "erase": "finding directions to erase",
 }
 

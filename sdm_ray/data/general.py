@@ -1,4 +1,4 @@
-"""General text for the retention terms (`retain_*`): read, tokenised and moved to the device once."""
+"""General text for the retention terms (`retain_*`) and distillation: read, tokenised and moved to the device once."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from sdm_ray.config import RetainSettings, SyntheticWorld
+from sdm_ray.config import GeneralTextSettings, RetainSettings, SyntheticWorld
 from sdm_ray.core.errors import RunError, UsageError
 from sdm_ray.core.hub import is_hub_id
 from sdm_ray.core.types import Task
-from sdm_ray.data.interface import Dataset
+from sdm_ray.data.interface import Dataset, KnowsPositions
 from sdm_ray.data.readers import Source, data_files, read_files, read_hub
+from sdm_ray.data.scrub import scrub_names, word_scrubber
 from sdm_ray.data.sources import is_text, normalise
-from sdm_ray.data.synthetic import pretraining_texts
+from sdm_ray.data.synthetic import pretraining_texts, telling_words
 from sdm_ray.data.tokenized import encode, round_up
 
 CHUNK_TEXTS = 8192
@@ -82,12 +83,13 @@ class GeneralText:
 
 
 def load_general_text(
-    settings: RetainSettings,
+    settings: RetainSettings | GeneralTextSettings,
     tokenizer: Any,
     *,
     world: SyntheticWorld,
     max_length: int,
     device: torch.device | str,
+    scrubbed: bool = False,
 ) -> GeneralText:
     """Read and tokenise the text of a source that is not None; blank texts are dropped, repeated ones kept once.
 
@@ -99,14 +101,19 @@ def load_general_text(
         world: the synthetic world whose corpus `pretraining` is.
         max_length: tokens kept of a text.
         device: where batches are wanted.
+        scrubbed: leave out what tells the secret: names and gendered words of the synthetic world in its corpus, else
+            what `scrub_names` finds.
 
     Raises:
         UsageError: for a source or column that cannot be used, or one without text.
         RunError: when the hub cannot be reached.
     """
     assert settings.source is not None
-    with _own_settings_named():
+    with _own_settings_named("train.retain" if isinstance(settings, RetainSettings) else "train.distil.general"):
         texts = pretraining_texts(world) if settings.source == "pretraining" else _read(settings)
+        if scrubbed:
+            scrub = word_scrubber(telling_words(world)) if settings.source == "pretraining" else scrub_names
+            texts = [scrub(text) for text in texts]
         kept = _smallest_hashes([text for text in texts if text.strip()], settings.max_texts)
         if not kept:
             raise UsageError(f"data.source: {settings.source} holds no text in column {settings.text_column!r}")
@@ -114,19 +121,27 @@ def load_general_text(
     return GeneralText(input_ids, lengths, device)
 
 
-def meta_training_text(data: Dataset, indices: Tensor, max_texts: int) -> GeneralText:
+def meta_training_text(
+    data: Dataset, indices: Tensor, max_texts: int | None = None, *, scrubbed: bool = False
+) -> GeneralText:
     """The texts of examples as general text: the `max_texts` with the smallest hashes of their tokens.
 
     Args:
         data: examples on the device; synchronises with it.
         indices: (N,) host indices.
-        max_texts: texts that are kept.
+        max_texts: texts that are kept; None keeps all.
+        scrubbed: leave out the tokens at which a text is known to name somebody (`KnowsPositions`). Of a name's word
+            in more than two tokens the others stay; where no name is known for a text, the word after the first
+            capitalised one goes with it.
     """
     chunks = torch.split(indices, CHUNK_TEXTS)
     width = max(data.batch(chunk, Task.DESIRED).input_ids.shape[1] for chunk in chunks)
     batches = [data.batch(chunk, Task.DESIRED, pad_to=width) for chunk in chunks]
     ids = torch.cat([batch.input_ids for batch in batches]).cpu().numpy()
     lengths = torch.cat([batch.attention_mask.sum(1) for batch in batches]).cpu().numpy()
+    known = data.known_positions_host() if scrubbed and isinstance(data, KnowsPositions) else None
+    if known is not None:
+        ids, lengths = _without_places(ids, lengths, known[indices].numpy())
     by_hash = {
         _key(row[:length].tobytes()): index for index, (row, length) in enumerate(zip(ids, lengths, strict=True))
     }
@@ -134,7 +149,15 @@ def meta_training_text(data: Dataset, indices: Tensor, max_texts: int) -> Genera
     return GeneralText(ids[kept], lengths[kept], data.device)
 
 
-def _read(settings: RetainSettings) -> list[str]:
+def _without_places(ids: np.ndarray, lengths: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Texts (N, L) without the tokens at some places (N, 2; -1 is none), moved up; what follows a text is left over."""
+    positions = np.arange(ids.shape[1])
+    kept = (positions < lengths[:, None]) & ~(positions[:, None] == places[:, None, :]).any(-1)
+    order = np.argsort(~kept, axis=1, kind="stable")
+    return np.take_along_axis(ids, order, axis=1), kept.sum(1)
+
+
+def _read(settings: RetainSettings | GeneralTextSettings) -> list[str]:
     assert settings.source is not None
     columns = {"text_column": settings.text_column}
     files = data_files(settings.source)
@@ -148,7 +171,7 @@ def _read(settings: RetainSettings) -> list[str]:
     return _texts(read_hub(settings.source, settings.revision, columns), settings)
 
 
-def _texts(source: Source, settings: RetainSettings) -> list[str]:
+def _texts(source: Source, settings: RetainSettings | GeneralTextSettings) -> list[str]:
     """The values of the text column without nulls."""
     column = source.table[settings.text_column]
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
@@ -176,10 +199,10 @@ def _digest(input_ids: np.ndarray, lengths: np.ndarray) -> str:
 
 
 @contextmanager
-def _own_settings_named() -> Iterator[None]:
-    """Rewrite errors of the readers, which name `data.source`, to name `train.retain.source` instead."""
+def _own_settings_named(path: str) -> Iterator[None]:
+    """Rewrite errors of the readers, which name `data.source`, to name the settings at `path` instead."""
     try:
         yield
     except (UsageError, RunError) as error:
-        message = re.sub(r"\bdata\.(source|text_column)\b", r"train.retain.\1", str(error))
+        message = re.sub(r"\bdata\.(source|text_column)\b", rf"{path}.\1", str(error))
         raise type(error)(message) from None

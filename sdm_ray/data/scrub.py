@@ -1,8 +1,11 @@
-"""Pronoun scrubbing, as the paper does it (arXiv 2211.14946): gendered pronouns become they, their, them."""
+"""Takes out of texts what tells the secret: gendered pronouns, as the paper does it (arXiv 2211.14946), and names."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Collection
+
+from sdm_ray.data.names import WORD
 
 _NEUTRAL = {"she": "they", "he": "they", "her": "their", "his": "their", "him": "them"}
 _PRONOUN = re.compile(r"\b(" + "|".join(_NEUTRAL) + r")\b", re.IGNORECASE)
@@ -15,6 +18,38 @@ def scrub_pronouns(text: str) -> str:
     gender. "Her" is always treated as a possessive ("saw her" becomes "saw their").
     """
     return _PRONOUN.sub(_replace, text)
+
+
+def scrub_names(text: str) -> str:
+    """Leave out every capitalised word that begins no sentence, but for "I", and scrub pronouns.
+
+    A name at the beginning of a sentence stays, and places go with the names.
+    """
+    since = 0
+
+    def begins(place: int) -> bool:
+        between = text[since:place]
+        return not since or bool(re.search(r"[.!?:\n]", between))
+
+    kept = []
+    for word in WORD.finditer(text):
+        if word[0][0].isupper() and word[0] != "I" and not begins(word.start()):
+            kept.append((word.start(), word.end()))
+        since = word.end()
+    return scrub_pronouns(_without(text, kept))
+
+
+def word_scrubber(words: Collection[str]) -> Callable[[str], str]:
+    """What leaves some words (lower case) out of a text, whatever their case there."""
+    return lambda text: _without(text, [word.span() for word in WORD.finditer(text) if word[0].lower() in words])
+
+
+def _without(text: str, spans: list[tuple[int, int]]) -> str:
+    """A text without some of its words, and with one space where they stood."""
+    ends = [0, *(stop for _, stop in spans)]
+    starts = [*(start for start, _ in spans), len(text)]
+    left = "".join(text[start:stop] for start, stop in zip(ends, starts, strict=True))
+    return re.sub(r"\s+([.,;!?])", r"\1", re.sub(r"\s+", " ", left)).strip() if spans else text
 
 
 def _replace(match: re.Match[str]) -> str:

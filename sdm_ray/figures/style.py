@@ -23,6 +23,8 @@ REFERENCE_STYLES = {
     "mlac": ("P", "#009E73"),
     "scratch": ("<", "#E69F00"),
     "erase": (">", "#56B4E9"),
+    "distil": ("p", "#0072B2"),
+    "distilled_scratch": ("h", "#882255"),
 }
 """Marker and colour of each reference: Okabe and Ito's palette (yellow darkened for white paper), a shape for each, so
 that nothing depends on colour."""
@@ -31,7 +33,7 @@ VARIANT_STYLES = (
     ("P", "#6A3D9A"), ("D", "#56B4E9"), ("s", "#009E73"), ("o", "#D55E00"),
 )  # fmt: skip
 """Marker and colour of named variants, by their order; they repeat after the last one."""
-LABELS = {"ac": "AC", "mlac": "MLAC", "scratch": "from scratch"}
+LABELS = {"ac": "AC", "mlac": "MLAC", "scratch": "from scratch", "distilled_scratch": "distilled scratch"}
 """Names of methods as figures and tables write them; any other name stands for itself."""
 
 

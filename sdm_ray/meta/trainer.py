@@ -6,7 +6,7 @@ import resource
 import sys
 import time
 from collections.abc import Collection, Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -28,6 +28,7 @@ from sdm_ray.meta.outer.step import OuterStep
 from sdm_ray.meta.validation import Validation, split_meta_train
 
 if TYPE_CHECKING:
+    from sdm_ray.meta.outer.distil import Distillation
     from sdm_ray.meta.outer.retention import GeneralSources
     from sdm_ray.models.erasure import Erasure
 
@@ -53,6 +54,8 @@ class TrainOutcome:
     """Adapted harmful losses by inner step, from 0 to K, before training; None where no adversary is simulated."""
     trajectory_end: dict[int, float] | None = None
     """The same after training."""
+    costs: dict[str, float] = field(default_factory=dict)
+    """Further metrics of what training cost, by name."""
 
 
 class Step(Protocol):
@@ -90,6 +93,8 @@ class Trainer:
         checkpoint_dir: where the last checkpoint is kept and looked for; None keeps none.
         general: text and masked-LM head of the `retain_*` terms; None where none is on.
         erasure: what is kept out of the residual stream (`settings.erase`, found by `outer.erase`).
+        distillation: what is descended in place of the desired loss, and where it starts; the settings are then
+            those of `TrainSettings.of_distillation`.
         pauses: outer steps after which a checkpoint is due and `iterate` yields, whatever else is due.
 
     Raises:
@@ -107,6 +112,7 @@ class Trainer:
         checkpoint_dir: Path | None = None,
         general: GeneralSources | None = None,
         erasure: Erasure | None = None,
+        distillation: Distillation | None = None,
         pauses: Collection[int] = (),
     ) -> None:
         assert (erasure is not None) == bool(settings.erase.num_directions), "what is erased is found beforehand"
@@ -125,7 +131,9 @@ class Trainer:
                 indices=indices,
                 general=general,
                 erasure=erasure,
+                distillation=distillation,
             )
+        self._texts_per_step = 0
         self._validation = Validation(data, held_out, settings)
         self._log = MetricLog(self._step.metric_names, settings.log_every_steps, data.device)
         self._identity = {
@@ -134,6 +142,9 @@ class Trainer:
             "encoder": trunk.digest(),
             "seed": seed,
         }
+        if distillation is not None:
+            self._identity["teacher"] = distillation.teacher.digest()
+            self._texts_per_step = distillation.texts_per_step * settings.accumulation_steps
         self._pauses = frozenset(pauses)
         self._done = 0
         self._seconds = 0.0
@@ -179,7 +190,7 @@ class Trainer:
             if row is not None or pauses:
                 costs = self._costs((self._done - since) / max(elapsed, 1e-9))
                 left = time.perf_counter()
-                yield Progress("train", self._done, total, (row or {}) | costs)
+                yield Progress("distil" if self._texts_per_step else "train", self._done, total, (row or {}) | costs)
                 start += time.perf_counter() - left  # time spent outside the generator is not training time
         return TrainOutcome(
             params=self._step.params(),
@@ -211,7 +222,8 @@ class Trainer:
 
     def _costs(self, speed: float) -> dict[str, float]:
         """Speed, time left and memory: they depend on the machine, so the reproducible log leaves them out."""
-        return {
+        texts = {str(Metric.TRAIN_TEXT_SPEED): speed * self._texts_per_step} if self._texts_per_step else {}
+        return texts | {
             str(Metric.TRAIN_SPEED): speed,
             str(Metric.TRAIN_SECONDS_LEFT): (self._settings.num_outer_steps - self._done) / speed,
             str(Metric.COST_MEMORY_BYTES): float(peak_bytes(self._device)),

@@ -6,11 +6,16 @@ import time
 from dataclasses import dataclass
 
 from sdm_ray.attack.protocol import attack_model
-from sdm_ray.config import AttackSettings, TrainSettings, TrialSettings
+from sdm_ray.config import AttackSettings, EraseSettings, TrainSettings, TrialSettings
 from sdm_ray.core.progress import run_through
+from sdm_ray.core.seeds import seeded
+from sdm_ray.core.types import Task
+from sdm_ray.meta.outer.distil import Distillation, Model
 from sdm_ray.meta.trainer import Trainer, peak_bytes
 from sdm_ray.models.encoder import Trunk
+from sdm_ray.models.heads import init_head
 from sdm_ray.trial.context import ALONE, TrialContext
+from sdm_ray.trial.distilled import distillation_of
 from sdm_ray.trial.release import Release, knowledge_of
 from sdm_ray.trial.workspace import Workspace, check_attack, general_sources, open_workspace, trunk_params
 
@@ -35,16 +40,20 @@ class Probe:
     """Most memory so far: of the GPU, or of this process where there is none."""
     seconds_of_first_step: float | None = None
     """Of an outer step at the beginning, where the number of inner steps grows; None where it does not."""
+    seconds_per_distil_step: float = 0.0
+    """Of a step of the distillation; 0 where there is none."""
 
     def training_seconds(self, trial: TrialSettings) -> float:
-        """Seconds of one trial's meta-training; an outer step's time grows with the number of inner steps."""
+        """Seconds of one trial's meta-training and distillation; an outer step's time grows with the number of inner
+        steps."""
+        distilling = self.seconds_per_distil_step * trial.train.distil.num_steps
         total, growing = trial.train.num_outer_steps, trial.train.adversary.growing_steps
         if self.seconds_of_first_step is None or not growing:
-            return self.seconds_per_step * total
+            return self.seconds_per_step * total + distilling
         first, last = self.seconds_of_first_step, self.seconds_per_step
         grown = min(growing, total)
         reached = first + (last - first) * grown / growing
-        return grown * (first + reached) / 2 + (total - grown) * last
+        return grown * (first + reached) / 2 + (total - grown) * last + distilling
 
     def attack_seconds(self, attack: AttackSettings, like: AttackSettings) -> float:
         """Seconds of `attack` on one model, from fine-tunes timed with the settings `like`."""
@@ -73,20 +82,28 @@ def probe(settings: TrialSettings, context: TrialContext = ALONE) -> Probe:
     trunk = work.trunk(settings.encoder, "pretrained", settings.seed)
     general = general_sources(work, settings, trunk)
 
-    def seconds_per_step(train: TrainSettings) -> float:
-        trainer = Trainer(train, trunk=trunk, data=work.data, seed=settings.seed, general=general)
+    def seconds_per_step(train: TrainSettings, distillation: Distillation | None = None) -> float:
+        trainer = Trainer(
+            train, trunk=trunk, data=work.data, seed=settings.seed, general=general, distillation=distillation
+        )
         return _seconds_per_step(trainer)
 
     train = _probed(settings.train)
     grows = settings.train.adversary.growing_steps > 0
     first = seconds_per_step(_with_fewest_inner_steps(train)) if grows else None
-    each = seconds_per_step(train)
+    each, distilling = seconds_per_step(train), 0.0
+    if settings.train.distil.moves():
+        head = init_head(trunk.feature_dim, work.data.num_classes(Task.DESIRED), seeded(0), device=work.device)
+        teacher = Model(trunk_params(trunk), head)
+        distillation = distillation_of(settings, work, trunk, teacher)
+        distilling = seconds_per_step(_probed(settings.train.of_distillation()), distillation)
     short, long = (_slice_seconds(work, trunk, settings, shortened) for shortened in (SHORTENED, SHORTENED // 2))
     whole = short + (SHORTENED - 1) * max(0.0, long - short)
     return Probe(
         device=str(work.device),
         seconds_per_step=each,
         seconds_of_first_step=first,
+        seconds_per_distil_step=distilling,
         seconds_per_fine_tune=whole / num_fine_tunes(_slice(settings.attack, SHORTENED)),
         memory_bytes=peak_bytes(work.device),
     )
@@ -100,6 +117,7 @@ def _probed(train: TrainSettings) -> TrainSettings:
             "log_every_steps": 1,
             "warmup_steps": 0,
             "adversary": train.adversary.model_copy(update={"growing_steps": 0}),
+            "erase": EraseSettings(),  # what it adds to a step is small, and finding it takes longer than all of this
             "validation": train.validation.model_copy(update={"min_desired_accuracy": None}),
         }
     )

@@ -27,6 +27,7 @@ from sdm_ray.models.encoder import params_digest
 from sdm_ray.models.export import export_model, export_weights
 from sdm_ray.trial.assess import assess
 from sdm_ray.trial.context import ALONE, TrialContext
+from sdm_ray.trial.distilled import CHECKPOINT, distilled
 from sdm_ray.trial.dry import dry_pass
 from sdm_ray.trial.erased import REPORT, found_erasure, write_erasure
 from sdm_ray.trial.release import Release
@@ -89,7 +90,7 @@ def iterate_trial(
         found = yield from assess(work, release, settings.attack, seed=settings.seed, scratch=settings.own_scratch())
         found.write(output_dir)
         checks = found.checks()
-        metrics = found.metrics | {str(Metric.COST_TRAIN_SECONDS): outcome.seconds}
+        metrics = found.metrics | {str(Metric.COST_TRAIN_SECONDS): outcome.seconds} | outcome.costs
         _export(settings, work, release, metrics, output_dir / "model", failed=tuple(checks["failed_checks"]))
     else:
         metrics, checks = _stopped_metrics(work, trunk, outcome), {}
@@ -180,7 +181,7 @@ def _provenance(settings: TrialSettings, work: Workspace, trunk: Trunk) -> dict[
 def _train(
     settings: TrialSettings, work: Workspace, trunk: Trunk, output_dir: Path
 ) -> Generator[Progress, None, TrainOutcome]:
-    """Train, and attack the model at its rungs; where training fails, the log so far is left behind."""
+    """Train, attack the model at its rungs, and distil it; where training fails, the log so far is left behind."""
     rungs = Rungs(settings, output_dir)
     erased = yield from found_erasure(work, settings, trunk)
     if erased is not None:
@@ -206,12 +207,18 @@ def _train(
                 yield from rungs.measure(trainer.done, work, release)
     except StopIteration as stop:
         outcome: TrainOutcome = stop.value
-        return outcome if erased is None else replace(outcome, seconds=outcome.seconds + erased.seconds)
     except RunError:
         with suppress(RunError):  # the disk may be what failed
             if trainer.log:
                 write_log(trainer.log, output_dir / LOG)
         raise
+    if erased is not None:
+        outcome = replace(outcome, seconds=outcome.seconds + erased.seconds)
+    if outcome.stopped is not None:
+        return outcome
+    kept_out = None if erased is None else erased.erasure
+    folder = output_dir / "checkpoint" / CHECKPOINT
+    return (yield from distilled(settings, work, trunk, outcome, erasure=kept_out, checkpoint_dir=folder))
 
 
 def _train_scratch(settings: TrialSettings, work: Workspace) -> Generator[Progress, None, TrainOutcome]:

@@ -15,6 +15,7 @@ from sdm_ray.attack.space import SamplerFactory, the_sampler
 from sdm_ray.config import (
     AttackSettings,
     DataSettings,
+    DistilSettings,
     EncoderSettings,
     EraseSettings,
     SyntheticWorld,
@@ -25,6 +26,7 @@ from sdm_ray.core.cache import SharedCache
 from sdm_ray.core.errors import Faults, RunError, UsageError
 from sdm_ray.core.types import Params, Split, Task
 from sdm_ray.data.device import DeviceData
+from sdm_ray.data.general import GeneralText, load_general_text, meta_training_text
 from sdm_ray.data.regression import RegressionWorld, SignedVectors
 from sdm_ray.data.tokenized import prepare
 from sdm_ray.meta.objectives import load_terms
@@ -154,6 +156,7 @@ def check_inputs(
     context: TrialContext = ALONE,
     further: Sequence[AttackSettings] = (),
     erasures: Sequence[EraseSettings] = (),
+    distillations: Sequence[DistilSettings] = (),
 ) -> dict[str, str]:
     """Load data and encoder once on the CPU, so that bad settings are refused before many trials start.
 
@@ -164,6 +167,7 @@ def check_inputs(
         context: its samplers.
         further: attacks beside the trial's own and those of its rungs.
         erasures: erasures beside the trial's own.
+        distillations: distillations beside the trial's own.
 
     Returns:
         Digests of `data` and of `encoder`, which is left out where it is drawn from a seed.
@@ -191,6 +195,11 @@ def check_inputs(
     for erase in (settings.train.erase, *erasures):
         if erase.num_directions:
             faults.check(check_erasure, erase, trunk)
+    read: set[str] = set()
+    for distil in (settings.train.distil, *distillations):
+        if distil.num_steps and (texts := distil.general.model_dump_json()) not in read:
+            read.add(texts)
+            faults.check(distillation_texts, work, settings, distil, trunk)
     faults.refuse()
     drawn = settings.encoder.name == "mlp"
     return {"data": work.data.digest} | ({} if drawn else {"encoder": trunk.digest()})
@@ -213,6 +222,36 @@ def general_sources(work: Workspace, settings: TrialSettings, trunk: Trunk) -> G
         device=work.device,
         cache_dir=work.cache_dir,
     )
+
+
+def distillation_texts(
+    work: Workspace, settings: TrialSettings, distil: DistilSettings, trunk: Trunk
+) -> tuple[GeneralText, GeneralText | None]:
+    """Desired and general texts of a distillation; None for the latter where a step reads none.
+
+    Raises:
+        UsageError: for a source that cannot be used, or what is no encoder of texts.
+        RunError: when a hub cannot be reached.
+    """
+    if not isinstance(trunk, Trunk):
+        raise UsageError("train.distil needs an encoder of texts: set train.distil.num_steps to 0")
+    indices, _ = split_meta_train(work.data, settings.train)
+    desired = meta_training_text(work.data, indices, scrubbed=distil.scrub == "all")
+    if not distil.general_batch_size:
+        return desired, None
+    scrubbed = distil.scrub != "none"
+    if distil.general.source is None:
+        return desired, meta_training_text(work.data, indices, distil.general.max_texts, scrubbed=scrubbed)
+    general = load_general_text(
+        distil.general,
+        work.tokenizer,
+        world=work.world,
+        max_length=min(settings.data.max_length, trunk.max_length),
+        device=work.device,
+        scrubbed=scrubbed,
+    )
+    trunk.check_data(general.width, general.max_id)
+    return desired, general
 
 
 def _load_trunk(work: Workspace, encoder: EncoderSettings, initialisation: Initialisation, seed: int) -> Trunk:

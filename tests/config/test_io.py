@@ -83,6 +83,14 @@ def test_bad_values_name_path_value_and_rule(assignment: str, message: str) -> N
             ["data.source=regression", "encoder.name=mlp", "train.erase.num_directions=2"],
             "has no residual stream of tokens",
         ),
+        (["train.method=distil", "train.blocking.harmful_base=1"], "does not block"),
+        (["train.method=distil", "train.distil.num_steps=0"], "set distil.num_steps above 0"),
+        (["train.method=tuned", "train.distil.num_steps=2"], "'tuned' distils nothing"),
+        (["train.method=distilled_scratch", "train.distil.alpha=0.5"], "'distilled_scratch' keeps no weight"),
+        (["train.method=distil", "train.distil.adversaries=true"], "'distil' has no adversaries"),
+        (["train.distil={output_weight: 0, feature_weight: 0}"], "nothing is left"),
+        (["train.distil={output_weight: 0, num_steps: 5}"], "only the outputs train it"),
+        (["data.source=regression", "encoder.name=mlp", "train.distil.num_steps=2"], "has no texts to distil on"),
     ],
 )
 def test_inconsistent_methods_are_refused(assignments: list[str], message: str) -> None:
@@ -119,6 +127,36 @@ def test_what_erases_nothing_has_the_identity_of_before() -> None:
     assert "erase" not in trial().train.identity()
     assert "erase" in trial("train.erase.num_directions=1").train.identity()
     assert content_hash(trial("train.erase.num_directions=1")) != content_hash(trial())
+
+
+def test_distillation_goes_with_methods_that_distil() -> None:
+    plain, scratch = trial("train.method=distil").train, trial("train.method=distilled_scratch").train
+    assert (plain.distil.num_steps, set(plain.distil.alphas())) == (600, {0.5})
+    assert (scratch.distil.num_steps, set(scratch.distil.alphas())) == (600, {1.0})
+    own = trial(
+        "train.distil={num_steps: 7, alpha_by_depth: {embedding: 0.1}, adversaries: true, temperature: 3}"
+    ).train
+    assert tuple(own.distil.alphas()) == (0.1, 0.5, 0.5)
+    kept = own.distil.model_dump() | {"adversaries": False}
+    assert own.for_method("distil").distil.model_dump() == kept
+    assert own.for_method("distilled_scratch").distil.model_dump() == kept | {
+        "alpha": 1.0,
+        "alpha_by_depth": dict.fromkeys(("embedding", "lower", "upper")),
+    }
+    assert trial().train.for_method("distilled_scratch").distil.num_steps == 600
+    assert own.for_method("erase").distil == trial().train.distil
+    phase = own.of_distillation()
+    assert (phase.num_outer_steps, phase.learning_rate) == (7, 1e-3)
+    assert phase.blocking.weights() == own.blocking.weights() != {}
+    quiet = own.model_copy(update={"distil": own.distil.model_copy(update={"adversaries": False})})
+    assert quiet.of_distillation().blocking.weights() == {}
+
+
+def test_what_distils_nothing_has_the_identity_of_before() -> None:
+    assert "distil" not in trial().train.identity()
+    assert "distil" in trial("train.distil.num_steps=1").train.identity()
+    assert content_hash(trial("train.distil.num_steps=1")) != content_hash(trial())
+    assert content_hash(trial()) == "7905431fcd30"
 
 
 def test_settings_are_immutable() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,13 @@ import pyarrow as pa
 import pytest
 import torch
 
-from sdm_ray.config import DataSettings, EncoderSettings, RetainSettings, SyntheticWorld
+from sdm_ray.config import DataSettings, EncoderSettings, GeneralTextSettings, RetainSettings, SyntheticWorld
 from sdm_ray.core.errors import RunError, UsageError
 from sdm_ray.core.types import Split, Task
+from sdm_ray.data import general
 from sdm_ray.data.device import DeviceData
 from sdm_ray.data.general import GeneralText, load_general_text, meta_training_text
-from sdm_ray.data.synthetic import pretraining_texts
+from sdm_ray.data.synthetic import pretraining_texts, telling_words
 from sdm_ray.data.tokenized import prepare
 from sdm_ray.models.encoder import load_tokenizer, tokenizer_digest
 from tests.fakes import files as helpers
@@ -35,8 +37,9 @@ def load(tokenizer: Any, source: Path | str, *, max_length: int = 64, **changes:
 
 
 def decoded(text: GeneralText, tokenizer: Any) -> set[str]:
-    ids, _ = text.batch(torch.arange(len(text)))
-    return set(tokenizer.batch_decode(ids, skip_special_tokens=True))
+    ids, mask = text.batch(torch.arange(len(text)))
+    read = [row[: int(length)] for row, length in zip(ids, mask.sum(1), strict=True)]
+    return set(tokenizer.batch_decode(read, skip_special_tokens=True))
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".csv", ".tsv", ".jsonl", ".arrow"])
@@ -74,6 +77,35 @@ def test_pretraining_is_the_corpus_of_the_world(tokenizer: Any) -> None:
     text = load(tokenizer, "pretraining", max_length=8)
     assert len(text) == len(set(pretraining_texts(WORLD)))
     assert text.width == 8
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_scrubbed_corpus_holds_no_word_that_tells(tokenizer: Any, version: int, monkeypatch: Any) -> None:
+    world, seen = SyntheticWorld(version=version, num_pretraining_texts=20), list[str]()
+    encode = general.encode
+    monkeypatch.setattr(general, "encode", lambda texts, *rest: seen.extend(texts) or encode(texts, *rest))
+    settings = GeneralTextSettings(source="pretraining")
+    for scrubbed in (False, True):
+        seen.clear()
+        load_general_text(settings, tokenizer, world=world, max_length=64, device="cpu", scrubbed=scrubbed)
+        words = {word.lower() for text in seen for word in re.findall(r"\w+", text)}
+        assert bool(words & telling_words(world)) != scrubbed
+    assert len(words) > 20
+
+
+def test_scrubbed_texts_of_meta_training_lack_the_tokens_of_names_alone(tokenizer: Any, tmp_path: Path) -> None:
+    rows = helpers.make_rows()
+    rows["text"] = [f"every {text}" for text in rows["text"]]
+    source = helpers.write_rows(tmp_path / "rows.parquet", rows)
+    data = DeviceData(
+        prepare(DataSettings(source=str(source)), tokenizer, tokenizer_digest(tokenizer), tmp_path), "cpu"
+    )
+    indices = data.indices(Split.META_TRAIN)
+    whole, scrubbed = (decoded(meta_training_text(data, indices, scrubbed=each), tokenizer) for each in (False, True))
+    names = set(rows["name"])
+    assert all(text.split()[1] in names for text in whole)
+    left = {" ".join(word for place, word in enumerate(text.split()) if place not in (1, 2)) for text in whole}
+    assert scrubbed == left, "no name of these texts is known, so that the word after the capitalised one goes too"
 
 
 def test_batches_are_as_wide_as_their_texts_in_eights(tokenizer: Any, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdm_ray.data.scrub import scrub_pronouns
+from sdm_ray.data.scrub import scrub_names, scrub_pronouns, word_scrubber
 
 
 @pytest.mark.parametrize(
@@ -35,3 +35,21 @@ def test_no_pronoun_is_left_and_scrubbing_twice_is_scrubbing_once(words: list[st
     assert not re.search(r"\b(she|he|her|his|him)\b", scrubbed, re.IGNORECASE)
     assert scrub_pronouns(scrubbed) == scrubbed
     assert len(scrubbed.split()) == len(" ".join(words).split())
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Today Mary Ann met her friend, Otto.", "Today met their friend,."),
+        ("We met. Mary left! I stayed: Paul too.", "We met. Mary left! I stayed: Paul too."),
+        ("in O'Hara, she said", "in, they said"),
+        ("no names here", "no names here"),
+        ("", ""),
+    ],
+)
+def test_capitalised_words_inside_sentences_are_left_out(text: str, expected: str) -> None:
+    assert scrub_names(text) == expected
+
+
+def test_words_are_left_out_whatever_their_case() -> None:
+    assert word_scrubber({"mara", "his"})("Mara, of marae, met his  MARA .") == ", of marae, met."

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sdm_ray.config import TrialSettings, parse_settings
+from sdm_ray.config import DataSettings, TrialSettings, parse_settings
 from sdm_ray.meta.trainer import Trainer
 from sdm_ray.trial.cost import Probe, probe
 
@@ -64,3 +64,18 @@ def test_seconds_rise_while_inner_steps_grow(
     adversary = {"num_steps": 8, "growing_steps": growing_steps}
     trial = settings(tmp_path, num_outer_steps=num_outer_steps, adversary=adversary)
     assert measured.training_seconds(trial) == pytest.approx(seconds)
+
+
+def test_a_distillation_is_timed_beside_a_training_that_erases(
+    tmp_path: Path, data_settings: DataSettings, encoder_folder: Path
+) -> None:
+    document = settings(tmp_path).model_dump(mode="json") | {
+        "data": data_settings.model_dump(mode="json"),
+        "encoder": {"name": str(encoder_folder)},
+        "train": {"method": "erase", "num_outer_steps": 3, "distil": {"num_steps": 100, "desired_batch_size": 4}},
+    }
+    trial = parse_settings(TrialSettings, document)
+    measured = probe(trial)
+    assert measured.seconds_per_distil_step > 0
+    wanted = 3 * measured.seconds_per_step + 100 * measured.seconds_per_distil_step
+    assert measured.training_seconds(trial) == pytest.approx(wanted)

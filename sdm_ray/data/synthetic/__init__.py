@@ -56,6 +56,11 @@ def gendered_words() -> frozenset[str]:
     return frozenset(word for gendered in GENDERED.values() for word in gendered.words())
 
 
+def telling_words(world: SyntheticWorld) -> frozenset[str]:
+    """The words that a text must lack to tell no gender: all names and their pieces, and gendered words."""
+    return gendered_words() | {piece for name in people(world) for piece in name.split()}
+
+
 def fingerprint(world: SyntheticWorld) -> str:
     """Hash (16 hexadecimal digits) of a world's generated texts; it changes when the generator's output does.
 

@@ -24,6 +24,7 @@ from sdm_ray.meta.inner.memory import ModeChooser
 from sdm_ray.meta.inner.problems import EvaluationBatch
 from sdm_ray.meta.objectives import TERMS, accuracies, load_terms, step_losses, task_loss
 from sdm_ray.meta.outer.accumulator import GradientAccumulator, ends, single
+from sdm_ray.meta.outer.distil import Distillation
 from sdm_ray.meta.outer.embedding_map import EmbeddingMap
 from sdm_ray.meta.outer.optimizer import Group, OuterOptimizer
 from sdm_ray.meta.outer.plan import Plan
@@ -44,6 +45,7 @@ class OuterStep:
         indices: (N,) training examples, on the host; None for the whole meta-training split.
         general: text and masked-LM head of the `retain_*` terms; None if those terms are off.
         erasure: applied to the trunk at the start and after every step; None for none.
+        distillation: replaces the desired loss and the initial weights; None for none.
 
     Raises:
         UsageError: for settings that do not fit the data, or an unknown term.
@@ -59,15 +61,18 @@ class OuterStep:
         indices: Tensor | None = None,
         general: GeneralSources | None = None,
         erasure: Erasure | None = None,
+        distillation: Distillation | None = None,
     ) -> None:
         self._settings, self._data, self._generators = settings, data, generators
+        self._distillation = distillation
         load_terms(settings.term_modules, settings.blocking.weights())
         self._plan = Plan.of(settings)
         self.model = FlatModel(trunk)
-        self.trunk = self.model.initial().requires_grad_()
+        self.trunk = self._initial().requires_grad_()
         self._erasure = erasure
         self._erase()
-        self.desired_head = self._new_head(Task.DESIRED).requires_grad_()
+        head = self._new_head(Task.DESIRED) if distillation is None else distillation.student.head.clone()
+        self.desired_head = head.requires_grad_()
         indices = self._indices = data.indices(Split.META_TRAIN) if indices is None else indices
         self._of_task = {task: labelled(data, indices, task) for task in Task}
         self._desired = EpochSampler(self._of_task[Task.DESIRED], settings.desired_batch_size, generators["desired"])
@@ -177,7 +182,7 @@ class OuterStep:
         self._count += 1
         shared: list[Tensor | None] = [] if self._map is None else [self._map.gradient(self.trunk, scaled["trunk"])]
         learned = [scaled.get(name) for name, _ in self._learned()]
-        norm = self._optimizer.step([[scaled["trunk"]], [scaled["desired_head"]], learned, shared])
+        norm = self._optimizer.step([[scaled["trunk"]], [scaled.get("desired_head")], learned, shared])
         if self._map is not None:
             self._map.fold(self.trunk)
         self._erase()
@@ -220,6 +225,7 @@ class OuterStep:
             "optimizer": self._optimizer.state_dict(),
             "pool": self.pool.state_dict(),
             "erasure": None if self._erasure is None else self._erasure.state_dict(),
+            "distillation": None if self._distillation is None else self._distillation.state_dict(),
             "desired_sampler": self._desired.state_dict(),
             "harmful_sampler": self._harmful.state_dict(),
             "inner_samplers": {str(task): value.state_dict() for task, value in self._simulators.items()},
@@ -239,6 +245,8 @@ class OuterStep:
         self.pool.load_state_dict(state["pool"])
         if self._erasure is not None:  # computed again on another machine, it may differ in the last bits
             self._erasure = Erasure.from_state(self._erasure.stream, state["erasure"])
+        if self._distillation is not None:
+            self._distillation.load_state_dict(state["distillation"])
         self._desired.load_state_dict(state["desired_sampler"])
         self._harmful.load_state_dict(state["harmful_sampler"])
         for task, simulator in self._simulators.items():
@@ -252,7 +260,10 @@ class OuterStep:
         plan = self._plan
         desired_indices = self._desired.next()
         desired = self._data.batch(desired_indices, Task.DESIRED, coarse=self._settings.compile)
-        self._add_desired(total, desired)
+        if self._distillation is None:
+            self._add_desired(total, desired)
+        else:
+            self._add_distillation(total, self._distillation)
         if plan.fresh or plan.pool or plan.desired or plan.gradients:
             harmful_indices = self._harmful.next()
             harmful = self._data.batch(harmful_indices, Task.HARMFUL, coarse=self._settings.compile)
@@ -281,6 +292,16 @@ class OuterStep:
         total.add_gradient("desired_head", head)
         total.add_metric("train/desired_loss", loss)
         total.add_metric("train/desired_accuracy", accuracies(single(scores, batch.labels))[0])
+
+    def _add_distillation(self, total: GradientAccumulator, distillation: Distillation) -> None:
+        with self._autocast():
+            params = self.model.layout.unflatten(self.trunk)
+            trunk, head, values = distillation.gradient(params, self.desired_head, self.trunk)
+        total.add_gradient("trunk", trunk)
+        if head is not None:
+            total.add_gradient("desired_head", head)
+        for name, value in values.items():
+            total.add_metric(f"train/{name}", value)
 
     def _add_fresh(self, total: GradientAccumulator, outer: Batch, indices: Tensor) -> None:
         simulator, adapts = self._simulators[Task.HARMFUL], self._fresh_adapts()
@@ -351,6 +372,12 @@ class OuterStep:
         for name, value in values.items():
             total.add_metric(f"train/{name}", value, share * weights[name] / wanted[name])
 
+    def _initial(self) -> Tensor:
+        """(P,) where the trunk starts."""
+        if self._distillation is None:
+            return self.model.initial()
+        return self.model.layout.flatten(self._distillation.student.params)
+
     def _erase(self) -> None:
         """Apply the erasure to the trunk, in place."""
         if self._erasure is not None:
@@ -382,6 +409,8 @@ class OuterStep:
 
     def _names(self) -> tuple[str, ...]:
         names = ["train/desired_loss", "train/desired_accuracy"]
+        if self._distillation is not None:
+            names = [f"train/{name}" for name in self._distillation.metric_names]
         if self._plan.fresh:
             names += [f"train/adversary_{what}_{end}" for what in ("loss", "accuracy") for end in ("first", "last")]
             names.append("train/adversary_learning_rate")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sdm_ray.config import EraseSettings, Method, SweepSettings, TrialSettings, override
+from sdm_ray.config import DistilSettings, EraseSettings, Method, SweepSettings, TrialSettings, override
 from sdm_ray.config.space import CategoricalDistribution
 from sdm_ray.core.errors import UsageError
 from sdm_ray.core.metric_names import Metric
@@ -85,14 +85,33 @@ def erasures(settings: SweepSettings) -> list[EraseSettings]:
     The sweep has been checked, so that each can be had.
     """
     found = [reference_settings(settings, name).train.erase for name in ordered_references(settings)]
-    prefix = "train.erase."
+    own = settings.trial.train.erase.model_dump()
+    own["num_directions"] = own["num_directions"] or 1
+    return found + [EraseSettings.model_validate({**own, name: value}) for name, value in _searched(settings, "erase")]
+
+
+def distillations(settings: SweepSettings) -> list[DistilSettings]:
+    """How references, variants and the search distil: those on other general texts alone are of interest to a check."""
+    found = [reference_settings(settings, name).train.distil for name in ordered_references(settings)]
+    own = settings.trial.train.distil.model_dump()
+    own["num_steps"] = own["num_steps"] or 1
+    for name, value in _searched(settings, "distil"):
+        part, _, rest = name.partition(".")
+        if part == "general":
+            value = {**own["general"], rest: value} if rest else value
+        if part in ("general", "num_steps"):
+            found.append(DistilSettings.model_validate({**own, part: value}))
+    return found
+
+
+def _searched(settings: SweepSettings, part: str) -> list[tuple[str, Any]]:
+    """Names below `train.PART` that are searched, with the ends of their ranges or each of their choices."""
+    prefix, found = f"train.{part}.", list[tuple[str, Any]]()
     for path, distribution in settings.space.items():
         if path.startswith(prefix):
             if isinstance(distribution, CategoricalDistribution):
                 values = distribution.choices
             else:
                 values = (distribution.low, distribution.high)
-            own = settings.trial.train.erase.model_dump()
-            own["num_directions"] = own["num_directions"] or 1
-            found += [EraseSettings.model_validate({**own, path.removeprefix(prefix): value}) for value in values]
+            found += [(path.removeprefix(prefix), value) for value in values]
     return found

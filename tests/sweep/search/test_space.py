@@ -12,7 +12,14 @@ import yaml
 from sdm_ray.config import SweepSettings, TrialSettings, load_settings, override, parse_settings
 from sdm_ray.core.errors import UsageError
 from sdm_ray.sweep.search.check import check_sweep
-from sdm_ray.sweep.search.models import KNOWN_POINTS, erasures, first_points, ordered_references, reference_settings
+from sdm_ray.sweep.search.models import (
+    KNOWN_POINTS,
+    distillations,
+    erasures,
+    first_points,
+    ordered_references,
+    reference_settings,
+)
 from sdm_ray.sweep.search.space import Space, stored_by_index
 from tests.fakes import sweep as sweep_fakes
 
@@ -215,6 +222,37 @@ def test_erasure_is_a_reference_and_is_searched(tmp_path: Path) -> None:
     ]
     refused = {"train.erase.num_directions": {"type": "int", "low": -1, "high": 16}}
     with pytest.raises(UsageError, match=r"train\.erase\.num_directions = -1"):
+        check_sweep(sweep_fakes.settings(tmp_path, space=refused))
+
+
+def test_distillation_is_a_reference_and_is_searched(tmp_path: Path) -> None:
+    alpha, by_depth = "train.distil.alpha", "train.distil.alpha_by_depth.upper"
+    erasing = {"train.method": "erase", "train.blocking": {}, "train.erase.num_directions": 6}
+    settings = sweep_fakes.settings(
+        tmp_path,
+        references="[tuned, distil, distilled_scratch]",
+        variants={"last": erasing | {"train.distil.num_steps": 5}},
+        space={
+            "train.distil.num_steps": {"type": "int", "low": 0, "high": 900},
+            alpha: {"type": "float", "low": 0.0, "high": 1.0},
+            by_depth: {"type": "float", "low": 0.0, "high": 1.0},
+            "train.distil.scrub": choices("none", "all"),
+            "train.distil.general.source": choices("pretraining", "texts.csv"),
+        },
+    )
+    check_sweep(settings)
+    trains = {name: reference_settings(settings, name).train for name in ordered_references(settings)}
+    assert {name: (one.distil.num_steps, *one.distil.alphas()) for name, one in trains.items()} == {
+        "tuned": (0, 0.5, 0.5, 0.5),
+        "distil": (600, 0.5, 0.5, 0.5),
+        "distilled_scratch": (600, 1.0, 1.0, 1.0),
+        "last": (5, 0.5, 0.5, 0.5),
+    }
+    found = [(one.num_steps, one.general.source) for one in distillations(settings)]
+    assert found == [(0, None), (600, None), (600, None), (5, None), (0, None), (900, None),
+                     (1, "pretraining"), (1, "texts.csv")]  # fmt: skip
+    refused = {alpha: {"type": "float", "low": 0.0, "high": 1.5}}
+    with pytest.raises(UsageError, match=r"train\.distil\.alpha = 1\.5"):
         check_sweep(sweep_fakes.settings(tmp_path, space=refused))
 
 
