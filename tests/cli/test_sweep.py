@@ -84,7 +84,7 @@ def test_a_sweep_is_told_the_data_and_encoder_of_now(
     document = {"output_dir": str(tmp_path), "trial": trial, "search": {"num_trials": 0}, "references": ["tuned"]}
     given: dict[str, str] = {}
 
-    def run_sweep(settings: SweepSettings, *, resume: bool, inputs: dict[str, str]) -> None:
+    def run_sweep(settings: SweepSettings, *, resume: bool, inputs: dict[str, str], **options: object) -> None:
         given.update(inputs)
         raise KeyboardInterrupt
 
