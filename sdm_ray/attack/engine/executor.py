@@ -125,6 +125,9 @@ class Executor:
         self._counter = Counter(
             self._params, self._embedding, trunk, float(data.lengths_host()[self._pool].double().mean())
         )
+        if self.facts.knows_positions and token_probe.NAME in settings.families:
+            plain = Attacker(family=token_probe.NAME, num_examples=0)
+            self.facts = self.facts._replace(misses_directions=self._token_readers_of(plain).misses_directions)
 
     def run(self, attackers: Sequence[Attacker], *, with_test: bool) -> Iterator[list[Outcome]]:
         """Run attackers stack by stack; a crash or a lack of memory is retried in smaller stacks, down to one.
@@ -348,18 +351,34 @@ class Executor:
                 scored[split].append(classify(values).to(self._dtype).cpu())
         return {split: torch.stack(values) for split, values in scored.items()}
 
-    def _read_tokens(self, plan: Plan, splits: Sequence[Split]) -> dict[Split, Tensor]:
-        """(S, N, C) scores of every split by readers of single tokens."""
-        first = plan.attackers[0]
-        key = self._editor.key(first) if first.edit else ("",)
+    def _token_readers_of(self, attacker: Attacker) -> TokenReaders:
+        """Readers of tokens under an attacker's edited weights; those of the last edit are kept."""
+        key = self._editor.key(attacker) if attacker.edit else ("",)
         if self._token_readers is None or self._token_readers[0] != key:
-            params = self._editor.edited(first)
+            params = self._editor.edited(attacker)
             self._token_readers = (
                 key, TokenReaders(self._trunk, params, self._data, self._task, self._settings.seed)
             )  # fmt: skip
-        reading = self._token_readers[1]
-        readers = reading.fit(plan.attackers, plan.subsets, plan.deadline)
-        return {split: reading.scores(readers, self._examples(split)).to(self._dtype) for split in splits}
+        return self._token_readers[1]
+
+    def _read_tokens(self, plan: Plan, splits: Sequence[Split]) -> dict[Split, Tensor]:
+        """(S, N, C) scores of every split by readers of single tokens."""
+        reading = self._token_readers_of(plan.attackers[0])
+        chosen = [attacker.reading == token_probe.MISSING for attacker in plan.attackers]
+        found = {split: torch.zeros(len(chosen), len(self._examples(split)), self._num_classes) for split in splits}
+        for by_validation in sorted(set(chosen)):
+            rows = [row for row, one in enumerate(chosen) if one == by_validation]
+            attackers, subsets = [plan.attackers[row] for row in rows], [plan.subsets[row] for row in rows]
+            texts = [self._examples(split) for split in splits]
+            if by_validation:
+                assert splits[0] is Split.ATTACKER_VAL
+                scored = reading.chosen_scores(attackers, subsets, texts)
+            else:
+                readers = reading.fit(attackers, subsets, plan.deadline)
+                scored = [reading.scores(readers, examples) for examples in texts]
+            for split, scores in zip(splits, scored, strict=True):
+                found[split][rows] = scores.to(found[split])
+        return {split: scores.to(self._dtype) for split, scores in found.items()}
 
     def _read(self, params: Params) -> Readings:
         scored = {Split.ATTACKER_VAL: self.val, Split.TEST: self.test}

@@ -14,7 +14,7 @@ from sdm_ray.attack.families.base import Attacker, Facts, Family
 from sdm_ray.attack.space import Choice, LogFloat, Point, Space
 from sdm_ray.config.attack import AttackSettings
 
-Reading = Literal["query", "maximum", "position", "known", "pair", "bilinear", "interaction"]
+Reading = Literal["query", "maximum", "position", "known", "pair", "bilinear", "interaction", "missing"]
 """How the states of a text become one vector.
 
 `query`: their mean under softmax weights of a learned query. `maximum`: the maximum and the minimum over tokens of each
@@ -23,11 +23,13 @@ coordinate. `position`: the state of a token by its place. `known`: that of the 
 of names of two the products of both tokens' components, fitted to all texts of attacker-train, labelled or not: what
 two tokens tell together takes few labels then. `interaction`: what a hidden state tells of both tokens beyond what each
 adds by itself, when names are put into texts of attacker-train (`engine.interaction`); names of one token as `bilinear`
-has them.
+has them. `missing`: what weights that read the stream make of directions that are missing from it; there are many such
+readings, and attacker-validation chooses among them (`engine.missing_readers`).
 """
 OF_NAMES: tuple[Reading, ...] = ("bilinear", "interaction")
 """Readings that make one vector of a name, in sizes that matter, so that ridge regression reads them out."""
-READS_NAMES: tuple[Reading, ...] = ("known", "pair", *OF_NAMES)
+MISSING: Reading = "missing"
+READS_NAMES: tuple[Reading, ...] = ("known", "pair", *OF_NAMES, MISSING)
 """Readings that need to know where names stand."""
 Scaling = Literal["standardised", "whitened"]
 """`standardised` scales each coordinate, `whitened` each principal axis, to deviation 1 over the attacker's tokens."""
@@ -52,6 +54,8 @@ where that is of single tokens."""
 SCALINGS: tuple[Scaling, ...] = ("standardised", "whitened")
 READOUTS: tuple[Readout, ...] = ("logistic", "kernel", "ridge", "perceptron")
 PENALTY = LogFloat(1e-3, 10.0)
+MISSING_PENALTIES = (1.0, 5.0)
+"""Of what is made of missing directions, times those of `engine.missing_readers`."""
 BILINEAR_PENALTY = 0.03
 """A bilinear reader's penalty is this share of the searched one: a name's products are of length one."""
 
@@ -73,6 +77,7 @@ def reading_words(attacker: Attacker) -> str:
     words = {"query": "a learned query's mean", "maximum": "the extremes over tokens", "known": "the token of the name"}
     words |= {"bilinear": f"products of {attacker.position} components of a name's tokens"}
     words |= {"interaction": f"what a name's tokens tell together in {_together_words(attacker)}"}
+    words |= {"missing": "what weights make of directions that are missing from the stream"}
     words |= {"pair": "the two tokens of the name", "position": f"token {attacker.position}"}
     return words[attacker.reading]
 
@@ -106,7 +111,9 @@ def _design(settings: AttackSettings, num_examples: int, facts: Facts) -> list[P
     space = _space(settings, num_examples, facts)
     choices = {name: value.values for name, value in space.items() if isinstance(value, Choice)}
     ways = list(product(choices["scaling"], choices["readout"]))
-    points = []
+    points: list[Point] = []
+    if facts.misses_directions:
+        points += [{"reading": f"{MISSING} 0", "layer": 0, "amount": amount} for amount in MISSING_PENALTIES]
     for turn, start in product(range(len(ways)), range(len(choices["layer"]))):
         for index, reading in enumerate(choices["reading"]):
             # Interactions begin with all layers side by side, then the last one.
@@ -128,8 +135,8 @@ def _attacker(point: Point, num_examples: int) -> Attacker:
         layer=point["layer"],
         reading=reading,
         position=int(position),
-        scaling="standardised" if reading in OF_NAMES else point["scaling"],
-        readout="ridge" if reading in OF_NAMES else point["readout"],
+        scaling="standardised" if reading in (*OF_NAMES, MISSING) else point["scaling"],
+        readout="ridge" if reading in (*OF_NAMES, MISSING) else point["readout"],
         amount=float(point["amount"]),
     )
     if reading == "bilinear":
