@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from sdm_ray.config.base import NonNegativeInt, PositiveInt, Settings
 
@@ -12,6 +12,8 @@ DEFAULT_DIRECTIONS = 6
 
 class EraseSettings(Settings):
     """Directions that tell the harmful label, found on meta-training alone and kept out of the residual stream."""
+
+    LATER: ClassVar[frozenset[str]] = frozenset({"reads"})
 
     num_directions: NonNegativeInt = 0
     """Directions that are taken out, one after the other; 0 erases nothing. Method `erase` takes 6 where it is not
@@ -33,6 +35,9 @@ class EraseSettings(Settings):
     num_texts: PositiveInt = 2000
     """Texts of meta-training that readers are fitted to, at most; a quarter of them, by name where names are known,
     tells which site's reader is the best."""
+    reads: bool = False
+    """Whether weights that read the stream lose what they would make of the directions, too. It changes nothing of what
+    the model does, but weights that were trained while the directions were there still tell what stood in them."""
 
 
 __all__ = ["DEFAULT_DIRECTIONS", "EraseSettings"]
