@@ -17,8 +17,8 @@ VOTERS = 5
 """Readings that vote."""
 PARTS = 5
 """Parts of validation's names."""
-STEPS = 12
-"""Newton steps of a scale."""
+STEPS = 14
+"""Bisections of a scale."""
 CAUTION = 2.0
 """Curvature that is added for a scale, as a Gaussian prior around 0 would."""
 LARGEST = 8.0
@@ -66,7 +66,7 @@ def choose(readings: Tensor, labels: Tensor, num_classes: int) -> Chosen:
     weight = torch.zeros_like(places)
     weight[best] = places[best] * telling[best, None]
     _, scale = _scales(Chosen(centre, weight)(readings)[None], one_hot)
-    return Chosen(centre, weight * scale)
+    return Chosen(centre, weight * scale[0, 0, 0])
 
 
 def choose_apart(readings: Tensor, labels: Tensor, num_classes: int, names: Tensor) -> tuple[Chosen, Tensor]:
@@ -96,12 +96,12 @@ def choose_apart(readings: Tensor, labels: Tensor, num_classes: int, names: Tens
 
 def _scales(scores: Tensor, one_hot: Tensor) -> tuple[Tensor, Tensor]:
     """(M,) mean cross-entropies of scores (M, N, C) under the best scale of each, and these (M, 1, 1)."""
-    scale = scores.new_zeros(len(scores), 1, 1)
     wanted = (scores * one_hot).sum(2).sum(1)
+    low = scores.new_zeros(len(scores))
+    high = low + LARGEST
     for _ in range(STEPS):
-        shares = (scale * scores).softmax(2)
-        means = (shares * scores).sum(2)
-        slope = means.sum(1) - wanted + CAUTION * scale[:, 0, 0]
-        curvature = ((shares * scores.square()).sum(2) - means.square()).sum(1) + CAUTION
-        scale = (scale - (slope / curvature)[:, None, None]).clamp(0.0, LARGEST)
+        middle = (low + high) / 2
+        slope = ((middle[:, None, None] * scores).softmax(2) * scores).sum(2).sum(1) - wanted + CAUTION * middle
+        low, high = torch.where(slope < 0, middle, low), torch.where(slope < 0, high, middle)
+    scale = low[:, None, None]
     return -((scale * scores).log_softmax(2) * one_hot).sum(2).mean(1), scale

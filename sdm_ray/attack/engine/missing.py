@@ -19,7 +19,7 @@ from sdm_ray.models.reads import StreamReader, stream_readers
 from sdm_ray.models.stream import stream_of
 from sdm_ray.models.trunk import Trunk
 
-NOTHING = 1e-4
+NOTHING = 1e-8
 """Share of the median variance up to which a direction counts as missing."""
 TOKENS_PER_DIMENSION = 4
 """Tokens for each dimension of the stream that it takes to see that a direction is missing."""

@@ -15,15 +15,45 @@ def outcome(scores: list[list[float]], seconds: float) -> Outcome:
     return Outcome(attacker, "ok", seconds, flops=1.0, val_logits=values, test_logits=values)
 
 
-def test_avote_weighs_members_alike_whatever_their_scale() -> None:
-    sure = [[2.0, 0.0], [0.0, 2.0], [2.0, 0.0]]
-    other = [[0.0, 100.0], [0.0, 100.0], [100.0, 0.0]]
-    found = vote([outcome(sure, 1.0), outcome(sure, 1.0), outcome(other, 2.0)])
+LABELS = torch.tensor([0, 1] * 40)
+
+
+def readers(errors: list[int], scale: float = 1.0) -> Outcome:
+    """A reader that is wrong on some texts, as sure of each."""
+    right = torch.nn.functional.one_hot(LABELS, 2).double()
+    right[errors] = right[errors].flip(1)
+    return outcome((scale * right).tolist(), 1.0)
+
+
+def said(found: Outcome) -> list[int]:
     assert found.test_logits is not None
-    assert found.test_logits.argmax(1).tolist() == [0, 1, 0], "two against one"
-    assert found.seconds == 4.0
+    return [int(row) for row in (found.test_logits.argmax(1) != LABELS).nonzero()[:, 0]]
+
+
+def test_a_vote_weighs_members_alike_whatever_their_scale() -> None:
+    members = [readers([0, 3, 5]), readers([0, 9, 11], 100.0), readers([1, 3, 9], 0.01)]
+    found = vote(members, LABELS)
+    assert said(found) == [0, 3, 9], "two against one"
+    assert found.seconds == 3.0
     assert found.flops == 3.0
-    shifted = [[a + 7.0, b + 7.0] for a, b in sure]
-    again = vote([outcome(shifted, 1.0), outcome(sure, 1.0), outcome(other, 2.0)])
-    assert again.test_logits is not None
-    assert torch.allclose(again.test_logits, found.test_logits)
+
+
+def test_a_reader_that_validation_does_not_bear_out_is_not_heeded() -> None:
+    wrong = readers(list(range(0, 80, 3)))
+    assert said(vote([wrong, wrong, wrong, readers([0])], LABELS)) == [0]
+
+
+def test_kinds_of_texts_have_readers_of_their_own() -> None:
+    kind = torch.arange(80) >= 40
+    for_one, for_other = readers(list(range(40, 80, 2))), readers(list(range(0, 40, 2)))
+    assert said(vote([for_one, for_other], LABELS, (kind, kind))) == []
+
+
+def test_a_reader_that_is_wrong_on_one_kind_is_renamed_there() -> None:
+    kind = torch.arange(80) >= 40
+    assert said(vote([readers(list(range(40, 80)))], LABELS, (kind, kind))) == []
+
+
+def test_a_kind_of_few_texts_is_read_with_the_others() -> None:
+    kind = torch.arange(80) >= 70
+    assert said(vote([readers(list(range(70, 80)))], LABELS, (kind, kind))) == list(range(70, 80))
