@@ -41,7 +41,7 @@ def vote(members: Sequence[Outcome], labels: Tensor, kinds: tuple[Tensor, Tensor
     if min(int(own.sum()), int((~own).sum())) < FEWEST:
         own, other = torch.zeros_like(own), torch.zeros_like(other)
     val, test = torch.zeros_like(first.val_logits), torch.zeros_like(first.test_logits)
-    for kind in own.unique().tolist():
+    for kind in sorted(set(own.tolist())):
         mine, theirs = own == kind, other == kind
         scores = [_centred(member.val_logits)[mine] for member in members]
         sizes = [1 / values.std().clamp_min(1e-12) for values in scores]
