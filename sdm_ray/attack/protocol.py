@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from sdm_ray.attack.check import check_data, resolve_sizes
-from sdm_ray.attack.engine.committee import vote
+from sdm_ray.attack.committee import vote
 from sdm_ray.attack.engine.executor import Executor, Outcome, retry_of
 from sdm_ray.attack.engine.scoring import ScoringSet
 from sdm_ray.attack.families import the_family

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from sdm_ray.attack.engine.committee import vote
+from sdm_ray.attack.committee import vote
 from sdm_ray.attack.engine.executor import Outcome
 from sdm_ray.attack.families.base import Attacker
 
