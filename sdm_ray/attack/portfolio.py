@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from sdm_ray.attack.families import FAMILIES
 from sdm_ray.attack.families.base import RATE_FACTORS, Attacker, Facts, Trains
-from sdm_ray.attack.families.token_probe import READS_NAMES
+from sdm_ray.attack.families.token_probe import MISSING, READS_NAMES
 from sdm_ray.config.attack import AttackSchedule
 from sdm_ray.core.errors import RunError, UsageError
 from sdm_ray.core.files import is_file, read_json, write_json
@@ -210,6 +210,7 @@ def _fits(attacker: Attacker, facts: Facts) -> bool:
     return (
         attacker.layer < max(facts.num_hidden_states, 0)
         and (facts.knows_positions or attacker.reading not in READS_NAMES)
+        and (facts.misses_directions or attacker.reading != MISSING)
         and (attacker.reading != "interaction" or attacker.position < facts.num_hidden_states)
         and attacker.depth < facts.num_depths
         and (facts.has_own_head or not attacker.own_head)

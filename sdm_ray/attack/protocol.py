@@ -15,9 +15,10 @@ from contextlib import closing
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from sdm_ray.attack.check import check_data, resolve_sizes
-from sdm_ray.attack.engine.committee import vote
+from sdm_ray.attack.committee import vote
 from sdm_ray.attack.engine.executor import Executor, retry_of
 from sdm_ray.attack.engine.outcome import Outcome
 from sdm_ray.attack.engine.scoring import ScoringSet
@@ -35,7 +36,7 @@ from sdm_ray.config.attack import WALKING_BACK, AttackSettings
 from sdm_ray.core.errors import RunError, UsageError
 from sdm_ray.core.progress import Progress
 from sdm_ray.core.types import Params, Split, Task
-from sdm_ray.data.interface import AttackDataset
+from sdm_ray.data.interface import AttackDataset, known_positions
 from sdm_ray.models.interface import TrunkLike
 
 __all__ = ["AttackRecord", "AttackReport", "Cell", "attack_model"]
@@ -116,7 +117,7 @@ def attack_model(
     if settings.shares_search:
         total -= len(sizes) * settings.num_searches * settings.num_rerun_seeds
     with closing(executor if runner is None else runner(trunk, params, data, settings, task, knowledge)) as running:
-        fine_tunes = FineTunes(running, executor.val, executor.test, total)
+        fine_tunes = FineTunes(running, executor.val, executor.test, total, _kinds(data, executor))
         yield from _search(searches, fine_tunes)
         drop_reruns(cells, settings)
         reruns = [rerun for search in searches for rerun in search.reruns()]
@@ -142,6 +143,15 @@ def attack_model(
         records=fine_tunes.records,
         portfolio=_portfolio_use(portfolio, searches, fine_tunes.records) if settings.portfolio else {},
     )
+
+
+def _kinds(data: AttackDataset, executor: Executor) -> tuple[Tensor, Tensor] | None:
+    """Whether each text of attacker-validation and of test names somebody by two tokens; None where it is not known."""
+    known = known_positions(data)
+    if known is None:
+        return None
+    val, test = (known[examples.indices, 1].cpu() >= 0 for examples in (executor.val, executor.test))
+    return val, test
 
 
 def _families(settings: AttackSettings, facts: Facts) -> tuple[list[Family], tuple[str, ...]]:
@@ -212,9 +222,18 @@ class FineTunes:
         val: attacker-validation in the order of the outcomes' logits.
         test: likewise.
         total: fine-tunes to be run in all.
+        kinds: see `vote`.
     """
 
-    def __init__(self, runner: Runner, val: ScoringSet, test: ScoringSet, total: int) -> None:
+    def __init__(
+        self,
+        runner: Runner,
+        val: ScoringSet,
+        test: ScoringSet,
+        total: int,
+        kinds: tuple[Tensor, Tensor] | None = None,
+    ) -> None:
+        self._kinds = kinds
         self._runner, self._val, self._test, self._done, self._total = runner, val, test, 0, total
         self._members: dict[tuple[SearchKey, int], list[Outcome]] = defaultdict(list)
         """Re-runs of committees' members, by search and seed."""
@@ -243,7 +262,7 @@ class FineTunes:
                 yield Progress("attack", self._done, self._total, {})
             attackers = retries
         for members in self._members.values():
-            self._keep(self._record(vote(members)))
+            self._keep(self._record(vote(members, self._val.labels, self._kinds)))
         self._members.clear()
 
     def note_best(self, curves: Mapping[SearchKey, Sequence[float]]) -> None:

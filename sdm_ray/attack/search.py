@@ -17,7 +17,7 @@ from sdm_ray.core.statistics import mean, t_interval
 
 COMMITTEE = 10
 """Readers of tokens that are run again and vote: one alone is chosen for the few names that validation holds."""
-ALIKE = 0.05
+ALIKE = 0.2
 """Validation loss by which members of a committee exceed the best reader at most."""
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from sdm_ray.config.base import NonNegativeInt, PositiveInt, Settings
 
@@ -13,6 +13,8 @@ DEFAULT_DIRECTIONS = 6
 class EraseSettings(Settings):
     """Directions that predict the harmful label; they are found on meta-training and removed from the residual
     stream."""
+
+    LATER: ClassVar[frozenset[str]] = frozenset({"reads"})
 
     num_directions: NonNegativeInt = 0
     """Number of directions to remove, one after the other; 0 for none. The default of method `erase` is 6."""
@@ -33,6 +35,9 @@ class EraseSettings(Settings):
     num_texts: PositiveInt = 2000
     """Most meta-training texts to which readers are fitted. A quarter of them (of the names, if names are known) is
     held out to select the best site."""
+    reads: bool = False
+    """Whether to project the weights that read the stream too. The model's outputs do not change, but weights that were
+    trained while the directions were present still depend on what stood in them."""
 
 
 __all__ = ["DEFAULT_DIRECTIONS", "EraseSettings"]

@@ -14,7 +14,7 @@ covectors S. The identity gives the nearest point in Euclidean distance; the cov
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from sdm_ray.core.errors import UsageError
 from sdm_ray.core.types import Params
+from sdm_ray.models.reads import StreamReader, unread
 from sdm_ray.models.stream import Stream
 
 TOLERANCE = 1e-8
@@ -78,13 +79,14 @@ class Erasure:
     """What is kept out of a stream, site by site.
 
     `before` and `after` hold a projector for the sum at each site, and for what the site's norm puts out; `held` the
-    gains that these rest on.
+    gains that these rest on; `unread` a projector for each matrix that reads the stream, where those are projected too.
     """
 
     stream: Stream
     before: dict[int, Projector]
     after: dict[int, Projector]
     held: Params
+    unread: dict[str, Projector] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -95,6 +97,7 @@ class Erasure:
         *,
         everywhere: bool,
         metrics: Mapping[int, Tensor] | None = None,
+        readers: Sequence[StreamReader] = (),
     ) -> Erasure:
         """The erasure of some directions.
 
@@ -105,16 +108,17 @@ class Erasure:
             everywhere: take each direction out at every site of the stream; else at the site where it was found, and
                 of what below feeds it.
             metrics: (D, D) by site; the others have the identity.
+            readers: matrices that shall not act on what is erased either, which changes nothing of what they do.
 
         Raises:
             UsageError: where a site would lose more than `MOST_SHARE` of its dimensions.
         """
-        own = _wanted(stream, directions, params, everywhere)
+        asked = _wanted(stream, directions, params, everywhere)
         before, after, held = {}, {}, {}
         carried: Tensor | None = None
         for index in reversed(range(len(stream.sites))):
             site, metric = stream.sites[index], (metrics or {}).get(index)
-            wanted = [part for part in (own.get(index), carried) if part is not None]
+            wanted = [part for part in (asked.get(index), carried) if part is not None]
             if not wanted:
                 continue
             after[index] = before[index] = Projector.of(torch.cat(wanted), metric)
@@ -130,16 +134,28 @@ class Erasure:
                     "set train.erase.reach to below"
                 )
         like = next(iter(params.values()))
+        blind = {}
+        for reader in readers:
+            if reader.site not in after:
+                continue
+            own = None if reader.gain is None else params[reader.gain].detach()
+            if reader.gain is not None and own is not None:
+                held[reader.gain] = own.clone()
+            blind[reader.name] = Projector.of(unread(after[reader.site].read, own)).to(like)
         return cls(
             stream,
             {index: value.to(like) for index, value in before.items()},
             {index: value.to(like) for index, value in after.items()},
             held,
+            blind,
         )
 
     @torch.no_grad()
     def apply(self, params: Params) -> None:
-        """Take out of weights, in place, what they would write; of weights that write nothing there, nothing."""
+        """Take out of weights, in place, what they would write; of weights that write nothing there, nothing.
+
+        Of matrices of `unread`, take out what they would make of it.
+        """
         for index, inside in self.before.items():
             site = self.stream.sites[index]
             for name in site.rows:
@@ -150,6 +166,8 @@ class Erasure:
                 inside.vector(params[name])
             if site.norm_bias is not None:
                 self.after[index].vector(params[site.norm_bias])
+        for name, projector in self.unread.items():
+            projector.rows(params[name])
         for name, gain in self.held.items():
             params[name].copy_(gain)
 
@@ -171,6 +189,8 @@ class Erasure:
         for kind, projectors in (("before", self.before), ("after", self.after)):
             for index, (read, moved) in projectors.items():
                 tensors |= {f"{kind}.{index}.read": read, f"{kind}.{index}.moved": moved}
+        for name, (read, moved) in self.unread.items():
+            tensors |= {f"unread.{name}.read": read, f"unread.{name}.moved": moved}
         return tensors
 
     @classmethod
@@ -182,7 +202,13 @@ class Erasure:
             own = [name.split(".")[1] for name in state if name.startswith(f"{kind}.") and name.endswith(".read")]
             for index in own:
                 projectors[int(index)] = Projector(state[f"{kind}.{index}.read"], state[f"{kind}.{index}.moved"])
-        return cls(stream, found["before"], found["after"], held)
+        blind = {
+            name: Projector(state[f"unread.{name}.read"], state[f"unread.{name}.moved"])
+            for key in state
+            if key.startswith("unread.") and key.endswith(".read")
+            for name in [key.removeprefix("unread.").removesuffix(".read")]
+        }
+        return cls(stream, found["before"], found["after"], held, blind)
 
 
 def pulled(covectors: Tensor, gain: Tensor) -> Tensor:

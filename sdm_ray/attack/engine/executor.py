@@ -69,6 +69,9 @@ class Executor:
         self._sizes = StackSizes(trunk, target.params, target.embedding, longest=longest, width=width)
         mean_length = float(data.lengths_host()[target.pool].double().mean())
         self._counter = Counter(target.params, target.embedding, trunk, mean_length)
+        if self.facts.knows_positions and token_probe.NAME in settings.families:
+            plain = Attacker(family=token_probe.NAME, num_examples=0)
+            self.facts = self.facts._replace(misses_directions=self.frozen.token_readers(plain).misses_directions)
 
     def run(self, attackers: Sequence[Attacker], *, with_test: bool) -> Iterator[list[Outcome]]:
         """Run attackers stack by stack. A stack that crashes or runs out of memory is split and run again.

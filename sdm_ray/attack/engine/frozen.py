@@ -68,17 +68,36 @@ class FrozenTrunk:
                 scored[split].append(classify(values).to(target.dtype).cpu())
         return {split: torch.stack(values) for split, values in scored.items()}
 
-    def _read_tokens(self, plan: Plan, splits: Sequence[Split]) -> dict[Split, Tensor]:
-        """(S, N, C) scores of every split by readers of single tokens."""
-        first, target = plan.attackers[0], self._target
-        key = self._editor.key(first) if first.edit else ("",)
+    def token_readers(self, attacker: Attacker) -> TokenReaders:
+        """Token readers for an attacker's edited weights; those of the last edit are cached."""
+        key = self._editor.key(attacker) if attacker.edit else ("",)
         if self._token_readers is None or self._token_readers[0] != key:
-            params = self._editor.edited(first)
+            target, params = self._target, self._editor.edited(attacker)
             reading = TokenReaders(target.trunk, params, target.data, target.task, target.settings.seed)
             self._token_readers = key, reading
-        reading = self._token_readers[1]
-        readers = reading.fit(plan.attackers, plan.subsets, plan.deadline)
-        return {split: reading.scores(readers, target.scored(split)).to(target.dtype) for split in splits}
+        return self._token_readers[1]
+
+    def _read_tokens(self, plan: Plan, splits: Sequence[Split]) -> dict[Split, Tensor]:
+        """(S, N, C) scores of every split by readers of single tokens."""
+        target, reading = self._target, self.token_readers(plan.attackers[0])
+        texts = [target.scored(split) for split in splits]
+        selects = [attacker.reading == token_probe.MISSING for attacker in plan.attackers]
+        found = {
+            split: torch.zeros(len(selects), len(examples), target.num_classes)
+            for split, examples in zip(splits, texts, strict=True)
+        }
+        for by_validation in sorted(set(selects)):
+            rows = [row for row, one in enumerate(selects) if one == by_validation]
+            attackers, subsets = [plan.attackers[row] for row in rows], [plan.subsets[row] for row in rows]
+            if by_validation:
+                assert splits[0] is Split.ATTACKER_VAL, splits
+                scored = reading.chosen_scores(attackers, subsets, texts)
+            else:
+                readers = reading.fit(attackers, subsets, plan.deadline)
+                scored = [reading.scores(readers, examples) for examples in texts]
+            for split, scores in zip(splits, scored, strict=True):
+                found[split][rows] = scores.to(found[split])
+        return {split: scores.to(target.dtype) for split, scores in found.items()}
 
     def _read(self, params: Params) -> Readings:
         target = self._target

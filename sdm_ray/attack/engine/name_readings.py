@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from sdm_ray.attack.engine.interaction import InteractionScaling, NameStates, name_states
+from sdm_ray.attack.engine.missing import maps_of_missing, read_states
+from sdm_ray.attack.engine.missing_readers import MissingReadings
 from sdm_ray.attack.engine.scoring import ScoringSet
 from sdm_ray.attack.engine.token_cache import Passes
 from sdm_ray.attack.engine.token_states import Names, NameScaling, OfNames, known_of
@@ -15,6 +17,7 @@ from sdm_ray.attack.families.base import Attacker
 from sdm_ray.core.seeds import seeded
 from sdm_ray.core.types import Params, Split, Task
 from sdm_ray.models.interface import TrunkLike
+from sdm_ray.models.trunk import Trunk
 
 if TYPE_CHECKING:
     from sdm_ray.data.interface import AttackDataset
@@ -45,6 +48,8 @@ class NameReadings:
         self._states: tuple[NameStates | None] | None = None
         """None before it is computed; the element may be None too (`name_states`)."""
         self._made: dict[tuple[str, int, int, str], OfNames] = {}
+        self._maps: tuple[Tensor, ...] | None = None
+        self._missing: MissingReadings | None = None
 
     def of(self, attacker: Attacker) -> OfNames:
         """The function for an attacker with one of the readings `families.token_probe.OF_NAMES`."""
@@ -57,6 +62,29 @@ class NameReadings:
                 layer = attacker.position or attacker.layer
                 self._made[key] = InteractionScaling.of(names, self._name_states(), layer)
         return self._made[key]
+
+    def maps_of_missing(self) -> tuple[Tensor, ...]:
+        """What reading weights make of missing directions, see `engine.missing`; empty where none are missing."""
+        if self._maps is None:
+            layers, examples = read_states(self._trunk), self._texts()
+            found: dict[int, list[Tensor]] = {layer: [] for layer in layers}
+            for tokens in self._passes.tokens(examples, layers, None) if layers else ():
+                for layer in layers:
+                    found[layer].append(tokens.states[layer][tokens.mask])
+            self._maps = ()
+            if layers:
+                assert isinstance(self._trunk, Trunk)
+                states = {layer: torch.cat(parts) for layer, parts in found.items()}
+                self._maps = maps_of_missing(self._trunk, self._params, states)
+        return self._maps
+
+    def missing(self) -> MissingReadings:
+        """What makes vectors of names by missing directions; only where there are some."""
+        if self._missing is None:
+            layers = (0, *read_states(self._trunk)[-1:], read_states(self._trunk)[-1] + 1)
+            names = {layer: self._names_at(layer) for layer in layers}
+            self._missing = MissingReadings(self.maps_of_missing(), names, self._name_states())
+        return self._missing
 
     def _names_at(self, layer: int) -> Names:
         if layer not in self._names:

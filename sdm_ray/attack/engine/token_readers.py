@@ -12,12 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sdm_ray.attack.engine.missing_readers import MissingReader, NameVectors
 from sdm_ray.attack.engine.name_readings import NameReadings
 from sdm_ray.attack.engine.scoring import ScoringSet
 from sdm_ray.attack.engine.stack import AttackTimeoutError
 from sdm_ray.attack.engine.token_cache import Passes
 from sdm_ray.attack.engine.token_fits import forward, train_logistic, train_perceptrons, train_queries
-from sdm_ray.attack.engine.token_states import OfNames, Scaling, Tokens, known_of, read
+from sdm_ray.attack.engine.token_states import Names, OfNames, Scaling, Tokens, known_of, read
 from sdm_ray.attack.families.base import Attacker
 from sdm_ray.attack.families.probes import ridge
 from sdm_ray.attack.families.token_probe import OF_NAMES
@@ -75,6 +76,7 @@ class TokenReaders:
         self._labels, self._num_classes = data.labels_host(task), data.num_classes(task)
         self._passes = Passes(trunk, params)
         self._names = NameReadings(trunk, params, data, task, seed, self._passes)
+        self._vectors_kept: dict[bytes, NameVectors] = {}
 
     def fit(
         self, attackers: Sequence[Attacker], subsets: Sequence[Tensor], deadline: float | None = None
@@ -108,6 +110,45 @@ class TokenReaders:
         layers = {reader.attacker.layer for reader in readers}
         batches = self._passes.tokens(examples, layers, self._known(examples.indices))
         return torch.cat([torch.stack([reader(tokens) for reader in readers]).cpu() for tokens in batches], dim=1)
+
+    @property
+    def misses_directions(self) -> bool:
+        """Whether directions are missing from the stream that weights read."""
+        return bool(self._names.maps_of_missing())
+
+    def chosen_scores(
+        self, attackers: Sequence[Attacker], subsets: Sequence[Tensor], examples: Sequence[ScoringSet]
+    ) -> list[Tensor]:
+        """Scores of readers of missing directions, which validation chooses.
+
+        Args:
+            attackers: S that read `missing`.
+            subsets: (n,) examples of each.
+            examples: attacker-validation, and other texts.
+
+        Returns:
+            (S, N, C) on the host for each set of texts.
+        """
+        vectors, found = [self._vectors(texts) for texts in examples], []
+        labels = examples[0].labels.to(self._device)
+        for attacker, subset in zip(attackers, subsets, strict=True):
+            owned = ScoringSet.of(self._data, subset, self._task)
+            own_labels = owned.labels.to(self._device)
+            reader = MissingReader(self._vectors(owned), own_labels, self._num_classes, attacker.amount)
+            found.append(reader.scores(vectors[0], labels, *vectors[1:]))
+        return [torch.stack(scores).cpu() for scores in zip(*found, strict=True)]
+
+    def _vectors(self, examples: ScoringSet) -> NameVectors:
+        """What missing directions tell of the names in texts."""
+        key = examples.indices.numpy().tobytes()
+        if key not in self._vectors_kept:
+            readings = self._names.missing()
+            parts: dict[int, list[Names]] = {layer: [] for layer in readings.layers}
+            for tokens in self._passes.tokens(examples, readings.layers, self._known(examples.indices)):
+                for layer, names in parts.items():
+                    names.append(Names.of(tokens, layer))
+            self._vectors_kept[key] = readings.vectors({layer: Names.joined(names) for layer, names in parts.items()})
+        return self._vectors_kept[key]
 
     def _known(self, indices: Tensor) -> Tensor | None:
         return known_of(self._data, indices, self._device)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -179,6 +179,17 @@ class Names:
         assert tokens.known is not None
         pieces = None if tokens.ids is None else tokens.ids.gather(1, tokens.known.clamp_min(0))
         return cls(tokens.name(layer, 0), tokens.name(layer, 1), tokens.known[:, 1] >= 0, pieces)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Names]) -> Names:
+        """One after the other."""
+        pieces = [part.pieces for part in parts if part.pieces is not None]
+        return cls(
+            torch.cat([part.first for part in parts]),
+            torch.cat([part.second for part in parts]),
+            torch.cat([part.second_known for part in parts]),
+            torch.cat(pieces) if len(pieces) == len(parts) else None,
+        )
 
 
 OfNames = Callable[[Names], Tensor]

@@ -105,6 +105,8 @@ class Facts(NamedTuple):
     """Whether there is a token embedding whose rows can be read."""
     knows_positions: bool = False
     """Whether the data give the token positions of names in the texts."""
+    misses_directions: bool = False
+    """Whether directions are missing from the residual stream that weights were trained to read."""
 
 
 class Family(NamedTuple):

@@ -14,7 +14,7 @@ from sdm_ray.attack.families.base import Attacker, Facts, Family
 from sdm_ray.attack.space import Choice, LogFloat, Point, Space
 from sdm_ray.config.attack import AttackSettings
 
-Reading = Literal["query", "maximum", "position", "known", "pair", "bilinear", "interaction"]
+Reading = Literal["query", "maximum", "position", "known", "pair", "bilinear", "interaction", "missing"]
 """How one vector is computed from the token states of a text.
 
 - `query`: the mean of the states under softmax weights of a learned query.
@@ -27,11 +27,14 @@ Reading = Literal["query", "maximum", "position", "known", "pair", "bilinear", "
   can be learned from few labels.
 - `interaction`: for a two-token name, the part of a hidden state that is not a sum of contributions of either token,
   measured by inserting names into texts of attacker-train (`engine.interaction`); for a one-token name as `bilinear`.
+- `missing`: what weights that read the residual stream make of directions that are missing from it. There are many such
+  readings; attacker-validation selects among them (`engine.missing_readers`).
 """
 OF_NAMES: tuple[Reading, ...] = ("bilinear", "interaction")
 """Readings that compute one vector per name. Its scale is meaningful, so the readout is ridge regression without
 standardisation."""
-READS_NAMES: tuple[Reading, ...] = ("known", "pair", *OF_NAMES)
+MISSING: Reading = "missing"
+READS_NAMES: tuple[Reading, ...] = ("known", "pair", *OF_NAMES, MISSING)
 """Readings that need the positions of names."""
 Scaling = Literal["standardised", "whitened"]
 """`standardised` scales each coordinate, `whitened` each principal axis, to standard deviation 1 over the attacker's
@@ -56,6 +59,8 @@ the number of components for `bilinear`, and 0 for `interaction` (see `_attacker
 SCALINGS: tuple[Scaling, ...] = ("standardised", "whitened")
 READOUTS: tuple[Readout, ...] = ("logistic", "kernel", "ridge", "perceptron")
 PENALTY = LogFloat(1e-3, 10.0)
+MISSING_PENALTIES = (1.0, 5.0)
+"""Of what is made of missing directions, times those of `engine.missing_readers`."""
 BILINEAR_PENALTY = 0.03
 """Factor on the searched penalty for `bilinear`, whose vectors have length 1."""
 
@@ -77,6 +82,7 @@ def reading_words(attacker: Attacker) -> str:
     words = {"query": "a learned query's mean", "maximum": "the extremes over tokens", "known": "the token of the name"}
     words |= {"bilinear": f"products of {attacker.position} components of a name's tokens"}
     words |= {"interaction": f"what a name's tokens tell together in {_together_words(attacker)}"}
+    words |= {"missing": "what weights make of directions that are missing from the stream"}
     words |= {"pair": "the two tokens of the name", "position": f"token {attacker.position}"}
     return words[attacker.reading]
 
@@ -111,7 +117,9 @@ def _design(settings: AttackSettings, num_examples: int, facts: Facts) -> list[P
     space = _space(settings, num_examples, facts)
     choices = {name: value.values for name, value in space.items() if isinstance(value, Choice)}
     ways = list(product(choices["scaling"], choices["readout"]))
-    points = []
+    points: list[Point] = []
+    if facts.misses_directions:
+        points += [{"reading": f"{MISSING} 0", "layer": 0, "amount": amount} for amount in MISSING_PENALTIES]
     for turn, start in product(range(len(ways)), range(len(choices["layer"]))):
         for index, reading in enumerate(choices["reading"]):
             # The first interaction uses all layers (hidden state 0 stands for them), the next one the last layer.
@@ -133,8 +141,8 @@ def _attacker(point: Point, num_examples: int) -> Attacker:
         layer=point["layer"],
         reading=reading,
         position=int(position),
-        scaling="standardised" if reading in OF_NAMES else point["scaling"],
-        readout="ridge" if reading in OF_NAMES else point["readout"],
+        scaling="standardised" if reading in (*OF_NAMES, MISSING) else point["scaling"],
+        readout="ridge" if reading in (*OF_NAMES, MISSING) else point["readout"],
         amount=float(point["amount"]),
     )
     if reading == "bilinear":

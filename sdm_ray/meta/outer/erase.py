@@ -28,6 +28,7 @@ from sdm_ray.core.seeds import seeded
 from sdm_ray.core.types import Params, Task
 from sdm_ray.data.interface import KnowsPositions, labelled
 from sdm_ray.models.erasure import Direction, Erasure
+from sdm_ray.models.reads import stream_readers
 from sdm_ray.models.stream import Stream, stream_of
 
 if TYPE_CHECKING:
@@ -145,6 +146,7 @@ def find_erasure(
     everywhere = stream.pre_norm if settings.reach == "auto" else settings.reach == "everywhere"
     sample = _Sample(settings, data, indices, seed)
     params = {name: value.detach() for name, value in trunk.named_parameters()}
+    acting = stream_readers(trunk) if settings.reads else ()
     sites = tuple(dict.fromkeys(settings.sites)) or tuple(range(stream.num_states))
     spreads: list[Tensor] = []
     metrics: dict[int, Tensor] = {}
@@ -167,7 +169,7 @@ def find_erasure(
             break
         directions.append(Direction(state, covector))
         removed.append(Removed(state, tuple(told.values())))
-        erasure = Erasure.of(stream, directions, params, everywhere=everywhere, metrics=metrics)
+        erasure = Erasure.of(stream, directions, params, everywhere=everywhere, metrics=metrics, readers=acting)
         yield Progress("erase", turn + 1, settings.num_directions, {})
     return FoundErasure(erasure=erasure, removed=tuple(removed), seconds=time.perf_counter() - started)
 

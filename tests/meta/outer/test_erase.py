@@ -244,6 +244,21 @@ def test_training_keeps_it(bert: World, name: str) -> None:
     assert moved > 1e-3, "and it trains"
 
 
+def test_weights_that_read_make_nothing_of_it_where_that_is_asked(world: World) -> None:
+    trunk, data = world
+    erasure = found(world, reads=True).erasure
+    assert not found(world).erasure.unread
+    assert len(erasure.unread) >= 3, "queries, keys and values of a layer, at least"
+    trainer = Trainer(settings_of("erase"), trunk=trunk, data=data, seed=0, erasure=erasure)
+    outcome, _ = drive(trainer)
+    assert outcome is not None
+    for params in (trainer.weights()[0], outcome.params):
+        for name, projector in erasure.unread.items():
+            assert (params[name] @ projector.read.T).abs().max() < 1e-5
+    assert "reads" not in EraseSettings().identity(), "digests of before stay"
+    assert EraseSettings(reads=True).identity()["reads"] is True
+
+
 def test_persistent_adversaries_start_from_it(bert: World) -> None:
     trunk, data = bert
     erasure = found(bert).erasure

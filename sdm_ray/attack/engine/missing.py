@@ -1,0 +1,103 @@
+"""Directions that are missing from a residual stream, and what the weights that read it still make of them.
+
+Whoever takes directions out of all weights that write leaves those that read: they were trained while the directions
+were there, so what a matrix W makes of a state still goes along with what it would make of a missing direction. The
+vector (W x)' W N, for a basis N of the missing directions, tells a part of what stood in them.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from sdm_ray.core.types import Params
+from sdm_ray.models.interface import TrunkLike
+from sdm_ray.models.reads import StreamReader, stream_readers
+from sdm_ray.models.stream import stream_of
+from sdm_ray.models.trunk import Trunk
+
+NOTHING = 1e-8
+"""Share of the median variance up to which a direction counts as missing."""
+TOKENS_PER_DIMENSION = 4
+"""Tokens for each dimension of the stream that it takes to see that a direction is missing."""
+MOST_MATRICES = 12
+"""Matrices that are read, those of the highest layers."""
+
+
+def missing_directions(tokens: Tensor, known: Tensor | None = None) -> Tensor:
+    """(E, R) float64 orthonormal directions along which tokens (N, E) do not differ; none where tokens are few.
+
+    Args:
+        tokens: of as many texts as there are.
+        known: (E,) along which no tokens ever differ, whoever wrote them; it counts as none.
+    """
+    count, width = tokens.shape
+    none = tokens.new_zeros(width, 0, dtype=torch.float64)
+    if count < TOKENS_PER_DIMENSION * width:
+        return none
+    values = tokens.double()
+    centred = values - values.mean(0)
+    spread = centred.T @ centred / count
+    if known is not None:
+        axis = known.double() / known.double().norm()
+        spread = spread + spread.trace() * torch.outer(axis, axis)
+    variances, axes = torch.linalg.eigh(spread)
+    missing = variances <= NOTHING * variances[width // 2 :].median()
+    # Where half of them are missing the tokens say too little.
+    return axes[:, missing] if int(missing.sum()) <= width // 2 else none
+
+
+def read_states(trunk: TrunkLike) -> tuple[int, ...]:
+    """Hidden states that reading weights act on; none of an architecture of which those are not known."""
+    if not isinstance(trunk, Trunk) or not stream_readers(trunk):
+        return ()
+    return tuple(range(stream_of(trunk).num_states - 1))
+
+
+def maps_of_missing(trunk: Trunk, params: Params, states: Mapping[int, Tensor]) -> tuple[Tensor, ...]:
+    """(E, R) W' W N each: how what a matrix makes of a state goes along with what it made of missing directions.
+
+    Args:
+        trunk: the architecture.
+        params: its weights.
+        states: (N, E) of tokens, by hidden state; all of `read_states`.
+
+    Returns:
+        Of values, of all of attention and of the MLP, the highest layer's first; empty where nothing is missing.
+    """
+    stream = stream_of(trunk)
+    groups: dict[tuple[int, str], list[Tensor]] = defaultdict(list)
+    missing: dict[int, Tensor] = {}
+    together = missing_directions(torch.cat(list(states.values()))) if stream.pre_norm else None
+    for reader in stream_readers(trunk):
+        if reader.kind == "pooling":
+            continue
+        if together is not None:
+            missing[reader.site] = together
+        elif reader.site not in missing:
+            missing[reader.site] = _of_site(trunk, params, states, reader)
+        if not missing[reader.site].shape[1]:
+            continue
+        matrix = reader.matrix(params)
+        groups[reader.site, reader.kind].append(matrix)
+        if reader.kind == "attention":
+            groups[reader.site, "values"].append(reader.values_of(matrix))
+    ordered = sorted(groups, key=lambda key: (-key[0], key[1] != "values"))[:MOST_MATRICES]
+    return tuple(_map(torch.cat(groups[key]), missing[key[0]]) for key in ordered)
+
+
+def _of_site(trunk: Trunk, params: Params, states: Mapping[int, Tensor], reader: StreamReader) -> Tensor:
+    """What is missing where a reader of a post-norm encoder reads; nothing where the state is not given."""
+    site = stream_of(trunk).sites[reader.site]
+    if site.state is None:
+        return next(iter(states.values())).new_zeros(trunk.feature_dim, 0, dtype=torch.float64)
+    # A norm lets nothing through along the inverse of its gain.
+    known = None if site.gain is None else 1 / params[site.gain].detach().double()
+    return missing_directions(states[site.state], known)
+
+
+def _map(matrix: Tensor, missing: Tensor) -> Tensor:
+    return matrix.T @ (matrix @ missing)
