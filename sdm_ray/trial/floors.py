@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sdm_ray.attack.families import own_families
+from sdm_ray.attack.families import own_families, token_probe
 from sdm_ray.attack.families.knowledge import Knowledge
 from sdm_ray.attack.portfolio import read_portfolio
 from sdm_ray.attack.protocol import RunnerFactory, attack_model
@@ -128,7 +128,9 @@ def reference_reports(
         parts += [] if benign is None else [benign[0]]
         # A file may change while its name stays.
         parts += [read_portfolio(settings.portfolio).content()] if settings.portfolio else []
-        parts += [own] if (own := own_families((*settings.families, *settings.benign_families))) else []
+        families = (*settings.families, *settings.benign_families)
+        parts += [[token_probe.NAME, token_probe.VERSION]] if token_probe.NAME in families else []
+        parts += [own] if (own := own_families(families)) else []
         key = digest(parts)
         keys[name] = key
         builds[key] = partial(

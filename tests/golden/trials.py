@@ -18,6 +18,7 @@ from sdm_ray.config import (
     override,
     parse_settings,
 )
+from sdm_ray.config.train import UNTRAINED
 from sdm_ray.core.result import TrialResult
 from sdm_ray.trial.run import run_trial
 from sdm_ray.trial.workspace import open_workspace
@@ -46,7 +47,13 @@ OF_WEIGHTS = ("weights", "encoder")
 
 
 def of_method(train: dict[str, Any], folder: Path, **changes: Any) -> dict[str, Any]:
-    """A trial of a method on biographies."""
+    """A trial of a method on biographies.
+
+    The first trial of a process also attacks the reference models, whose reports later trials find in the cache. So a
+    tuned trial goes before those that attack nothing else: their stages must not depend on which cases ran before.
+    """
+    if train.get("method") in UNTRAINED:
+        run_trial(worlds.trial(folder, **METHODS["tuned"]), folder / "before")
     return run(override(worlds.trial(folder, **train), changes), folder)
 
 
