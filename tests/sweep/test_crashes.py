@@ -170,7 +170,8 @@ def try_visits(tmp_path: Path, draw: random.Random, *, num_visits: int) -> None:
             made.visits = dict.fromkeys(draw.sample(range(2, total // 3), num_visits), visit)
             outcome = run_again(folder)
     check(outcome, wanted, "visited")
-    assert len(seen) == 2 * num_visits
+    # All visits of the driver that died, which had made enough writes; the next one may end before its last visits.
+    assert len(seen) > num_visits
 
 
 def test_a_second_driver_is_refused_at_any_moment(tmp_path: Path) -> None:
