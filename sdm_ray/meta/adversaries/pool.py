@@ -10,7 +10,10 @@ replaced by a newly sampled one at the end of its lifespan. Related: persistent 
 
 A member with a subset never changes the embedding rows of tokens outside it, because its optimiser is element-wise and
 starts with zero moments; it stores only the rows of its own tokens. A member with weight decay, which changes every
-row, or without a subset stores all rows.
+row, without a subset, or that started from edited weights stores all rows.
+
+A member that started from edited weights (`adversary.starts`) trains at `factor * theta + delta`, with the edit's
+factor and, at first, its shift as `delta`; both were computed from `theta` when the member was sampled.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from sdm_ray.data.interface import TrainingDataset
 from sdm_ray.data.sampler import EpochSampler
 from sdm_ray.meta.adversaries.distribution import draw_persistent, whole_number
 from sdm_ray.meta.adversaries.few_shot import FewShot
+from sdm_ray.meta.adversaries.starts import Starts
 from sdm_ray.meta.inner.adversary import Adversary
 from sdm_ray.meta.inner.episode import Episode, Execution, MetaGradients, Start
 from sdm_ray.meta.inner.flat_model import FlatModel, Rows
@@ -69,11 +73,19 @@ class Member:
     rows: Rows | None
     """Rows of the token embedding that it stores; None for all."""
     delta: Tensor | None
-    """(P',) displacement from the current weights, in the layout of its rows; None if the trunk is frozen."""
+    """(P',) displacement from the current weights, in the layout of its rows; None if the trunk is frozen and was not
+    edited."""
     head: Tensor
     """(C, D)."""
     state: OptimizerState
     """Optimiser state of (delta, head) as one vector (1, N), or of the head alone if the trunk is frozen."""
+    factor: Tensor | None = None
+    """(P,) factor of the current weights; None where it did not start from edited weights."""
+
+    @property
+    def trains_trunk(self) -> bool:
+        """Whether the displacement is trained."""
+        return self.adversary.adaptation != "head"
 
     def describe(self) -> str:
         """One phrase for error messages."""
@@ -91,6 +103,7 @@ class AdversaryPool:
         few_shot: draws the subsets.
         generator: CPU generator of all draws.
         execution: how turns are computed: memory, autocast, compilation.
+        starts: samples what new members start from; None starts all from the current weights.
     """
 
     def __init__(
@@ -103,17 +116,19 @@ class AdversaryPool:
         few_shot: FewShot,
         generator: torch.Generator,
         execution: Execution | None = None,
+        starts: Starts | None = None,
     ) -> None:
         self._settings, self._compiled = settings.adversary, settings.compile
         self._model, self._data, self._execution = model, data, execution
         self._indices, self._few_shot, self._generator = indices, few_shot, generator
+        self._starts = starts
         self._mode = settings.gradient_mode if settings.adversary.pool.second_order else "first_order"
         self._truncation_steps = settings.truncation_steps
         self._cursor = 0
         self.members: list[Member] = []
 
     def start(self, trunk: Tensor) -> None:
-        """Sample every member; each starts at the trunk's parameters (P,)."""
+        """Sample every member; each starts at the trunk's parameters (P,), or at an edit of them."""
         self.members = [self._sample_member(trunk) for _ in range(self._settings.pool.size)]
 
     def turn(self, trunk: Tensor, outer: Batch, outer_indices: Tensor, weights: dict[str, float]) -> Turn:
@@ -174,15 +189,18 @@ class AdversaryPool:
             moments = tuple(self._model.regroup(value, member.rows, rows) for value in state.moments)
             state = OptimizerState(state.num_updates, moments)
         lead = None if displacement is None else displacement[None]
-        return Start(trunk[None], member.head[None], rate, lead, state)
+        factor = None if member.factor is None else member.factor[None]
+        return Start(trunk[None], member.head[None], rate, lead, state, factor)
 
     def _store(self, member: Member, trunk: Tensor, rows: Rows | None, found: MetaGradients) -> None:
         """Set the member to its state at the end of the turn."""
         size = member.head.numel()
         final, state = found.final, found.final_state
         member.head = final[0, -size:].view_as(member.head).clone()
-        if member.delta is not None:
+        if member.delta is not None and member.trains_trunk:
             base = trunk if rows is None else self._model.compress(trunk, rows)
+            if member.factor is not None:
+                base = base * member.factor
             delta, moments = final[0, :-size] - base, state.moments
             if member.rows is not None:
                 assert rows is not None
@@ -203,11 +221,15 @@ class AdversaryPool:
         trunk = self._model.trunk
         if subset is None or adversary.adaptation == "head" or adversary.optimizer in DECAYING:
             return None
+        if adversary.start != "released":  # an edit changes every row
+            return None
         return None if trunk.embedding_name is None else self._rows(self._data.occurring_tokens(subset))
 
     def _sample_member(self, trunk: Tensor) -> Member:
         pool, generator = self._settings.pool, self._generator
         adversary = draw_persistent(self._settings, generator)
+        if self._starts is not None:
+            adversary = self._starts.draw(adversary)
         lifespan = whole_number(1, pool.lifespan_steps, generator)
         subset = None if pool.subset_size is None else self._few_shot.draw(pool.subset_size, generator)
         rows = self._member_rows(adversary, subset)
@@ -218,13 +240,17 @@ class AdversaryPool:
             device=trunk.device,
             dtype=trunk.dtype,
         )
-        delta = None
+        delta = factor = None
         if adversary.adaptation != "head":
             layout = self._model.layout if rows is None else self._model.restricted(len(rows.tokens)).layout
             delta = trunk.new_zeros(layout.numel)
         variables = head.flatten() if delta is None else torch.cat([delta, head.flatten()])
         state = make_optimizer(adversary.optimizer).init(variables[None])
-        return Member(adversary, lifespan, 0, subset, self._sampler(adversary, subset), rows, delta, head, state)
+        edit = None if self._starts is None else self._starts.map(adversary, trunk)
+        if edit is not None:
+            factor, delta = edit
+        sampler = self._sampler(adversary, subset)
+        return Member(adversary, lifespan, 0, subset, sampler, rows, delta, head, state, factor)
 
     def _sampler(self, adversary: Adversary, subset: Tensor | None) -> EpochSampler:
         indices = self._indices if subset is None else subset
@@ -245,6 +271,7 @@ class AdversaryPool:
             values["delta"],
             values["head"],
             OptimizerState(values["num_updates"], tuple(values["moments"])),
+            values.get("factor"),
         )
 
 
@@ -259,4 +286,5 @@ def _member_state(member: Member) -> dict[str, Any]:
         "head": member.head,
         "num_updates": member.state.num_updates,
         "moments": list(member.state.moments),
+        "factor": member.factor,
     }
