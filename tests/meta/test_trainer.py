@@ -20,6 +20,7 @@ from sdm_ray.core.types import Split, Task
 from sdm_ray.meta.adversaries import distribution as adversary_module
 from sdm_ray.meta.adversaries import fresh as simulator_module
 from sdm_ray.meta.adversaries import pool as pool_module
+from sdm_ray.meta.adversaries import starts as starts_module
 from sdm_ray.meta.adversaries.few_shot import FewShot
 from sdm_ray.meta.adversaries.fresh import Simulator
 from sdm_ray.meta.inner.flat_model import FlatModel
@@ -521,7 +522,8 @@ def _host_draws_allowed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     with monkeypatch.context() as patch:
         modules = (
             (adversary_module, ("uniform", "whole_number")), (pool_module, ("whole_number",)),
-            (simulator_module, ("whole_number",)), (Simulator, ("_evaluated_steps",)),
+            (simulator_module, ("whole_number",)), (starts_module, ("uniform", "whole_number")),
+            (Simulator, ("_evaluated_steps",)),
         )  # fmt: skip
         for module, names in modules:
             for name in names:

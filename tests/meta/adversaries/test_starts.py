@@ -52,7 +52,7 @@ def starts_of(model: FlatModel, seed: int = 0, **settings: Any) -> Starts:
     )
 
 
-def only(kind: StartKind) -> dict[str, float]:
+def only(kind: StartKind) -> dict[str, Any]:
     return {"released": 0.0, kind: 1.0}
 
 
