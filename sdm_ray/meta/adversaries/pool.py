@@ -10,10 +10,10 @@ replaced by a newly sampled one at the end of its lifespan. Related: persistent 
 
 A member with a subset never changes the embedding rows of tokens outside it, because its optimiser is element-wise and
 starts with zero moments; it stores only the rows of its own tokens. A member with weight decay, which changes every
-row, without a subset, or that started from edited weights stores all rows.
+row, or without a subset stores all rows.
 
-A member that started from edited weights (`adversary.starts`) trains at `factor * theta + delta`, with the edit's
-factor and, at first, its shift as `delta`; both were computed from `theta` when the member was sampled.
+A member that started from edited weights (`adversary.starts`) trains at `factor * theta + shift + delta`; factor and
+shift of the edit were computed from `theta` when the member was sampled, and it stores them for all rows.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from sdm_ray.data.interface import TrainingDataset
 from sdm_ray.data.sampler import EpochSampler
 from sdm_ray.meta.adversaries.distribution import draw_persistent, whole_number
 from sdm_ray.meta.adversaries.few_shot import FewShot
-from sdm_ray.meta.adversaries.starts import Starts
+from sdm_ray.meta.adversaries.starts import StartMap, Starts
 from sdm_ray.meta.inner.adversary import Adversary
 from sdm_ray.meta.inner.episode import Episode, Execution, MetaGradients, Start
 from sdm_ray.meta.inner.flat_model import FlatModel, Rows
@@ -73,19 +73,13 @@ class Member:
     rows: Rows | None
     """Rows of the token embedding that it stores; None for all."""
     delta: Tensor | None
-    """(P',) displacement from the current weights, in the layout of its rows; None if the trunk is frozen and was not
-    edited."""
+    """(P',) displacement from the current weights, in the layout of its rows; None if the trunk is frozen."""
     head: Tensor
     """(C, D)."""
     state: OptimizerState
     """Optimiser state of (delta, head) as one vector (1, N), or of the head alone if the trunk is frozen."""
-    factor: Tensor | None = None
-    """(P,) factor of the current weights; None where it did not start from edited weights."""
-
-    @property
-    def trains_trunk(self) -> bool:
-        """Whether the displacement is trained."""
-        return self.adversary.adaptation != "head"
+    edit: StartMap | None = None
+    """What is applied to the current weights first; None where it did not start from edited weights."""
 
     def describe(self) -> str:
         """One phrase for error messages."""
@@ -188,19 +182,29 @@ class AdversaryPool:
             displacement = self._model.regroup(displacement, member.rows, rows)
             moments = tuple(self._model.regroup(value, member.rows, rows) for value in state.moments)
             state = OptimizerState(state.num_updates, moments)
+        factor = None
+        if (edit := self._edit_of(member, rows)) is not None:
+            displacement = edit.shift if displacement is None else edit.shift + displacement
+            factor = edit.factor[None]
         lead = None if displacement is None else displacement[None]
-        factor = None if member.factor is None else member.factor[None]
         return Start(trunk[None], member.head[None], rate, lead, state, factor)
+
+    def _edit_of(self, member: Member, rows: Rows | None) -> StartMap | None:
+        """The member's edit in the layout of some rows."""
+        edit = member.edit
+        if edit is None or rows is None:
+            return edit
+        return StartMap(self._model.compress(edit.factor, rows), self._model.compress(edit.shift, rows))
 
     def _store(self, member: Member, trunk: Tensor, rows: Rows | None, found: MetaGradients) -> None:
         """Set the member to its state at the end of the turn."""
         size = member.head.numel()
         final, state = found.final, found.final_state
         member.head = final[0, -size:].view_as(member.head).clone()
-        if member.delta is not None and member.trains_trunk:
+        if member.delta is not None:
             base = trunk if rows is None else self._model.compress(trunk, rows)
-            if member.factor is not None:
-                base = base * member.factor
+            if (edit := self._edit_of(member, rows)) is not None:
+                base = base * edit.factor + edit.shift
             delta, moments = final[0, :-size] - base, state.moments
             if member.rows is not None:
                 assert rows is not None
@@ -221,8 +225,6 @@ class AdversaryPool:
         trunk = self._model.trunk
         if subset is None or adversary.adaptation == "head" or adversary.optimizer in DECAYING:
             return None
-        if adversary.start != "released":  # an edit changes every row
-            return None
         return None if trunk.embedding_name is None else self._rows(self._data.occurring_tokens(subset))
 
     def _sample_member(self, trunk: Tensor) -> Member:
@@ -240,17 +242,15 @@ class AdversaryPool:
             device=trunk.device,
             dtype=trunk.dtype,
         )
-        delta = factor = None
+        delta = None
         if adversary.adaptation != "head":
             layout = self._model.layout if rows is None else self._model.restricted(len(rows.tokens)).layout
             delta = trunk.new_zeros(layout.numel)
         variables = head.flatten() if delta is None else torch.cat([delta, head.flatten()])
         state = make_optimizer(adversary.optimizer).init(variables[None])
         edit = None if self._starts is None else self._starts.map(adversary, trunk)
-        if edit is not None:
-            factor, delta = edit
         sampler = self._sampler(adversary, subset)
-        return Member(adversary, lifespan, 0, subset, sampler, rows, delta, head, state, factor)
+        return Member(adversary, lifespan, 0, subset, sampler, rows, delta, head, state, edit)
 
     def _sampler(self, adversary: Adversary, subset: Tensor | None) -> EpochSampler:
         indices = self._indices if subset is None else subset
@@ -271,7 +271,7 @@ class AdversaryPool:
             values["delta"],
             values["head"],
             OptimizerState(values["num_updates"], tuple(values["moments"])),
-            values.get("factor"),
+            _edit_from(values),
         )
 
 
@@ -286,5 +286,12 @@ def _member_state(member: Member) -> dict[str, Any]:
         "head": member.head,
         "num_updates": member.state.num_updates,
         "moments": list(member.state.moments),
-        "factor": member.factor,
+        "factor": None if member.edit is None else member.edit.factor,
+        "shift": None if member.edit is None else member.edit.shift,
     }
+
+
+def _edit_from(values: dict[str, Any]) -> StartMap | None:
+    """The edit of a stored member; a checkpoint from before starts could be edited has none."""
+    factor, shift = values.get("factor"), values.get("shift")
+    return None if factor is None or shift is None else StartMap(factor, shift)

@@ -21,6 +21,7 @@ from sdm_ray.meta.adversaries.few_shot import FewShot
 from sdm_ray.meta.adversaries.fresh import MetaParameters, Simulator
 from sdm_ray.meta.adversaries.pool import AdversaryPool
 from sdm_ray.meta.adversaries.starts import StartMap, Starts
+from sdm_ray.meta.inner import flat_model
 from sdm_ray.meta.inner.adversary import Adversary
 from sdm_ray.meta.inner.episode import Execution
 from sdm_ray.meta.inner.flat_model import FlatModel
@@ -28,7 +29,7 @@ from sdm_ray.meta.inner.loop import STRATEGIES, meta_gradients
 from sdm_ray.meta.inner.problems import EvaluationBatch
 from sdm_ray.meta.outer.step import OuterStep
 from sdm_ray.meta.trainer import GENERATORS
-from tests.fakes.meta import FakeData, MlpTrunk, adversary_of, episode_of, start_of, train_settings
+from tests.fakes.meta import VOCABULARY_SIZE, FakeData, MlpTrunk, adversary_of, episode_of, start_of, train_settings
 
 WEIGHTS = {"harmful_adapted": 1.0}
 AMOUNTS: dict[StartKind, float] = {
@@ -180,8 +181,9 @@ def rolled_out(options: dict[str, Any], *, takes_steps: bool = True) -> tuple[Te
 
 
 @pytest.mark.parametrize("kind", sorted(AMOUNTS))
-def test_fresh_adversaries_start_there(kind: StartKind) -> None:
+def test_fresh_adversaries_start_there(kind: StartKind, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the embedding's rows restricted to those that occur, as without an edit."""
+    monkeypatch.setattr(flat_model, "ROW_MULTIPLE", 1)
     gradient, loss, (adversary,) = rolled_out(options_of(kind))
     assert adversary.start == kind
     assert f"{kind.replace('_', ' ')} start of {adversary.start_amount:.3g}" in adversary.describe()
@@ -229,6 +231,28 @@ def test_persistent_adversaries_keep_what_an_edit_cut_off_from_the_trunk(second_
         assert gradient["embedding"].any()
     assert torch.equal(turns[1.0].trunk, turns[3.0].trunk)
     assert turns[1.0].values == turns[3.0].values
+
+
+@pytest.mark.parametrize("kind", sorted(AMOUNTS))
+def test_a_member_that_stores_the_rows_of_its_subset_takes_the_turns_of_one_that_stores_all(
+    kind: StartKind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows of the outer batch that the subset lacks are edited too."""
+    monkeypatch.setattr(flat_model, "ROW_MULTIPLE", 1)
+    turns: dict[bool, list[Any]] = {}
+    for restricted in (True, False):
+        options = options_of(kind, pool={"size": 1, "lifespan_steps": 50, "subset_size": 4, "frozen_probability": 0.0})
+        if not restricted:
+            monkeypatch.setattr(AdversaryPool, "_member_rows", lambda *given: None)
+        adversaries, trunk = AdversaryPool(**options), options["model"].initial()
+        adversaries.start(trunk)
+        rows = adversaries.members[0].rows
+        assert (len(rows.tokens) if rows else VOCABULARY_SIZE) < VOCABULARY_SIZE or not restricted
+        outer = options["data"].batch(INDICES, Task.HARMFUL)
+        turns[restricted] = [adversaries.turn(trunk * scale, outer, INDICES, WEIGHTS) for scale in (1.0, 1.1, 0.9)]
+    for mine, theirs in zip(turns[True], turns[False], strict=True):
+        torch.testing.assert_close(mine.trunk, theirs.trunk, rtol=1e-10, atol=1e-14)
+        torch.testing.assert_close(mine.values, theirs.values)
 
 
 @pytest.mark.parametrize("frozen", [0.0, 1.0])
