@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from sdm_ray.config import TrainSettings
-from sdm_ray.config.starts import StartSettings
 from sdm_ray.core.types import Batch
 from sdm_ray.meta.adversaries.fresh import MetaParameters, Simulator
 from sdm_ray.meta.inner.problems import EvaluationBatch
@@ -34,7 +33,6 @@ def probe_settings(settings: TrainSettings, *, fresh: bool) -> TrainSettings:
     adversary = settings.adversary
     changes: dict[str, Any] = {
         "num_adversaries": PROBED_ADVERSARIES, "num_steps_min": None, "growing_steps": 0, "parameter_noise": 0.0,
-        "starts": StartSettings(),
     }  # fmt: skip
     if not fresh:
         pool = adversary.pool

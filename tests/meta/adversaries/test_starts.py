@@ -285,6 +285,13 @@ def test_layers_that_cannot_be_drawn_anew_are_refused_before_training() -> None:
         OuterStep(settings, trunk=MlpTrunk(), data=FakeData(), generators=Generators(0, GENERATORS))
 
 
+def test_layers_of_a_single_block_are_not_drawn_anew() -> None:
+    trunk = MlpTrunk()
+    trunk.num_depths = 1
+    with pytest.raises(UsageError, match=r"redrawn_layers is 0\.5, but needs more than one block in this encoder"):
+        starts_of(FlatModel(trunk), redrawn_layers=0.5)
+
+
 def test_a_real_encoder_is_drawn_anew(encoder_folder: Any) -> None:
     from sdm_ray.config import EncoderSettings
     from sdm_ray.models.encoder import load_trunk
