@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import Field, model_validator
 
@@ -16,6 +16,7 @@ from sdm_ray.config.base import (
     Probability,
     Settings,
 )
+from sdm_ray.config.starts import ATTACK_EDITS, StartSettings
 from sdm_ray.config.support import Support
 
 InnerOptimizer = Literal["sgd", "momentum", "adam", "adamw", "rmsprop"]
@@ -43,8 +44,18 @@ class PoolSettings(Settings):
     """Probability that an adversary trains only the head (at ten times the learning rate)."""
 
 
+class _Edited(NamedTuple):
+    """Weights that adversaries may start from, in the attack's terms."""
+
+    words: str
+    edit: str
+    amount: tuple[float, float]
+
+
 class AdversarySettings(Settings):
     """The distribution from which simulated adversaries are sampled."""
+
+    LATER: ClassVar[frozenset[str]] = frozenset({"starts"})
 
     version: Literal[1] = 1
     """Version of the meaning of the settings below; a change of meaning needs a new version."""
@@ -88,6 +99,8 @@ class AdversarySettings(Settings):
     parameter_noise: NonNegativeFloat = 0.0
     """Upper bound of the standard deviation of Gaussian noise on the initial trunk, relative to each parameter's root
     mean square. Each adversary samples its standard deviation uniformly from 0 to this."""
+    starts: StartSettings = StartSettings()
+    """Weights that adversaries of the harmful task start from, fresh and persistent ones: the current ones or edits."""
     gradient_clip: PositiveFloat = 100.0
     """Inner gradients are clipped to this norm."""
     pool: PoolSettings = PoolSettings()
@@ -135,10 +148,12 @@ class AdversarySettings(Settings):
         shares["full"] = 1 - sum(shares.values())
         return tuple(
             Support(
-                name=f"fresh adversaries ({adaptation})",
+                name=f"fresh adversaries ({adaptation}{start.words})",
                 optimizers=frozenset(self.optimizers),
                 schedules=frozenset(self.learning_rate_schedules),
                 adaptations=frozenset({adaptation}),
+                edits=frozenset({start.edit}),
+                edit_amount=start.amount,
                 heads=frozenset(heads),
                 ranks=frozenset(self.lora_ranks) if adaptation == "lora" else None,
                 batch_sizes=frozenset(self.batch_sizes),
@@ -148,21 +163,36 @@ class AdversarySettings(Settings):
             )
             for adaptation, share in shares.items()
             if share > 1e-12
+            for start in self._edits(self.parameter_noise)
         )
+
+    def _edits(self, parameter_noise: float = 0.0) -> list[_Edited]:
+        """What adversaries may start from; parameter noise is the attack's edit `noise`."""
+        found = []
+        for option in self.starts.options():
+            name, amounts = ATTACK_EDITS[option.kind], option.amounts
+            words = "" if option.kind == "released" else f", {option.kind}"
+            found.append(_Edited(words, name, (min(amounts), max(amounts))))
+        if parameter_noise and self.starts.released:
+            found.append(_Edited(", parameter noise", ATTACK_EDITS["noise"], (0.0, parameter_noise)))
+        return found
 
     def _pool_supports(self) -> tuple[Support, ...]:
         pool = self.pool
         shares = {"head": pool.frozen_probability, "full": 1 - pool.frozen_probability}
-        return (
+        return tuple(
             Support(
-                name="persistent adversaries",
+                name=f"persistent adversaries{start.words and f' ({start.words[2:]})'}",
                 optimizers=frozenset(self.optimizers),
                 schedules=frozenset({"constant"}),
                 adaptations=frozenset(adaptation for adaptation, share in shares.items() if share),
+                edits=frozenset({start.edit}),
+                edit_amount=start.amount,
                 heads=frozenset({"reset"}),
                 batch_sizes=frozenset(self.batch_sizes),
                 learning_rate=(pool.learning_rate.low, pool.learning_rate.high),
                 num_steps=(1, pool.lifespan_steps),
                 num_examples=None if pool.subset_size is None else (pool.subset_size, pool.subset_size),
-            ),
+            )
+            for start in self._edits()
         )

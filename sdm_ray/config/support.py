@@ -10,6 +10,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Any
 
+RELEASED = "released"
+"""Name of weights that are not edited."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Support:
@@ -23,6 +26,10 @@ class Support:
     """Schedules of the learning rate."""
     adaptations: frozenset[str] | None = None
     """What is trained: `full`, `head`, `partial`, `lora`, or an attacker's other kinds."""
+    edits: frozenset[str] | None = None
+    """Edit of the weights before training, by the attack's name; `RELEASED` for none."""
+    edit_amount: tuple[float, float] | None = None
+    """Smallest and largest strength of that edit, 0 for none."""
     heads: frozenset[str] | None = None
     """Initial head: `reset`, `meta_learned`."""
     ranks: frozenset[int] | None = None

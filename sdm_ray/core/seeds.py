@@ -28,9 +28,10 @@ class Generators:
         return {name: generator.get_state() for name, generator in self._generators.items()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Continue where `state_dict` was taken."""
+        """Continue where `state_dict` was taken; a generator that an older state lacks stays as it is."""
         for name, generator in self._generators.items():
-            generator.set_state(state[name])
+            if name in state:
+                generator.set_state(state[name])
 
 
 def generator_seed(seed: int, name: str) -> int:

@@ -32,7 +32,9 @@ if TYPE_CHECKING:
     from sdm_ray.meta.outer.retention import GeneralSources
     from sdm_ray.models.erasure import Erasure
 
-GENERATORS = ("desired", "harmful", "adversary", "desired_adversary", "pool", "heads", "retain")
+GENERATORS = (
+    "desired", "harmful", "adversary", "desired_adversary", "pool", "heads", "retain", "starts", "pool_starts",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

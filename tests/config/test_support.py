@@ -96,6 +96,8 @@ def test_settings_tell_what_they_can_draw() -> None:
         optimizers=frozenset({"sgd", "adam"}),
         schedules=frozenset({"constant", "linear"}),
         adaptations=frozenset({"full"}),
+        edits=frozenset({"released"}),
+        edit_amount=(0.0, 0.0),
         heads=frozenset({"meta_learned", "reset"}),
         batch_sizes=frozenset({4, 8}),
         learning_rate=(1e-5, 1e-3),
@@ -157,6 +159,8 @@ def test_members_of_the_pool_are_listed() -> None:
         optimizers=frozenset({"sgd"}),
         schedules=frozenset({"constant"}),
         adaptations=frozenset({"full", "head"}),
+        edits=frozenset({"released"}),
+        edit_amount=(0.0, 0.0),
         heads=frozenset({"reset"}),
         batch_sizes=frozenset({8, 16, 24}),
         learning_rate=(1e-4, 1e-2),
@@ -175,6 +179,43 @@ def test_adaptations_of_the_pool(probability: float, expected: set[str]) -> None
     assert adaptations(num_steps=0, pool={"size": 1, "frozen_probability": probability}) == expected
 
 
+def test_starts_are_listed_by_the_attacks_name_of_each_edit() -> None:
+    starts = {"pruned": 0.5, "rescaled": 2.0, "redrawn_layers": 0.1, "redrawn_counts": [1, 3]}
+    found = supports(starts=starts, pool={"size": 1})
+    listed = {(support.name, *(support.edits or ()), support.edit_amount) for support in found}
+    assert listed == {
+        (f"{who}{words}", edit, amount)
+        for who, ending in (("fresh adversaries (full", ")"), ("persistent adversaries", ""))
+        for words, edit, amount in (
+            (ending, "released", (0.0, 0.0)),
+            (f"{', ' if ending else ' ('}rescaled)", "rescale_columns+rescale_gains", (0.75, 1.0)),
+            (f"{', ' if ending else ' ('}redrawn_layers)", "reinit", (1.0, 3.0)),
+            (f"{', ' if ending else ' ('}pruned)", "prune", (0.1, 0.5)),
+        )
+    }
+    assert not overlaps(supports(), [attacker(edits=frozenset({"prune"}), edit_amount=(0.3, 0.3))])
+    assert overlaps(supports(starts=starts), [attacker(edits=frozenset({"prune"}), edit_amount=(0.3, 0.3))])
+    assert not overlaps(supports(starts=starts), [attacker(edits=frozenset({"prune"}), edit_amount=(0.7, 0.7))])
+    assert not overlaps(supports(starts={"released": 0.0, "pruned": 1.0}), [attacker(edits=frozenset({"released"}))])
+
+
+def test_parameter_noise_is_the_edit_noise_of_fresh_adversaries() -> None:
+    noisy = attacker(edits=frozenset({"noise"}), edit_amount=(0.1, 0.1))
+    assert overlaps(supports(parameter_noise=0.2), [noisy])
+    assert not overlaps(supports(parameter_noise=0.05), [noisy])
+    assert not overlaps(supports(parameter_noise=0.2, num_steps=0, pool={"size": 1}), [noisy])
+
+
+def test_starts_without_any_weight_are_refused() -> None:
+    with pytest.raises(ValidationError, match="all weights are 0, so no adversary could start; set released above 0"):
+        supports(starts={"released": 0.0})
+
+
+def test_a_distribution_without_edits_has_the_identity_of_before() -> None:
+    assert "starts" not in AdversarySettings().identity()
+    assert "starts" in AdversarySettings.model_validate({"starts": {"noise": 0.1}}).identity()
+
+
 @pytest.mark.parametrize(
     "values",
     [
@@ -184,7 +225,7 @@ def test_adaptations_of_the_pool(probability: float, expected: set[str]) -> None
             "optimizers": ["sgd", "adamw"], "learning_rate_mode": "log_uniform",
             "learning_rate": {"low": 1e-5, "high": 3e-3}, "learning_rate_schedules": ["warmup", "cosine"],
             "head": "mixture", "frozen_probability": 0.1, "partly_frozen_probability": 0.2, "lora_probability": 0.3,
-            "lora_ranks": [2], "subset_size": 40, "parameter_noise": 0.05,
+            "lora_ranks": [2], "subset_size": 40, "parameter_noise": 0.05, "starts": {"noise": 0.5},
             "pool": {"size": 4, "subset_size": None, "second_order": True},
         },
     ],

@@ -20,6 +20,7 @@ from sdm_ray.core.types import Split, Task
 from sdm_ray.meta.adversaries import distribution as adversary_module
 from sdm_ray.meta.adversaries import fresh as simulator_module
 from sdm_ray.meta.adversaries import pool as pool_module
+from sdm_ray.meta.adversaries import starts as starts_module
 from sdm_ray.meta.adversaries.few_shot import FewShot
 from sdm_ray.meta.adversaries.fresh import Simulator
 from sdm_ray.meta.inner.flat_model import FlatModel
@@ -55,6 +56,9 @@ KINDS: dict[str, dict[str, Any]] = {
         },
         "optimizer": "AdamW", "optimizer_options": {"weight_decay": 0.1}, "schedule": "CosineAnnealingLR",
         "schedule_options": {"T_max": 12},
+    },
+    "starts": {
+        "adversary": {**BOTH, "starts": {"rescaled": 1.0, "pruned": 1.0, "interpolated": 1.0, "noise": 1.0}},
     },
 }  # fmt: skip
 
@@ -269,6 +273,10 @@ FRESH: dict[str, Any] = {"num_steps": 2, "learning_rate_initial": 0.01}
 SGD = {**FRESH, "optimizers": ["sgd"]}
 
 
+def starting(**starts: Any) -> dict[str, Any]:
+    return {"adversary": {**FRESH, "starts": {"released": 0.0, **starts}}}
+
+
 def pool(**changes: Any) -> dict[str, Any]:
     return {**POOL, "pool": {**POOL["pool"], **changes}}
 
@@ -313,6 +321,13 @@ def pool(**changes: Any) -> dict[str, Any]:
         ({}, {"adversary": {**FRESH, "partly_frozen_probability": 1.0}}),
         ({}, {"adversary": {**FRESH, "lora_probability": 1.0}}),
         ({}, {"adversary": {**FRESH, "parameter_noise": 0.5}}),
+        *(({"adversary": FRESH}, starting(**{k: 1.0})) for k in ("rescaled", "pruned", "interpolated", "noise")),
+        (starting(pruned=1.0), starting(pruned=1.0, released=1.0)),
+        (starting(rescaled=1.0), starting(rescaled=1.0, rescaled_exponents=[0.5])),
+        (starting(pruned=1.0), starting(pruned=1.0, pruned_shares=[0.8])),
+        (starting(interpolated=1.0), starting(interpolated=1.0, interpolated_shares=[0.9])),
+        (starting(noise=1.0), starting(noise=1.0, noise_scales=[0.2])),
+        ({"adversary": POOL}, {"adversary": {**POOL, "starts": {"pruned": 9.0}}}),
         (
             {"adversary": {**FRESH, "head": "mixture"}},
             {"adversary": {**FRESH, "head": "mixture", "head_reset_probability": 0.0}},
@@ -507,7 +522,8 @@ def _host_draws_allowed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     with monkeypatch.context() as patch:
         modules = (
             (adversary_module, ("uniform", "whole_number")), (pool_module, ("whole_number",)),
-            (simulator_module, ("whole_number",)), (Simulator, ("_evaluated_steps",)),
+            (simulator_module, ("whole_number",)), (starts_module, ("uniform", "whole_number")),
+            (Simulator, ("_evaluated_steps",)),
         )  # fmt: skip
         for module, names in modules:
             for name in names:
@@ -516,7 +532,7 @@ def _host_draws_allowed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("kind", ["tuned", "ac", "fresh", "first_order", "pool", "both", "everything"])
+@pytest.mark.parametrize("kind", ["tuned", "ac", "fresh", "first_order", "pool", "both", "everything", "starts"])
 def test_no_outer_step_waits_for_the_device(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     step = outer_step(**KINDS[kind])
     with _host_draws_allowed(monkeypatch), NoHostSync():

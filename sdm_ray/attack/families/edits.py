@@ -24,6 +24,7 @@ from sdm_ray.config.attack import AttackSettings
 from sdm_ray.core.seeds import derived_seed
 from sdm_ray.core.types import Params, Split, Task
 from sdm_ray.models.corruption import corrupt
+from sdm_ray.models.edits import magnitude_mask, normal_like, redrawn_names, root_mean_square
 from sdm_ray.models.interface import TrunkLike
 from sdm_ray.models.masked_lm import MaskedLmHead, word_embedding_name
 from sdm_ray.models.trunk import Trunk
@@ -193,27 +194,20 @@ class Editor:
     def _noise(self, params: Params, amount: float, seed: int) -> Params:
         generator = torch.Generator().manual_seed(seed)
         return {
-            name: value + amount * _root_mean_square(value) * _like(value, generator) for name, value in params.items()
+            name: value + amount * root_mean_square(value) * normal_like(value, generator)
+            for name, value in params.items()
         }
 
     def _reinit(self, params: Params, amount: float, seed: int) -> Params:
         assert self._knowledge.redraw is not None
-        trunk = self._trunk
-        fresh, depth_of, lowest = self._knowledge.redraw(seed), trunk.depth_of, max(1.0, trunk.num_depths - amount)
-        return {name: fresh[name].to(value) if depth_of(name) >= lowest else value for name, value in params.items()}
+        fresh, names = self._knowledge.redraw(seed), redrawn_names(self._trunk, params, amount)
+        return params | {name: fresh[name].to(params[name]) for name in names}
 
     def _prune(self, params: Params, amount: float, seed: int) -> Params:
         """Magnitude pruning, separately for every matrix (Han et al., arXiv 1506.02626)."""
-        pruned = {}
-        for name, value in params.items():
-            if value.dim() < 2:
-                pruned[name] = value
-                continue
-            magnitudes = value.abs()
-            count = min(int(amount * value.numel()), value.numel() - 1)
-            threshold = magnitudes.flatten().kthvalue(count + 1).values
-            pruned[name] = value * (magnitudes >= threshold)
-        return pruned
+        return {
+            name: value if value.dim() < 2 else value * magnitude_mask(value, amount) for name, value in params.items()
+        }
 
     def _interpolate(self, params: Params, amount: float, seed: int) -> Params:
         public = self._knowledge.public
@@ -269,11 +263,3 @@ def _rescaled(
     function: Callable[[TrunkLike, Params, float], Params], trunk: TrunkLike, params: Params, amount: float, seed: int
 ) -> Params:
     return function(trunk, params, amount)
-
-
-def _root_mean_square(value: Tensor) -> Tensor:
-    return value.square().mean().sqrt()
-
-
-def _like(value: Tensor, generator: torch.Generator) -> Tensor:
-    return torch.randn(value.shape, generator=generator).to(value)

@@ -16,11 +16,9 @@ from sdm_ray.attack.families.base import HEAD_RATE_FACTOR, Attacker, Facts, Fami
 from sdm_ray.attack.space import Choice, Point, Space
 from sdm_ray.config.attack import AttackSettings
 from sdm_ray.core.types import Params
+from sdm_ray.models.edits import LEAST_SCALE, gain_names, scale_factors, table_names
 from sdm_ray.models.interface import TrunkLike
-from sdm_ray.models.trunk import Trunk
 
-LEAST_SCALE = 1e-6
-"""Scales below this fraction of the largest are rounding errors of float32; they get the factor of this bound."""
 EXPONENTS = (1.0, 0.75)
 """Exponents: 0 leaves the scales unchanged, 1 makes them equal."""
 CHAINS = (
@@ -36,7 +34,7 @@ def rescale_columns(trunk: TrunkLike, params: Params, amount: float) -> Params:
 
     def equal(table: Tensor) -> Tensor:
         centred = table - table.mean(0)
-        return centred * _factors(centred.square().mean(0).sqrt(), amount)
+        return centred * scale_factors(centred.square().mean(0).sqrt(), amount)
 
     return _changed(params, table_names(trunk, params), equal)
 
@@ -53,8 +51,7 @@ def rescale_weights(trunk: TrunkLike, params: Params, amount: float) -> Params:
 
 def rescale_gains(trunk: TrunkLike, params: Params, amount: float) -> Params:
     """Interpolate the gains of norms towards 1 (all 1 at an amount of 1)."""
-    names = [name for name, value in params.items() if value.dim() < 2 and not name.endswith("bias")]
-    return _changed(params, names, lambda gain: torch.lerp(gain, torch.ones_like(gain), amount))
+    return _changed(params, gain_names(params), lambda gain: torch.lerp(gain, torch.ones_like(gain), amount))
 
 
 def rescale_neurons(trunk: TrunkLike, params: Params, amount: float) -> Params:
@@ -66,9 +63,9 @@ def rescale_neurons(trunk: TrunkLike, params: Params, amount: float) -> Params:
     names, changed = _matrices(trunk, params), dict(params)
     for name in names:
         weight = params[name].double()
-        rows = _factors(weight.square().mean(1).sqrt(), amount)
+        rows = scale_factors(weight.square().mean(1).sqrt(), amount)
         weight = weight * rows[:, None]
-        changed[name] = (weight * _factors(weight.square().mean(0).sqrt(), amount)).to(params[name])
+        changed[name] = (weight * scale_factors(weight.square().mean(0).sqrt(), amount)).to(params[name])
         bias = name.removesuffix("weight") + "bias"
         if bias in params and params[bias].shape == rows.shape:
             changed[bias] = (params[bias] * rows).to(params[bias])
@@ -85,14 +82,6 @@ RESCALINGS = {
 """Deterministic edits by name: functions of trunk, weights and amount."""
 
 
-def table_names(trunk: TrunkLike, params: Params) -> list[str]:
-    """Names of the token embedding's parameters; if there is none, of the matrices at the lowest depth."""
-    if isinstance(trunk, Trunk):
-        weight = trunk.hf_model.get_input_embeddings().weight
-        return [name for name, value in trunk.named_parameters() if value is weight]
-    return [name for name, value in params.items() if value.dim() == 2 and trunk.depth_of(name) == 0]
-
-
 def _matrices(trunk: TrunkLike, params: Params) -> list[str]:
     tables = set(table_names(trunk, params))
     return [name for name, value in params.items() if value.dim() == 2 and name not in tables]
@@ -102,22 +91,12 @@ def _changed(params: Params, names: list[str], change: Callable[[Tensor], Tensor
     return params | {name: change(params[name].double()).to(params[name]) for name in names}
 
 
-def _factors(scales: Tensor, amount: float) -> Tensor:
-    """(n,) factors that equalise scales (n,) and preserve their root mean square; ones if all scales are 0."""
-    largest = scales.max()
-    if not largest > 0:
-        return torch.ones_like(scales)
-    factors = (scales / largest).clamp_min(LEAST_SCALE).pow(-amount)
-    result: Tensor = factors * (scales.square().sum() / (scales * factors).square().sum()).sqrt()
-    return result
-
-
 def _flattened(weight: Tensor, amount: float) -> Tensor:
     """Change a float64 matrix's singular values s to s ** (1 - amount), times a factor that preserves its Frobenius
     norm."""
     gram = weight.T @ weight if len(weight) >= weight.shape[1] else weight @ weight.T
     squares, vectors = torch.linalg.eigh(gram)
-    scaling: Tensor = vectors * _factors(squares.clamp_min(0).sqrt(), amount) @ vectors.T
+    scaling: Tensor = vectors * scale_factors(squares.clamp_min(0).sqrt(), amount) @ vectors.T
     return weight @ scaling if len(weight) >= weight.shape[1] else scaling @ weight
 
 
@@ -144,3 +123,5 @@ RESCALE = Family(
     _space,
     _attacker,
 )
+
+__all__ = ["CHAINS", "EXPONENTS", "LEAST_SCALE", "RESCALE", "RESCALINGS", "table_names"]

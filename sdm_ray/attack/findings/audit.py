@@ -18,7 +18,7 @@ from sdm_ray.attack.findings.information import Site
 from sdm_ray.attack.findings.signals import Signals
 from sdm_ray.attack.report import AttackRecord, AttackReport, Cell
 from sdm_ray.config.attack import WALKING_BACK
-from sdm_ray.config.support import Support, overlaps
+from sdm_ray.config.support import RELEASED, Support, overlaps
 
 INFORMED, INFORMED_ERRORS = 0.05, 3.0
 """Balanced accuracy above chance from which predictions count as informed, and the standard errors that it must be: of
@@ -326,11 +326,14 @@ def _held_out(report: AttackReport, trained_against: Sequence[Support]) -> Check
 def attacker_support(record: AttackRecord) -> Support:
     """What an attacker is, to be compared with what was trained against. Data size is left open."""
     kinds = {"upper": "partial", "probe": record.family}
+    amounts = (record.amounts or (record.amount,)) if record.edit else (0.0,)
     return Support(
         name=record.family,
         optimizers=frozenset({record.optimizer}),
         schedules=frozenset({record.schedule}),
-        adaptations=frozenset({record.edit or kinds.get(record.trains, record.trains)}),
+        adaptations=frozenset({kinds.get(record.trains, record.trains)}),
+        edits=frozenset({record.edit or RELEASED}),
+        edit_amount=(min(amounts), max(amounts)),
         heads=frozenset({record.pooling or ("meta_learned" if record.own_head else "reset")}),
         batch_sizes=frozenset({record.batch_size}),
         num_steps=(record.num_steps, record.num_steps),

@@ -18,9 +18,10 @@ from sdm_ray.core.types import Task
 from sdm_ray.data.interface import TrainingDataset
 from sdm_ray.meta.adversaries.distribution import draw_fresh, whole_number
 from sdm_ray.meta.adversaries.few_shot import FewShot, InnerBatches
+from sdm_ray.meta.adversaries.starts import Starts
 from sdm_ray.meta.inner.adversary import Adversary
 from sdm_ray.meta.inner.episode import Episode, Execution, MetaGradients, Start
-from sdm_ray.meta.inner.flat_model import FlatModel
+from sdm_ray.meta.inner.flat_model import FlatModel, Rows
 from sdm_ray.meta.inner.loop import evaluate, meta_gradients
 from sdm_ray.meta.inner.problems import Data, EvaluationBatch
 from sdm_ray.meta.objectives import Trajectory
@@ -67,6 +68,7 @@ class Simulator:
         few_shot: draws the subsets.
         generator: CPU generator of all draws.
         execution: how their episodes are computed.
+        starts: samples what they start from; None starts all from the current weights.
     """
 
     def __init__(
@@ -80,16 +82,18 @@ class Simulator:
         few_shot: FewShot,
         generator: torch.Generator,
         execution: Execution,
+        starts: Starts | None = None,
     ) -> None:
         self._settings, self._model, self._data, self._task = settings, model, data, task
-        self._generator, self._execution = generator, execution
+        self._generator, self._execution, self._starts = generator, execution, starts
         self._inner = InnerBatches(indices, few_shot, settings.adversary, generator)
 
     def draw(self, step: int, *, takes_steps: bool = True) -> list[Adversary]:
         """The adversaries of an outer step; one, the un-adapted model, where `takes_steps` is false."""
         adversary, depths = self._settings.adversary, self._model.trunk.num_depths
         count = adversary.num_adversaries if takes_steps else 1
-        return [draw_fresh(adversary, self._generator, step=step, num_depths=depths) for _ in range(count)]
+        drawn = [draw_fresh(adversary, self._generator, step=step, num_depths=depths) for _ in range(count)]
+        return [self._starts.draw(one) for one in drawn] if self._starts is not None and takes_steps else drawn
 
     def roll_out(
         self,
@@ -119,7 +123,7 @@ class Simulator:
             episode = self._episode(group, evaluation, evaluation_indices, takes_steps)
             found = meta_gradients(
                 self._model,
-                start,
+                self._edited(start, group, episode.rows),
                 episode,
                 weights,
                 predictors=predictors,
@@ -147,7 +151,7 @@ class Simulator:
             episode = self._episode(group, evaluation, evaluation_indices, True)._replace(evaluated_steps=steps)
             trajectory = evaluate(
                 self._model,
-                start,
+                self._edited(start, group, episode.rows),
                 episode,
                 execution=self._execution,
             )
@@ -187,6 +191,18 @@ class Simulator:
         )
         learned_rate = parameters.log_learning_rate.requires_grad and any(a.learning_rate is None for a in group)
         return Start(parameters.trunk[None], stacked.requires_grad_(learned), rates.requires_grad_(learned_rate))
+
+    def _edited(self, start: Start, group: Sequence[Adversary], rows: Rows | None) -> Start:
+        """The start with the maps of adversaries that start from edited weights."""
+        trunk = start.trunk[0].detach()
+        maps = [None if self._starts is None else self._starts.map(adversary, trunk) for adversary in group]
+        if not any(maps):
+            return start
+        factor = torch.stack([torch.ones_like(trunk) if one is None else one.factor for one in maps])
+        shift = torch.stack([torch.zeros_like(trunk) if one is None else one.shift for one in maps])
+        if rows is not None:
+            factor, shift = self._model.compress(factor, rows), self._model.compress(shift, rows)
+        return start._replace(factor=factor, displacement=shift)
 
     def _episode(
         self,

@@ -11,6 +11,9 @@ replaced by a newly sampled one at the end of its lifespan. Related: persistent 
 A member with a subset never changes the embedding rows of tokens outside it, because its optimiser is element-wise and
 starts with zero moments; it stores only the rows of its own tokens. A member with weight decay, which changes every
 row, or without a subset stores all rows.
+
+A member that started from edited weights (`adversary.starts`) trains at `factor * theta + shift + delta`; factor and
+shift of the edit were computed from `theta` when the member was sampled, and it stores them for all rows.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from sdm_ray.data.interface import TrainingDataset
 from sdm_ray.data.sampler import EpochSampler
 from sdm_ray.meta.adversaries.distribution import draw_persistent, whole_number
 from sdm_ray.meta.adversaries.few_shot import FewShot
+from sdm_ray.meta.adversaries.starts import StartMap, Starts
 from sdm_ray.meta.inner.adversary import Adversary
 from sdm_ray.meta.inner.episode import Episode, Execution, MetaGradients, Start
 from sdm_ray.meta.inner.flat_model import FlatModel, Rows
@@ -74,6 +78,8 @@ class Member:
     """(C, D)."""
     state: OptimizerState
     """Optimiser state of (delta, head) as one vector (1, N), or of the head alone if the trunk is frozen."""
+    edit: StartMap | None = None
+    """What is applied to the current weights first; None where it did not start from edited weights."""
 
     def describe(self) -> str:
         """One phrase for error messages."""
@@ -91,6 +97,7 @@ class AdversaryPool:
         few_shot: draws the subsets.
         generator: CPU generator of all draws.
         execution: how turns are computed: memory, autocast, compilation.
+        starts: samples what new members start from; None starts all from the current weights.
     """
 
     def __init__(
@@ -103,17 +110,19 @@ class AdversaryPool:
         few_shot: FewShot,
         generator: torch.Generator,
         execution: Execution | None = None,
+        starts: Starts | None = None,
     ) -> None:
         self._settings, self._compiled = settings.adversary, settings.compile
         self._model, self._data, self._execution = model, data, execution
         self._indices, self._few_shot, self._generator = indices, few_shot, generator
+        self._starts = starts
         self._mode = settings.gradient_mode if settings.adversary.pool.second_order else "first_order"
         self._truncation_steps = settings.truncation_steps
         self._cursor = 0
         self.members: list[Member] = []
 
     def start(self, trunk: Tensor) -> None:
-        """Sample every member; each starts at the trunk's parameters (P,)."""
+        """Sample every member; each starts at the trunk's parameters (P,), or at an edit of them."""
         self.members = [self._sample_member(trunk) for _ in range(self._settings.pool.size)]
 
     def turn(self, trunk: Tensor, outer: Batch, outer_indices: Tensor, weights: dict[str, float]) -> Turn:
@@ -173,8 +182,19 @@ class AdversaryPool:
             displacement = self._model.regroup(displacement, member.rows, rows)
             moments = tuple(self._model.regroup(value, member.rows, rows) for value in state.moments)
             state = OptimizerState(state.num_updates, moments)
+        factor = None
+        if (edit := self._edit_of(member, rows)) is not None:
+            displacement = edit.shift if displacement is None else edit.shift + displacement
+            factor = edit.factor[None]
         lead = None if displacement is None else displacement[None]
-        return Start(trunk[None], member.head[None], rate, lead, state)
+        return Start(trunk[None], member.head[None], rate, lead, state, factor)
+
+    def _edit_of(self, member: Member, rows: Rows | None) -> StartMap | None:
+        """The member's edit in the layout of some rows."""
+        edit = member.edit
+        if edit is None or rows is None:
+            return edit
+        return StartMap(self._model.compress(edit.factor, rows), self._model.compress(edit.shift, rows))
 
     def _store(self, member: Member, trunk: Tensor, rows: Rows | None, found: MetaGradients) -> None:
         """Set the member to its state at the end of the turn."""
@@ -183,6 +203,8 @@ class AdversaryPool:
         member.head = final[0, -size:].view_as(member.head).clone()
         if member.delta is not None:
             base = trunk if rows is None else self._model.compress(trunk, rows)
+            if (edit := self._edit_of(member, rows)) is not None:
+                base = base * edit.factor + edit.shift
             delta, moments = final[0, :-size] - base, state.moments
             if member.rows is not None:
                 assert rows is not None
@@ -208,6 +230,8 @@ class AdversaryPool:
     def _sample_member(self, trunk: Tensor) -> Member:
         pool, generator = self._settings.pool, self._generator
         adversary = draw_persistent(self._settings, generator)
+        if self._starts is not None:
+            adversary = self._starts.draw(adversary)
         lifespan = whole_number(1, pool.lifespan_steps, generator)
         subset = None if pool.subset_size is None else self._few_shot.draw(pool.subset_size, generator)
         rows = self._member_rows(adversary, subset)
@@ -224,7 +248,9 @@ class AdversaryPool:
             delta = trunk.new_zeros(layout.numel)
         variables = head.flatten() if delta is None else torch.cat([delta, head.flatten()])
         state = make_optimizer(adversary.optimizer).init(variables[None])
-        return Member(adversary, lifespan, 0, subset, self._sampler(adversary, subset), rows, delta, head, state)
+        edit = None if self._starts is None else self._starts.map(adversary, trunk)
+        sampler = self._sampler(adversary, subset)
+        return Member(adversary, lifespan, 0, subset, sampler, rows, delta, head, state, edit)
 
     def _sampler(self, adversary: Adversary, subset: Tensor | None) -> EpochSampler:
         indices = self._indices if subset is None else subset
@@ -245,6 +271,7 @@ class AdversaryPool:
             values["delta"],
             values["head"],
             OptimizerState(values["num_updates"], tuple(values["moments"])),
+            _edit_from(values),
         )
 
 
@@ -259,4 +286,12 @@ def _member_state(member: Member) -> dict[str, Any]:
         "head": member.head,
         "num_updates": member.state.num_updates,
         "moments": list(member.state.moments),
+        "factor": None if member.edit is None else member.edit.factor,
+        "shift": None if member.edit is None else member.edit.shift,
     }
+
+
+def _edit_from(values: dict[str, Any]) -> StartMap | None:
+    """The edit of a stored member; a checkpoint from before starts could be edited has none."""
+    factor, shift = values.get("factor"), values.get("shift")
+    return None if factor is None or shift is None else StartMap(factor, shift)

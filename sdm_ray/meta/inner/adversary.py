@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from sdm_ray.config.starts import StartKind
+
 Adaptation = Literal["full", "head", "partial", "lora"]
 """What an adversary trains: everything, the head alone, the upper blocks, or low-rank factors and the head."""
 
@@ -33,6 +35,12 @@ class Adversary:
     """Whether it starts from a fresh head instead of the meta-learned one."""
     noise: float
     """Standard deviation of the parameter noise that it starts with, relative to each parameter's root mean square."""
+    start: StartKind = "released"
+    """The weights that it starts from: the current ones, or an edit of them."""
+    start_amount: float = 0.0
+    """Strength of the edit."""
+    start_seed: int = 0
+    """Seed of the edit's draws."""
 
     def describe(self) -> str:
         """One phrase for error messages."""
@@ -49,6 +57,8 @@ class Adversary:
         parts.append("fresh head" if self.reset_head else "meta-learned head")
         if self.noise:
             parts.append(f"noise {self.noise:.3g}")
+        if self.start != "released":
+            parts.append(f"{self.start.replace('_', ' ')} start of {self.start_amount:.3g}")
         return ", ".join(parts)
 
     def shape(self) -> tuple[str | int, ...]:

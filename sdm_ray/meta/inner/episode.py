@@ -30,9 +30,12 @@ class Start(NamedTuple):
     log_learning_rate: Tensor
     """(A,) natural logarithms of the learning rates."""
     displacement: Tensor | None = None
-    """(A, P') displacement of a persistent adversary from the trunk, in the layout of the episode's rows."""
+    """(A, P') constant that is added to the trunk, in the layout of the episode's rows: a persistent adversary's
+    displacement from the trunk, or the shift of an edited start."""
     state: OptimizerState | None = None
     """State of the optimiser over the adversary's variables, in that layout; None initialises it."""
+    factor: Tensor | None = None
+    """(A, P') constant that the trunk is multiplied by first, in that layout: the factor of an edited start."""
 
 
 class Episode(NamedTuple):

@@ -110,6 +110,8 @@ class PreparedEpisode:
     def begin(self) -> tuple[Tensor, Base]:
         """Variables (A, N) and base at the start, as functions of the leaves of `start`."""
         trunk, episode = self.start.trunk, self.episode
+        if self.start.factor is not None:
+            trunk = trunk * self.start.factor
         if self.start.displacement is not None:
             trunk = trunk + self.start.displacement
         if any(episode.noise):

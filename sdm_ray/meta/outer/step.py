@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from sdm_ray.data.sampler import EpochSampler
 from sdm_ray.meta.adversaries.few_shot import FewShot
 from sdm_ray.meta.adversaries.fresh import MetaParameters, Simulator
 from sdm_ray.meta.adversaries.pool import AdversaryPool
+from sdm_ray.meta.adversaries.starts import Starts
 from sdm_ray.meta.inner.episode import Execution
 from sdm_ray.meta.inner.flat_model import FlatModel, TrunkLike
 from sdm_ray.meta.inner.memory import ModeChooser
@@ -30,8 +32,10 @@ from sdm_ray.meta.outer.optimizer import Group, OuterOptimizer
 from sdm_ray.meta.outer.plan import Plan
 from sdm_ray.meta.outer.retention import GeneralSources, Retention
 from sdm_ray.meta.outer.trajectory import PROBED_EXAMPLES, mean_trajectory, probe_settings
+from sdm_ray.models.encoder import fresh_params
 from sdm_ray.models.erasure import Erasure
 from sdm_ray.models.heads import init_head
+from sdm_ray.models.trunk import Trunk
 
 
 class OuterStep:
@@ -122,8 +126,10 @@ class OuterStep:
         few_shots[Task.HARMFUL].check(pool if self._plan.pool else None, "adversary.pool.subset_size")
         self._few_shots = few_shots
         self._simulators = {
-            task: self._simulator(settings, task, self._generators[generator])
-            for task, generator in ((Task.HARMFUL, "adversary"), (Task.DESIRED, "desired_adversary"))
+            Task.HARMFUL: self._simulator(
+                settings, Task.HARMFUL, self._generators["adversary"], self._starts("starts", self._plan.fresh)
+            ),
+            Task.DESIRED: self._simulator(settings, Task.DESIRED, self._generators["desired_adversary"]),
         }
         self.pool = AdversaryPool(
             settings,
@@ -133,11 +139,27 @@ class OuterStep:
             data=self._data,
             indices=indices,
             execution=self._execution,
+            starts=self._starts("pool_starts", self._plan.pool),
         )
         if self._plan.pool:
             self.pool.start(self.trunk.detach())
 
-    def _simulator(self, settings: TrainSettings, task: Task, generator: torch.Generator) -> Simulator:
+    def _starts(self, generator: str, terms: dict[str, float]) -> Starts | None:
+        """What adversaries that serve these terms start from; None where all start from the current weights."""
+        settings, trunk = self._settings.adversary.starts, self.model.trunk
+        if not (settings.edits and terms):
+            return None
+        return Starts(
+            settings,
+            model=self.model,
+            generator=self._generators[generator],
+            public=self.model.initial() if settings.interpolated else None,
+            redraw=partial(fresh_params, trunk) if isinstance(trunk, Trunk) else None,
+        )
+
+    def _simulator(
+        self, settings: TrainSettings, task: Task, generator: torch.Generator, starts: Starts | None = None
+    ) -> Simulator:
         return Simulator(
             settings,
             model=self.model,
@@ -147,6 +169,7 @@ class OuterStep:
             few_shot=self._few_shots[task],
             generator=generator,
             execution=self._execution,
+            starts=starts,
         )
 
     def _groups(self) -> list[Group]:

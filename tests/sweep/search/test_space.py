@@ -142,6 +142,20 @@ def test_refused(space: dict[str, Any], more: dict[str, Any], message: str) -> N
     assert message in str(refusal.value)
 
 
+def test_what_adversaries_start_from_is_searched() -> None:
+    shares = [[0.1], [0.3, 0.5]]
+    check_sweep(
+        sweep(
+            {
+                "train.adversary.starts.pruned": real(0, 2),
+                "train.adversary.starts.pruned_shares": {"type": "categorical", "choices": shares},
+            }
+        )
+    )
+    with pytest.raises(UsageError, match="starts"):
+        check_sweep(sweep({"train.adversary.starts.pruned": real(-1, 2)}))
+
+
 def test_values_that_are_valid_only_together_are_allowed() -> None:
     """A weight of 0 is refused alone (mlac needs a term) but not beside another weight that is searched too."""
     weights = {f"train.blocking.harmful_adapted{kind}": real(0, 2) for kind in ("_calibrated", "_clamped")}

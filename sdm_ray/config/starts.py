@@ -1,0 +1,87 @@
+"""Settings of the weights that simulated adversaries start from."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, NamedTuple, Self
+
+from pydantic import Field, model_validator
+
+from sdm_ray.config.base import NonNegativeFloat, PositiveFloat, PositiveInt, Settings
+from sdm_ray.config.support import RELEASED
+
+StartKind = Literal["released", "rescaled", "redrawn_layers", "pruned", "interpolated", "noise"]
+"""The current weights, or an edit of them."""
+
+ATTACK_EDITS: dict[StartKind, str] = {
+    "released": RELEASED,
+    "rescaled": "rescale_columns+rescale_gains",
+    "redrawn_layers": "reinit",
+    "pruned": "prune",
+    "interpolated": "interpolate",
+    "noise": "noise",
+}
+"""The attack's name of each edit."""
+
+Exponent = Annotated[float, Field(gt=0, le=1)]
+Share = Annotated[float, Field(gt=0, lt=1)]
+
+
+class StartOption(NamedTuple):
+    """One kind of start that has a weight."""
+
+    kind: StartKind
+    weight: float
+    amounts: tuple[float, ...]
+    """Strengths of the edit, sampled uniformly."""
+
+
+class StartSettings(Settings):
+    """What an adversary starts from, sampled in proportion to the weights below."""
+
+    released: NonNegativeFloat = 1.0
+    """Weight of the current weights as they are."""
+    rescaled: NonNegativeFloat = 0.0
+    """Weight of rescaled weights: columns of the token embedding centred and made equal in size, gains of norms moved
+    towards 1."""
+    redrawn_layers: NonNegativeFloat = 0.0
+    """Weight of weights whose top blocks are drawn anew."""
+    pruned: NonNegativeFloat = 0.0
+    """Weight of weights whose elements of least magnitude are zero, in each matrix."""
+    interpolated: NonNegativeFloat = 0.0
+    """Weight of weights moved towards the public encoder."""
+    noise: NonNegativeFloat = 0.0
+    """Weight of weights with Gaussian noise."""
+    rescaled_exponents: Annotated[tuple[Exponent, ...], Field(min_length=1)] = (0.75, 1.0)
+    """Exponents of the rescaling, sampled uniformly; 1 makes sizes equal."""
+    redrawn_counts: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1,)
+    """Numbers of top blocks that are drawn anew, sampled uniformly; the embeddings always stay."""
+    pruned_shares: Annotated[tuple[Share, ...], Field(min_length=1)] = (0.1, 0.3, 0.5)
+    """Shares of each matrix that are set to zero, sampled uniformly."""
+    interpolated_shares: Annotated[tuple[Share, ...], Field(min_length=1)] = (0.1, 0.25, 0.5)
+    """Shares of the way to the public encoder, sampled uniformly."""
+    noise_scales: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (0.03, 0.1, 0.3)
+    """Standard deviations of the noise relative to each parameter's root mean square, sampled uniformly."""
+
+    @model_validator(mode="after")
+    def _some_weight(self) -> Self:
+        if not self.options():
+            raise ValueError("all weights are 0, so no adversary could start; set released above 0")
+        return self
+
+    def options(self) -> tuple[StartOption, ...]:
+        """The kinds with a weight, in a fixed order."""
+        amounts: dict[StartKind, tuple[float, ...]] = {
+            "released": (0.0,),
+            "rescaled": self.rescaled_exponents,
+            "redrawn_layers": tuple(map(float, self.redrawn_counts)),
+            "pruned": self.pruned_shares,
+            "interpolated": self.interpolated_shares,
+            "noise": self.noise_scales,
+        }
+        found = (StartOption(kind, getattr(self, kind), values) for kind, values in amounts.items())
+        return tuple(option for option in found if option.weight)
+
+    @property
+    def edits(self) -> bool:
+        """Whether any adversary starts from edited weights."""
+        return any(option.kind != "released" for option in self.options())
