@@ -1,7 +1,7 @@
-"""Readers of the same examples vote: one alone is chosen for the few names that validation holds.
+"""Ensembles of readers of the same examples. Validation has few names, so selecting one reader would overfit to them.
 
-A vote is taken apart for texts whose names have one token and two, which are told by different readers. Each reader
-counts by how sure and right it is of attacker-validation: its weight falls by e for every `PATIENCE` of loss.
+Scores are combined separately for texts with one-token and with two-token names, for which different readers are good.
+A reader's weight is exp(-loss / `PATIENCE`), with its calibrated loss on attacker-validation.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from sdm_ray.attack.engine.outcome import Outcome
 from sdm_ray.attack.scores import Calibration, evaluate, fit_calibration
 
 PATIENCE = 0.025
-"""Loss in nats above the surest reader's for which a weight falls by e."""
+"""Difference in validation loss, in nats, that reduces a weight by a factor of e."""
 FEWEST = 20
-"""Texts of a kind that validation needs for a vote of their own."""
+"""Fewest validation texts of each kind; with fewer, both kinds are combined with the same weights."""
 
 
 def vote(members: Sequence[Outcome], labels: Tensor, kinds: tuple[Tensor, Tensor] | None = None) -> Outcome:
-    """One outcome of several readers of the same examples.
+    """Combine the outcomes of several readers of the same examples into one.
 
     Args:
         members: the readers.
         labels: (N,) of attacker-validation.
-        kinds: (N,) and (M,) bool, a kind of each text of attacker-validation and of test; None where all are of one.
+        kinds: (N,) and (M,) bool, the kind of each text of attacker-validation and of test; None for one kind.
 
     Returns:
         Weighted means of the members' scores, each centred over classes and scaled to deviation 1 on validation, and as
@@ -69,7 +69,7 @@ def _loss(scores: Tensor, labels: Tensor) -> float:
 
 
 def _read(scores: Tensor, calibration: Calibration) -> Tensor:
-    """Scores as a calibration reads them."""
+    """Scores after a calibration's class permutation and scale."""
     return scores[:, np.argsort(calibration.permutation).tolist()] * calibration.scale
 
 

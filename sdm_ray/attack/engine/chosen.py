@@ -1,8 +1,8 @@
-"""A classifier made of many simple readings, of which attacker-validation says which are heeded and what they mean.
+"""A classifier that selects a few of many scalar readings by their losses on attacker-validation.
 
-Each reading is one number a text. Validation gives every class a place on it, and the few readings that tell the most
-there vote. What such a classifier says of a validation text is said without that text's name: readings are chosen once
-more for each part of the names, on all others. So its score on validation is no better than it deserves.
+A reading is one number per text. The class means on validation define its scores, and the readings with the lowest
+cross-entropies are added up. Scores of validation texts are cross-fitted: for each fold of names, readings are selected
+on the other folds, so that validation scores are not inflated by the selection.
 """
 
 from __future__ import annotations
@@ -14,25 +14,25 @@ import torch.nn.functional as F
 from torch import Tensor
 
 VOTERS = 5
-"""Readings that vote."""
+"""Number of readings that are selected."""
 PARTS = 5
-"""Parts of validation's names."""
+"""Number of folds of validation names."""
 STEPS = 14
-"""Bisections of a scale."""
+"""Bisection steps in the search for a scale."""
 CAUTION = 2.0
-"""Curvature that is added for a scale, as a Gaussian prior around 0 would."""
+"""Precision of a Gaussian prior around 0 on a scale."""
 LARGEST = 8.0
-"""Of a scale, in logits a deviation."""
+"""Largest scale."""
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """A vote of readings."""
+    """A linear classifier on the selected readings."""
 
     centre: Tensor
-    """(M,) of each reading, half-way between the classes."""
+    """(M,) mean of the class means of each reading."""
     weight: Tensor
-    """(M, C)."""
+    """(M, C); zero for readings that are not selected."""
 
     def __call__(self, readings: Tensor) -> Tensor:
         """(N, C) scores of readings (M, N)."""
@@ -40,7 +40,7 @@ class Chosen:
 
 
 def choose(readings: Tensor, labels: Tensor, num_classes: int) -> Chosen:
-    """The readings that tell most of some labels.
+    """Select the readings with the lowest losses on labelled texts.
 
     Args:
         readings: (M, N) float64.
@@ -48,7 +48,7 @@ def choose(readings: Tensor, labels: Tensor, num_classes: int) -> Chosen:
         num_classes: C.
 
     Returns:
-        A vote; one that says nothing where a class has no text.
+        The classifier; its scores are all zero if a class has no text.
     """
     one_hot = F.one_hot(labels, num_classes).to(readings)
     counts = one_hot.sum(0)
@@ -70,7 +70,7 @@ def choose(readings: Tensor, labels: Tensor, num_classes: int) -> Chosen:
 
 
 def choose_apart(readings: Tensor, labels: Tensor, num_classes: int, names: Tensor) -> tuple[Chosen, Tensor]:
-    """As `choose`, and what is said of each text by a vote that was chosen without its name.
+    """As `choose`, with cross-fitted scores of the same texts.
 
     Args:
         readings: (M, N) float64.
@@ -79,7 +79,7 @@ def choose_apart(readings: Tensor, labels: Tensor, num_classes: int, names: Tens
         names: (N,) int64; equal for texts about the same name.
 
     Returns:
-        The vote chosen on all texts, and (N, C) scores.
+        The classifier selected on all texts, and (N, C) scores of each text by one selected without its name.
     """
     _, kinds = torch.unique(names, return_inverse=True)
     generator = torch.Generator().manual_seed(0)
@@ -95,7 +95,7 @@ def choose_apart(readings: Tensor, labels: Tensor, num_classes: int, names: Tens
 
 
 def _scales(scores: Tensor, one_hot: Tensor) -> tuple[Tensor, Tensor]:
-    """(M,) mean cross-entropies of scores (M, N, C) under the best scale of each, and these (M, 1, 1)."""
+    """(M,) mean cross-entropies of scores (M, N, C), each at its best scale, and these scales (M, 1, 1)."""
     wanted = (scores * one_hot).sum(2).sum(1)
     low = scores.new_zeros(len(scores))
     high = low + LARGEST

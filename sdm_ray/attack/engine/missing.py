@@ -20,15 +20,15 @@ from sdm_ray.models.stream import stream_of
 from sdm_ray.models.trunk import Trunk
 
 NOTHING = 1e-8
-"""Share of the median variance up to which a direction counts as missing."""
+"""Largest variance of a missing direction, relative to the median variance."""
 TOKENS_PER_DIMENSION = 4
-"""Tokens for each dimension of the stream that it takes to see that a direction is missing."""
+"""Tokens per dimension of the stream that are needed to detect missing directions."""
 MOST_MATRICES = 12
-"""Matrices that are read, those of the highest layers."""
+"""Number of matrices that are used, from the highest layers."""
 
 
 def missing_directions(tokens: Tensor, known: Tensor | None = None) -> Tensor:
-    """(E, R) float64 orthonormal directions along which tokens (N, E) do not differ; none where tokens are few.
+    """(E, R) float64 orthonormal directions along which tokens (N, E) do not vary; R = 0 if there are too few tokens.
 
     Args:
         tokens: of as many texts as there are.
@@ -51,7 +51,7 @@ def missing_directions(tokens: Tensor, known: Tensor | None = None) -> Tensor:
 
 
 def read_states(trunk: TrunkLike) -> tuple[int, ...]:
-    """Hidden states that reading weights act on; none of an architecture of which those are not known."""
+    """Hidden states on which reading weights act; empty for an unknown architecture."""
     if not isinstance(trunk, Trunk) or not stream_readers(trunk):
         return ()
     return tuple(range(stream_of(trunk).num_states - 1))

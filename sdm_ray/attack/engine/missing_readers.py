@@ -1,8 +1,8 @@
-"""Reads names by what the weights that read the stream make of missing directions (`engine.missing`).
+"""Reads names through the response of reading weights to missing directions (`engine.missing`).
 
-There are many such readings, each of one number a name: components of all names under one matrix, which need no label,
-and ridge regressions on the attacker's examples. Attacker-validation says which are heeded, apart for names of one
-token and of two (`engine.chosen`).
+There are many such readings, each one number per name: principal components of all names under one matrix, which need
+no labels, and ridge regressions on the attacker's examples. Attacker-validation selects among them, separately for
+one-token and two-token names (`engine.chosen`).
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from sdm_ray.attack.engine.token_states import Names, Scaling, components
 from sdm_ray.attack.families.probes import ridge
 
 COMPONENTS = 6
-"""Components of names of one token that are read one by one, of each matrix and hidden state."""
+"""Principal components of one-token names used as single readings, for each matrix and hidden state."""
 FEATURES = 16
-"""Components that are read together."""
+"""Principal components used in one ridge regression."""
 PENALTIES = (0.01, 0.05)
-"""Of ridge regressions, on vectors of length 1 in the mean."""
+"""Penalties of ridge regressions on vectors of root mean square length 1."""
 
 
 @dataclass(frozen=True)
 class NameVectors:
-    """What several matrices make of the names of N texts."""
+    """Vectors of the names of N texts, under several matrices."""
 
     alone: Tensor
-    """(V, N, F) components of names of one token, by matrix and hidden state; zero for the others."""
+    """(V, N, F) components of one-token names, for each matrix and hidden state; zero for other names."""
     together: Tensor
-    """(W, N, G) what the pieces of names of two tell together; zero for the others."""
+    """(W, N, G) joint effect of both tokens of two-token names; zero for other names."""
     two: Tensor
     """(N,) bool; whether a name has two tokens."""
     names: Tensor
@@ -42,7 +42,7 @@ class NameVectors:
 
 
 class MissingReadings:
-    """Makes vectors of names, fitted to names of attacker-train.
+    """Computes vectors of names, fitted to the names of attacker-train.
 
     Args:
         maps: (E, R) each, of `engine.missing.maps_of_missing`.
@@ -63,11 +63,11 @@ class MissingReadings:
 
     @property
     def layers(self) -> tuple[int, ...]:
-        """Hidden states at which names of one token are read."""
+        """Hidden states at which one-token names are read."""
         return tuple(sorted({layer for layer, _ in self._scalings}))
 
     def vectors(self, names: dict[int, Names]) -> NameVectors:
-        """Of texts' names, by hidden state."""
+        """Vectors of names, given by hidden state."""
         first = names[self.layers[0]]
         two = first.second_known if self._states is not None else torch.zeros_like(first.second_known)
         alone = [
@@ -121,7 +121,7 @@ def _padded(values: Tensor) -> Tensor:
 
 
 class MissingReader:
-    """A reader of names, fitted to one attacker's examples: readings of which validation chooses.
+    """A reader of names, fitted to one attacker's examples; attacker-validation selects its readings.
 
     Args:
         owned: the examples.
