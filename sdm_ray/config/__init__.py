@@ -28,6 +28,7 @@ from sdm_ray.config.sweep import (
     SweepSettings,
     TrackingSettings,
 )
+from sdm_ray.config.terms import TermSettings
 from sdm_ray.config.train import Method, RetainSettings, TrainSettings, ValidationSettings
 from sdm_ray.config.trial import Origin, RungSettings, RuntimeSettings, ScratchSettings, TrialSettings
 
@@ -57,6 +58,7 @@ __all__ = [
     "StoppingSettings",
     "SweepSettings",
     "SyntheticWorld",
+    "TermSettings",
     "TrackingSettings",
     "TrainSettings",
     "TrialSettings",

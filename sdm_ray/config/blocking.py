@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import ClassVar, Self
 
 from pydantic import model_validator
 
@@ -11,6 +11,13 @@ from sdm_ray.config.base import NonNegativeFloat, PositiveFloat, Settings
 
 class BlockingSettings(Settings):
     """Weights of the terms of the outer loss; 0 turns a term off. `sdm_ray.meta.objectives` defines the terms."""
+
+    LATER: ClassVar[frozenset[str]] = frozenset(
+        {
+            "representation_noise", "weight_distance", "harmful_midpoint", "harmful_reduction", "collapse",
+            "harmful_ill_conditioning", "desired_well_conditioning",
+        }
+    )  # fmt: skip
 
     desired_base: NonNegativeFloat = 1.0
     """Desired loss of the un-adapted model; minimised."""
@@ -40,6 +47,21 @@ class BlockingSettings(Settings):
     each inner step; minimised."""
     gradient_coupling: NonNegativeFloat = 0.0
     """Cosine similarity of the harmful and the desired gradient at the un-adapted model; minimised (SEAM)."""
+    representation_noise: NonNegativeFloat = 0.0
+    """Distance of the hidden states of harmful texts from Gaussian noise; minimised (RepNoise)."""
+    weight_distance: NonNegativeFloat = 0.0
+    """Root mean square distance from the original encoder's weights; maximised (weight-space regularisation)."""
+    harmful_midpoint: NonNegativeFloat = 0.0
+    """Harmful loss of the weights halfway to the original encoder's; maximised (weight-space regularisation)."""
+    harmful_reduction: NonNegativeFloat = 0.0
+    """Reduction of the harmful loss by one simulated step of fixed length; minimised (Booster)."""
+    collapse: NonNegativeFloat = 0.0
+    """Cross-entropy of the desired prediction, after one simulated harmful step, towards one class for every text;
+    minimised (CTRAP)."""
+    harmful_ill_conditioning: NonNegativeFloat = 0.0
+    """A measure that falls as the condition number of the harmful head's Hessian grows; minimised (immunisation)."""
+    desired_well_conditioning: NonNegativeFloat = 0.0
+    """A measure that falls with the condition number of the desired head's Hessian; minimised (immunisation)."""
     retain_mlm: NonNegativeFloat = 0.0
     """Masked-LM loss of the un-adapted model on general text; minimised."""
     retain_distill: NonNegativeFloat = 0.0

@@ -19,6 +19,7 @@ from sdm_ray.config.base import (
 from sdm_ray.config.blocking import BlockingSettings
 from sdm_ray.config.distil import DEFAULT_STEPS, DistilSettings
 from sdm_ray.config.erase import DEFAULT_DIRECTIONS, EraseSettings
+from sdm_ray.config.terms import TermSettings
 
 Method = Literal["pretrained", "random", "scratch", "tuned", "erase", "distil", "distilled_scratch", "ac", "mlac"]
 UNTRAINED = ("pretrained", "random")
@@ -76,7 +77,7 @@ class RetainSettings(Settings):
 class TrainSettings(Settings):
     """Meta-training of one model."""
 
-    LATER: ClassVar[frozenset[str]] = frozenset({"erase", "distil"})
+    LATER: ClassVar[frozenset[str]] = frozenset({"erase", "distil", "terms"})
 
     method: Method = "mlac"
     """`pretrained` and `random` train the desired head on a frozen trunk. `scratch` trains a randomly initialised
@@ -142,6 +143,8 @@ class TrainSettings(Settings):
     blocking: BlockingSettings = BlockingSettings()
     """Weights of the outer loss. Without a weight for a blocking term, `mlac` uses `harmful_adapted_calibrated: 1` and
     `ac` uses `harmful_base: 1`; the other methods have no blocking terms."""
+    terms: TermSettings = TermSettings()
+    """Settings of single blocking terms."""
     adversary: AdversarySettings = AdversarySettings()
     """The distribution of adversaries."""
     retain: RetainSettings = RetainSettings()

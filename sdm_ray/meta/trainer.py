@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 GENERATORS = (
     "desired", "harmful", "adversary", "desired_adversary", "pool", "heads", "retain", "starts", "pool_starts",
+    "representation_noise",
 )  # fmt: skip
 
 

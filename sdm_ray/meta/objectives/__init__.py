@@ -1,5 +1,9 @@
 """Blocking terms: pure functions from a model's outputs to a scalar, one file per family, registered by name."""
 
+from sdm_ray.meta.objectives.booster import harmful_reduction
+from sdm_ray.meta.objectives.conditioning import desired_well_conditioning, harmful_ill_conditioning
+from sdm_ray.meta.objectives.ctrap import collapse
+from sdm_ray.meta.objectives.distance import harmful_midpoint, weight_distance
 from sdm_ray.meta.objectives.information import mutual_information, predictor_loss
 from sdm_ray.meta.objectives.losses import accuracies, example_losses, step_losses, task_loss
 from sdm_ray.meta.objectives.mlac import (
@@ -20,6 +24,7 @@ from sdm_ray.meta.objectives.registry import (
     load_terms,
     weighted_sum,
 )
+from sdm_ray.meta.objectives.repnoise import representation_noise
 from sdm_ray.meta.objectives.retention import retain_distill, retain_mlm
 from sdm_ray.meta.objectives.seam import gradient_coupling
 from sdm_ray.meta.objectives.sophon import harmful_adapted_inverse, harmful_adapted_uniform
@@ -34,8 +39,10 @@ __all__ = [
     "accuracies",
     "adapted_grad_norm",
     "blocking_term",
+    "collapse",
     "desired_adapted",
     "desired_adapted_harmful",
+    "desired_well_conditioning",
     "example_losses",
     "gradient_coupling",
     "harmful_adapted",
@@ -45,13 +52,18 @@ __all__ = [
     "harmful_adapted_inverse",
     "harmful_adapted_uniform",
     "harmful_base",
+    "harmful_ill_conditioning",
+    "harmful_midpoint",
+    "harmful_reduction",
     "load_terms",
     "mutual_information",
     "predictor_loss",
+    "representation_noise",
     "retain_distill",
     "retain_mlm",
     "retain_representation",
     "step_losses",
     "task_loss",
+    "weight_distance",
     "weighted_sum",
 ]

@@ -27,6 +27,12 @@ Reads = Literal[
     "gradients",
     "masked_lm",
     "hidden_states",
+    "harmful_hidden",
+    "weights",
+    "midpoint",
+    "harmful_step",
+    "desired_after_step",
+    "desired_base",
 ]
 """The inputs of a term. S evaluated steps, A adversaries, B examples, C classes, D features, N variables of an
 adversary or predicted tokens, P parameters, V tokens of the vocabulary, H hidden states, L positions of a text.
@@ -42,6 +48,12 @@ adversary or predicted tokens, P parameters, V tokens of the vocabulary, H hidde
 | gradients | `(harmful (P,), desired (P,))`: gradients of both tasks at the un-adapted model |
 | masked_lm | `(logits (N, V), labels (N,))`: predicted tokens of general text |
 | hidden_states | `(hidden (H, B, L, D), reference (H, B, L, D), mask (B, L))`: the model's and the original encoder's |
+| harmful_hidden | `(hidden (H, B, L, D), noise (H, B, L, D), mask (B, L))`: of the harmful batch, un-adapted model |
+| weights | `(trunk (P,), original (P,), bound or None)`: the current and the original encoder's weights |
+| midpoint | `(Trajectory, bound or None)`: the harmful task, weights halfway between these |
+| harmful_step | `(before 0-d, after 0-d)`: harmful losses before and after one step of fixed length |
+| desired_after_step | `(Trajectory, class)`: the desired task after one step on the harmful loss |
+| desired_base | `(Trajectory)`: the desired task, un-adapted model (step 0) |
 
 Every function returns a 0-d tensor that can be differentiated once, and never synchronises with the device.
 """

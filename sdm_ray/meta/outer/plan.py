@@ -7,6 +7,7 @@ from typing import NamedTuple
 from sdm_ray.config import TrainSettings
 from sdm_ray.core.errors import UsageError
 from sdm_ray.meta.objectives import TERMS
+from sdm_ray.meta.outer.unadapted import HARMFUL_HEAD_READS, UNADAPTED_READS
 
 FRESH_READS = ("harmful_adapted", "predicted", "inner_gradient")
 RETENTION_READS = ("masked_lm", "hidden_states")
@@ -25,6 +26,8 @@ class Plan(NamedTuple):
     """Terms of both tasks' gradients at the un-adapted model."""
     retention: dict[str, float]
     """Terms of the un-adapted model on general text or on the outer desired batch."""
+    unadapted: dict[str, float]
+    """Terms of the un-adapted model's hidden states and weights, of its desired outputs, and of one simulated step."""
     num_steps: int
     """Largest number of inner steps K of a fresh adversary."""
 
@@ -59,6 +62,7 @@ class Plan(NamedTuple):
             desired=desired,
             gradients=reading("gradients"),
             retention=reading(*RETENTION_READS),
+            unadapted=reading(*UNADAPTED_READS),
             num_steps=num_steps if has_fresh or desired else 0,
         )
 
@@ -66,6 +70,11 @@ class Plan(NamedTuple):
         """Whether any adversary takes a step against the harmful task."""
         return bool(self.pool) or any(TERMS[name].reads in FRESH_READS for name in self.fresh)
 
+    def reads_harmful_head(self) -> bool:
+        """Whether a term of the un-adapted model reads a harmful head that no adversary need have."""
+        return bool(self.gradients) or any(TERMS[name].reads in HARMFUL_HEAD_READS for name in self.unadapted)
+
     def terms(self) -> list[str]:
         """All terms, each once."""
-        return list(dict.fromkeys([*self.fresh, *self.pool, *self.desired, *self.gradients, *self.retention]))
+        groups = (self.fresh, self.pool, self.desired, self.gradients, self.retention, self.unadapted)
+        return list(dict.fromkeys(name for group in groups for name in group))

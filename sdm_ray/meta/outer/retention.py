@@ -197,14 +197,22 @@ class Retention:
         return hidden
 
 
-def _check(weights: Mapping[str, float], trunk: nn.Module, head: MaskedLmHead | None) -> None:
-    assert all(TERMS[name].reads in ("masked_lm", "hidden_states") for name in weights), weights
-    named = ", ".join(weights)
+def check_hidden_states(named: str, trunk: TrunkLike | nn.Module) -> None:
+    """Refuse an encoder without hidden states for a term that reads them.
+
+    Raises:
+        UsageError: saying which setting to change.
+    """
     if "hidden_states" not in inspect.signature(trunk.forward).parameters:
         raise UsageError(
             f"train.blocking.{named} needs an encoder of texts with hidden states, got {type(trunk).__name__}; "
             "set its weight to 0"
         )
+
+
+def _check(weights: Mapping[str, float], trunk: nn.Module, head: MaskedLmHead | None) -> None:
+    assert all(TERMS[name].reads in ("masked_lm", "hidden_states") for name in weights), weights
+    check_hidden_states(", ".join(weights), trunk)
     if "retain_mlm" in weights and head is None:
         raise UsageError(
             "train.blocking.retain_mlm needs the encoder's masked-LM head: give the trainer one, or set it to 0"

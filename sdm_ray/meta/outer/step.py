@@ -32,6 +32,7 @@ from sdm_ray.meta.outer.optimizer import Group, OuterOptimizer
 from sdm_ray.meta.outer.plan import Plan
 from sdm_ray.meta.outer.retention import GeneralSources, Retention
 from sdm_ray.meta.outer.trajectory import PROBED_EXAMPLES, mean_trajectory, probe_settings
+from sdm_ray.meta.outer.unadapted import Point, Unadapted
 from sdm_ray.models.encoder import fresh_params
 from sdm_ray.models.erasure import Erasure
 from sdm_ray.models.heads import init_head
@@ -96,6 +97,16 @@ class OuterStep:
                 indices=indices,
                 generator=generators["retain"],
             )
+        self._unadapted = None
+        if self._plan.unadapted:
+            self._unadapted = Unadapted(
+                self._plan.unadapted,
+                settings,
+                model=self.model,
+                trunk=trunk,
+                data=data,
+                generator=generators["representation_noise"],
+            )
         self._map = EmbeddingMap(trunk, self.model) if settings.embedding_map_learning_rate else None
         self._optimizer = OuterOptimizer(self._groups(), settings)
         self._count = 0
@@ -107,7 +118,11 @@ class OuterStep:
         self.harmful_head = self._new_head(Task.HARMFUL)
         self.log_learning_rate = self.trunk.new_tensor(math.log(adversary.learning_rate_initial)).detach()
         own_head = bool(plan.fresh) and (adversary.head != "reset" or not plan.simulates())
-        if own_head or plan.gradients or any(TERMS[name].reads == "desired_adapted_harmful" for name in plan.desired):
+        if (
+            own_head
+            or plan.reads_harmful_head()
+            or any(TERMS[name].reads == "desired_adapted_harmful" for name in plan.desired)
+        ):
             self.harmful_head.requires_grad_()
         if plan.num_steps and adversary.learning_rate_mode == "meta_learned" and self._fresh_adapts():
             self.log_learning_rate.requires_grad_()
@@ -287,7 +302,7 @@ class OuterStep:
             self._add_desired(total, desired)
         else:
             self._add_distillation(total, self._distillation)
-        if plan.fresh or plan.pool or plan.desired or plan.gradients:
+        if plan.fresh or plan.pool or plan.desired or plan.gradients or plan.unadapted:
             harmful_indices = self._harmful.next()
             harmful = self._data.batch(harmful_indices, Task.HARMFUL, coarse=self._settings.compile)
             if plan.fresh:
@@ -299,6 +314,8 @@ class OuterStep:
                 self._add_desired_adapted(total, desired, harmful, indices)
             if plan.gradients:
                 self._add_coupling(total, desired, harmful)
+            if self._unadapted is not None:
+                self._add_unadapted(total, self._unadapted, desired, harmful)
         if self._retention is not None:
             gradient, values = self._retention.gradient(self.trunk.detach(), desired)
             total.add_gradient("trunk", gradient)
@@ -385,6 +402,21 @@ class OuterStep:
         total.add_coupling(losses[0], losses[1], self.trunk, self._plan.gradients)
         if not self._plan.fresh:
             (head,) = torch.autograd.grad(losses[0], self.harmful_head)
+            total.add_gradient("harmful_head", head)
+
+    def _add_unadapted(self, total: GradientAccumulator, unadapted: Unadapted, desired: Batch, harmful: Batch) -> None:
+        """Terms of the un-adapted model. A harmful head that they read and nothing else trains learns here."""
+        point = Point(self.trunk, self.desired_head, self.harmful_head)
+        gradient, values = unadapted.gradient(point, harmful, desired)
+        total.add_gradient("trunk", gradient)
+        for name, value in values.items():
+            total.add_metric(f"train/{name}", value)
+        plan = self._plan
+        learns = bool(plan.gradients) and not plan.fresh
+        learns |= bool(plan.fresh) and (self._settings.adversary.head != "reset" or not plan.simulates())
+        if unadapted.reads_harmful_head and not learns:
+            scores = self.model.logits(self.trunk.detach(), self.harmful_head, harmful)
+            (head,) = torch.autograd.grad(task_loss(scores, harmful.labels), self.harmful_head)
             total.add_gradient("harmful_head", head)
 
     def _add_terms(

@@ -91,9 +91,19 @@ def random_case(name: str) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         return draw(7), lambda x: term.function(x, other)
     if term.reads == "masked_lm":
         return draw(5, 3), lambda x: term.function(x, labels)
-    if term.reads == "hidden_states":
+    if term.reads in ("hidden_states", "harmful_hidden"):
         other, mask = draw(3, 2, 4, 6), torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
         return draw(3, 2, 4, 6), lambda x: term.function(x, other, mask)
+    if term.reads == "weights":
+        other = draw(7)
+        return draw(7), lambda x: term.function(x, other)
+    if term.reads == "harmful_step":
+        return draw(2), lambda x: term.function(*x)
+    if term.reads == "desired_after_step":
+        return draw(1, 5, 3), lambda x: term.function(trajectory_of(x, labels), 1)
+    if name.endswith("conditioning"):
+        scores = draw(4, 5, 3)
+        return draw(4, 5, 6), lambda x: term.function(trajectory_of(scores, labels, x))
     return draw(4, 5, 3), lambda x: term.function(trajectory_of(x, labels))
 
 
