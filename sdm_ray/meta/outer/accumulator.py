@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -26,6 +27,12 @@ class GradientAccumulator:
         """Add a metric, or a share of one."""
         scaled = value.detach().to(torch.float64) * share
         self.metrics[name] = self.metrics[name] + scaled if name in self.metrics else scaled
+
+    def add_terms(self, trunk: Tensor, values: Mapping[str, Tensor]) -> None:
+        """Add the trunk's gradient of terms, and their values by name."""
+        self.add_gradient("trunk", trunk)
+        for name, value in values.items():
+            self.add_metric(f"train/{name}", value)
 
     def add_coupling(self, harmful: Tensor, desired: Tensor, trunk: Tensor, weights: dict[str, float]) -> None:
         """Add terms that are functions of two losses' gradients (0-d losses). The graph of `harmful` is kept."""

@@ -70,9 +70,21 @@ class Plan(NamedTuple):
         """Whether any adversary takes a step against the harmful task."""
         return bool(self.pool) or any(TERMS[name].reads in FRESH_READS for name in self.fresh)
 
-    def reads_harmful_head(self) -> bool:
-        """Whether a term of the un-adapted model reads a harmful head that no adversary need have."""
-        return bool(self.gradients) or any(TERMS[name].reads in HARMFUL_HEAD_READS for name in self.unadapted)
+    def unadapted_reads_harmful_head(self) -> bool:
+        """Whether a term of `unadapted` reads the harmful head."""
+        return any(TERMS[name].reads in HARMFUL_HEAD_READS for name in self.unadapted)
+
+    def fresh_adapts(self) -> bool:
+        """Whether fresh adversaries take steps against the harmful task."""
+        return any(TERMS[name].reads != "harmful_base" for name in self.fresh)
+
+    def reads_harmful_after_desired(self) -> bool:
+        """Whether a term reads the harmful task in models that adapted to the desired one."""
+        return any(TERMS[name].reads == "desired_adapted_harmful" for name in self.desired)
+
+    def draws_harmful(self) -> bool:
+        """Whether a term but those of retention is computed: all of these need a harmful batch."""
+        return bool(self.fresh or self.pool or self.desired or self.gradients or self.unadapted)
 
     def terms(self) -> list[str]:
         """All terms, each once."""

@@ -75,11 +75,6 @@ class Unadapted:
         if self._reads("desired_after_step"):
             self._check_class(data)
 
-    @property
-    def reads_harmful_head(self) -> bool:
-        """Whether a term reads the harmful head, which must then learn the harmful task."""
-        return self._reads(*HARMFUL_HEAD_READS)
-
     def gradient(self, point: Point, harmful: Batch, desired: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the gradient of the weighted sum of the terms by the trunk. Heads count as constants.
 
@@ -110,6 +105,7 @@ class Unadapted:
         if reads == "weights":
             return function(point.trunk, self._original, settings.weight_distance_bound)
         if reads == "midpoint":
+            assert self._original is not None
             halfway = (point.trunk + self._original) / 2
             return function(self._outputs(halfway, point.harmful_head, harmful), settings.harmful_midpoint_bound)
         if reads == "desired_base":

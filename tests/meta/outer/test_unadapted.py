@@ -221,11 +221,11 @@ def test_a_harmful_head_that_is_read_learns_its_own_loss_once(blocking: Any, adv
     values = {"blocking": blocking, "adversary": adversary, "optimizer": "SGD", "adversary_learning_rate": 1.0}
     step, twin = step_of(**values), step_of(**values)
     batch = FakeData().batch(twin._harmful.next(), Task.HARMFUL)
-    before = step.harmful_head.detach().clone().requires_grad_()
+    before = step.learned.harmful_head.detach().clone().requires_grad_()
     loss = F.cross_entropy(twin.model.logits(twin.trunk.detach(), before, batch), batch.labels)
     (gradient,) = torch.autograd.grad(loss, before)
     step.step()
-    torch.testing.assert_close(step.harmful_head.detach(), before.detach() - gradient)
+    torch.testing.assert_close(step.learned.harmful_head.detach(), before.detach() - gradient)
 
 
 def test_terms_join_adversaries_and_micro_steps() -> None:
