@@ -9,14 +9,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sdm_ray.config import BlockingSettings, SweepSettings, load_settings, override
 from sdm_ray.core.errors import UsageError
 from sdm_ray.core.seeds import Generators
 from sdm_ray.core.types import Split, Task
 from sdm_ray.meta.inner.flat_model import FlatModel, TrunkLike
 from sdm_ray.meta.objectives import TERMS, representation_noise
+from sdm_ray.meta.outer.plan import Plan
 from sdm_ray.meta.outer.step import OuterStep
 from sdm_ray.meta.outer.unadapted import Point, Unadapted
 from sdm_ray.meta.trainer import GENERATORS
+from tests import ROOT
 from tests.fakes.meta import FakeData, MlpTrunk, train, train_settings
 
 TERM_NAMES = ["weight_distance", "harmful_midpoint", "harmful_reduction", "collapse", "desired_well_conditioning"]
@@ -243,3 +246,22 @@ def test_what_encoder_or_data_do_not_allow_is_refused_in_a_sentence() -> None:
         unadapted("collapse", collapse_class=3)
     with pytest.raises(UsageError, match="collapse needs classes to collapse into, but the desired task is a regress"):
         unadapted("collapse", data=Regression())
+
+
+@pytest.mark.parametrize("file", ["baselines", "baselines_small"])
+def test_the_shipped_sweeps_name_every_one_of_these_terms(file: str) -> None:
+    sweep = load_settings(SweepSettings, ROOT / "sweeps" / f"{file}.yaml")
+    trainings = [override(sweep.trial, changes).train for changes in sweep.variants.values()]
+    plans = [Plan.of(training) for training in trainings]
+    named = {name for plan in plans for name in (*plan.unadapted, *plan.fresh)}
+    assert named == {*TERM_NAMES, "representation_noise", "harmful_ill_conditioning", "harmful_base"}
+    assert not any(plan.simulates() for plan in plans)
+
+
+def test_terms_and_their_settings_leave_earlier_hashes_as_they_are() -> None:
+    """A weight of 0 and default settings are no part of what identifies a training; others are."""
+    default, identity = train_settings(method="tuned"), train_settings(method="tuned").identity()
+    assert "terms" not in identity
+    assert not identity["blocking"].keys() & BlockingSettings.LATER
+    for changes in ({"terms": {"collapse_class": 1}}, {"blocking": {"collapse": 1.0}, "method": "mlac"}):
+        assert train_settings(**{"method": "tuned", **changes}).identity() != default.identity()
