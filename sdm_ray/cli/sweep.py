@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 
 FIGURE, PAGE = "frontier.png", "frontier.html"
 BEST = "best.yaml"
+WIDE = 110
+"""Characters of a terminal from which on the table has columns of what training cost."""
 MAX_LISTED = 20
 """Trials that a sweep's end lists for each way in which they are not on the frontier."""
 
@@ -80,7 +82,7 @@ def run(settings: SweepSettings, config: Path, *, resume: bool, fork: bool = Fal
 
 def print_table(points: Sequence[Point]) -> None:
     """Print the Pareto table, and what it cannot know."""
-    console.print(pareto_table(points))
+    console.print(pareto_table(points, costs=console.width >= WIDE))
     note = kept_note(points)
     if note is not None:
         console.print(note, soft_wrap=True)

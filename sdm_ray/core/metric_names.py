@@ -71,6 +71,10 @@ class Metric(StrEnum):
     """Accuracy of the worst attacker outside the distribution that was trained against, minus that of the worst
     within."""
     COST_TRAIN_SECONDS = "cost/train_seconds"
+    COST_TRAIN_TEXTS = "cost/train_texts"
+    """Texts that training read, repetitions, adversaries, erasure and distillation included."""
+    COST_TRAIN_FLOPS = "cost/train_flops"
+    """FLOPs of training's matrix products, estimated from a few steps."""
     COST_DISTIL_SECONDS = "cost/distil_seconds"
     """Of `cost/train_seconds`, what distillation took."""
     COST_DISTIL_TEXTS = "cost/distil_texts"

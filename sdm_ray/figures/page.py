@@ -21,6 +21,7 @@ TEMPLATE = "page.html"
 MARK = "/*DATA*/"
 MAX_GROWTH = 400
 """Most points of the curve of the hypervolume over the number of trials."""
+TRAINING_COST = (Metric.COST_TRAIN_TEXTS, Metric.COST_TRAIN_FLOPS)
 ATTACK_COST = (Metric.COST_ATTACK_SECONDS, Metric.COST_NUM_FINE_TUNES)
 
 
@@ -99,6 +100,7 @@ def _plain(point: Point, numbers: Sequence[int], kind: Kind) -> dict[str, Any]:
         "params": {name: null_for_nan(value) for name, value in point.params.items()},
         "curve": curve,
         "seconds": null_for_nan(point.metrics.get(Metric.COST_TRAIN_SECONDS)),
+        "training": [null_for_nan(point.metrics.get(name)) for name in TRAINING_COST],
         "attack": [
             null_for_nan(point.metrics.get(name)) for name in (Metric.COST_ATTACK_SECONDS, Metric.COST_NUM_FINE_TUNES)
         ],

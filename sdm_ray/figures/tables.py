@@ -17,16 +17,26 @@ from sdm_ray.frontier.points import Point, interval_of, pareto_front
 
 MAX_HELD_BACK = 8
 """Rows of points that the audit holds back; the caption counts all."""
+COST_NAMES = {
+    Metric.COST_TRAIN_SECONDS: "train s", Metric.COST_TRAIN_TEXTS: "texts", Metric.COST_TRAIN_FLOPS: "FLOPs",
+}  # fmt: skip
+SUFFIXES = ("", "k", "M", "G", "T", "P", "E")
 KEPT_NAMES = {Metric.KEPT_BENIGN: "kept benign", Metric.KEPT_DESIRED: "kept desired"}
 
 
-def pareto_table(points: Sequence[Point]) -> Table:
-    """The front by falling desired accuracy, what the audit holds back, then the references, for a terminal."""
+def pareto_table(points: Sequence[Point], *, costs: bool = True) -> Table:
+    """The front by falling desired accuracy, what the audit holds back, then the references, for a terminal.
+
+    Args:
+        points: all points.
+        costs: whether there are columns of what training cost.
+    """
     front = pareto_front(points)[::-1]
     held = sorted((point for point in points if point.held_back), key=lambda point: -point.desired)[:MAX_HELD_BACK]
     references = sorted((point for point in points if point.is_reference), key=lambda point: -point.desired)
     numbers = cell_numbers([*front, *held, *references])
     shown = _kept_columns([*front, *held, *references])
+    paid = _cost_columns([*front, *held, *references]) if costs else {}
     num_trials = sum(not point.is_reference for point in points)
     num_held = sum(point.held_back for point in points)
     back = f", {num_held} held back by the audit" if num_held else ""
@@ -37,7 +47,7 @@ def pareto_table(points: Sequence[Point]) -> Table:
         title="Pareto frontier", caption=caption, box=None, pad_edge=False, title_justify="left",
         caption_justify="left", collapse_padding=bool(shown),
     )  # fmt: skip
-    names = ["trial", "method", "desired", "harmful", *shown.values(), *(f"n={number}" for number in numbers)]
+    names = _names(shown, numbers, paid)
     for index, name in enumerate(names):
         table.add_column(
             name,
@@ -47,19 +57,19 @@ def pareto_table(points: Sequence[Point]) -> Table:
             min_width=7 if name == "kept harmful" else None,
         )
     for point in front:
-        table.add_row(*_plain(point, numbers, list(shown)))
+        table.add_row(*_plain(point, numbers, list(shown), list(paid)))
     for point in held:
-        trial, method, *values = _plain(point, numbers, list(shown))
+        trial, method, *values = _plain(point, numbers, list(shown), list(paid))
         table.add_row(trial, f"{method} (held back by the audit)", *values, style="yellow")
     table.add_section()
     for point in references:
-        table.add_row(*_plain(point, numbers, list(shown)), style="dim")
+        table.add_row(*_plain(point, numbers, list(shown), list(paid)), style="dim")
     return table
 
 
-def _plain(point: Point, numbers: Sequence[int], shares: Sequence[str]) -> list[str]:
+def _plain(point: Point, numbers: Sequence[int], shares: Sequence[str], costs: Sequence[str]) -> list[str]:
     """A row for a terminal, as it is: rich would take `[red]` in a name for a colour."""
-    return [escape(one_line(cell)) for cell in _row(point, numbers, shares)]
+    return [escape(one_line(cell)) for cell in _row(point, numbers, shares, costs)]
 
 
 def markdown_table(points: Sequence[Point], *, max_characters: int) -> str:
@@ -67,11 +77,11 @@ def markdown_table(points: Sequence[Point], *, max_characters: int) -> str:
     front = pareto_front(points)[::-1]
     references = sorted((point for point in points if point.is_reference), key=lambda point: -point.desired)
     numbers = cell_numbers([*front, *references])
-    shown = _kept_columns([*front, *references])
-    names = ["trial", "method", "desired", "harmful", *shown.values(), *(f"n={number}" for number in numbers)]
+    shown, paid = _kept_columns([*front, *references]), _cost_columns([*front, *references])
+    names = _names(shown, numbers, paid)
     head = [_markdown_row(names), _markdown_row(["---", "---", *["---:"] * (len(names) - 2)])]
-    rows = [_markdown_row(_row(point, numbers, list(shown))) for point in front]
-    ends = [_markdown_row(_row(point, numbers, list(shown))) for point in references]
+    rows = [_markdown_row(_row(point, numbers, list(shown), list(paid))) for point in front]
+    ends = [_markdown_row(_row(point, numbers, list(shown), list(paid))) for point in references]
     note = f"\n\n{len(rows)} on the front; the rest is in `frontier.json`."
     room = max_characters - len(note) - sum(len(line) + 1 for line in [*head, *ends])
     kept: list[str] = []
@@ -94,10 +104,21 @@ def _kept_columns(points: Sequence[Point]) -> dict[str, str]:
     return {name: column for name, column in columns.items() if any(name in point.metrics for point in points)}
 
 
-def _row(point: Point, numbers: Sequence[int], shares: Sequence[str]) -> list[str]:
+def _cost_columns(points: Sequence[Point]) -> dict[str, str]:
+    """Names of columns by metric: what training cost, where any point has it."""
+    return {str(name): column for name, column in COST_NAMES.items() if any(name in point.metrics for point in points)}
+
+
+def _names(shares: dict[str, str], numbers: Sequence[int], costs: dict[str, str]) -> list[str]:
+    numbered = (f"n={number}" for number in numbers)
+    return ["trial", "method", "desired", "harmful", *shares.values(), *numbered, *costs.values()]
+
+
+def _row(point: Point, numbers: Sequence[int], shares: Sequence[str], costs: Sequence[str]) -> list[str]:
     by_number = [point.metrics.get(Metric.harmful_accuracy(number), math.nan) for number in numbers]
     values = [_number(point.desired), _number(point.harmful), *(_share(point, name) for name in shares)]
-    return [point.trial_id, LABELS.get(point.method, point.method), *values, *map(_number, by_number)]
+    paid = (_amount(point.metrics.get(name, math.nan)) for name in costs)
+    return [point.trial_id, LABELS.get(point.method, point.method), *values, *map(_number, by_number), *paid]
 
 
 def _share(point: Point, name: str) -> str:
@@ -106,6 +127,14 @@ def _share(point: Point, name: str) -> str:
     if not math.isfinite(value):
         return "-"
     return f"{value:.2f}" if interval is None else f"{value:.2f}±{(interval[1] - interval[0]) / 2:.2f}"
+
+
+def _amount(value: float) -> str:
+    """Three digits of a number and a suffix, such as 1.23M; `-` where there is none."""
+    if not math.isfinite(value):
+        return "-"
+    size = max(0, min(len(SUFFIXES) - 1, math.floor(math.log10(abs(value)) / 3))) if value else 0
+    return f"{value / 1000**size:.3g}{SUFFIXES[size]}"
 
 
 def _number(value: float) -> str:

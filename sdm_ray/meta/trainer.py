@@ -21,6 +21,7 @@ from sdm_ray.core.seeds import Generators
 from sdm_ray.core.types import Params
 from sdm_ray.data.interface import TrainingDataset
 from sdm_ray.meta.checkpoint import load_checkpoint, save_checkpoint
+from sdm_ray.meta.cost import TrainingCost
 from sdm_ray.meta.inner.flat_model import FlatModel, TrunkLike
 from sdm_ray.meta.log import MetricLog, diverged
 from sdm_ray.meta.outer.linear import LinearStep
@@ -70,6 +71,9 @@ class Step(Protocol):
 
     @property
     def desired_head(self) -> Tensor: ...
+
+    @property
+    def num_texts(self) -> int: ...
 
     def step(self) -> Tensor: ...
 
@@ -148,6 +152,7 @@ class Trainer:
         if distillation is not None:
             self._identity["teacher"] = distillation.teacher.digest()
             self._texts_per_step = distillation.texts_per_step * settings.accumulation_steps
+        self._cost = TrainingCost(settings.num_outer_steps, compiled=settings.compile)
         self._pauses = frozenset(pauses)
         self._done = 0
         self._seconds = 0.0
@@ -203,11 +208,18 @@ class Trainer:
             stopped=self._stopped,
             trajectory_start=self._trajectory,
             trajectory_end=self._step.probe(),
+            costs=self.costs(),
         )
+
+    def costs(self) -> dict[str, float]:
+        """Texts and FLOPs of the steps done, by metric; what is not known is left out."""
+        return self._cost.metrics(self._done)
 
     def _advance(self) -> dict[str, float] | None:
         """One outer step with what is due after it; the row of that step where there is one."""
-        values = self._step.step()
+        with self._cost.measuring(self._done):
+            values = self._step.step()
+        self._cost.add_texts(self._step.num_texts)
         self._done += 1
         self._log.add(self._done, values, self._step.describe_draw())
         measured: dict[str, float] = {}
@@ -246,6 +258,7 @@ class Trainer:
             "validation": self._validation.state_dict(),
             "seconds": self._seconds,
             "stopped": self._stopped,
+            "cost": self._cost.state_dict(),
             # A tensor, because JSON has no NaN.
             "trajectory": None if trajectory is None else torch.tensor(list(trajectory.items()), dtype=torch.float64),
         }
@@ -262,6 +275,8 @@ class Trainer:
         self._log.load_state_dict(state["log"])
         self._validation.load_state_dict(state["validation"])
         self._seconds, self._stopped = state["seconds"], state["stopped"]
+        if "cost" in state:  # an older one has none: what is counted from here on then stands for all steps
+            self._cost.load_state_dict(state["cost"])
         if (trajectory := state["trajectory"]) is not None:
             self._trajectory = {int(step): loss for step, loss in trajectory.tolist()}
         return True

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from sdm_ray.config import TrialSettings
 from sdm_ray.core.metric_names import Metric
 from sdm_ray.core.progress import Progress
+from sdm_ray.meta.cost import added
 from sdm_ray.meta.outer.distil import Distillation, Model, perturbed
 from sdm_ray.meta.trainer import Trainer, TrainOutcome
 from sdm_ray.models.encoder import Trunk
@@ -85,7 +86,7 @@ def distilled(
         seconds=teacher.seconds + student.seconds,
         trajectory_start=teacher.trajectory_start,
         trajectory_end=student.trajectory_end or teacher.trajectory_end,
-        costs=teacher.costs | costs,
+        costs=added(teacher.costs, student.costs) | costs,
     )
 
 

@@ -47,7 +47,8 @@ def found_erasure(
     def unpack(kept: Kept) -> FoundErasure:
         removed = tuple(Removed(one["state"], tuple(one["accuracies"])) for one in kept.facts["removed"])
         erasure = Erasure.from_state(stream_of(trunk), dict(kept.tensors))
-        return FoundErasure(erasure=erasure, removed=removed, seconds=kept.facts["seconds"])
+        costs = kept.facts.get("costs", {})
+        return FoundErasure(erasure=erasure, removed=removed, seconds=kept.facts["seconds"], costs=costs)
 
     find = partial(find_erasure, erase, trunk=trunk, data=work.data, indices=indices, seed=settings.seed)
     found = yield from trained_once(work, "erasure", key, find, pack=_pack, unpack=unpack)
@@ -55,8 +56,8 @@ def found_erasure(
 
 
 def write_erasure(found: FoundErasure, path: Path) -> None:
-    """Write how an erasure was found: `seconds`, and of each direction the hidden state that it was found in and what
-    each site's reader told on held-out names before (`accuracies`).
+    """Write how an erasure was found: `seconds`, `costs`, and of each direction the hidden state that it was found in
+    and what each site's reader told on held-out names before (`accuracies`).
 
     Raises:
         RunError: when the file cannot be written.
@@ -65,7 +66,7 @@ def write_erasure(found: FoundErasure, path: Path) -> None:
 
 
 def _facts(found: FoundErasure) -> dict[str, Any]:
-    return {"removed": [removed._asdict() for removed in found.removed], "seconds": found.seconds}
+    return {"removed": [removed._asdict() for removed in found.removed], "seconds": found.seconds, "costs": found.costs}
 
 
 def _pack(found: FoundErasure) -> Kept:

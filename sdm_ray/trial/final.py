@@ -56,7 +56,10 @@ def iterate_final(
     release = Release.of(settings, trunk=trunk, params=trunk_params(trunk), desired_head=head)
     found = yield from assess(work, release, settings.attack, seed=settings.seed, scratch=settings.own_scratch())
     found.write(output_dir)
-    kept = (Metric.COST_TRAIN_SECONDS,)
+    kept = (
+        Metric.COST_TRAIN_SECONDS, Metric.COST_TRAIN_TEXTS, Metric.COST_TRAIN_FLOPS, Metric.COST_DISTIL_SECONDS,
+        Metric.COST_DISTIL_TEXTS, Metric.COST_DISTIL_SPEED,
+    )  # fmt: skip
     metrics = found.metrics | {str(name): before.metrics[name] for name in kept if name in before.metrics}
     result = dataclasses.replace(
         before,

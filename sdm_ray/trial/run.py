@@ -22,6 +22,7 @@ from sdm_ray.core.result import Status, TrialResult, other_inputs, readable_resu
 from sdm_ray.core.types import Split, Task
 from sdm_ray.figures.style import LABELS
 from sdm_ray.figures.training import FIGURE, trajectory_figure
+from sdm_ray.meta.cost import added
 from sdm_ray.meta.trainer import Trainer
 from sdm_ray.models.encoder import params_digest
 from sdm_ray.models.export import export_model, export_weights
@@ -213,7 +214,8 @@ def _train(
                 write_log(trainer.log, output_dir / LOG)
         raise
     if erased is not None:
-        outcome = replace(outcome, seconds=outcome.seconds + erased.seconds)
+        costs = added(outcome.costs, erased.costs)
+        outcome = replace(outcome, seconds=outcome.seconds + erased.seconds, costs=costs)
     if outcome.stopped is not None:
         return outcome
     kept_out = None if erased is None else erased.erasure
@@ -227,7 +229,9 @@ def _train_scratch(settings: TrialSettings, work: Workspace) -> Generator[Progre
     assert settings.scratch is not None
     found = yield from train_scratch(work, settings.encoder, settings.scratch, settings.seed)
     row = {"train/step": float(found.num_steps), "train/learning_rate": found.learning_rate}
-    return TrainOutcome(params=found.params, desired_head=found.head, log=[row], seconds=found.seconds)
+    return TrainOutcome(
+        params=found.params, desired_head=found.head, log=[row], seconds=found.seconds, costs=found.costs
+    )
 
 
 def _report_training(settings: TrialSettings, work: Workspace, outcome: TrainOutcome, output_dir: Path) -> None:
@@ -275,4 +279,5 @@ def _stopped_metrics(work: Workspace, trunk: Trunk, outcome: TrainOutcome) -> di
         str(Metric.DESIRED_LOSS): loss,
         **{str(name): value for name, value in validated.items()},
         str(Metric.COST_TRAIN_SECONDS): outcome.seconds,
+        **outcome.costs,
     }

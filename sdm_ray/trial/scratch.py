@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 from torch import Tensor
 
@@ -18,6 +19,7 @@ from sdm_ray.attack.findings.desired import desired_scores
 from sdm_ray.config import EncoderSettings, ScratchSettings, TrainSettings, digest
 from sdm_ray.core.progress import Progress
 from sdm_ray.core.types import Params, Split
+from sdm_ray.meta.cost import added
 from sdm_ray.meta.trainer import Trainer
 from sdm_ray.models.encoder import Trunk
 from sdm_ray.trial.kept import Kept, trained_once
@@ -46,6 +48,8 @@ class Scratch:
     """Steps after which attacker-validation showed the best desired accuracy."""
     seconds: float
     """That training took, all learning rates together."""
+    costs: dict[str, float] = field(default_factory=dict)
+    """Texts and FLOPs of all learning rates together, as metrics; empty for one of before they were counted."""
 
 
 @dataclass
@@ -112,6 +116,7 @@ def _train(work: Workspace, trunk: Trunk, settings: ScratchSettings, seed: int) 
         learning_rate=best.learning_rate,
         num_steps=best.num_steps,
         seconds=time.perf_counter() - started,
+        costs=added(*(run.trainer.costs() for run in runs)),
     )
 
 
@@ -143,5 +148,10 @@ def _advance(run: _Run, work: Workspace, trunk: Trunk) -> None:
 
 
 def _pack(found: Scratch) -> Kept:
-    facts = {"learning_rate": found.learning_rate, "num_steps": found.num_steps, "seconds": found.seconds}
+    facts: dict[str, Any] = {
+        "learning_rate": found.learning_rate,
+        "num_steps": found.num_steps,
+        "seconds": found.seconds,
+    }
+    facts["costs"] = found.costs
     return Kept({**found.params, _HEAD: found.head}, facts)

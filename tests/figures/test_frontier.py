@@ -183,6 +183,25 @@ def test_tables_hold_front_and_references_only() -> None:
     assert rows == ["t1", "t0", "tuned", "ac", "random"]
 
 
+def test_tables_have_what_training_cost_where_it_is_known() -> None:
+    """Results of before it was counted have a dash."""
+    costs = {Metric.COST_TRAIN_SECONDS: 61.7, Metric.COST_TRAIN_TEXTS: 12345.0, Metric.COST_TRAIN_FLOPS: 3.21e15}
+    paid = Point(
+        trial_id="t0",
+        method="mlac",
+        desired=0.9,
+        harmful=0.5,
+        metrics={str(name): value for name, value in costs.items()},
+    )
+    old = Point(trial_id="tuned", method="tuned", desired=0.8, harmful=0.6, is_reference=True)
+    lines = markdown_table([paid, old], max_characters=1000).splitlines()
+    assert lines[0].split(" | ")[-3:] == ["train s", "texts", "FLOPs |"]
+    assert lines[2].split(" | ")[-3:] == ["61.7", "12.3k", "3.21P |"]
+    assert lines[3].split(" | ")[-3:] == ["-", "-", "- |"]
+    for costly, count in ((True, 7), (False, 4)):
+        assert len(pareto_table([paid, old], costs=costly).columns) == count
+
+
 def test_points_that_the_final_attack_left_out_are_told_apart(tmp_path: Path, drawn: list[Figure]) -> None:
     points = [point("t0", 0.9, 0.6), point("t1", 0.95, 0.5, superseded=True), point("t2", 0.8, 0.7)]
     frontier_figure(points, tmp_path / "frontier.png")

@@ -65,8 +65,9 @@ def test_the_page_says_what_each_point_is() -> None:
     assert data["points"][2]["curve"] == [[pytest.approx(0.52), None, None], [pytest.approx(0.7), None, None]]
     assert data["points"][-1]["y"] is None
     assert data["points"][-1]["seconds"] is None
-    timed = dataclasses.replace(POINTS[2], metrics={"cost/train_seconds": 12.5})
-    assert page_data([timed], title="s")["points"][0]["seconds"] == 12.5
+    timed = dataclasses.replace(POINTS[2], metrics={"cost/train_seconds": 12.5, "cost/train_texts": 30.0})
+    (entry,) = page_data([timed], title="s")["points"]
+    assert (entry["seconds"], entry["training"]) == (12.5, [30.0, None])
     assert data["params"] == ["rate", "sizes"]
     assert data["growth"][0] == [1, hypervolume(POINTS[2:3])]
     assert [number for number, _ in data["growth"]] == [1, 2, 3, 4, 5, 6, 7], "every trial of a small sweep"

@@ -86,6 +86,9 @@ def test_a_trial_releases_the_student(make: Callable[..., TrialSettings], tmp_pa
     assert [value is None for value in log["train/distil_outputs"]] == [True, False, False]
     metrics = result.metrics
     assert metrics[Metric.COST_DISTIL_TEXTS] == 4 * 8
+    assert teacher.costs.keys() == {Metric.COST_TRAIN_TEXTS, Metric.COST_TRAIN_FLOPS}
+    assert metrics[Metric.COST_TRAIN_TEXTS] == teacher.costs[Metric.COST_TRAIN_TEXTS] + 4 * 8
+    assert metrics[Metric.COST_TRAIN_FLOPS] > teacher.costs[Metric.COST_TRAIN_FLOPS]
     speed = metrics[Metric.COST_DISTIL_TEXTS] / metrics[Metric.COST_DISTIL_SECONDS]
     assert metrics[Metric.COST_DISTIL_SPEED] == pytest.approx(speed)
     assert metrics[Metric.COST_TRAIN_SECONDS] > metrics[Metric.COST_DISTIL_SECONDS] > 0

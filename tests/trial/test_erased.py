@@ -89,6 +89,11 @@ def test_what_is_exported_is_what_was_trained_and_reads_nothing(
     report = read_json(tmp_path / "trial" / "erasure.json")
     assert [len(one["accuracies"]) for one in report["removed"]] == [3, 3]
     assert result.metrics[Metric.COST_TRAIN_SECONDS] >= report["seconds"] > 0
+    trained = settings.train.num_outer_steps * settings.train.desired_batch_size
+    erased = report["costs"]
+    assert result.metrics[Metric.COST_TRAIN_TEXTS] == trained + erased[Metric.COST_TRAIN_TEXTS]
+    assert erased[Metric.COST_TRAIN_TEXTS] % 2 == 0, "two directions: all texts are read twice"
+    assert result.metrics[Metric.COST_TRAIN_FLOPS] > erased[Metric.COST_TRAIN_FLOPS] > 0
 
 
 def test_directions_are_found_once_for_all_trials_that_share_what_they_depend_on(

@@ -96,6 +96,10 @@ def test_a_trial_leaves_everything_that_its_result_speaks_of(settings: TrialSett
     assert {progress.stage for progress in seen} == {"train", "attack"}
     names = {Metric.DESIRED_ACCURACY, Metric.HARMFUL_WORST_ACCURACY, Metric.REGRET_ACCURACY, Metric.COST_TRAIN_SECONDS}
     assert all(math.isfinite(result.metrics[str(name)]) for name in names)
+    assert result.metrics[Metric.COST_TRAIN_TEXTS] >= 12 * (
+        settings.train.desired_batch_size + settings.train.harmful_batch_size
+    )
+    assert result.metrics[Metric.COST_TRAIN_FLOPS] > 1e6
     assert read_result(folder) == result
     written = load_settings(TrialSettings, folder / "config.yaml")
     assert written.encoder.pooling == "native", "what was left open is settled"
@@ -141,6 +145,7 @@ def test_a_training_that_is_stopped_is_infeasible_and_not_attacked(settings: Tri
     assert result.error is not None
     assert result.error.startswith("training stopped at outer step 4: the desired accuracy on held-out examples is 0.")
     measured = {Metric.DESIRED_ACCURACY, Metric.DESIRED_LOSS, Metric.COST_TRAIN_SECONDS}
+    measured |= {Metric.COST_TRAIN_TEXTS, Metric.COST_TRAIN_FLOPS}
     assert result.metrics.keys() == measured | {Metric.VALIDATION_ACCURACY, Metric.VALIDATION_LOSS}
     assert {progress.stage for progress in seen} == {"train"}
     assert read_result(folder) == result

@@ -56,6 +56,8 @@ class Turn(NamedTuple):
     """Outputs at the turn's evaluated steps, detached."""
     draw: str
     """Description of the adversary."""
+    num_texts: int
+    """Texts that it trained on."""
 
 
 @dataclass
@@ -162,7 +164,9 @@ class AdversaryPool:
         )
         self._store(member, trunk, rows, found)
         member.age += num_steps
-        return Turn(found.trunk[0], found.values, found.trajectory, member.describe())
+        return Turn(
+            found.trunk[0], found.values, found.trajectory, member.describe(), sum(one.numel() for one in drawn)
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """All state that later turns depend on, except the generator's."""

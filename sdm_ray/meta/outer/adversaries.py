@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from sdm_ray.meta.adversaries.few_shot import FewShot
 from sdm_ray.meta.adversaries.fresh import MetaParameters, Simulator
 from sdm_ray.meta.adversaries.pool import AdversaryPool
 from sdm_ray.meta.adversaries.starts import Starts
+from sdm_ray.meta.inner.adversary import Adversary
 from sdm_ray.meta.inner.episode import Execution
 from sdm_ray.meta.inner.flat_model import FlatModel
 from sdm_ray.meta.inner.problems import EvaluationBatch
@@ -88,20 +90,29 @@ class SimulatedAdversaries:
             starts=self._starts("pool_starts", plan.pool),
         )
         self.draws: list[str] = []
-        """Descriptions of the adversaries that were rolled out; the outer step empties it."""
+        """Descriptions of the adversaries that were rolled out in this step."""
+        self.num_texts = 0
+        """Texts that they trained on in this step."""
 
     def start(self, trunk: Tensor) -> None:
         """Sample the pool's first members around the initial trunk (P,)."""
         if self._plan.pool:
             self.pool.start(trunk)
 
+    def begin_step(self) -> None:
+        """Forget what was rolled out in the last step."""
+        self.draws.clear()
+        self.num_texts = 0
+
     def add_fresh(
         self, total: GradientAccumulator, trunk: Tensor, learned: LearnedParameters, harmful: Drawn, step: int
     ) -> None:
         """Add what fresh adversaries of the harmful task give at the outer step number `step`."""
         simulator, adapts = self._simulators[Task.HARMFUL], self._plan.fresh_adapts()
+        drawn = simulator.draw(step, takes_steps=adapts)
+        self.num_texts += _texts_of(drawn) if adapts else 0
         parts = simulator.roll_out(
-            simulator.draw(step, takes_steps=adapts),
+            drawn,
             learned.with_trunk(trunk),
             (EvaluationBatch(harmful.batch, None),),
             harmful.indices,
@@ -124,6 +135,7 @@ class SimulatedAdversaries:
     def add_pool(self, total: GradientAccumulator, trunk: Tensor, harmful: Drawn) -> None:
         """Add what the next turn of the pool gives."""
         turn = self.pool.turn(trunk, harmful.batch, harmful.indices, self._plan.pool)
+        self.num_texts += turn.num_texts
         total.add_gradient("trunk", turn.trunk)
         self._add_terms(total, turn.values, self._plan.pool)
         total.add_metric("train/pool_loss", step_losses(turn.trajectory)[-1])
@@ -145,7 +157,9 @@ class SimulatedAdversaries:
         if self._plan.reads_harmful_after_desired():
             evaluation.append(EvaluationBatch(harmful.batch, harmful_head))
         indices = torch.cat([desired.indices, harmful.indices])
-        parts = simulator.roll_out(simulator.draw(step), parameters, tuple(evaluation), indices, self._plan.desired)
+        drawn = simulator.draw(step)
+        self.num_texts += _texts_of(drawn)
+        parts = simulator.roll_out(drawn, parameters, tuple(evaluation), indices, self._plan.desired)
         for part in parts:
             total.add_gradient("trunk", part.found.trunk[0])
             total.add_gradient("desired_head", part.learned_head)
@@ -227,6 +241,11 @@ class SimulatedAdversaries:
         wanted = self._settings.blocking.weights()
         for name, value in values.items():
             total.add_metric(f"train/{name}", value, share * weights[name] / wanted[name])
+
+
+def _texts_of(adversaries: Sequence[Adversary]) -> int:
+    """Texts of the inner batches of adversaries."""
+    return sum(one.num_steps * one.batch_size for one in adversaries)
 
 
 def _classes(labels: Tensor) -> Tensor:

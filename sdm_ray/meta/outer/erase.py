@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -23,6 +23,8 @@ from torch.nn.functional import cross_entropy
 
 from sdm_ray.config import EraseSettings
 from sdm_ray.core.errors import UsageError
+from sdm_ray.core.flops import FlopCounter
+from sdm_ray.core.metric_names import Metric
 from sdm_ray.core.progress import Progress
 from sdm_ray.core.seeds import seeded
 from sdm_ray.core.types import Params, Task
@@ -64,6 +66,9 @@ class FoundErasure:
     removed: tuple[Removed, ...]
     seconds: float
     """That finding it took."""
+    costs: dict[str, float] = field(default_factory=dict)
+    """Texts that were read and FLOPs of the encoder's passes over them, as metrics; those of readers are not counted.
+    Empty for one that was found before they were counted."""
 
 
 class Texts(NamedTuple):
@@ -150,11 +155,14 @@ def find_erasure(
     sites = tuple(dict.fromkeys(settings.sites)) or tuple(range(stream.num_states))
     spreads: list[Tensor] = []
     metrics: dict[int, Tensor] = {}
+    num_texts, counter = 0, FlopCounter()
     directions: list[Direction] = []
     removed: list[Removed] = []
     erasure = Erasure.of(stream, directions, params, everywhere=everywhere)
     for turn in range(settings.num_directions):
-        states = sample.states(trunk, erasure.applied(params))
+        with counter:
+            states = sample.states(trunk, erasure.applied(params))
+        num_texts += len(sample.mask)
         if not spreads:
             spreads = [covariance(state[sample.mask]) for state in states]
             metrics = _by_site(stream, spreads, everywhere) if settings.estimator == "leace" else {}
@@ -171,7 +179,9 @@ def find_erasure(
         removed.append(Removed(state, tuple(told.values())))
         erasure = Erasure.of(stream, directions, params, everywhere=everywhere, metrics=metrics, readers=acting)
         yield Progress("erase", turn + 1, settings.num_directions, {})
-    return FoundErasure(erasure=erasure, removed=tuple(removed), seconds=time.perf_counter() - started)
+    costs = {str(Metric.COST_TRAIN_TEXTS): float(num_texts), str(Metric.COST_TRAIN_FLOPS): counter.total}
+    seconds = time.perf_counter() - started
+    return FoundErasure(erasure=erasure, removed=tuple(removed), seconds=seconds, costs=costs)
 
 
 class _Sample:

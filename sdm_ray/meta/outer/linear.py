@@ -64,6 +64,8 @@ class LinearStep:
         ).requires_grad_()
         rows = torch.arange(len(self._labels))
         self._sampler = EpochSampler(rows, settings.desired_batch_size, generators["desired"])
+        self.num_texts = 0
+        """Texts that the last step read (as features, which are computed once)."""
         self._optimizer = OuterOptimizer([Group([self._head], settings.head_learning_rate, None)], settings)
 
     def step(self) -> Tensor:
@@ -72,7 +74,9 @@ class LinearStep:
         Returns:
             (M,) metrics on the device, in the order of `metric_names`.
         """
-        rows = self._sampler.next().to(self._labels.device, non_blocking=True)
+        drawn = self._sampler.next()
+        self.num_texts = len(drawn)
+        rows = drawn.to(self._labels.device, non_blocking=True)
         labels = self._labels[rows]
         scores = logits(self._features[rows], self._head)
         loss = task_loss(scores, labels)

@@ -113,6 +113,8 @@ class Retention:
         self._weights, self._settings = dict(weights), settings
         self._model, self._trunk, self._generator = model, trunk, generator
         self._text: GeneralText | None = None
+        self.num_texts = 0
+        """General texts of the last step."""
         if weights.keys() - set(ON_DESIRED_BATCH):
             self._text = meta_training_text(data, indices, settings.max_texts) if text is None else text
             self._sampler = EpochSampler(torch.arange(len(self._text)), settings.batch_size, generator)
@@ -133,6 +135,7 @@ class Retention:
             (P,) the weighted gradient, and the unweighted value of every term (0-d, detached) by name.
         """
         texts = None if self._text is None else self._sampler.next()
+        self.num_texts = 0 if texts is None else len(texts)
         point = trunk.detach().requires_grad_()
         gradient, values = torch.zeros_like(point), {}
         for name in self._weights:

@@ -111,6 +111,8 @@ class OuterStep:
         self._map = EmbeddingMap(trunk, self.model) if settings.embedding_map_learning_rate else None
         self._optimizer = OuterOptimizer(self._groups(), settings)
         self._count = 0
+        self.num_texts = 0
+        """Texts that the last step read, its adversaries' included."""
         self.metric_names = self._names()
 
     def _groups(self) -> list[Group]:
@@ -130,13 +132,15 @@ class OuterStep:
             (M,) metrics on the device, in the order of `metric_names`.
         """
         total, parts = GradientAccumulator(), self._settings.accumulation_steps
-        self.adversaries.draws.clear()
+        self.adversaries.begin_step()
+        self.num_texts = 0
         for _ in range(parts):
             self._micro_step(total)
         scaled = {name: value / parts if parts > 1 else value for name, value in total.gradients.items()}
         self._count += 1
         shared: list[Tensor | None] = [] if self._map is None else [self._map.gradient(self.trunk, scaled["trunk"])]
         learned = [scaled.get(name) for name, _ in self.learned.trained()]
+        self.num_texts += self.adversaries.num_texts
         norm = self._optimizer.step([[scaled["trunk"]], [scaled.get("desired_head")], learned, shared])
         if self._map is not None:
             self._map.fold(self.trunk)
@@ -206,12 +210,17 @@ class OuterStep:
         desired = self._draw(self._desired, Task.DESIRED)
         if self._distillation is None:
             self._add_desired(total, desired.batch)
+            self.num_texts += len(desired.indices)
         else:
             self._add_distillation(total, self._distillation)
+            self.num_texts += self._distillation.texts_per_step
         if self._plan.draws_harmful():
-            self._add_blocking(total, desired, self._draw(self._harmful, Task.HARMFUL))
+            harmful = self._draw(self._harmful, Task.HARMFUL)
+            self.num_texts += len(harmful.indices)
+            self._add_blocking(total, desired, harmful)
         if self._retention is not None:
             total.add_terms(*self._retention.gradient(self.trunk.detach(), desired.batch))
+            self.num_texts += self._retention.num_texts
 
     def _draw(self, sampler: EpochSampler, task: Task) -> Drawn:
         indices = sampler.next()

@@ -156,6 +156,20 @@ def test_what_adversaries_start_from_is_searched() -> None:
         check_sweep(sweep({"train.adversary.starts.pruned": real(-1, 2)}))
 
 
+def test_published_terms_and_their_settings_are_searched() -> None:
+    check_sweep(
+        sweep(
+            {
+                "train.blocking.harmful_reduction": real(0, 20),
+                "train.terms.harmful_reduction_step": {"type": "float", "low": 0.01, "high": 1.0, "log": True},
+                "train.terms.representation_noise_layers": {"type": "categorical", "choices": [[], [1, 2]]},
+            }
+        )
+    )
+    with pytest.raises(UsageError, match="collapse_step"):
+        check_sweep(sweep({"train.terms.collapse_step": real(0, 1)}))
+
+
 def test_values_that_are_valid_only_together_are_allowed() -> None:
     """A weight of 0 is refused alone (mlac needs a term) but not beside another weight that is searched too."""
     weights = {f"train.blocking.harmful_adapted{kind}": real(0, 2) for kind in ("_calibrated", "_clamped")}
@@ -346,7 +360,7 @@ def test_shipped_sweeps_could_start(path: Path) -> None:
 def test_what_trials_report_can_be_optimised() -> None:
     """Benign tasks by their names in the data, and everything at an n that is attacked."""
     attack = {"num_examples": [20], "benign_num_examples": [50]}
-    names = ("benign/origin/n50/accuracy", "kept/benign/origin", "utility/n20/desired_accuracy", "cost/train_seconds")
+    names = ("benign/origin/n50/accuracy", "kept/benign/origin", "utility/n20/desired_accuracy", "cost/train_flops")
     for name in names:
         objectives = [{"metric": name, "direction": "maximize"}]
         check_sweep(sweep({"train.learning_rate": real(0.1, 1)}, trial={"attack": attack}, objectives=objectives))
