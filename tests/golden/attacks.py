@@ -44,7 +44,7 @@ LATER = ("token_probe", "rescale", "attention_head", "graft", "composed")
 """Families that came after the values were taken; `tests/attack` holds them."""
 NEW_FIELDS = ("reading", "position", "scaling", "readout", "pooling", "amounts")
 """Fields of attackers that came later: left out where they say nothing."""
-UTILITY = ("utility/", "harmful/bounded")
+UTILITY = ("utility/", "harmful/bounded", "cost/train_texts", "cost/train_flops")
 """Beginnings of the names of metrics that came later."""
 KNOWING = ("interpolate", "masked_lm")
 """Families that random initialisation, the floor, cannot be attacked with."""

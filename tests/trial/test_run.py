@@ -300,6 +300,8 @@ def test_the_final_attack_is_on_the_released_model_with_fresh_seeds(
     assert final.provenance["attack"] != first.provenance["attack"], "another attack, not comparable with the trial's"
     name = str(Metric.DESIRED_ACCURACY)
     assert final.metrics[name] == first.metrics[name], "the same model"
+    for cost in (Metric.COST_TRAIN_SECONDS, Metric.COST_TRAIN_TEXTS, Metric.COST_TRAIN_FLOPS):
+        assert final.metrics[cost] == first.metrics[cost]
     report = AttackReport.read_json(tmp_path / "t1-final" / "attack.json")
     assert report.settings["seed"] == 99
     assert read_result(tmp_path / "t1-final") == final
