@@ -139,7 +139,7 @@ def _check(settings: SweepSettings, *, resume: bool = False, plans: bool = False
     check_location(settings)
     check_sweep(settings)
     say(IMPORTING)
-    from sdm_ray.sweep.search.models import distillations, erasures
+    from sdm_ray.sweep.search.models import distillations, erasures, terms
     from sdm_ray.sweep.search.samplers import attack_samplers
     from sdm_ray.trial.context import TrialContext
     from sdm_ray.trial.workspace import check_inputs
@@ -152,7 +152,7 @@ def _check(settings: SweepSettings, *, resume: bool = False, plans: bool = False
     further = () if settings.final is None else (settings.final_attack(),)
     settled, _ = settle_pooling(settings, resume=resume)
     context = TrialContext(samplers=attack_samplers())
-    return check_inputs(settled.trial, context, further, erasures(settled), distillations(settled))
+    return check_inputs(settled.trial, context, further, erasures(settled), distillations(settled), terms(settled))
 
 
 def again(settings: SweepSettings, *, resume: bool, fork: bool) -> str:

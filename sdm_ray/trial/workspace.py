@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -19,6 +19,7 @@ from sdm_ray.config import (
     EncoderSettings,
     EraseSettings,
     SyntheticWorld,
+    TermSettings,
     TrialSettings,
     load_own_modules,
 )
@@ -34,6 +35,7 @@ from sdm_ray.meta.outer.erase import check_erasure
 from sdm_ray.meta.outer.optimizer import check_optimizer
 from sdm_ray.meta.outer.plan import Plan
 from sdm_ray.meta.outer.retention import GeneralSources, load_general_sources
+from sdm_ray.meta.outer.unadapted import check_terms
 from sdm_ray.meta.validation import split_meta_train
 from sdm_ray.models.builtin import builtin_folder
 from sdm_ray.models.encoder import Trunk, load_tokenizer, load_trunk, tokenizer_digest
@@ -157,6 +159,7 @@ def check_inputs(
     further: Sequence[AttackSettings] = (),
     erasures: Sequence[EraseSettings] = (),
     distillations: Sequence[DistilSettings] = (),
+    terms: Sequence[tuple[Collection[str], TermSettings]] = (),
 ) -> dict[str, str]:
     """Load data and encoder once on the CPU, so that bad settings are refused before many trials start.
 
@@ -168,6 +171,7 @@ def check_inputs(
         further: attacks beside the trial's own and those of its rungs.
         erasures: erasures beside the trial's own.
         distillations: distillations beside the trial's own.
+        terms: names of blocking terms with settings of single terms, beside the trial's own.
 
     Returns:
         Digests of `data` and of `encoder`, which is left out where it is drawn from a seed.
@@ -195,6 +199,8 @@ def check_inputs(
     for erase in (settings.train.erase, *erasures):
         if erase.num_directions:
             faults.check(check_erasure, erase, trunk)
+    for names, of_terms in ((settings.train.blocking.weights(), settings.train.terms), *terms):
+        faults.check(check_terms, names, of_terms, trunk, work.data)
     read: set[str] = set()
     for distil in (settings.train.distil, *distillations):
         if distil.num_steps and (texts := distil.general.model_dump_json()) not in read:

@@ -7,14 +7,15 @@ mode differentiates through it. The other terms are the same in all modes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from sdm_ray.config import TrainSettings
+from sdm_ray.config import TermSettings, TrainSettings
+from sdm_ray.config.base import MOST
 from sdm_ray.core.errors import UsageError
 from sdm_ray.core.types import Batch, Task
 from sdm_ray.data.interface import Dataset
@@ -70,10 +71,7 @@ class Unadapted:
         self._exact = settings.gradient_mode != "first_order"
         self._model, self._trunk, self._generator = model, trunk, generator
         self._original = model.initial() if self._reads("weights", "midpoint") else None
-        if self._reads("harmful_hidden"):
-            self._check_layers(trunk)
-        if self._reads("desired_after_step"):
-            self._check_class(data)
+        check_terms(self._weights, self._settings, trunk, data)
 
     def gradient(self, point: Point, harmful: Batch, desired: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the gradient of the weighted sum of the terms by the trunk. Heads count as constants.
@@ -149,25 +147,35 @@ class Unadapted:
     def _reads(self, *kinds: str) -> bool:
         return any(TERMS[name].reads in kinds for name in self._weights)
 
-    def _check_layers(self, trunk: TrunkLike) -> None:
+
+def check_terms(names: Collection[str], settings: TermSettings, trunk: TrunkLike, data: Dataset) -> None:
+    """Refuse terms that the encoder or the data do not allow.
+
+    Args:
+        names: terms that have a weight; those of other kinds are not looked at.
+        settings: of single terms.
+        trunk: the encoder.
+        data: the examples.
+
+    Raises:
+        UsageError: saying which setting to change.
+    """
+    if "representation_noise" in names:
         check_hidden_states("representation_noise", trunk)
-        if not isinstance(trunk, Trunk):
-            return
-        last = int(trunk.hf_model.config.num_hidden_layers)
-        beyond = [layer for layer in self._settings.representation_noise_layers if layer > last]
+        last = trunk.hf_model.config.num_hidden_layers if isinstance(trunk, Trunk) else MOST
+        beyond = [layer for layer in settings.representation_noise_layers if layer > last]
         if beyond:
             raise UsageError(
                 f"train.terms.representation_noise_layers names hidden state {beyond[0]}, but the encoder has 0 to "
                 f"{last}; leave it out"
             )
-
-    def _check_class(self, data: Dataset) -> None:
+    if "collapse" in names:
         if data.labels_host(Task.DESIRED).is_floating_point():
             raise UsageError(
                 "train.blocking.collapse needs classes to collapse into, but the desired task is a regression; set its "
                 "weight to 0"
             )
-        chosen, count = self._settings.collapse_class, data.num_classes(Task.DESIRED)
+        chosen, count = settings.collapse_class, data.num_classes(Task.DESIRED)
         if chosen >= count:
             raise UsageError(
                 f"train.terms.collapse_class is {chosen}, but the desired task has classes 0 to {count - 1}; name one "
@@ -175,4 +183,4 @@ class Unadapted:
             )
 
 
-__all__ = ["HARMFUL_HEAD_READS", "UNADAPTED_READS", "Point", "Unadapted"]
+__all__ = ["HARMFUL_HEAD_READS", "UNADAPTED_READS", "Point", "Unadapted", "check_terms"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sdm_ray.config import DistilSettings, EraseSettings, Method, SweepSettings, TrialSettings, override
+from sdm_ray.config import DistilSettings, EraseSettings, Method, SweepSettings, TermSettings, TrialSettings, override
 from sdm_ray.config.space import CategoricalDistribution
 from sdm_ray.core.errors import UsageError
 from sdm_ray.core.metric_names import Metric
@@ -102,6 +102,17 @@ def distillations(settings: SweepSettings) -> list[DistilSettings]:
         if part in ("general", "num_steps"):
             found.append(DistilSettings.model_validate({**own, part: value}))
     return found
+
+
+def terms(settings: SweepSettings) -> list[tuple[set[str], TermSettings]]:
+    """Which blocking terms references, variants and the search compute, and their settings: of a searched setting the
+    ends of its range, or all choices."""
+    trained = [reference_settings(settings, name).train for name in ordered_references(settings)]
+    found = [(set(one.blocking.weights()), one.terms) for one in trained]
+    own, names = settings.trial.train.terms, set(settings.trial.train.blocking.weights())
+    names |= {name for name, _ in _searched(settings, "blocking")}
+    values = [{}, *({name: value} for name, value in _searched(settings, "terms"))]
+    return found + [(names, TermSettings.model_validate(own.model_dump() | value)) for value in values]
 
 
 def _searched(settings: SweepSettings, part: str) -> list[tuple[str, Any]]:

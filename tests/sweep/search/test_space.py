@@ -19,6 +19,7 @@ from sdm_ray.sweep.search.models import (
     first_points,
     ordered_references,
     reference_settings,
+    terms,
 )
 from sdm_ray.sweep.search.space import Space, stored_by_index
 from tests.fakes import sweep as sweep_fakes
@@ -168,6 +169,23 @@ def test_published_terms_and_their_settings_are_searched() -> None:
     )
     with pytest.raises(UsageError, match="collapse_step"):
         check_sweep(sweep({"train.terms.collapse_step": real(0, 1)}))
+
+
+def test_terms_of_variants_and_of_the_search_are_known_beforehand() -> None:
+    """So that a class or a layer that is not there is refused before the first trial."""
+    settings = sweep(
+        {
+            "train.blocking.collapse": real(0, 2),
+            "train.terms.collapse_class": {"type": "int", "low": 0, "high": 9},
+        },
+        variants={"noise": {"train.terms.representation_noise_layers": [7], "train.blocking.representation_noise": 1}},
+        references=[],
+    )
+    found = terms(settings)
+    own = set(settings.trial.train.blocking.weights())
+    assert found[0][0] == own | {"representation_noise"}
+    assert found[0][1].representation_noise_layers == (7,)
+    assert [(names, one.collapse_class) for names, one in found[1:]] == [(own | {"collapse"}, n) for n in (0, 0, 9)]
 
 
 def test_values_that_are_valid_only_together_are_allowed() -> None:
