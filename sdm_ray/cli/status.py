@@ -19,9 +19,9 @@ RUNS = Path("runs")
 
 
 def show_status(sweep: str | None, *, as_json: bool = False) -> None:
-    """Print where a sweep stands: how far it is, its best points, what runs, what failed.
+    """Print the state of a sweep: progress, best points, running and failed trials.
 
-    Without a sweep, and for a folder of sweeps, a line for each of them.
+    Without a sweep, or for a folder of sweeps, print a line for each of them.
 
     Raises:
         UsageError: when there is none.

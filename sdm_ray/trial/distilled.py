@@ -1,4 +1,4 @@
-"""The distillation that follows a training, as a phase with checkpoints of its own."""
+"""The distillation phase after a training, with its own checkpoints."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from sdm_ray.models.erasure import Erasure
 
 CHECKPOINT = "distil"
-"""Folder of its checkpoints within that of the training's."""
+"""Folder of its checkpoints within that of the training."""
 
 
 def distilled(
@@ -31,22 +31,22 @@ def distilled(
     erasure: Erasure | None,
     checkpoint_dir: Path,
 ) -> Generator[Progress, None, TrainOutcome]:
-    """What `train.distil` makes of a trained model; the model itself where no step is to be taken.
+    """Distil a trained model as `train.distil` says; returns the model itself if there are no steps.
 
     Args:
         settings: the trial.
         work: data and device.
         trunk: the public encoder.
         teacher: the trained model.
-        erasure: what stays out of the residual stream of the student too.
-        checkpoint_dir: where the last checkpoint is kept and looked for.
+        erasure: directions that are erased from the student's residual stream too.
+        checkpoint_dir: folder of the last checkpoint.
 
     Returns:
-        The student, with both phases' log (steps counted on), seconds, and the trajectory that the training ended with
-        where the distillation has no adversaries.
+        The student with the log of both phases (steps count on), seconds, and the training's final trajectory if the
+        distillation has no adversaries.
 
     Raises:
-        UsageError: for texts that cannot be used.
+        UsageError: for unusable texts.
         RunError: as `Trainer.iterate`.
     """
     distil = settings.train.distil
@@ -90,10 +90,10 @@ def distilled(
 
 
 def distillation_of(settings: TrialSettings, work: Workspace, trunk: Trunk, teacher: Model) -> Distillation:
-    """A teacher, its shrunk and perturbed student and the texts that `train.distil` names.
+    """Set up a distillation: teacher, shrunk and perturbed student, and the texts named by `train.distil`.
 
     Raises:
-        UsageError: for texts that cannot be used.
+        UsageError: for unusable texts.
     """
     distil = settings.train.distil
     desired, general = distillation_texts(work, settings, distil, trunk)
@@ -109,6 +109,6 @@ def distillation_of(settings: TrialSettings, work: Workspace, trunk: Trunk, teac
 
 
 def _counted_on(row: dict[str, float], before: int) -> dict[str, float]:
-    """A row of the log with the steps of the training counted in."""
+    """A row of the log, with its step offset by the training's steps."""
     step = str(Metric.TRAIN_STEP)
     return row | ({step: row[step] + before} if step in row else {})

@@ -23,8 +23,8 @@ class FrozenTrunk:
     """Classifiers on top of frozen weights, released or edited.
 
     Args:
-        target: what is attacked.
-        editor: its edited weights.
+        target: the attacked model.
+        editor: computes its edited weights.
     """
 
     def __init__(self, target: AttackTarget, editor: Editor) -> None:
