@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
@@ -270,9 +270,6 @@ class AttackReport:
 
     def write_parquet(self, path: Path) -> None:
         """Write one row for each fine-tune, atomically; columns are the fields of `AttackRecord`."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
         types: dict[Any, Any] = {int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
         types |= {tuple[int, ...]: pa.list_(pa.int64()), tuple[float, ...]: pa.list_(pa.float64())}
         hints = get_type_hints(AttackRecord)
@@ -318,27 +315,3 @@ def _cell(value: dict[str, Any]) -> Cell:
     winner = None if value["winner"] is None else _restore(Winner, value["winner"])
     cell: Cell = _restore(Cell, {**value, "winner": winner})
     return cell
-
-
-SUMMARY = (
-    "num_examples", "family", "valid", "reason", "accuracy", "accuracy_low", "accuracy_high", "plain_accuracy",
-    "macro_f1", "loss", "raw_loss", "mutual_information", "val_accuracy", "num_missing", "mean_search_accuracy",
-    "flattened",
-)  # fmt: skip
-"""Columns of the summary, beside `model` and `worst`."""
-
-
-def write_summary(reports: Mapping[str, AttackReport], path: Path) -> None:
-    """Write a row for each model, family and n, atomically; `worst` marks the family that is the result at its n.
-
-    Raises:
-        RunError: when the file cannot be written.
-    """
-    rows = []
-    for model, report in reports.items():
-        worst = {(cell.num_examples, cell.family) for cell in report.cells}
-        for cell in report.family_cells:
-            values = {name: getattr(cell, name) for name in SUMMARY}
-            rows.append({"model": model, **values, "worst": (cell.num_examples, cell.family) in worst})
-    with atomic_path(path) as temporary:
-        pq.write_table(pa.Table.from_pylist(rows), temporary)

@@ -8,8 +8,8 @@ from pathlib import Path
 from rich.markup import escape
 from rich.table import Table
 
+from sdm_ray.cli.frontier import print_table
 from sdm_ray.cli.progress import console, print_json
-from sdm_ray.cli.sweep import print_table
 from sdm_ray.core.errors import UsageError
 from sdm_ray.sweep.records.folder import find_sweep
 from sdm_ray.sweep.search.location import SETTINGS

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -12,22 +12,21 @@ from typing import TYPE_CHECKING
 from sdm_ray.config import SweepSettings, load_own_modules
 from sdm_ray.core.errors import RunError
 from sdm_ray.core.output import unbreakable_output
-from sdm_ray.core.result import RESULT, Status, TrialResult
-from sdm_ray.frontier.points import Point, pareto_front
+from sdm_ray.core.result import RESULT, TrialResult
+from sdm_ray.sweep.announcements import Announcements
 from sdm_ray.sweep.cluster.choice import ClusterChoice, check_output_dir, choose_cluster
 from sdm_ray.sweep.cluster.connection import cluster, quiet_logs, ray_environment
-from sdm_ray.sweep.cluster.mirror import Mirror, MirrorThread, below, sweep_uri, trials_uri
-from sdm_ray.sweep.cluster.worker import check_function
+from sdm_ray.sweep.cluster.functions import check_function
+from sdm_ray.sweep.copies import fetch_trial, mirrored
 from sdm_ray.sweep.frontier_writer import FrontierWriter
 from sdm_ray.sweep.interrupt import StopSwitch, stop_on_signals
+from sdm_ray.sweep.outcome import SweepOutcome
 from sdm_ray.sweep.records.details import details_of
 from sdm_ray.sweep.records.folder import RESUME_HINT, claimed_folder, settle_pooling
 from sdm_ray.sweep.search.check import check_sweep
 from sdm_ray.sweep.search.location import SETTINGS, check_location
 from sdm_ray.sweep.search.models import ordered_references
-from sdm_ray.sweep.standing import SweepReport
-from sdm_ray.sweep.state.labels import run_name, run_params, trial_tags
-from sdm_ray.sweep.state.ledger import trial_folder
+from sdm_ray.sweep.standing import SweepReport, record_again
 from sdm_ray.sweep.state.recorder import Recorder
 from sdm_ray.sweep.view.live import View, default_view
 from sdm_ray.tracking import Tracker, open_tracker
@@ -36,43 +35,6 @@ from sdm_ray.tracking.place import choose_place
 
 if TYPE_CHECKING:
     from sdm_ray.sweep.search.study import SearchStudy
-
-
-@dataclass(frozen=True, kw_only=True)
-class SweepOutcome:
-    """What a sweep leaves behind."""
-
-    folder: Path
-    """Holds `sweep.yaml`, `trials.jsonl`, `trials/`, the frontier's files and the logs."""
-    results: list[TrialResult]
-    """Every trial that ended, references first; `infeasible` where it misses the bound on desired accuracy."""
-    points: list[Point]
-    """Those that completed."""
-    infeasible: dict[str, str] = field(default_factory=dict)
-    """Why completed points miss a constraint, by id."""
-    infrastructure: dict[str, str] = field(default_factory=dict)
-    """Why trials were left out that were ended from outside too often, by id."""
-    interrupted: bool = False
-    """Trials are still missing; `resume_hint` says how to go on."""
-    tracking_hint: str = ""
-    """How to open the tracker's user interface."""
-    seconds: float = 0.0
-    """Wall-clock seconds of this run."""
-
-    @property
-    def front(self) -> list[Point]:
-        """The Pareto front, by rising desired accuracy."""
-        return pareto_front(self.points)
-
-    @property
-    def failures(self) -> list[TrialResult]:
-        """Trials that failed, with their reasons."""
-        return [result for result in self.results if result.status is Status.FAILED]
-
-    @property
-    def resume_hint(self) -> str:
-        """What to say after an interruption."""
-        return RESUME_HINT
 
 
 @dataclass(kw_only=True)
@@ -91,12 +53,9 @@ class _Run:
     tracker: Tracker
     frontier: FrontierWriter
     report: SweepReport
-    spent_announced: bool = False
-    """People know that a budget of hours is spent."""
+    announcements: Announcements
     inputs: Mapping[str, str] = field(default_factory=dict)
     """Digests of data and encoder, where they are known."""
-    uninformative: set[str] = field(default_factory=set)
-    """Checks of the audit that people know to say nothing here."""
 
 
 def run_sweep(
@@ -164,7 +123,7 @@ def run_sweep(
             place = choose_place(tracking, folder, own=settings.storage_path is not None)
             view.message(str(place))
             tracking = place.apply(tracking)
-        tracker = open_tracker(tracking, folder, fetch=partial(_fetch_trial, settings, folder))
+        tracker = open_tracker(tracking, folder, fetch=partial(fetch_trial, settings, folder))
         run = _Run(
             settings=settings,
             folder=folder,
@@ -182,6 +141,7 @@ def run_sweep(
                 details=partial(details_of, recorder.state, folder, run_link=tracker.run_link),
             ),
             report=SweepReport(state=recorder.state, tracker=tracker),
+            announcements=Announcements(recorder.state, view.message),
             inputs=inputs or {},
         )
         return _run_and_record(run)
@@ -194,11 +154,12 @@ def _size(settings: SweepSettings) -> str:
 
 def _run_and_record(run: _Run) -> SweepOutcome:
     """Search while the side threads track, draw and copy; the tracker's schema and Ray start at the same time."""
-    with _mirrored(run.settings, run.folder):
+    with mirrored(run.settings, run.folder):
         status = "failed"
         tags = {"folder": str(run.folder)}
         run.tracker.start_sweep(run.settings.name, run.settings.model_dump(mode="json"), tags, wait=False)
-        _record_again(run)
+        if recorded := record_again(run.recorder.state, run.tracker):
+            run.view.message(f"tracking has no record of trials that have ended ({recorded}); they are recorded again")
         try:
             _search(run)
             if run.switch.reason == "tracking" and run.tracker.error is not None:
@@ -211,33 +172,6 @@ def _run_and_record(run: _Run) -> SweepOutcome:
             _close(run, status)
     _fetch_trials(run)
     return _outcome(run, interrupted=status == "stopped")
-
-
-def _record_again(run: _Run) -> None:
-    """Tell the tracker of trials that have ended and that it has no record of: its journal was lost or damaged."""
-    state, lost = run.recorder.state, list[str]()
-    for entry in state.trials.values():
-        if entry.result is not None and not run.tracker.is_recorded(entry.trial_id):
-            params, name = run_params(state.settings, entry), run_name(state.settings, entry)
-            run.tracker.start_trial(entry.trial_id, params, trial_tags(entry), name=name)
-            run.tracker.finish_trial(state.judged_trial(entry.result))
-            lost.append(entry.trial_id)
-    if lost:
-        run.view.message(f"tracking has no record of trials that have ended ({len(lost)}); they are recorded again")
-
-
-@contextmanager
-def _mirrored(settings: SweepSettings, folder: Path) -> Iterator[None]:
-    """Copy the sweep's folder to its storage for the time of the block, where it has one."""
-    uri = sweep_uri(settings)
-    if uri is None:
-        yield
-        return
-    thread = MirrorThread(Mirror(folder, uri, recursive=False))
-    try:
-        yield
-    finally:
-        thread.close()
 
 
 def _search(run: _Run) -> None:
@@ -315,35 +249,12 @@ def _take_result(run: _Run, result: TrialResult) -> None:
     """Pass a trial's end on to the tracker, the frontier's files and the view."""
     state = run.recorder.state
     judged = state.judged_trial(result)
-    if state.trials[result.trial_id].point == "tuned":
-        _announce_floor(run)
-    for name, said in result.uninformative_checks.items():
-        if name not in run.uninformative:
-            run.uninformative.add(name)
-            check = name.replace("_", " ")
-            run.view.message(f"audit: the check {check} is uninformative on these data and keeps no trial off: {said}")
+    run.announcements.of_result(result)
     run.tracker.finish_trial(judged)
     run.report.take(judged)
     run.frontier.update(state.judgement.points())
     run.view.finished(judged, state.snapshot())
-    spent = None if run.spent_announced else state.spent()
-    if spent is not None:
-        run.spent_announced = True
-        run.view.message(f"{spent}: no further point is tried")
-
-
-def _announce_floor(run: _Run) -> None:
-    """Say from which desired accuracy points are feasible, once the tuned reference has ended."""
-    judgement = run.recorder.state.judgement
-    if run.settings.search.max_desired_drop is None or judgement.floor_is_pending:
-        return
-    if judgement.desired_floor is None:
-        run.view.message(
-            "the tuned reference failed, so search.max_desired_drop has nothing to compare with: "
-            "no trial is held to it until --resume repeats the reference"
-        )
-    else:
-        run.view.message(f"feasible: desired accuracy of at least {judgement.desired_floor:.3f}")
+    run.announcements.of_budget()
 
 
 def _close(run: _Run, status: str) -> None:
@@ -364,13 +275,7 @@ def _fetch_trials(run: _Run) -> None:
     """Bring the folders of trials that ran elsewhere, so that `best` and `attack` find configs and models."""
     for entry in list(run.recorder.state.trials.values()):
         if entry.result is not None:
-            _fetch_trial(run.settings, run.folder, entry.trial_id)
-
-
-def _fetch_trial(settings: SweepSettings, sweep_folder: Path, trial_id: str) -> None:
-    uri, folder = trials_uri(settings), trial_folder(sweep_folder, trial_id)
-    if uri is not None and not (folder / "result.json").exists():
-        Mirror(folder, below(uri, trial_id)).pull()
+            fetch_trial(run.settings, run.folder, entry.trial_id)
 
 
 def _outcome(run: _Run, *, interrupted: bool) -> SweepOutcome:

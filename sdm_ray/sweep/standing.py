@@ -1,4 +1,4 @@
-"""Where the trials of a sweep stand, and what a tracker is told of the sweep as a whole while it goes on."""
+"""Where the trials of a sweep stand, and what a tracker is told beside each trial as it runs."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from sdm_ray.figures.kinds import Kind, kinds
 from sdm_ray.figures.tables import markdown_table
 from sdm_ray.frontier.points import Point, hypervolume
 from sdm_ray.sweep.search.models import axes
+from sdm_ray.sweep.state.labels import run_name, run_params, trial_tags
 from sdm_ray.sweep.state.state import SweepState
 from sdm_ray.tracking import Tracker
 
@@ -53,6 +54,22 @@ def _word(point: Point, kind: Kind) -> str:
     if kind in ("infeasible", "audit") and point.metrics.get(Metric.AUDIT_PASSED) == 0.0:
         return AUDITED_OUT
     return WORDS.get(kind, kind)
+
+
+def record_again(state: SweepState, tracker: Tracker) -> int:
+    """Tell a tracker of trials that have ended and that it has no record of: its journal was lost or damaged.
+
+    Returns:
+        How many there were.
+    """
+    count = 0
+    for entry in state.trials.values():
+        if entry.result is not None and not tracker.is_recorded(entry.trial_id):
+            params, name = run_params(state.settings, entry), run_name(state.settings, entry)
+            tracker.start_trial(entry.trial_id, params, trial_tags(entry), name=name)
+            tracker.finish_trial(state.judged_trial(entry.result))
+            count += 1
+    return count
 
 
 @dataclass(kw_only=True)

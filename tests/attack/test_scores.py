@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from sdm_ray.attack.findings.audit import _label_flip
+from sdm_ray.attack.findings.checks import check_label_flip
 from sdm_ray.attack.scores import (
     Calibration,
     best_permutation,
@@ -182,4 +182,4 @@ FLIPS: dict[str, tuple[list[Any], bool]] = {
 @pytest.mark.parametrize(("records", "passed"), FLIPS.values(), ids=FLIPS)
 def test_label_flips_are_told_from_noise(records: list[Any], passed: bool) -> None:
     report: Any = SimpleNamespace(records=records, num_classes=2, num_validation=300)
-    assert _label_flip(report).passed is passed
+    assert check_label_flip(report).passed is passed

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from sdm_ray.cli import sweep as sweep_module
+from sdm_ray.cli.frontier import show_frontier
 from sdm_ray.cli.progress import IMPORTING, READING
-from sdm_ray.cli.sweep import run_checked, shortfalls, show_frontier
+from sdm_ray.cli.sweep import run_checked, shortfalls
 from sdm_ray.core.errors import RunError, UsageError
 from sdm_ray.core.result import Status, TrialResult
 from sdm_ray.frontier.points import Point
@@ -106,7 +107,7 @@ def test_a_frontier_in_a_folder_that_may_only_be_read_is_printed(
     def refuse(*_: object, **__: object) -> None:
         raise RunError("cannot write frontier.png: Permission denied")
 
-    monkeypatch.setattr(sweep_module, "frontier_figure", refuse)
+    monkeypatch.setattr("sdm_ray.cli.frontier.frontier_figure", refuse)
     show_frontier(str(tmp_path))
     shown = capsys.readouterr()
     assert "t0007" in shown.out

@@ -199,9 +199,9 @@ def test_a_term_of_ones_own_blocks_too(monkeypatch: pytest.MonkeyPatch, tmp_path
 
 def test_ac_censors_against_a_head_that_learns() -> None:
     step = outer_step(**LONG, method="ac")
-    before = step.harmful_head.detach().clone()
+    before = step.learned.harmful_head.detach().clone()
     assert len(step.step()) == len(step.metric_names)
-    assert not torch.equal(step.harmful_head, before)
+    assert not torch.equal(step.learned.harmful_head, before)
     trunk = MlpTrunk(knows_names=True)
     weak = train(train_settings(**LONG, method="ac", blocking={"harmful_base": 1e-6}), trunk=trunk)
     strong = train(train_settings(**LONG, method="ac"), trunk=trunk)
@@ -211,7 +211,7 @@ def test_ac_censors_against_a_head_that_learns() -> None:
 def test_one_ac_step_is_the_hand_written_one() -> None:
     step = outer_step(method="ac", blocking={"harmful_base": 0.7, "desired_base": 1.3}, gradient_clip=1e6)
     model, data = step.model, FakeData()
-    leaves = [v.detach().clone().requires_grad_() for v in (step.trunk, step.desired_head, step.harmful_head)]
+    leaves = [v.detach().clone().requires_grad_() for v in (step.trunk, step.desired_head, step.learned.harmful_head)]
     trunk, desired_head, harmful_head = leaves
     twin = outer_step(method="ac")
     desired = data.batch(twin._desired.next(), Task.DESIRED)
@@ -225,7 +225,7 @@ def test_one_ac_step_is_the_hand_written_one() -> None:
     rates = (3e-4, 3e-3, 1e-3)
     torch.optim.Adam([{"params": [p], "lr": lr} for p, lr in zip(leaves, rates, strict=True)]).step()
     step.step()
-    for mine, theirs in zip((step.trunk, step.desired_head, step.harmful_head), leaves, strict=True):
+    for mine, theirs in zip((step.trunk, step.desired_head, step.learned.harmful_head), leaves, strict=True):
         torch.testing.assert_close(mine.detach(), theirs.detach(), rtol=1e-9, atol=1e-12)
 
 
@@ -442,8 +442,8 @@ def test_a_resumed_run_carries_the_adversary_and_the_optimiser(tmp_path: Path) -
     for _ in range(4):
         assert torch.equal(step.step(), other.step())
         assert step.describe_draw() == other.describe_draw()
-    assert torch.equal(step.harmful_head, other.harmful_head)
-    assert torch.equal(step.log_learning_rate, other.log_learning_rate)
+    assert torch.equal(step.learned.harmful_head, other.learned.harmful_head)
+    assert torch.equal(step.learned.log_learning_rate, other.learned.log_learning_rate)
 
 
 def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
@@ -477,7 +477,7 @@ def test_divergence_names_step_term_and_adversary_and_keeps_the_checkpoint(tmp_p
 
     def poisoned() -> Tensor:
         if next(calls) == 6:
-            for member in vars(broken._step)["pool"].members:
+            for member in vars(broken._step)["adversaries"].pool.members:
                 member.head.fill_(math.nan)
         return plain()
 

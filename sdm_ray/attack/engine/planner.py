@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sdm_ray.attack.engine.draws import batch_order, choose_subset, head_generator, order_generator, subset_generator
-from sdm_ray.attack.engine.stack import Plan
+from sdm_ray.attack.engine.plan import Plan
 from sdm_ray.attack.engine.target import AttackTarget
 from sdm_ray.attack.families.base import Attacker
 from sdm_ray.attack.families.edits import PREPARING_BATCH, PREPARING_RATE

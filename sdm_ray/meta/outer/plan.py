@@ -66,6 +66,18 @@ class Plan(NamedTuple):
         """Whether any adversary takes a step against the harmful task."""
         return bool(self.pool) or any(TERMS[name].reads in FRESH_READS for name in self.fresh)
 
+    def fresh_adapts(self) -> bool:
+        """Whether fresh adversaries take steps against the harmful task."""
+        return any(TERMS[name].reads != "harmful_base" for name in self.fresh)
+
+    def reads_harmful_after_desired(self) -> bool:
+        """Whether a term reads the harmful task in models that adapted to the desired one."""
+        return any(TERMS[name].reads == "desired_adapted_harmful" for name in self.desired)
+
+    def draws_harmful(self) -> bool:
+        """Whether a term but those of retention is computed: all of these need a harmful batch."""
+        return bool(self.fresh or self.pool or self.desired or self.gradients)
+
     def terms(self) -> list[str]:
         """All terms, each once."""
         return list(dict.fromkeys([*self.fresh, *self.pool, *self.desired, *self.gradients, *self.retention]))

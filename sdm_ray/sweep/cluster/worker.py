@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import faulthandler
 import gc
-import importlib
-import importlib.util
 import inspect
 import json
 import os
@@ -13,41 +10,30 @@ import random
 import sys
 import time
 import traceback
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from enum import StrEnum
-from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
 from sdm_ray.config import TrialSettings, content_hash, load_own_modules, override
 from sdm_ray.core.cache import SharedCache
-from sdm_ray.core.errors import RunError, UsageError, machine_fault
+from sdm_ray.core.errors import RunError, UsageError
 from sdm_ray.core.files import write_bytes
 from sdm_ray.core.lock import FolderLock
 from sdm_ray.core.metric_names import Metric
 from sdm_ray.core.notices import gathered
 from sdm_ray.core.progress import Progress
 from sdm_ray.core.result import Status, TrialResult, readable_result
+from sdm_ray.sweep.cluster.failures import Failure, classify, failure_of, is_device_fault
+from sdm_ray.sweep.cluster.functions import TrialFunction, load_function
 from sdm_ray.sweep.cluster.mirror import Mirror, below
-
-TrialFunction = Callable[..., Generator[Progress, None, TrialResult]]
+from sdm_ray.sweep.cluster.watchdog import HANG, Watchdog
 
 REPORT_SECONDS = 1.0
 """A report to the driver gathers the progress of at least this long."""
-HANG = "hang.txt"
-"""Where a hung process was, in the trial's folder."""
 LOCK_SECONDS = 60.0
 """How long a trial waits for a dying process to let go of its folder."""
-
-
-class Failure(StrEnum):
-    """Kinds of failure after which a trial runs again: at once with more memory, or with the sweep's next driver."""
-
-    MACHINE = "fault of the machine"
-    OUT_OF_MEMORY = "out of memory"
-    OUT_OF_GPU_MEMORY = "out of GPU memory"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,77 +219,6 @@ def _ended(result: TrialResult) -> Generator[Progress, None, TrialResult]:
     return result
 
 
-class Watchdog:
-    """Ends the process when a step takes too long, whatever it hangs in; `hang.txt` then holds every thread's stack.
-
-    Args:
-        folder: of the trial.
-        seconds: that a step may take; None watches nothing.
-    """
-
-    def __init__(self, folder: Path, seconds: float | None) -> None:
-        self._path, self._seconds = folder / HANG, seconds
-
-    def __enter__(self) -> Watchdog:
-        self._file = None if self._seconds is None else self._path.open("w")
-        return self
-
-    def begin_step(self) -> None:
-        """A step begins, and the one before has ended."""
-        if self._seconds is not None and self._file is not None:
-            faulthandler.dump_traceback_later(self._seconds, exit=True, file=self._file)
-
-    def __exit__(self, *error: object) -> None:
-        if self._file is not None:
-            faulthandler.cancel_dump_traceback_later()
-            self._file.close()
-            self._path.unlink(missing_ok=True)
-
-
-def hang_dump(folder: Path) -> int | None:
-    """When the process of a trial ended itself, in nanoseconds since 1970; None where none did.
-
-    One that was killed leaves the file too, with nothing in it.
-    """
-    try:
-        found = (folder / HANG).stat()
-    except OSError:
-        return None
-    return found.st_mtime_ns if found.st_size > 0 else None
-
-
-def load_function(name: str) -> TrialFunction:
-    """The function that `module:function` names."""
-    module, _, function = name.partition(":")
-    loaded: TrialFunction = getattr(importlib.import_module(module), function)
-    return loaded
-
-
-def check_function(name: str) -> None:
-    """Refuse a name whose module is not there, without importing it or its packages.
-
-    Raises:
-        UsageError: when the name has another form or the module is not found.
-    """
-    module, separator, function = name.partition(":")
-    if not (separator and function and _is_module(module)):
-        raise UsageError(f"trial_function {name!r} is not found; write it as module:function")
-
-
-def _is_module(name: str) -> bool:
-    """Whether a module can be found. `importlib.util.find_spec` alone would import its packages, torch with them."""
-    top, *parts = name.split(".")
-    try:
-        spec = importlib.util.find_spec(top)
-    except (ImportError, ValueError):
-        return False
-    for part in parts:
-        if spec is None or not part:
-            return False
-        spec = PathFinder.find_spec(f"{spec.name}.{part}", spec.submodule_search_locations or [])
-    return spec is not None
-
-
 def pristine_process(seed: int, num_threads: int, gpu_memory_share: float | None) -> None:
     """Put the process's global state where a fresh one would have it, so that nothing leaks between trials."""
     import numpy as np
@@ -322,36 +237,3 @@ def pristine_process(seed: int, num_threads: int, gpu_memory_share: float | None
         torch.cuda.empty_cache()
         if gpu_memory_share is not None:
             torch.cuda.set_per_process_memory_fraction(gpu_memory_share)
-
-
-def classify(error: BaseException) -> str:
-    """One line for people: what kind of failure, and its own words."""
-    message = " ".join(str(error).split())[:300]
-    if isinstance(error, UsageError | RunError):
-        return message
-    name, failure = type(error).__name__, failure_of(error)
-    if failure is Failure.MACHINE:
-        return str(machine_fault(error))
-    if failure is Failure.OUT_OF_MEMORY:
-        return f"{failure}: lower the batch sizes, or raise cpus_per_trial so that fewer trials run at once"
-    if failure is Failure.OUT_OF_GPU_MEMORY:
-        return f"{failure}: {message}"
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
-    frames = traceback.extract_tb(error.__traceback__)
-    where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
-    return f"{name}: {message}{where}" if message else f"{name}{where}"
-
-
-def failure_of(error: BaseException) -> Failure | None:
-    """The kind of a failure; None for one that is only reported."""
-    if isinstance(error, MemoryError):
-        return Failure.OUT_OF_MEMORY
-    if type(error).__name__ in ("OutOfMemoryError", "CudaOutOfMemoryError"):
-        return Failure.OUT_OF_GPU_MEMORY
-    return None if machine_fault(error) is None else Failure.MACHINE
-
-
-def is_device_fault(error: BaseException) -> bool:
-    """Whether an accelerator is left unusable for this process (an illegal access, a failed assertion on it)."""
-    return type(error).__name__ == "AcceleratorError"

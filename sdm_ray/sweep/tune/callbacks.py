@@ -11,7 +11,7 @@ from ray.tune.schedulers import FIFOScheduler
 
 from sdm_ray.core.errors import RunError
 from sdm_ray.core.metric_names import Metric
-from sdm_ray.sweep.cluster.worker import hang_dump
+from sdm_ray.sweep.cluster.watchdog import hang_dump
 from sdm_ray.sweep.interrupt import StopSwitch
 from sdm_ray.sweep.state.labels import run_name, run_params, trial_tags
 from sdm_ray.sweep.state.recorder import Recorder

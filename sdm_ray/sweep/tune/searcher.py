@@ -18,7 +18,9 @@ from ray.tune.search import Searcher
 
 from sdm_ray.core.errors import RunError, UsageError, machine_fault
 from sdm_ray.core.result import Status, TrialResult
-from sdm_ray.sweep.cluster.worker import HANG, Failure, finished_result, hang_dump
+from sdm_ray.sweep.cluster.failures import Failure
+from sdm_ray.sweep.cluster.watchdog import HANG, hang_dump
+from sdm_ray.sweep.cluster.worker import finished_result
 from sdm_ray.sweep.records.folder import RESUME_HINT
 from sdm_ray.sweep.search.models import first_points
 from sdm_ray.sweep.search.study import SearchStudy

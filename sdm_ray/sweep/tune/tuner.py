@@ -10,8 +10,8 @@ from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig
 from ray.tune.error import TuneError
 
 from sdm_ray.core.errors import RunError, UsageError
+from sdm_ray.sweep.cluster.failures import classify
 from sdm_ray.sweep.cluster.watch import ClusterWatch
-from sdm_ray.sweep.cluster.worker import classify
 from sdm_ray.sweep.interrupt import StopSwitch
 from sdm_ray.sweep.records.folder import RESUME_HINT
 from sdm_ray.sweep.state.recorder import Recorder

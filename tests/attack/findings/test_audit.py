@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from sdm_ray.attack.findings.audit import Audit, Check, attacker_support
+from sdm_ray.attack.findings.audit import Audit
+from sdm_ray.attack.findings.checks import Check, attacker_support
 from sdm_ray.attack.report import AttackRecord
 from sdm_ray.config import AdversarySettings
 from sdm_ray.config.starts import StartKind

@@ -263,7 +263,8 @@ def test_persistent_adversaries_start_from_it(bert: World) -> None:
     trunk, data = bert
     erasure = found(bert).erasure
     step = OuterStep(settings_of("pool"), trunk=trunk, data=data, generators=Generators(0, GENERATORS), erasure=erasure)
-    assert all(float(member.delta.abs().max()) == 0 for member in step.pool.members if member.delta is not None)
+    members = step.adversaries.pool.members
+    assert all(float(member.delta.abs().max()) == 0 for member in members if member.delta is not None)
     assert leak(bert, erasure, step.params()) < 1e-4
 
 

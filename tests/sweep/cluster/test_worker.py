@@ -20,7 +20,9 @@ from sdm_ray.core.errors import RunError, UsageError
 from sdm_ray.core.lock import FolderLock
 from sdm_ray.core.metric_names import Metric
 from sdm_ray.core.result import Status, TrialResult
-from sdm_ray.sweep.cluster.worker import Failure, Job, TrialWorker, check_function, classify, failure_of
+from sdm_ray.sweep.cluster.failures import Failure, classify, failure_of
+from sdm_ray.sweep.cluster.functions import check_function
+from sdm_ray.sweep.cluster.worker import Job, TrialWorker
 from tests import ROOT
 from tests.fakes import sweep as sweep_fakes
 
@@ -118,7 +120,8 @@ def test_no_process_imports_more_than_it_needs() -> None:
     """The driver checks a trial's function without torch; a process is reset for a trial without torch's compiler."""
     code = """
 import sys
-from sdm_ray.sweep.cluster.worker import check_function, pristine_process
+from sdm_ray.sweep.cluster.functions import check_function
+from sdm_ray.sweep.cluster.worker import pristine_process
 check_function("sdm_ray.trial.run:iterate_trial")
 assert "sdm_ray.trial" not in sys.modules and "torch" not in sys.modules
 pristine_process(0, 1, None)

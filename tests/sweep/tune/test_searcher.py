@@ -13,7 +13,9 @@ import pytest
 
 from sdm_ray.core.metric_names import Metric
 from sdm_ray.core.result import Status, TrialResult
-from sdm_ray.sweep.cluster.worker import HANG, Failure, Job, TrialWorker
+from sdm_ray.sweep.cluster.failures import Failure
+from sdm_ray.sweep.cluster.watchdog import HANG
+from sdm_ray.sweep.cluster.worker import Job, TrialWorker
 from sdm_ray.sweep.search.study import SearchStudy
 from sdm_ray.sweep.state.recorder import Recorder
 from sdm_ray.sweep.tune.callbacks import SweepScheduler

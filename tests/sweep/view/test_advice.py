@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sdm_ray.attack.findings import audit
+from sdm_ray.attack.findings import audit, checks
 from sdm_ray.core.metric_names import Metric
 from sdm_ray.core.result import Status, TrialResult
 from sdm_ray.frontier.points import Point, point_from_result
@@ -38,7 +38,7 @@ def lines(results: list[TrialResult], **changes: Any) -> list[str]:
 def test_every_check_has_its_remedy() -> None:
     empty = audit.Audit(checks=())
     assert empty.passed
-    source = Path(str(audit.__file__)).read_text(encoding="utf-8")
+    source = Path(str(checks.__file__)).read_text(encoding="utf-8")
     named = {part.split('"')[0] for part in source.split('name="')[1:]}
     assert named == CHECKS.keys()
 
