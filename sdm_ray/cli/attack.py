@@ -42,33 +42,33 @@ if TYPE_CHECKING:
 FILES = ("attack.parquet", "attack.json", "audit.json", "metrics.json", "summary.parquet")
 FIGURES = ("attack.png", "best_so_far.png", "recovery.png", "strength.png")
 BELIEVED = ("data", "encoder", "train")
-"""Settings that a released folder may say of itself."""
+"""Settings that are read from a released folder."""
 
 
 class Request(NamedTuple):
-    """How a model shall be attacked, as the command line says it."""
+    """Options of the attack from the command line."""
 
     config: Path | None = None
-    """A trial's settings."""
+    """File with a trial's settings."""
     preset: str | None = None
-    """Replaces the attack of the settings."""
+    """Preset that replaces the attack in the settings."""
     overrides: tuple[str, ...] = ()
-    """Of settings, each `name=value`."""
+    """Overrides of settings, each `name=value`."""
     modules: tuple[str, ...] = ()
-    """Names of modules to load."""
+    """Modules to import."""
     ray_address: str | None = None
-    """Of the cluster that runs fine-tunes; None runs them here."""
+    """Address of the cluster that runs fine-tunes; None runs them in this process."""
     out: Path | None = None
-    """Folder for what comes out."""
+    """Folder for the results."""
     winners: Path | None = None
-    """Portfolio that gets what won."""
+    """Portfolio file to which the winners are added."""
 
 
 def run(model: str, request: Request, *, tracking_uri: str | None = None) -> None:
-    """Attack `model`, its random re-initialisation and its public encoder under one budget; print what came out.
+    """Attack `model`, its random re-initialisation and its public encoder with the same budget; print the results.
 
-    The model of a tracked run (`mlflow:RUN_ID`) is attacked where it lies, or from the run's artifacts, and the run
-    gets the result.
+    The model of a tracked run (`mlflow:RUN_ID`) is read from its folder or from the run's artifacts, and the results
+    are added to the run.
     """
     from sdm_ray.sweep.cluster.choice import check_out
     from sdm_ray.tracking.artifacts import model_folder
@@ -133,7 +133,7 @@ def _attack(model: str, request: Request, tracked: TrackedRun | None = None) -> 
 def _opened(
     model: str, settings: TrialSettings, exported: Exported | None, released: TrialSettings | None
 ) -> tuple[Workspace, Release]:
-    """The data, and the model as an attacker gets it; an export says what it was made from and trained against."""
+    """Open the data and the released model; an exported folder names its encoder, data and training."""
     if settings.data.source == "regression":
         raise UsageError(
             f"data.source 'regression' is vectors with numbers to predict, and {model} is an encoder of texts with "
@@ -169,7 +169,7 @@ def _opened(
 
 
 def _check_head(model: str, exported: Exported | None, work: Workspace) -> None:
-    """Refuse data with other classes of the desired task than the released head has."""
+    """Refuse data whose desired classes differ from those of the released head."""
     if exported is None or exported.head is None:
         return
     found, wanted = work.data.num_classes(Task.DESIRED), exported.head.shape[0]
@@ -181,12 +181,12 @@ def _check_head(model: str, exported: Exported | None, work: Workspace) -> None:
 
 
 def _says(released: TrialSettings) -> str:
-    """What a released folder says of itself, in a phrase."""
+    """Short description of a released folder's own statements."""
     return f"data {released.data.source}, made from {released.encoder.name} by {released.train.method}"
 
 
 def _reports(found: Assessment) -> dict[str, AttackReport]:
-    """The attack on the model and on what it is compared with, by name."""
+    """Reports of the attack on the model and on its references, by name."""
     reports = {"released": found.report, "random": found.floor}
     further = {"scratch": found.scratch, "pretrained": found.undefended}
     return reports | {name: report for name, report in further.items() if report is not None}

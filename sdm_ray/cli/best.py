@@ -32,7 +32,7 @@ def write_best(
     tracking_uri: str | None = None,
     as_json: bool = False,
 ) -> None:
-    """Pick a point and write its config."""
+    """Select a point and write its config."""
     if out.is_dir():
         raise UsageError(f"--out {out} is a folder; name the file to write, for example {out / BEST}")
     settings = load_best(

@@ -1,4 +1,4 @@
-"""What an attack found, in lines for people."""
+"""Text output of an attack's findings."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def finding_lines(found: Assessment, strength: Strength, settings: TrialSettings) -> list[str]:
-    """Lines for people: the verdict, its budget and what more would find, recovery, benign tasks, audit, warnings."""
+    """Lines of text: verdict, budget and forecast for a larger one, recovery, benign tasks, audit, warnings."""
     lines = [_verdict(found.metrics), _budget(settings), f"by extrapolation, {strength.describe()}"]
     if found.report.portfolio:
         lines.append(f"portfolio: {escape(_portfolio(found.report.portfolio))}")
@@ -44,7 +44,7 @@ def finding_lines(found: Assessment, strength: Strength, settings: TrialSettings
 
 
 def _audit(checks: Sequence[Check]) -> list[str]:
-    """What failed and what could not be checked, with what was seen; what passed by name (`audit.json` has all)."""
+    """Failed and inapplicable checks with their findings, passed checks by name (`audit.json` has all)."""
     passed = [check.name.replace("_", " ") for check in checks if check.passed]
     lines = [f"audit, passed: {', '.join(passed)}"]
     for check in checks:
@@ -56,9 +56,9 @@ def _audit(checks: Sequence[Check]) -> list[str]:
 
 
 def _verdict(metrics: dict[str, float]) -> str:
-    """The verdict in a line of markup."""
+    """The verdict as a line of markup."""
     found = verdict(metrics)
-    assert found is not None  # every attack is compared with random initialisation
+    assert found is not None  # every attack has random initialisation as a reference
     return f"[bold]{found.outcome}: {escape(found.reason)}[/] ({escape(found.figures)})."
 
 

@@ -29,7 +29,7 @@ FIGURE, PAGE = "frontier.png", "frontier.html"
 
 
 def print_table(points: Sequence[Point]) -> None:
-    """Print the Pareto table, and what it cannot know."""
+    """Print the Pareto table and its limits."""
     console.print(pareto_table(points))
     note = kept_note(points)
     if note is not None:
@@ -39,20 +39,20 @@ def print_table(points: Sequence[Point]) -> None:
 class _Sweep(NamedTuple):
     name: str
     folder: Path
-    """Where its pictures go."""
+    """Folder for its figures."""
     points: list[Point]
     settings: SweepSettings
     data: str | None = None
-    """Digest of its data; None where it is not known."""
+    """Digest of its data; None if it is unknown."""
 
     @property
     def measured(self) -> tuple[str, SweepSettings, str | None]:
-        """What comparisons depend on."""
+        """Properties that must agree for a comparison."""
         return self.name, self.settings, self.data
 
 
 def _read(sweep: str, tracking_uri: str | None) -> _Sweep:
-    """A sweep from its folder, or (`mlflow:RUN_ID`) from its runs."""
+    """Read a sweep from its folder, or (`mlflow:RUN_ID`) from its runs."""
     if not is_reference(sweep):
         folder = find_sweep(sweep)
         settings = begun_settings(folder)
@@ -71,9 +71,9 @@ def show_frontier(
     as_json: bool = False,
     force: bool = False,
 ) -> None:
-    """Print the Pareto table of a sweep and draw its picture again; an empty frontier is an error that says why.
+    """Print the Pareto table of a sweep and redraw its figures; an empty frontier is an error with the reasons.
 
-    Each of the others is compared with it by hypervolume; unless `force`, one that was measured otherwise is refused.
+    The other sweeps are compared with it by hypervolume; sweeps measured differently are refused unless `force`.
     """
     mine = _read(sweep, tracking_uri)
     name, folder, points = mine.name, mine.folder, mine.points
@@ -114,10 +114,10 @@ def show_frontier(
 
 
 def _draw(sweep: _Sweep, *, is_run: bool) -> dict[str, Path | None]:
-    """Draw the pictures and the page of a sweep, whose table is written too where it was read from its runs.
+    """Draw the figures and the page of a sweep; if it was read from its runs, write its table too.
 
-    None stands for what is not drawn: `kept`, where nothing was measured for it, and all in a folder that cannot be
-    written, such as a colleague's, which is said.
+    The result is None for figures that are not drawn: `kept` if nothing was measured for it, and all of them if the
+    folder is not writable, which is printed.
     """
     folder, points = sweep.folder, sweep.points
     try:
@@ -139,13 +139,13 @@ class _Comparison(NamedTuple):
     hypervolume: float
     num_trials: int
     difference: float
-    """Of the hypervolumes, the first sweep's minus this one's; with its 95 % interval."""
+    """Hypervolume of the first sweep minus that of this one, with a 95 % interval."""
     low: float
     high: float
     verdict: str
-    """On the first sweep."""
+    """Verdict about the first sweep."""
     not_alike: list[str]
-    """What was measured otherwise, where the comparison was forced."""
+    """Properties that differ, if the comparison was forced."""
 
 
 def _comparison(points: Sequence[Point], other: _Sweep, not_alike: list[str]) -> _Comparison:

@@ -30,11 +30,11 @@ if TYPE_CHECKING:
     from sdm_ray.sweep.outcome import SweepOutcome
 
 MAX_LISTED = 20
-"""Trials that a sweep's end lists for each way in which they are not on the frontier."""
+"""Most trials listed at the end of a sweep for each reason why they are not on the frontier."""
 
 
 def run(settings: SweepSettings, config: Path, *, resume: bool, fork: bool = False, retry: bool = False) -> None:
-    """Run a sweep and print its frontier and what to do next; exit code 130 when it was interrupted."""
+    """Run a sweep and print its frontier and next steps; exit code 130 if it was interrupted."""
     if fork:
         from sdm_ray.sweep.records.warm import forked
 
@@ -65,7 +65,7 @@ def run(settings: SweepSettings, config: Path, *, resume: bool, fork: bool = Fal
 
 
 def run_checked(settings: SweepSettings, *, resume: bool, retry: bool = False) -> SweepOutcome:
-    """Run a sweep whose data and encoder have been tried, and say what failed in it."""
+    """Run a sweep after its data and encoder were checked, and print failures."""
     from sdm_ray.sweep.cluster.choice import check_cluster, check_output_dir
 
     check_output_dir(settings)
@@ -80,11 +80,11 @@ def run_checked(settings: SweepSettings, *, resume: bool, retry: bool = False) -
 
 
 def shortfalls(outcome: SweepOutcome) -> list[str]:
-    """Why trials are not on the frontier, a line each: infeasible, stopped, failed; at most `MAX_LISTED` of a kind."""
+    """Why trials are not on the frontier, one line each: infeasible, stopped, failed; at most `MAX_LISTED` per kind."""
     lines = []
     for status in (Status.INFEASIBLE, Status.STOPPED, Status.FAILED):
         reasons = dict(outcome.infeasible) if status is Status.INFEASIBLE else {}
-        said = set(reasons)  # whole points, whose trials are not said again
+        said = set(reasons)  # whole points; their trials are not listed again
         for result in outcome.results:
             if result.status is status and point_of(result.trial_id) not in said:
                 reasons[result.trial_id] = str(result.error)
@@ -100,15 +100,15 @@ def shortfalls(outcome: SweepOutcome) -> list[str]:
 
 
 def point_of(trial_id: str) -> str:
-    """The point that a trial belongs to: its id without its training seed and stage."""
+    """Point of a trial: its id without training seed and stage."""
     return re.sub(r"(?:-s\d+)?(?:-final)?$", "", trial_id)
 
 
 def _check(settings: SweepSettings, *, resume: bool = False, plans: bool = False) -> dict[str, str]:
-    """Refuse what cannot work: what the settings alone tell before torch is imported, then data and encoder.
+    """Validate a sweep: first the settings alone, before torch is imported, then data and encoder.
 
-    What is only planned may need GPUs that this machine has not. Returns the digests of both, where this process can
-    see them.
+    A plan (`--dry-run`) may need GPUs that this machine does not have. Returns the digests of data and encoder if this
+    process can read them.
     """
     from sdm_ray.sweep.cluster.choice import check_gpus, choose_cluster
 
@@ -120,7 +120,7 @@ def _check(settings: SweepSettings, *, resume: bool = False, plans: bool = False
     from sdm_ray.trial.context import TrialContext
     from sdm_ray.trial.workspace import check_inputs
 
-    if not choose_cluster(settings.resources).is_private:  # the driver may not see what the trials see
+    if not choose_cluster(settings.resources).is_private:  # the driver may not see the files that trials see
         return {}
     if not plans:
         check_gpus(settings.resources)
@@ -132,7 +132,7 @@ def _check(settings: SweepSettings, *, resume: bool = False, plans: bool = False
 
 
 def again(settings: SweepSettings, *, resume: bool, fork: bool) -> str:
-    """The command that goes on with this sweep."""
+    """The command that resumes this sweep."""
     arguments = [argument for argument in sys.argv[1:] if argument != "--fork"]
     if fork:
         arguments += ["--set", f"name={settings.name}"]
@@ -142,14 +142,14 @@ def again(settings: SweepSettings, *, resume: bool, fork: bool) -> str:
 
 
 def show_plan(settings: SweepSettings) -> None:
-    """Say what a sweep would do and cost; nothing is started but a probe, and nothing is written but its caches."""
+    """Print what a sweep would do and cost; only a probe is run, and only caches are written."""
     _check(settings, plans=True)
     from sdm_ray.sweep.search.samplers import attack_samplers
     from sdm_ray.sweep.view.plan import describe, plan_sweep
     from sdm_ray.trial.context import TrialContext
     from sdm_ray.trial.cost import probe
 
-    plan_sweep(settings, probe=None)  # says what is wrong before anything is timed
+    plan_sweep(settings, probe=None)  # validates before anything is timed
     say(f"{READING}; then a little of a trial is timed")
     measured = probe(settings.trial, TrialContext(samplers=attack_samplers()))
     for line in describe(plan_sweep(settings, probe=measured), settings):

@@ -1,7 +1,7 @@
-"""The audit of an attack: signs of an apparent defence (masked gradients, hidden signals) or of a weak attack.
+"""Audit of an attack: signs that a defence is only apparent (masked gradients, hidden signals) or the attack weak.
 
-A failed check keeps a point off the frontier, unless a reference that hides nothing fails it too: the check is then
-uninformative. The thresholds are constants of `checks.py`; each check reports its finding.
+A failed check excludes a point from the frontier, unless an undefended reference fails it too: then the check is
+uninformative. Thresholds are constants in `checks.py`; each check reports its finding.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Audit:
 
     checks: tuple[Check, ...]
     warnings: tuple[str, ...] = ()
-    """Remarks that weaken the result without failing a check."""
+    """Reservations about the result that do not fail a check."""
 
     @property
     def passed(self) -> bool:
@@ -45,19 +45,19 @@ class Audit:
 
     @property
     def failures(self) -> tuple[Check, ...]:
-        """The checks that failed."""
+        """Failed checks."""
         return tuple(check for check in self.checks if check.passed is False)
 
     @property
     def uninformative(self) -> tuple[Check, ...]:
-        """The failed checks that are uninformative."""
+        """Failed but uninformative checks."""
         return tuple(check for check in self.checks if check.uninformative)
 
     def beside(self, references: Mapping[str, Audit]) -> Audit:
-        """The same audit, in which a check that a reference fails too is uninformative.
+        """Copy of the audit in which checks that a reference fails too are uninformative.
 
         Args:
-            references: audits of models that hide nothing, by name.
+            references: audits of undefended models, by name.
         """
 
         def weighed(check: Check) -> Check:
@@ -71,11 +71,11 @@ class Audit:
         return replace(self, checks=tuple(map(weighed, self.checks)))
 
     def check(self, name: str) -> Check:
-        """The check of a name."""
+        """Check by name."""
         return next(check for check in self.checks if check.name == name)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values; NaN becomes null."""
+        """JSON values, with null for NaN."""
         checks = [asdict(check) for check in self.checks]
         for check in checks:
             check["value"] = None if math.isnan(check["value"]) else check["value"]
@@ -93,15 +93,15 @@ def audit(
     shared_texts: dict[str, int] | None = None,
     information: Sequence[Site] | None = None,
 ) -> Audit:
-    """Check an attack.
+    """Run all checks on an attack.
 
     Args:
-        report: of the released model.
-        signals: of its weights.
-        floor_signals: those of random initialisation, for scale.
-        trained_against: attackers that the adversaries of meta-training cover; empty for a model trained without.
-        shared_texts: number of texts that two splits share, by the splits' names; None where it is unknown.
-        information: accuracy of readers with all labels at each site; None where it was not measured.
+        report: report of the attack on the released model.
+        signals: diagnostics of its weights.
+        floor_signals: diagnostics of random initialisation, for comparison.
+        trained_against: attackers that meta-training's adversaries cover; empty if there were no adversaries.
+        shared_texts: number of texts that two splits share, by the splits' names; None if it is unknown.
+        information: accuracy of readers with all labels at each site; None if it was not measured.
     """
     checks = (
         check_complete(report),
