@@ -1,4 +1,4 @@
-"""The fine-tunes of an attack: run, tried once more where they fail, scored and recorded."""
+"""Runs the fine-tunes of an attack, retries failed ones once, scores and records them."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ from sdm_ray.core.progress import Progress
 
 
 class Runner(Protocol):
-    """Runs attackers somewhere, batch after batch."""
+    """Runs batches of attackers, in this process or elsewhere."""
 
     def run(self, attackers: Sequence[Attacker], *, with_test: bool) -> Iterator[list[Outcome]]:
-        """Outcomes part by part, every attacker once."""
+        """Yield outcomes in parts; every attacker occurs once."""
         ...
 
     def close(self) -> None:
-        """Let go of processes and memory."""
+        """Release processes and memory."""
 
 
 class FineTunes:
-    """Runs attackers, tries those that fail once more, and keeps a record of every fine-tune.
+    """Runs attackers, retries failed ones once, and records every fine-tune.
 
     Args:
-        runner: runs them.
+        runner: runs the attackers.
         val: attacker-validation in the order of the outcomes' logits.
-        test: likewise.
-        total: fine-tunes to be run in all.
+        test: test, likewise.
+        total: total number of fine-tunes.
         kinds: see `vote`.
     """
 
@@ -55,16 +55,16 @@ class FineTunes:
         self._kinds = kinds
         self._runner, self._val, self._test, self._done, self._total = runner, val, test, 0, total
         self._members: dict[tuple[SearchKey, int], list[Outcome]] = defaultdict(list)
-        """Re-runs of committees' members, by search and seed."""
+        """Re-runs of committee members, by search and seed."""
         self.records: list[AttackRecord] = []
         self.scored: Scored = defaultdict(list)
 
     def expect(self, count: int) -> None:
-        """Only so many fine-tunes are left."""
+        """Set the number of remaining fine-tunes."""
         self._total = self._done + count
 
     def run(self, attackers: Sequence[Attacker], *, with_test: bool) -> Generator[Progress, None, None]:
-        """Run attackers and the retries of those that failed."""
+        """Run attackers and retry failed ones."""
         while attackers:
             retries: list[Attacker] = []
             for outcomes in self._runner.run(attackers, with_test=with_test):
@@ -94,7 +94,7 @@ class FineTunes:
         ]
 
     def check_any_finished(self) -> None:
-        """Raise `RunError` where every fine-tune crashed."""
+        """Raise `RunError` if every fine-tune crashed."""
         crashed = [record.error for record in self.records if record.status == "crashed"]
         if len(crashed) == len(self.records):
             raise RunError(f"attack: every fine-tune crashed; the first one said: {crashed[0]}")

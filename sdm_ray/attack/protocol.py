@@ -1,8 +1,8 @@
-"""The attack on one model: search on attacker-validation, re-run the winner on fresh seeds, score once on test.
+"""Attack on one model: search on attacker-validation, re-run the winner on fresh seeds, score once on test.
 
 The protocol follows Henderson et al. (arXiv 2211.14946) with three corrections: the search never sees test, the
-headline is the worst case over families and the search at each n, re-estimated on fresh seeds, and a fine-tune that
-failed never counts as blocked.
+headline is the worst case over families and the search at each n, re-estimated on fresh seeds, and a failed
+fine-tune never counts as blocked.
 """
 
 from __future__ import annotations
@@ -65,20 +65,20 @@ def attack_model(
 
     Args:
         trunk: the architecture.
-        params: released weights by name; left as they are.
+        params: released weights by name; not modified.
         data: attacker-train, attacker-validation and test are used, meta-training is not.
         settings: the attack.
-        task: whose labels the attacker learns.
-        sampler: proposes search points; None takes the built-in one that the settings name.
-        knowledge: what else the attacker has; families that need more are listed as not tried.
-        runner: makes what runs the fine-tunes in place of this process.
+        task: task whose labels the attacker learns.
+        sampler: proposes search points; None takes the built-in sampler named in the settings.
+        knowledge: further information of the attacker; families that need more are reported as not tried.
+        runner: makes a runner that replaces this process.
 
     Yields:
-        Progress in fine-tunes, between two stacks of them.
+        Progress in fine-tunes, between stacks.
 
     Raises:
-        UsageError: when a split is too small for n, or lacks a class; for an unknown family, or none that can be tried.
-        RunError: when every fine-tune crashed.
+        UsageError: if a split is too small for n or lacks a class, or if no family can be tried or one is unknown.
+        RunError: if every fine-tune crashed.
     """
     started = time.perf_counter()
     check_data(data, settings, task)
@@ -104,7 +104,7 @@ def attack_model(
         yield from _search(searches, fine_tunes)
         drop_reruns(cells, settings)
         reruns = [rerun for search in searches for rerun in search.reruns()]
-        fine_tunes.expect(len(reruns))  # several for one where readers vote
+        fine_tunes.expect(len(reruns))  # several per seed if readers form a committee
         yield from fine_tunes.run(reruns, with_test=True)
     fine_tunes.check_any_finished()
     family_cells = [cell_of(repeats, fine_tunes.scored, settings) for repeats in cells]
@@ -129,7 +129,7 @@ def attack_model(
 
 
 def _kinds(data: AttackDataset, executor: Executor) -> tuple[Tensor, Tensor] | None:
-    """Whether each text of attacker-validation and of test names somebody by two tokens; None where it is not known."""
+    """Whether each text of attacker-validation and of test has a two-token name; None if that is unknown."""
     known = known_positions(data)
     if known is None:
         return None
@@ -138,10 +138,10 @@ def _kinds(data: AttackDataset, executor: Executor) -> tuple[Tensor, Tensor] | N
 
 
 def _families(settings: AttackSettings, facts: Facts) -> tuple[list[Family], tuple[str, ...]]:
-    """The families that can be tried on a model, and what the others need.
+    """Families that can be tried on a model, and what the others need.
 
     Raises:
-        UsageError: where there are none, or none but those that walk back to the public encoder.
+        UsageError: if there are none, or only those that use the public encoder.
     """
     asked = [the_family(name) for name in settings.families]
     lacking = {family.name: family.missing(facts) for family in asked}
@@ -161,7 +161,7 @@ def _families(settings: AttackSettings, facts: Facts) -> tuple[list[Family], tup
 
 
 def _search(searches: Sequence[Search], fine_tunes: FineTunes) -> Generator[Progress, None, None]:
-    """Run all searches to their ends, scored on validation alone."""
+    """Run all searches, scored on validation only."""
     while any(search.is_open for search in searches):
         open_ones = [search for search in searches if search.is_open]
         attackers = [attacker for search in open_ones for attacker in search.ask()]
@@ -172,7 +172,7 @@ def _search(searches: Sequence[Search], fine_tunes: FineTunes) -> Generator[Prog
 
 
 def _portfolio_use(portfolio: Portfolio, searches: Sequence[Search], records: Sequence[AttackRecord]) -> dict[str, Any]:
-    """What the winners of earlier searches cost, and where one of them won again."""
+    """Cost of the portfolio's entries, and where they won."""
     given = {search.key: len(search.given) for search in searches}
     own = [r for r in records if r.phase == "search" and r.trial < given[search_of(r)]]
     won = [f"{search.key.family} at n = {search.num_examples}" for search in searches if search.won_by_given]
@@ -185,13 +185,13 @@ def _portfolio_use(portfolio: Portfolio, searches: Sequence[Search], records: Se
 
 
 def _bounded(cells: Sequence[Cell], sizes: Sequence[int], least_desired: float) -> tuple[Cell, ...]:
-    """The worst at each n of the attacks that keep a desired accuracy; empty unless there is one at every n."""
+    """The worst attack at each n that keeps the desired accuracy; empty unless there is one at every n."""
     found = [bounded_cell([cell for cell in cells if cell.num_examples == n], least_desired) for n in sizes]
     return tuple(cell for cell in found if cell is not None) if all(found) else ()
 
 
 def _base_rate(data: AttackDataset, task: Task) -> float:
-    """Share of the commonest class on test."""
+    """Share of the most frequent class on test."""
     labels = data.labels_host(task)[data.indices(Split.TEST)]
     counts = torch.bincount(labels, minlength=data.num_classes(task))
     return float(counts.max() / counts.sum())

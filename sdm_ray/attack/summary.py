@@ -1,4 +1,4 @@
-"""The summary of attacks: one row for each model, family and n."""
+"""Summary of attacks: one row per model, family and n."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ SUMMARY = (
     "macro_f1", "loss", "raw_loss", "mutual_information", "val_accuracy", "num_missing", "mean_search_accuracy",
     "flattened",
 )  # fmt: skip
-"""Columns of the summary, beside `model` and `worst`."""
+"""Columns of the summary in addition to `model` and `worst`."""
 
 
 def write_summary(reports: Mapping[str, AttackReport], path: Path) -> None:
-    """Write a row for each model, family and n, atomically; `worst` marks the family that is the result at its n.
+    """Write one row per model, family and n, atomically; `worst` marks the worst family at each n.
 
     Raises:
-        RunError: when the file cannot be written.
+        RunError: if the file cannot be written.
     """
     rows = []
     for model, report in reports.items():

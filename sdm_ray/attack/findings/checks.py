@@ -20,7 +20,8 @@ INFORMED, INFORMED_ERRORS = 0.05, 3.0
 best renaming of classes puts even noise above chance."""
 FLIPPED_SHARE, LEAST_FLIPPED, CONFIDENCE = 0.2, 2, 0.95
 """The check for label flips fails if the share of informed attackers whose accuracy improves by renaming classes
-exceeds the first number (by the lower end of its one-sided Wilson interval), with at least the second number of them."""
+exceeds the first number (by the lower end of its one-sided Wilson interval), with at least the second number of
+them."""
 SUB_CHANCE = 0.05
 """Margin of balanced accuracy below chance that fails, if it is also three standard errors."""
 LEAST_RANK, LEAST_SPREAD = 1.5, 1e-4
