@@ -17,8 +17,9 @@ from sdm_ray.config import GeneralTextSettings, RetainSettings, SyntheticWorld
 from sdm_ray.core.errors import RunError, UsageError
 from sdm_ray.core.hub import is_hub_id
 from sdm_ray.core.types import Task
+from sdm_ray.data.hub import read_hub
 from sdm_ray.data.interface import Dataset, KnowsPositions
-from sdm_ray.data.readers import Source, data_files, read_files, read_hub
+from sdm_ray.data.readers import Source, data_files, read_files
 from sdm_ray.data.scrub import scrub_names, word_scrubber
 from sdm_ray.data.sources import is_text, normalise
 from sdm_ray.data.synthetic import pretraining_texts, telling_words

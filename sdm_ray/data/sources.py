@@ -15,8 +15,9 @@ import pyarrow.compute as pc
 from sdm_ray.config import DataSettings, SyntheticWorld
 from sdm_ray.core.errors import UsageError
 from sdm_ray.core.hub import brief, is_hub_id
+from sdm_ray.data.hub import read_hub
 from sdm_ray.data.own_sources import OWN_SOURCES, read_own
-from sdm_ray.data.readers import Source, check_columns, data_files, files_digest, read_files, read_hub
+from sdm_ray.data.readers import Source, check_columns, data_files, files_digest, read_files
 from sdm_ray.data.scrub import scrub_pronouns
 
 _BENIGN = "benign_columns."
