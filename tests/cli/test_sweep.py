@@ -18,13 +18,11 @@ from sdm_ray.sweep import SweepOutcome
 from sdm_ray.sweep.records.folder import begun_settings, claimed_folder
 from sdm_ray.sweep.view.status import list_sweeps
 from tests.fakes import sweep as sweep_fakes
+from tests.fakes.results import trial_result
 
 
 def result(trial_id: str, status: Status, error: str | None = None) -> TrialResult:
-    return TrialResult(
-        trial_id=trial_id, config_hash="", method="mlac", seed=0, status=status, metrics={}, output_dir=Path(trial_id),
-        error=error,
-    )  # fmt: skip
+    return trial_result(trial_id, status=status, error=error)
 
 
 OUTCOME = SweepOutcome(
