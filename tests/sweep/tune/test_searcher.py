@@ -23,6 +23,7 @@ from sdm_ray.sweep.tune.deaths import KILLED, NODE_LOST
 from sdm_ray.sweep.tune.jobs import JOB, TRIAL, JobMaker
 from sdm_ray.sweep.tune.searcher import FINISHED, STOPPED_BY_MACHINE, SweepSearcher
 from tests.fakes import sweep as sweep_fakes
+from tests.fakes.results import trial_result
 
 
 class Driven:
@@ -67,10 +68,8 @@ def run(job: Job) -> TrialResult:
 
 def failed(folder: Path) -> TrialResult:
     """What a worker reports of a trial that failed."""
-    return TrialResult(
-        trial_id="t0000", config_hash="", method="mlac", seed=0, status=Status.FAILED, metrics={}, output_dir=folder,
-        error="out of memory: lower the batch sizes",
-    )  # fmt: skip
+    error = "out of memory: lower the batch sizes"
+    return trial_result("t0000", status=Status.FAILED, output_dir=folder, error=error)
 
 
 @pytest.mark.parametrize("has_begun", [True, False])

@@ -13,20 +13,12 @@ from sdm_ray.core.result import Status, TrialResult
 from sdm_ray.frontier.points import Point, point_from_result
 from sdm_ray.sweep.view.advice import CHECKS, what_to_change
 from tests.fakes import sweep as sweep_fakes
+from tests.fakes.results import accuracies, trial_result
 
 
 def result(trial_id: str, desired: float = 0.9, **more: Any) -> TrialResult:
-    metrics = {str(Metric.DESIRED_ACCURACY): desired, str(Metric.HARMFUL_WORST_ACCURACY): 0.6}
-    return TrialResult(
-        trial_id=trial_id,
-        config_hash="0",
-        method="mlac",
-        seed=0,
-        status=more.pop("status", Status.COMPLETE),
-        metrics=metrics | more.pop("metrics", {}),
-        output_dir=Path(trial_id),
-        **more,
-    )
+    metrics = accuracies(desired, 0.6) | more.pop("metrics", {})
+    return trial_result(trial_id, metrics=metrics, **more)
 
 
 def lines(results: list[TrialResult], **changes: Any) -> list[str]:
