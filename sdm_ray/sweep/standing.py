@@ -33,7 +33,7 @@ ARTIFACTS = "\n\nAmong the artifacts are the picture, `frontier.png`, and the in
 
 
 def standings(state: SweepState) -> dict[str, dict[str, str | None]]:
-    """Tags of every ended trial, by id: its kind relative to the frontier, that of its point, and its verdict."""
+    """Tags of every ended trial, by id: the kind of its point relative to the frontier, and the trial's verdict."""
     judgement = state.judgement
     points = judgement.points()
     by_point = {point.trial_id: _word(point, kind) for point, kind in zip(points, kinds(points), strict=True)}

@@ -1,4 +1,4 @@
-"""Checks that the trials of a sweep use the same data and encoder, unless these are searched; else results differ."""
+"""Checks that trials use the same data and encoder, unless these are searched; else results are not comparable."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ MEANT = (
 class Judgement:
     """Points of a sweep, with their feasibility and the Pareto front.
 
-    Feasibility is never stored on disk: it is computed from the desired accuracy of the point and of the tuned
+    Feasibility is not stored with results: it is computed from the desired accuracy of the point and of the tuned
     reference, and from the audit. The cost of a new result does not grow with the number of points, except for the
     tuned reference and final attacks: the other points depend on them and are recomputed.
     """
@@ -57,7 +57,7 @@ class Judgement:
         self._final_points.add(point)
 
     def add(self, role: Role, point: str, results: Sequence[TrialResult]) -> None:
-        """Add the results of a point's seeds. Call it once per point, when its outcome no longer depends on others."""
+        """Add the results of a point's seeds; called once per point, when further seeds cannot change its outcome."""
         self._ended[role, point] = combined(results, point=point, intervals=self._intervals)
         if role == "search" or (role == "reference" and point != "tuned"):
             self._place(role, point)

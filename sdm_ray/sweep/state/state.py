@@ -69,7 +69,7 @@ class SweepState:
         return list(self._groups["search"][trial_id].values())
 
     def unfinished(self) -> list[Entry]:
-        """Entries that have begun and not ended, references first, in their order."""
+        """Entries that have begun and still have to end, references first, in their order."""
         order: dict[str, int] = {method: rank for rank, method in enumerate(self.references)}
         return sorted(self._still_to_end(), key=lambda entry: order.get(entry.point, len(order)))
 
@@ -110,7 +110,7 @@ class SweepState:
         return [entry for entry in entries if entry.result is not None and entry.result.status is Status.FAILED]
 
     def num_missing(self) -> int:
-        """Number of trials that have not ended, whether they have begun or not."""
+        """Number of trials that still have to run, whether they have begun or not."""
         return len(self._still_to_end()) + sum(self._num_unstarted().values())
 
     def start(self, entry: Entry) -> Entry:

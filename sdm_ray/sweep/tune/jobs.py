@@ -57,7 +57,7 @@ class JobMaker:
 
 
 def trial_values(settings: SweepSettings, entry: Entry) -> dict[str, Any]:
-    """Settings of a trial as plain values: for a reference with its method, for other trials before their params."""
+    """Base settings of a trial as plain values; a reference has its method or variant, a final attack its params."""
     trial = settings.trial
     name = entry.trial_id if entry.role == "reference" else f"{settings.name}/{entry.trial_id}"
     changes: dict[str, Any] = {"name": name, "seed": trial.seed + entry.seed_index}

@@ -28,9 +28,9 @@ class SweepStatus:
     snapshot: Snapshot
     points: list[Point]
     unfinished: list[str]
-    """Ids of trials that have begun and not ended."""
+    """Ids of trials that have begun and still have to end."""
     num_missing: int
-    """Number of trials that have not ended, whether they have begun or not."""
+    """Number of trials that still have to run, whether they have begun or not."""
     failures: list[TrialResult]
     """Results of trials that failed, or that failed a check of the audit."""
     infrastructure: dict[str, str]
