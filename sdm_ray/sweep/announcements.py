@@ -1,4 +1,4 @@
-"""What people are told once in the course of a sweep, and not with every trial."""
+"""Messages that are shown once per sweep, not once per trial."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from sdm_ray.sweep.state.state import SweepState
 
 
 class Announcements:
-    """Says what a trial's end brings to light for the first time.
+    """Shows each message once, when a trial's result first calls for it.
 
     Args:
-        state: the sweep.
-        say: takes a sentence for people.
+        state: the sweep's state.
+        say: shows a message to the user.
     """
 
     def __init__(self, state: SweepState, say: Callable[[str], None]) -> None:
@@ -22,7 +22,7 @@ class Announcements:
         self._uninformative: set[str] = set()
 
     def of_result(self, result: TrialResult) -> None:
-        """Say from when points are feasible, and which checks of the audit tell nothing on these data."""
+        """Report the feasibility bound when it becomes known, and audit checks that are uninformative on the data."""
         if self._state.trials[result.trial_id].point == "tuned":
             self._say_floor()
         for name, said in result.uninformative_checks.items():
@@ -32,14 +32,14 @@ class Announcements:
                 self._say(f"audit: the check {check} is uninformative on these data and keeps no trial off: {said}")
 
     def of_budget(self) -> None:
-        """Say that a budget of hours is spent."""
+        """Report that a budget of hours is spent."""
         spent = None if self._spent_is_known else self._state.spent()
         if spent is not None:
             self._spent_is_known = True
             self._say(f"{spent}: no further point is tried")
 
     def _say_floor(self) -> None:
-        """Say from which desired accuracy points are feasible, once the tuned reference has ended."""
+        """Report the minimum desired accuracy of feasible points, once the tuned reference has ended."""
         judgement = self._state.judgement
         if self._state.settings.search.max_desired_drop is None or judgement.floor_is_pending:
             return

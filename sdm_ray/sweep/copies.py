@@ -1,4 +1,4 @@
-"""Copies of a sweep's folder and of its trials', where the sweep has a storage."""
+"""Copies the folders of a sweep and its trials to and from `storage_path`, if it is set."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sdm_ray.sweep.state.ledger import trial_folder
 
 @contextmanager
 def mirrored(settings: SweepSettings, folder: Path) -> Iterator[None]:
-    """Copy the sweep's folder to its storage for the time of the block, where it has one."""
+    """Copy the sweep's own files to its storage periodically during the block; does nothing without `storage_path`."""
     uri = sweep_uri(settings)
     if uri is None:
         yield
@@ -26,7 +26,7 @@ def mirrored(settings: SweepSettings, folder: Path) -> Iterator[None]:
 
 
 def fetch_trial(settings: SweepSettings, sweep_folder: Path, trial_id: str) -> None:
-    """Bring the folder of a trial that ran elsewhere, unless it is here already."""
+    """Download the folder of a trial that ran on another node, unless its result exists locally."""
     uri, folder = trials_uri(settings), trial_folder(sweep_folder, trial_id)
     if uri is not None and not (folder / "result.json").exists():
         Mirror(folder, below(uri, trial_id)).pull()

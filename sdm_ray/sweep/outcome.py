@@ -1,4 +1,4 @@
-"""The outcome of a sweep, as `run_sweep` returns it."""
+"""Return value of `run_sweep`."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from sdm_ray.sweep.records.folder import RESUME_HINT
 
 @dataclass(frozen=True, kw_only=True)
 class SweepOutcome:
-    """What a sweep leaves behind."""
+    """Outcome of a sweep."""
 
     folder: Path
-    """Holds `sweep.yaml`, `trials.jsonl`, `trials/`, the frontier's files and the logs."""
+    """Folder with `sweep.yaml`, `trials.jsonl`, `trials/`, the frontier's files and the logs."""
     results: list[TrialResult]
-    """Every trial that ended, references first; `infeasible` where it misses the bound on desired accuracy."""
+    """Results of all ended trials, references first; status `infeasible` if a constraint is violated."""
     points: list[Point]
-    """Those that completed."""
+    """Points that completed."""
     infeasible: dict[str, str] = field(default_factory=dict)
-    """Why completed points miss a constraint, by id."""
+    """Reasons why searched points are infeasible, by id."""
     infrastructure: dict[str, str] = field(default_factory=dict)
-    """Why trials were left out that were ended from outside too often, by id."""
+    """Reasons for the deaths of trials that are excluded after too many external kills, by id."""
     interrupted: bool = False
-    """Trials are still missing; `resume_hint` says how to go on."""
+    """Whether the sweep was stopped before all trials ended; `resume_hint` says how to continue."""
     tracking_hint: str = ""
     """How to open the tracker's user interface."""
     seconds: float = 0.0
-    """Wall-clock seconds of this run."""
+    """Wall-clock seconds of the sweep, including earlier drivers."""
 
     @property
     def front(self) -> list[Point]:
-        """The Pareto front, by rising desired accuracy."""
+        """Pareto front, by increasing desired accuracy."""
         return pareto_front(self.points)
 
     @property
@@ -43,5 +43,5 @@ class SweepOutcome:
 
     @property
     def resume_hint(self) -> str:
-        """What to say after an interruption."""
+        """Message that says how to resume an interrupted sweep."""
         return RESUME_HINT

@@ -1,4 +1,4 @@
-"""One sweep from its settings to its frontier: Ray Tune runs the trials, Optuna searches."""
+"""Runs a sweep from its settings to its frontier: Ray Tune runs the trials, Optuna suggests them."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class _Run:
-    """What the steps of one run share."""
+    """State that the steps of one run share."""
 
     settings: SweepSettings
     folder: Path
@@ -47,7 +47,7 @@ class _Run:
     trial_function: str
     final_function: str
     recorder: Recorder
-    """The sweep's state, with its ledger."""
+    """The sweep's state and ledger."""
     view: View
     switch: StopSwitch
     tracker: Tracker
@@ -55,7 +55,7 @@ class _Run:
     report: SweepReport
     announcements: Announcements
     inputs: Mapping[str, str] = field(default_factory=dict)
-    """Digests of data and encoder, where they are known."""
+    """Digests of data and encoder, if known."""
 
 
 def run_sweep(
@@ -68,23 +68,23 @@ def run_sweep(
     view: View | None = None,
     inputs: Mapping[str, str] | None = None,
 ) -> SweepOutcome:
-    """Run a sweep, or what is missing of it.
+    """Run a sweep, or the missing trials of an interrupted one.
 
-    Ctrl-C and SIGTERM end it cleanly (`SweepOutcome.interrupted`); a trial that fails never ends it.
+    Ctrl-C and SIGTERM end it cleanly (`SweepOutcome.interrupted`). A failed trial does not end the sweep.
 
     Args:
-        settings: the sweep. Its folder is `output_dir/name`.
-        resume: go on with the sweep in that folder; a complete one is returned as it is.
-        retry_infrastructure: repeat also trials that were left out because they were ended from outside too often.
+        settings: the sweep's settings. Its folder is `output_dir/name`.
+        resume: resume the sweep in that folder; if it is complete, only failed references and final attacks run again.
+        retry_infrastructure: also repeat trials that were excluded after too many external kills.
         trial_function: `module:function` with the contract of `sdm_ray.trial.run.iterate_trial`.
-        final_function: the same of `sdm_ray.trial.final.iterate_final`.
-        view: what a person sees; by default a live table in a terminal and lines elsewhere.
-        inputs: digests of data and encoder (`sdm_ray.trial.workspace.check_inputs` gives them): earlier results of
-            others are refused before anything starts.
+        final_function: `module:function` with the contract of `sdm_ray.trial.final.iterate_final`.
+        view: view of the running sweep; by default a live table in a terminal and plain lines elsewhere.
+        inputs: digests of data and encoder, from `sdm_ray.trial.workspace.check_inputs`. If earlier results of the
+            sweep have others, it does not start.
 
     Raises:
-        UsageError: before anything starts, when the sweep cannot work as asked.
-        RunError: when Ray or storage fails; what has ended is kept, and `resume` goes on from there.
+        UsageError: before anything starts, if the sweep cannot run as requested.
+        RunError: if Ray or a storage fails; ended trials are kept, and `resume` continues from there.
     """
     settings = load_own_modules(settings)
     check_sweep(settings)
@@ -153,7 +153,7 @@ def _size(settings: SweepSettings) -> str:
 
 
 def _run_and_record(run: _Run) -> SweepOutcome:
-    """Search while the side threads track, draw and copy; the tracker's schema and Ray start at the same time."""
+    """Run the search while threads track, draw and copy; the tracker's schema is created while Ray starts."""
     with mirrored(run.settings, run.folder):
         status = "failed"
         tags = {"folder": str(run.folder)}
@@ -175,7 +175,7 @@ def _run_and_record(run: _Run) -> SweepOutcome:
 
 
 def _search(run: _Run) -> None:
-    """Run every trial that is missing, and work out which settings mattered."""
+    """Run all missing trials, and compute the importances of the searched settings."""
     from sdm_ray.sweep.opening import catch_up, open_study
     from sdm_ray.sweep.tune.searcher import report_to_optuna
 
@@ -189,16 +189,16 @@ def _search(run: _Run) -> None:
 
 
 def _run_missing(run: _Run, study: SearchStudy, unreported: list[TrialResult]) -> None:
-    """Connect to Ray and run the trials that have no end."""
+    """Connect to Ray and run the trials that have not ended."""
     with ExitStack() as stack:
         run.recorder.state.concurrency = stack.enter_context(
             cluster(run.settings.resources, owner=run.folder, announce=run.view.message)
         )
-        stack.enter_context(stop_on_signals(run.switch, run.view.message))  # Ray has put its own SIGTERM in place
+        stack.enter_context(stop_on_signals(run.switch, run.view.message))  # Ray has replaced the SIGTERM handler
         if run.switch.reason is not None:
             return
         caches = None
-        if not run.cluster.is_private:  # nodes that may have cache folders of their own
+        if not run.cluster.is_private:  # nodes may have separate cache folders
             from sdm_ray.sweep.cluster.object_store import shared_caches
 
             caches = stack.enter_context(shared_caches(f"caches of {run.recorder.ledger.record.study_name}"))
@@ -246,7 +246,7 @@ def _tune(run: _Run, study: SearchStudy, unreported: list[TrialResult], caches: 
 
 
 def _take_result(run: _Run, result: TrialResult) -> None:
-    """Pass a trial's end on to the tracker, the frontier's files and the view."""
+    """Forward a trial's result to the tracker, the frontier's files and the view."""
     state = run.recorder.state
     judged = state.judged_trial(result)
     run.announcements.of_result(result)
@@ -258,7 +258,7 @@ def _take_result(run: _Run, result: TrialResult) -> None:
 
 
 def _close(run: _Run, status: str) -> None:
-    """Write the frontier's files once more, publish them, and end the tracker."""
+    """Write the frontier's files a last time, publish them, and close the tracker."""
     run.frontier.update(run.recorder.state.judgement.points())
     run.frontier.close()
     run.report.close()
@@ -272,7 +272,7 @@ def _publish(tracker: Tracker, folder: Path, files: list[Path]) -> None:
 
 
 def _fetch_trials(run: _Run) -> None:
-    """Bring the folders of trials that ran elsewhere, so that `best` and `attack` find configs and models."""
+    """Download the folders of trials that ran on other nodes, so that `best` and `attack` find configs and models."""
     for entry in list(run.recorder.state.trials.values()):
         if entry.result is not None:
             fetch_trial(run.settings, run.folder, entry.trial_id)

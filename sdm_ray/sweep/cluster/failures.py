@@ -1,4 +1,4 @@
-"""Failures of trials: what kind one is, and how people are told."""
+"""Classifies failures of trials and formats them for users."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sdm_ray.core.errors import RunError, UsageError, machine_fault
 
 
 class Failure(StrEnum):
-    """Kinds of failure after which a trial runs again: at once with more memory, or with the sweep's next driver."""
+    """Failures after which a trial is rerun: at once with more memory, or when the sweep is resumed."""
 
     MACHINE = "fault of the machine"
     OUT_OF_MEMORY = "out of memory"
@@ -18,7 +18,7 @@ class Failure(StrEnum):
 
 
 def classify(error: BaseException) -> str:
-    """One line for people: what kind of failure, and its own words."""
+    """Describe a failure in one line: its kind and its message."""
     message = " ".join(str(error).split())[:300]
     if isinstance(error, UsageError | RunError):
         return message
@@ -37,7 +37,7 @@ def classify(error: BaseException) -> str:
 
 
 def failure_of(error: BaseException) -> Failure | None:
-    """The kind of a failure; None for one that is only reported."""
+    """Kind of a failure; None if the trial is not to be rerun."""
     if isinstance(error, MemoryError):
         return Failure.OUT_OF_MEMORY
     if type(error).__name__ in ("OutOfMemoryError", "CudaOutOfMemoryError"):
@@ -46,5 +46,5 @@ def failure_of(error: BaseException) -> Failure | None:
 
 
 def is_device_fault(error: BaseException) -> bool:
-    """Whether an accelerator is left unusable for this process (an illegal access, a failed assertion on it)."""
+    """Whether the process can no longer use its accelerator (after an illegal access or a device-side assertion)."""
     return type(error).__name__ == "AcceleratorError"

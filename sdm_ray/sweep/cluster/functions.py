@@ -1,4 +1,4 @@
-"""Functions that run trials, by their names `module:function`."""
+"""Loads functions that run trials from names `module:function`."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ TrialFunction = Callable[..., Generator[Progress, None, TrialResult]]
 
 
 def load_function(name: str) -> TrialFunction:
-    """The function that `module:function` names."""
+    """Import the function `module:function`."""
     module, _, function = name.partition(":")
     loaded: TrialFunction = getattr(importlib.import_module(module), function)
     return loaded
 
 
 def check_function(name: str) -> None:
-    """Refuse a name whose module is not there, without importing it or its packages.
+    """Check that the module of `module:function` exists, without importing it or its packages.
 
     Raises:
-        UsageError: when the name has another form or the module is not found.
+        UsageError: if the name has another form or the module is not found.
     """
     module, separator, function = name.partition(":")
     if not (separator and function and _is_module(module)):
@@ -33,7 +33,7 @@ def check_function(name: str) -> None:
 
 
 def _is_module(name: str) -> bool:
-    """Whether a module can be found. `importlib.util.find_spec` alone would import its packages, torch with them."""
+    """Whether a module exists. `importlib.util.find_spec` alone would import its parent packages, and so torch."""
     top, *parts = name.split(".")
     try:
         spec = importlib.util.find_spec(top)

@@ -1,4 +1,4 @@
-"""Ends a worker process that hangs, and tells where it hung."""
+"""Ends a worker process that hangs, and writes a stack trace."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import faulthandler
 from pathlib import Path
 
 HANG = "hang.txt"
-"""Where a hung process was, in the trial's folder."""
+"""File in the trial's folder with the stack trace of a hung process."""
 
 
 class Watchdog:
-    """Ends the process when a step takes too long, whatever it hangs in; `hang.txt` then holds every thread's stack.
+    """Ends the process if a step takes too long, even in native code; `hang.txt` then holds every thread's stack.
 
     Args:
-        folder: of the trial.
-        seconds: that a step may take; None watches nothing.
+        folder: folder of the trial.
+        seconds: time limit of a step; None disables the watchdog.
     """
 
     def __init__(self, folder: Path, seconds: float | None) -> None:
@@ -25,7 +25,7 @@ class Watchdog:
         return self
 
     def begin_step(self) -> None:
-        """A step begins, and the one before has ended."""
+        """Restart the timer for the next step."""
         if self._seconds is not None and self._file is not None:
             faulthandler.dump_traceback_later(self._seconds, exit=True, file=self._file)
 
@@ -37,9 +37,9 @@ class Watchdog:
 
 
 def hang_dump(folder: Path) -> int | None:
-    """When the process of a trial ended itself, in nanoseconds since 1970; None where none did.
+    """Time at which the watchdog ended a trial's process, in nanoseconds since 1970; None if it did not.
 
-    One that was killed leaves the file too, with nothing in it.
+    A process that was killed otherwise leaves an empty file, which does not count.
     """
     try:
         found = (folder / HANG).stat()
