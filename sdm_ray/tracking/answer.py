@@ -1,4 +1,4 @@
-"""Waits for the first answer of a server or database, up to a time limit."""
+"""Wait for the first answer of a server or database, up to a time limit."""
 
 from __future__ import annotations
 
