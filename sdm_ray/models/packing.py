@@ -101,8 +101,7 @@ def _stacked(size: int, dims: tuple[int | None, ...], *tensors: Tensor) -> list[
 
 
 def _flat(places: Tensor, total: int) -> Tensor:
-    """Convert places (..., T) within stacked batches of `total` to places in the flattened stack; past the end for
-    padding."""
+    """Convert places (..., T) within stacked batches of `total` to places in all of them; past the end for padding."""
     rows = places.reshape(-1, places.shape[-1])
     offsets = torch.arange(0, len(rows) * total, total, device=places.device)[:, None]
     return torch.where(rows < total, rows + offsets, len(rows) * total).flatten()
