@@ -11,7 +11,7 @@ from sdm_ray.core.errors import RunError
 from sdm_ray.core.files import move, set_aside
 
 COMPANIONS = ("-journal", "-wal", "-shm")
-"""Suffixes of the files that sqlite keeps beside a database. They are moved too, or sqlite would apply them again."""
+"""Suffixes of sqlite's companion files. They are moved too, because sqlite would apply them to a new database."""
 
 
 def damage_of(file: Path, look: Callable[[sqlite3.Connection], str | None]) -> str | None:

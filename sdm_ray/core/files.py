@@ -164,10 +164,10 @@ class LineFile:
             self.size = size
 
     def append(self, line: bytes, *, sync: bool = False) -> None:
-        """Append a line and its newline; a failed write is rolled back. Raises OSError.
+        """Append a line that ends with its newline; a failed write is rolled back. Raises OSError.
 
         Args:
-            line: the line.
+            line: the line, with its newline.
             sync: return only after it is flushed to disk.
         """
         if self._file is None:
@@ -297,7 +297,7 @@ def _aside(path: Path) -> Path:
 
 
 MALFORMED = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
-"""Exceptions when a file contains values of the wrong type."""
+"""Exceptions raised by readers if a file contains values of other types than were written."""
 
 
 def reason(error: BaseException) -> str:

@@ -36,7 +36,7 @@ def stage_label(stage: str) -> str:
 
 
 class Progress(NamedTuple):
-    """Yielded by long work between units, where it may be interrupted."""
+    """Progress report that long work yields between two units, the points where it may be interrupted."""
 
     stage: str
     """Stage of the work, such as `train`, `attack` or `wait`."""

@@ -19,7 +19,7 @@ MOST_CLASSES = 28
 LEAST_EXAMPLES = 10
 """Fewest labelled examples for a meaningful attack."""
 WANTED = (20, 50, 100, 200)
-"""Candidate numbers of labelled examples; the first one and the largest possible one are proposed."""
+"""Candidate numbers of labelled examples; the smallest and the largest that fit are proposed."""
 SHARES = (
     SplitFractions(),
     SplitFractions(meta_train=0.4, attacker_train=0.3, attacker_val=0.1, test=0.2),

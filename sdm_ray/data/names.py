@@ -34,7 +34,7 @@ def positions(offsets: Sequence[Span], span: Span, text: str) -> Span:
         text: the tokenised text.
 
     Returns:
-        The two tokens; for a one-word name its second token, if it has one; -1 for none.
+        Two tokens, -1 for none; for a one-word name the second one is the word's second token, if it has one.
     """
     first, second = (_holding(offsets, character) for character in span)
     if first < 0:

@@ -51,11 +51,11 @@ def check_weights(run: TrackedRun, params: Params | None, folder: str | Path) ->
 
     Args:
         run: the run.
-        params: parameters of the exported model in the folder; None if it is not an export.
+        params: parameters of the exported model in the folder; None (not an export) is an error.
         folder: folder of the weights, for the error message.
 
     Raises:
-        RunError: if they differ.
+        RunError: if they differ from the tracked ones, or are missing.
     """
     from sdm_ray.models.encoder import params_digest
 
