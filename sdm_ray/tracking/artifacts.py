@@ -26,7 +26,7 @@ def model_folder(run: TrackedRun) -> Iterator[Path]:
 
     Raises:
         UsageError: if the run has no model, either locally or among its artifacts.
-        RunError: when the download fails.
+        RunError: if the download fails.
     """
     if run.is_sweep:
         raise UsageError(

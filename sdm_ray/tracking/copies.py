@@ -24,7 +24,7 @@ _COLUMNS = {
 
 
 def settle_copy(sweep_dir: Path, uri: str, experiment: str) -> None:
-    """Refuse to track a copy in the runs of its original; after a move, update the artifact locations in the database.
+    """Refuse to track a copy in the runs of its original; after a move, update the recorded artifact locations.
 
     Raises:
         UsageError: naming both folders.

@@ -71,7 +71,7 @@ class Journal:
             self._changed.notify_all()
 
     def set_aside(self, record: Record) -> None:
-        """Keep an undeliverable record for the next process; raises OSError if the disk is full."""
+        """Keep a record that cannot be sent now for the next process; raises OSError if the disk is full."""
         file = LineFile(self.aside, _whole_lines(self.aside))
         try:
             file.append(_line(record))

@@ -1,4 +1,4 @@
-"""Where runs go: a setting, the sweep's recorded place, MLflow's environment variables, or a shared database.
+"""Where runs go: a setting, the recorded place, MLflow's environment variables, or a database beside the sweeps.
 
 MLflow itself reads some variables wherever its client is used: `MLFLOW_TRACKING_TOKEN`, `MLFLOW_TRACKING_USERNAME` and
 `MLFLOW_TRACKING_PASSWORD`, certificates, timeouts.

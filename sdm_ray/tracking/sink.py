@@ -76,7 +76,7 @@ class MlflowSink:
         self._connected.set()
 
     def lost(self, begun: set[str]) -> set[str]:
-        """Which of these trials, whose runs once existed, have none now although nobody deleted it."""
+        """Trials among `begun` whose runs no longer exist, except runs that were deleted through MLflow."""
         missing = begun - self._runs.keys()
         if missing:
             missing -= {run.data.tags[TRIAL_TAG] for run in self._found(self._client, deleted=True)}
@@ -110,7 +110,7 @@ class MlflowSink:
         return None if self._open or len(self._runs) != 1 else self._runs.get(SWEEP_RUN)
 
     def wait_connected(self, seconds: float) -> bool:
-        """Wait for the connection; whether the experiment is known."""
+        """Wait until the experiment is known; False after the time limit."""
         return self._connected.wait(seconds)
 
     def apply(self, records: list[Record]) -> None:
