@@ -78,8 +78,8 @@ class DistilSettings(Settings):
     feature_weight: NonNegativeFloat = 1.0
     """Weight of the squared distance between normalised features."""
     features: Literal["hidden_states", "pooled"] = "hidden_states"
-    """`hidden_states`: those of every token after the embeddings and each layer; `pooled`: the pooled vector that heads
-    read."""
+    """`hidden_states`: those of every token after the embeddings and each layer; `pooled`: the pooled vector, the input
+    of the heads."""
     general: GeneralTextSettings = GeneralTextSettings()
     """The general text."""
     scrub: Literal["none", "general", "all"] = "general"

@@ -235,7 +235,7 @@ def _labels(source: Source, setting: str, columns: dict[str, str]) -> tuple[np.n
 
 
 def _refuse_marks(names: Sequence[str], labels: pa.ChunkedArray, where: str) -> None:
-    """Refuse what stands for no label: -1 beside classes that are numbered from 0, and what exports write for it."""
+    """Reject values that mean "no label": -1 beside classes numbered from 0, and markers that exports write."""
     others = [name for name in names if name != "-1"]
     numbered = others == [str(index) for index in range(len(others))] and len(others) > 1
     marks = {"-1"} if numbered else {name for name in names if name.strip().casefold() in NO_LABEL}
@@ -248,7 +248,7 @@ def _refuse_marks(names: Sequence[str], labels: pa.ChunkedArray, where: str) -> 
 
 
 NO_LABEL = {"nan", "nat", "<na>", "#n/a"}
-"""What pandas and spreadsheets write in place of a missing value, in lower case."""
+"""Markers of missing values from pandas and spreadsheets, in lower case."""
 
 
 def _is_integer(value: str) -> bool:

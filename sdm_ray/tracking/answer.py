@@ -1,4 +1,4 @@
-"""Waits for the first answer of a server or database, up to a time limit."""
+"""Wait for the first answer of a server or database, up to a time limit."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def within(connect: Callable[[], None], uri: str) -> None:
 
     Raises:
         UsageError: as raised by `connect`.
-        RunError: when the server fails or does not answer in time.
+        RunError: if the server fails or does not answer in time.
     """
     seconds = ANSWER_TIMEOUT_SECONDS if uri.startswith("http") else SCHEMA_TIMEOUT_SECONDS
     failure: list[BaseException] = []

@@ -1,4 +1,4 @@
-"""Tags, artifacts and inputs of a run when its trial has ended."""
+"""Tags, artifacts and inputs of the run of an ended trial."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sdm_ray.tracking.naming import tag_values
 from sdm_ray.tracking.series import FAILED_CHECKS
 
 MAX_SAID = 300
-"""Most characters of a failed check's observation in the tag of the run."""
+"""Most characters of a failed check's observation in a run's tag."""
 RUN_STATUS = {
     Status.COMPLETE: "FINISHED",
     Status.INFEASIBLE: "FINISHED",
@@ -22,13 +22,13 @@ ARTIFACTS = (
     "config.yaml", "result.json", "train.parquet", "trajectory.parquet", "trajectory.png", "attack.parquet",
     "attack.json", "audit.json", "model/README.md",
 )  # fmt: skip
-"""Files of a trial's folder that become artifacts; a tag names the folder itself."""
+"""Files of a trial's folder that become artifacts; a tag holds the folder's path."""
 MODEL = "model"
-"""Folder of the released model, in the trial's folder and among the artifacts (`tracking.log_models`)."""
+"""Folder of the released model, both in the trial's folder and among the artifacts (`tracking.log_models`)."""
 
 
 def result_tags(result: TrialResult, kept: Mapping[str, str]) -> dict[str, str]:
-    """Tags of a result; `kept` are tags of metrics that are not logged."""
+    """Tags of a result; `kept` are the tags of metrics that are not logged."""
     tags = {
         "status": str(result.status),
         "method": result.method,

@@ -1,4 +1,4 @@
-"""The command that opens MLflow's interface, and addresses of its pages."""
+"""Command that opens MLflow's interface, and addresses of its pages."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from sdm_ray.tracking.outbox import SWEEP_RUN
 from sdm_ray.tracking.sink import SWEEP_TAG, TRIAL_TAG, MlflowSink
 
 MAX_COMPARED_RUNS = 100
-"""Most runs in a comparison page, whose address names every run."""
+"""Most runs on a comparison page, whose address lists every run."""
 UI_PORT = 5000
 UI_SERVER = f"http://127.0.0.1:{UI_PORT}"
 """Address of the interface that the printed command starts."""
 
 
 def ui_hint(uri: str, page: str) -> str:
-    """The command that opens MLflow's interface, if one is needed, and a page in it."""
+    """Command that opens MLflow's interface, if one is needed, and a page in it."""
     if _is_server(uri):
         return f"{masked(uri).rstrip('/')}/{page}"
     command = f"mlflow ui --backend-store-uri {shlex.quote(masked(uri))} --host 127.0.0.1 --port {UI_PORT}"
@@ -27,7 +27,7 @@ def ui_hint(uri: str, page: str) -> str:
 
 
 def run_link(uri: str, experiment_id: str | None, run_id: str) -> dict[str, str]:
-    """A run and the address of its page, see `Tracker.run_link`."""
+    """Id of a run and the address of its page, see `Tracker.run_link`."""
     server = masked(uri).rstrip("/") if _is_server(uri) else UI_SERVER
     return {"mlflow_run": run_id, "mlflow_url": f"{server}/#/experiments/{experiment_id}/runs/{run_id}"}
 

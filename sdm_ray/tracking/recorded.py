@@ -1,4 +1,4 @@
-"""Keeps track of what the journal of a sweep already contains, so that nothing is recorded twice."""
+"""Index of what a sweep's journal already contains, so that nothing is recorded twice."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class Recorded:
         self.begun: set[str] = set()
         """Trials with a run."""
         self.finished: set[str] = set()
-        """Those among them whose run has ended."""
+        """Trials whose run has ended."""
 
     def remember(self, record: Record) -> None:
-        """Note the last recorded step of each metric of a trial, and its tags."""
+        """Store the step of each metric in a record, and its tags."""
         trial_id = record.get("trial", SWEEP_RUN)
         if record["call"] == "start":
             self.begun.add(trial_id)
@@ -39,11 +39,11 @@ class Recorded:
             self._last[trial_id, name] = (step, value)
 
     def later(self, trial_id: str, metrics: Mapping[str, float], step: int) -> dict[str, float]:
-        """Metrics that are recorded only up to an earlier step."""
+        """Metrics whose last recorded step is earlier than `step`."""
         return {name: value for name, value in metrics.items() if self._last.get((trial_id, name), (-1, 0.0))[0] < step}
 
     def changed(self, trial_id: str, metrics: Mapping[str, float], step: int) -> dict[str, float]:
-        """Metrics that are recorded only up to an earlier step, or at this step with another value."""
+        """Metrics whose last recorded step is earlier than `step`, or whose value at `step` differs."""
         fresh = {}
         for name, value in metrics.items():
             last_step, last_value = self._last.get((trial_id, name), (-1, None))
@@ -56,7 +56,7 @@ class Recorded:
         return {name: value for name, value in tags.items() if self._tags.get((trial_id, name)) != value}
 
     def final(self, trial_id: str, metrics: Mapping[str, float]) -> tuple[int, dict[str, float], Series]:
-        """What a trial's last metrics add: their step, metrics that have changed, and metrics without steps."""
+        """Step for a trial's last metrics, changed metrics, and metrics without earlier steps."""
         step = self._steps.get(trial_id, 0)
         fresh, last = {}, {}
         alone: Series = {}
@@ -69,6 +69,6 @@ class Recorded:
         return step + 1 if step in last.values() else step, fresh, alone
 
     def unlogged(self, trial_id: str, series: Series) -> dict[str, list[tuple[int, float]]]:
-        """Steps and values of series that are not recorded like this."""
+        """Steps and values of series that are not yet recorded with these values."""
         steps = {name: sorted(values.items()) for name, values in series.items()}
         return {name: values for name, values in steps.items() if self._series.get((trial_id, name)) != values}

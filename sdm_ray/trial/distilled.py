@@ -1,4 +1,4 @@
-"""The distillation phase after a training, with its own checkpoints."""
+"""Distillation phase after a training, with its own checkpoints."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from sdm_ray.models.erasure import Erasure
 
 CHECKPOINT = "distil"
-"""Folder of its checkpoints within that of the training."""
+"""Folder of its checkpoints within the training's checkpoint folder."""
 
 
 def distilled(
@@ -31,14 +31,14 @@ def distilled(
     erasure: Erasure | None,
     checkpoint_dir: Path,
 ) -> Generator[Progress, None, TrainOutcome]:
-    """Distil a trained model as `train.distil` says; returns the model itself if there are no steps.
+    """Distil a trained model according to `train.distil`; returns the model itself if there are no steps.
 
     Args:
         settings: the trial.
         work: data and device.
         trunk: the public encoder.
         teacher: the trained model.
-        erasure: directions that are erased from the student's residual stream too.
+        erasure: directions that are also erased from the student's residual stream.
         checkpoint_dir: folder of the last checkpoint.
 
     Returns:
@@ -47,7 +47,7 @@ def distilled(
 
     Raises:
         UsageError: for unusable texts.
-        RunError: as `Trainer.iterate`.
+        RunError: as in `Trainer.iterate`.
     """
     distil = settings.train.distil
     if not distil.moves():
@@ -109,6 +109,6 @@ def distillation_of(settings: TrialSettings, work: Workspace, trunk: Trunk, teac
 
 
 def _counted_on(row: dict[str, float], before: int) -> dict[str, float]:
-    """A row of the log, with its step offset by the training's steps."""
+    """Row of the log, with its step offset by the training's steps."""
     step = str(Metric.TRAIN_STEP)
     return row | ({step: row[step] + before} if step in row else {})

@@ -19,13 +19,13 @@ FAULTS = (RuntimeError, ValueError, LookupError, TypeError, AttributeError, Asse
 
 
 def dry_pass(work: Workspace, trunk: object, settings: TrialSettings) -> None:
-    """Run what training and attack compute with an encoder once, with its real weights and widths.
+    """Run each operation of training and attack once with an encoder, with its real weights and widths.
 
-    Features of the longest texts, all hidden states, gradients, and second-order gradients for the method mlac.
+    Covers features of the longest texts, all hidden states, gradients, and second-order gradients for the method mlac.
 
     Args:
         work: the data.
-        trunk: the encoder on the data's device; nothing is run if it is not a `Trunk`, as for vectors.
+        trunk: the encoder on the data's device; nothing is run if it is not a `Trunk`, for example for vectors.
         settings: the trial.
 
     Raises:

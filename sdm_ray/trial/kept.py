@@ -1,4 +1,4 @@
-"""Caches trainings that several trials share: tensors and plain values in a file, by content hash of their inputs."""
+"""Cache of trainings that several trials share: tensors and JSON values in a file, by content hash of the inputs."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ def trained_once(
     Args:
         work: workspace with the cache and the device for tensors.
         kind: folder in the cache.
-        key: content hash of everything that the training depends on.
+        key: content hash of all inputs of the training.
         train: runs the training.
         pack: converts its result to the contents of a file.
-        unpack: the inverse; KeyError and ValueError mean that the file is invalid.
+        unpack: inverse of `pack`; KeyError and ValueError mean that the file is invalid.
     """
 
     def path(key: str) -> Path:
