@@ -119,7 +119,7 @@ def test_gradients_equal_finite_differences(trunk: Any, changes: dict[str, Any])
 
 @pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam", "adamw", "rmsprop"])
 @pytest.mark.parametrize("kind", KINDS, ids=str)
-@pytest.mark.parametrize("clip", [100.0, 0.3])
+@pytest.mark.parametrize(("trunk", "clip"), [("mlp", 100.0), ("mlp", 0.3), ("bert", 0.3)], indirect=["trunk"])
 def test_adjoint_equals_unrolled(trunk: Any, optimizer: str, kind: dict[str, Any], clip: float) -> None:
     model = FlatModel(trunk)
     found = {
@@ -553,9 +553,9 @@ def test_evaluating_without_gradients_gives_what_the_gradients_are_taken_of(trun
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
-def test_dropout_masks_are_the_same_on_the_way_back(kind: dict[str, Any], bert_folder: Path) -> None:
+def test_dropout_masks_are_the_same_on_the_way_back(kind: dict[str, Any], bert: Any) -> None:
     """A step that is computed again meets the masks that it met before; every step has its own."""
-    model = FlatModel(bert_trunk(bert_folder))
+    model = FlatModel(bert)
     start = start_of(model, count=2)
     found = {
         mode: meta_gradients(model, start, episode_of(mode=mode, dropout=True, count=2, **kind), WEIGHTS)
