@@ -15,7 +15,7 @@ from tests.benchmarks.inner_loop import __main__ as inner_loop
 from tests.benchmarks.inner_loop.floor import EXACT, agreement, count_flops
 from tests.benchmarks.inner_loop.ours import BESIDE, OURS
 from tests.benchmarks.inner_loop.theirs import THEIRS
-from tests.benchmarks.inner_loop.turns import FULL_SUFFIX, Job, _peak, _reset_peak
+from tests.benchmarks.inner_loop.turns import FULL_SUFFIX, Child, Job, _peak, _reset_peak
 from tests.benchmarks.inner_loop.world import CLASSES, QUICK
 from tests.meta.test_trainer import text_world
 
@@ -87,6 +87,20 @@ def test_memory_that_was_freed_again_counts_towards_the_peak() -> None:
 def test_the_command_prints_a_table_and_writes_all_figures(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    class StandsIn:
+        def __init__(self, job: Job) -> None:
+            pass
+
+        def answer(self, request: str | None = None) -> object:
+            return {"seconds": 0.5, "bytes": 2.0**30}
+
+        def close(self) -> None:
+            pass
+
+    def child(job: Job) -> Child | StandsIn:
+        return StandsIn(job) if job.case == "plain" else Child(job)  # one process shows what two would
+
+    monkeypatch.setattr("tests.benchmarks.inner_loop.turns.Child", child)
     monkeypatch.setattr(inner_loop, "missing_package", lambda case: "cvxpylayers" if case == "higher_cvx" else None)
     path = tmp_path / "figures.json"
     chosen = ["--cases", "plain,higher_cvx,adjoint", "--walks", "two", "--steps", "2", "--repeats", "1"]
@@ -98,6 +112,7 @@ def test_the_command_prints_a_table_and_writes_all_figures(
     for name in ("plain", "adjoint"):
         assert f"\n| {name} | " in table
         assert len(figures["rows"][name]["seconds"]) == 1
+    assert figures["rows"]["plain"]["num_bytes"] == 2**30
     assert figures["rows"]["adjoint"]["num_bytes"] > 0
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import pytest
 from sdm_ray.attack.report import AttackReport
 from sdm_ray.config import SweepSettings, TrackingSettings, TrialSettings, content_hash, load_settings, override
 from sdm_ray.core.metric_names import Metric
+from sdm_ray.core.progress import Progress
 from sdm_ray.core.result import Status, TrialResult, read_result
 from sdm_ray.frontier.tables import read_tables
 from sdm_ray.models.export import load_exported
@@ -25,7 +26,7 @@ from sdm_ray.tracking.client import new_client
 from sdm_ray.tracking.outbox import SWEEP_RUN, Delivery, Journal, Record
 from sdm_ray.tracking.sink import TRIAL_TAG
 from sdm_ray.trial.floors import floor_reports
-from sdm_ray.trial.run import run_trial
+from sdm_ray.trial.run import iterate_trial, run_trial
 from sdm_ray.trial.workspace import open_workspace
 from tests.fakes.attack_world import drain
 from tests.golden import pins
@@ -33,6 +34,8 @@ from tests.golden import pins
 OLD = Path(__file__).parent / "fixtures" / "before_redesign"
 EXPECTED = json.loads((OLD / "expected.json").read_text(encoding="utf-8"))
 SAME_MACHINE = pins.machine() == EXPECTED["machine"]
+QUICKLY = {"learning_rates": [1e-3], "screen_steps": 2, "max_steps": 2, "every_steps": 2}
+"""The reference `scratch`, which no old version had, trains for two steps: no number compared here depends on it."""
 MARK = 123.25
 """A loss that no training has; put into a checkpoint's log, it shows in the log of whoever went on from it."""
 
@@ -55,7 +58,8 @@ def sweep(home: Path) -> Path:
 def settings_in(folder: Path, home: Path) -> TrialSettings:
     """The settings of a trial's folder; its caches by an absolute path, which no other test has."""
     settings = load_settings(TrialSettings, folder / "config.yaml")
-    return override(settings, {"runtime.cache_dir": str(home / "cache")})
+    quickly = {f"scratch.{name}": value for name, value in QUICKLY.items()}
+    return override(settings, {"runtime.cache_dir": str(home / "cache"), **quickly})
 
 
 def marked(checkpoint: Path) -> int:
@@ -106,13 +110,27 @@ def test_a_trial_goes_on_from_its_checkpoint_and_ends_as_an_undisturbed_one(home
     assert_close(now, before, 0.2)
 
 
+def shortened(trial: TrialSettings, output_dir: Path, **options: Any) -> Generator[Progress, None, TrialResult]:
+    """As `iterate_trial`, with fewer steps where nothing of old is gone on with."""
+    is_new = not (output_dir / "checkpoint").exists()
+    steps = {"train.num_outer_steps": 4} if is_new else {}
+    return (yield from iterate_trial(override(trial, steps), output_dir, **options))
+
+
 @pytest.mark.usefixtures("in_process")
 def test_a_sweep_is_resumed_and_nothing_that_ended_runs_again(sweep: Path) -> None:
     ended = {name: files_of(sweep / "trials" / name) for name in ("tuned", "t0000")}
     ledger = (sweep / "trials.jsonl").read_text(encoding="utf-8")
     assert marked(sweep / "trials" / "t0001" / "checkpoint") > 0
     view = SilentView()
-    outcome = run_sweep(load_settings(SweepSettings, sweep / "sweep.yaml"), resume=True, view=view)
+    text = (sweep / "sweep.yaml").read_text(encoding="utf-8")
+    (sweep / "sweep.yaml").write_text(
+        text.replace("trial:\n", f"trial:\n  scratch: {json.dumps(QUICKLY)}\n", 1), encoding="utf-8"
+    )
+    outcome = run_sweep(
+        load_settings(SweepSettings, sweep / "sweep.yaml"), resume=True, view=view,
+        trial_function="tests.test_old_state:shortened",
+    )  # fmt: skip
     assert not outcome.interrupted
     assert [result.trial_id for result in outcome.results] == ["tuned", "t0000", "t0001", "t0002"]
     assert [result.trial_id for result in view.ended] == ["t0001", "t0002"]

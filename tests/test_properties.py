@@ -20,12 +20,13 @@ from hypothesis import strategies as st
 
 from sdm_ray.config import SweepSettings, TrialSettings, content_hash, load_settings, to_yaml
 from sdm_ray.core.errors import RunError, UsageError
-from sdm_ray.core.result import Status, TrialResult, read_result, write_result
+from sdm_ray.core.result import TrialResult, read_result, write_result
 from sdm_ray.frontier.points import Point
 from sdm_ray.frontier.tables import read_tables, write_tables
 from sdm_ray.meta.checkpoint import load_checkpoint, save_checkpoint
 from sdm_ray.sweep.state.ledger import Entry, Ledger, read_record
 from sdm_ray.tracking.outbox import Journal
+from tests.fakes.results import trial_result
 
 calm = settings(deadline=None, database=None, suppress_health_check=list(HealthCheck))
 few = settings(calm, max_examples=25, derandomize=True)
@@ -112,10 +113,7 @@ def text_case(kind: Kind, text: str) -> None:
 
 
 def result_of(trial_id: str, metrics: dict[str, float], values: dict[str, Any], where: Path) -> TrialResult:
-    return TrialResult(
-        trial_id=trial_id, config_hash="0", method="mlac", seed=1, status=Status.COMPLETE, metrics=metrics,
-        output_dir=where, params=values, provenance={"data": "x"},
-    )  # fmt: skip
+    return trial_result(trial_id, seed=1, metrics=metrics, output_dir=where, params=values, provenance={"data": "x"})
 
 
 def write_all(here: Path, names: list[str], metrics: dict[str, float], values: dict[str, Any]) -> dict[str, Any]:

@@ -1,1 +1,1 @@
-"""The attack on a released model: a searching attacker, floors, regret. It imports nothing from meta-training."""
+"""Attacks on released models: search, references, regret. Imports nothing from meta-training."""

@@ -1,4 +1,4 @@
-"""Whether data can carry an attack: sizes, classes and names, checked before anything runs."""
+"""Validates an attack before it runs: sizes, classes and names."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
 
 
 def resolve_sizes(sizes: Sequence[int | str], data: AttackDataset) -> tuple[int, ...]:
-    """Numbers of examples, `all` as the size of attacker-train; ascending and without repetition."""
+    """Numbers of examples in increasing order without repetition; `all` becomes the size of attacker-train."""
     total = len(data.indices(Split.ATTACKER_TRAIN))
     return tuple(sorted({total if size == "all" else int(size) for size in sizes}))
 
 
 def check_data(data: AttackDataset, settings: AttackSettings, task: Task) -> None:
-    """Refuse an attack that the data cannot carry, or that names what is not there; several faults are a line each.
+    """Refuse an attack with unknown names or unsuitable data; several faults give one line each.
 
     Raises:
-        UsageError: for an unknown family or edit, or a portfolio that cannot be read; where n is below the number of
-            classes, attacker-train has too few examples for n (with sizes that fit), or attacker-validation or test
-            lacks a class.
+        UsageError: for an unknown family or edit, or an unreadable portfolio; if n is below the number of classes,
+            attacker-train has too few examples for n (with sizes that fit), or attacker-validation or test lacks a
+            class.
     """
     faults = Faults()
     for family in (*settings.families, *settings.benign_families):
@@ -64,7 +64,7 @@ def check_data(data: AttackDataset, settings: AttackSettings, task: Task) -> Non
 
 
 def _split_sizes(data: AttackDataset, total: int) -> dict[str, int]:
-    """Examples of each split; meta-training, which the attack does not read, has what is left of all."""
+    """Number of examples of each split; meta-training, which the attack does not read, has the remaining ones."""
     attacked = {
         split.value: len(data.indices(split)) for split in (Split.ATTACKER_TRAIN, Split.ATTACKER_VAL, Split.TEST)
     }

@@ -1,10 +1,10 @@
-"""Winners of earlier searches, which the next model meets first: a versioned JSON file, strongest first.
+"""Portfolio of winners of earlier searches, tried first on the next model: a versioned JSON file, strongest first.
 
     {"version": 1, "name": "...", "entries": [{"family": "rescale", "num_examples": 50, "accuracy": 0.81,
      "model": "<digest>", "attacker": {"learning_rate": 0.001, "num_steps": 120, ...}}, ...]}
 
-`accuracy` is on attacker-validation, so that no test split chooses an attacker. `attacker` holds fields of
-`families.base.Attacker`; those that are left out have their defaults.
+`accuracy` is on attacker-validation, so that test data never select an attacker. `attacker` has fields of
+`families.base.Attacker`; omitted fields have their defaults.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ if TYPE_CHECKING:
 VERSION = 1
 """Version of the file's layout."""
 MAX_BYTES, MAX_ENTRIES = 16_000_000, 10_000
-"""Of a file: a portfolio may be somebody else's, and is data alone."""
+"""Limits of a file, because a portfolio may come from somebody else."""
 MOST = {
     "num_steps": 100_000, "batch_size": 100_000, "depth": 10_000, "rank": 65_536, "layer": 10_000, "position": 100_000,
     "learning_rate": 1e6, "amount": 1e9, "amounts": 1e9,
 }  # fmt: skip
-"""Largest magnitude of numbers of an attacker; no search comes near."""
+"""Largest magnitude of an attacker's numbers, far above those of any search."""
 LEAST = {"num_steps": 0, "batch_size": 1, "depth": 0, "rank": 0, "layer": -2, "position": 0, "learning_rate": 0.0}
 MAX_EXAMPLES, MAX_ITEMS = 10_000_000, 100
 NAMES: dict[str, tuple[str, ...]] = {
     "trains": get_args(Trains), "optimizer": tuple(RATE_FACTORS), "schedule": get_args(AttackSchedule),
 }  # fmt: skip
-"""Words that a field may hold; others are names that the engine looks up."""
+"""Allowed values of some fields; other text fields are names that the engine looks up."""
 _WORD = re.compile(r"[\w.+-]{0,100}")
 IDENTITY = ("family", "num_examples", "phase", "repeat", "trial", "seed_index", "attempt")
-"""Fields of an attacker that are no hyper-parameters."""
+"""Fields of an attacker that are not hyper-parameters."""
 HYPER_PARAMETERS = {field.name: field for field in dataclasses.fields(Attacker) if field.name not in IDENTITY}
 
 
@@ -54,7 +54,7 @@ class Entry:
     accuracy: float
     """Balanced accuracy on attacker-validation, mean over its re-runs."""
     model: str
-    """Which model it won on, by digest."""
+    """Digest of the model on which it won."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,16 +62,16 @@ class Portfolio:
     """Winners of earlier searches."""
 
     name: str
-    """What it is called."""
+    """Its name."""
     entries: tuple[Entry, ...]
     """Strongest first."""
 
     def content(self) -> list[dict[str, Any]]:
-        """Its entries as the file has them."""
+        """Its entries in the file's format."""
         return [_plain(entry) for entry in self.entries]
 
     def attackers(self, family: str, num_examples: int, facts: Facts) -> list[Attacker]:
-        """What it has for a family at an n on a model, strongest first, each set of hyper-parameters once."""
+        """Attackers of a family for an n and a model, strongest first, without repeated hyper-parameters."""
         fitting = [
             entry.attacker
             for entry in self.entries
@@ -82,14 +82,14 @@ class Portfolio:
 
 
 NOTHING = Portfolio("", ())
-"""The portfolio of an attack that has none."""
+"""The empty portfolio."""
 
 
 def read_portfolio(path: str | Path | None) -> Portfolio:
-    """The portfolio in a file; an empty one for None.
+    """Read a portfolio; None gives an empty one.
 
     Raises:
-        UsageError: for a file that cannot be read, of another version, or with an entry that is no attacker.
+        UsageError: for an unreadable file, another version, or an entry that is not an attacker.
     """
     if path is None:
         return NOTHING
@@ -113,19 +113,19 @@ def read_portfolio(path: str | Path | None) -> Portfolio:
 
 
 def add_winners(path: Path, report: AttackReport, model: str) -> int:
-    """Add the winner of every family and n to a portfolio, which is made where there is none.
+    """Add the winner of every family and n to a portfolio; a missing file is created.
 
     Args:
-        path: of the file.
-        report: of an attack.
-        model: digest of the weights that were attacked.
+        path: the file.
+        report: report of an attack.
+        model: digest of the attacked weights.
 
     Returns:
-        How many were added: a winner that is there already, of this very model, is not.
+        Number of added winners; winners that the file already has for this model are not added.
 
     Raises:
-        UsageError: where the file holds no portfolio.
-        RunError: where it cannot be written.
+        UsageError: if the file is not a portfolio.
+        RunError: if it cannot be written.
     """
     known = read_portfolio(path) if path.exists() else Portfolio(path.stem, ())
     winners = [(cell, cell.winner) for cell in report.family_cells if cell.valid and cell.winner is not None]
@@ -179,7 +179,7 @@ def _entry(value: Any, where: str) -> Entry:
 
 
 def _check_bounds(values: dict[str, Any], where: str) -> None:
-    """Refuse numbers that no search gives, and words that no field holds."""
+    """Refuse numbers above `MOST` and text that a field does not allow."""
     least, most = LEAST | {"num_examples": 1, "accuracy": 0.0}, MOST | {"num_examples": MAX_EXAMPLES, "accuracy": 1.0}
     for name, value in values.items():
         if isinstance(value, str):
@@ -197,7 +197,7 @@ def _check_bounds(values: dict[str, Any], where: str) -> None:
 
 
 def _is_like(value: Any, default: Any) -> bool:
-    """Whether a JSON value can stand for a field with this default."""
+    """Whether a JSON value has the type of a field with this default."""
     if isinstance(default, tuple):
         return isinstance(value, list) and all(isinstance(item, int | float) for item in value)
     if isinstance(default, float):
@@ -206,7 +206,7 @@ def _is_like(value: Any, default: Any) -> bool:
 
 
 def _fits(attacker: Attacker, facts: Facts) -> bool:
-    """Whether a model has what an attacker reads and trains."""
+    """Whether a model has the parts that an attacker reads and trains."""
     return (
         attacker.layer < max(facts.num_hidden_states, 0)
         and (facts.knows_positions or attacker.reading not in READS_NAMES)

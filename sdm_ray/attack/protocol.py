@@ -1,16 +1,14 @@
-"""The attack on one model: search on attacker-validation, re-run the winner on fresh seeds, score once on test.
+"""Attack on one model: search on attacker-validation, re-run the winner on fresh seeds, score once on test.
 
 The protocol follows Henderson et al. (arXiv 2211.14946) with three corrections: the search never sees test, the
-headline is the worst case over families and the search at each n, re-estimated on fresh seeds, and a fine-tune that
-failed never counts as blocked.
+headline is the worst case over families and the search at each n, re-estimated on fresh seeds, and a failed
+fine-tune never counts as blocked.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import time
-from collections import defaultdict
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from typing import Any, Protocol
 
@@ -18,39 +16,24 @@ import torch
 from torch import Tensor
 
 from sdm_ray.attack.check import check_data, resolve_sizes
-from sdm_ray.attack.committee import vote
-from sdm_ray.attack.engine.executor import Executor, retry_of
-from sdm_ray.attack.engine.outcome import Outcome
-from sdm_ray.attack.engine.scoring import ScoringSet
+from sdm_ray.attack.engine.executor import Executor
 from sdm_ray.attack.families import the_family
-from sdm_ray.attack.families.base import Attacker, Facts, Family
+from sdm_ray.attack.families.base import Facts, Family
 from sdm_ray.attack.families.composed import COMPOSED, missing_for_chains
 from sdm_ray.attack.families.knowledge import Knowledge
-from sdm_ray.attack.families.token_probe import NAME as TOKEN_PROBE
+from sdm_ray.attack.fine_tunes import FineTunes, Runner, search_of
 from sdm_ray.attack.portfolio import Portfolio, read_portfolio
 from sdm_ray.attack.report import AttackRecord, AttackReport, Cell
-from sdm_ray.attack.scores import evaluate, fit_calibration, permuted_accuracy, raw_accuracy
-from sdm_ray.attack.search import Scored, Search, SearchKey, bounded_cell, cell_of, drop_reruns, worst_cell
+from sdm_ray.attack.search import Search, bounded_cell, cell_of, drop_reruns, worst_cell
 from sdm_ray.attack.space import SamplerFactory, the_sampler
 from sdm_ray.config.attack import WALKING_BACK, AttackSettings
-from sdm_ray.core.errors import RunError, UsageError
+from sdm_ray.core.errors import UsageError
 from sdm_ray.core.progress import Progress
 from sdm_ray.core.types import Params, Split, Task
 from sdm_ray.data.interface import AttackDataset, known_positions
 from sdm_ray.models.interface import TrunkLike
 
 __all__ = ["AttackRecord", "AttackReport", "Cell", "attack_model"]
-
-
-class Runner(Protocol):
-    """Runs attackers somewhere, batch after batch."""
-
-    def run(self, attackers: Sequence[Attacker], *, with_test: bool) -> Iterator[list[Outcome]]:
-        """Outcomes part by part, every attacker once."""
-        ...
-
-    def close(self) -> None:
-        """Let go of processes and memory."""
 
 
 class RunnerFactory(Protocol):
@@ -82,20 +65,20 @@ def attack_model(
 
     Args:
         trunk: the architecture.
-        params: released weights by name; left as they are.
+        params: released weights by name; not modified.
         data: attacker-train, attacker-validation and test are used, meta-training is not.
         settings: the attack.
-        task: whose labels the attacker learns.
-        sampler: proposes search points; None takes the built-in one that the settings name.
-        knowledge: what else the attacker has; families that need more are listed as not tried.
-        runner: makes what runs the fine-tunes in place of this process.
+        task: task whose labels the attacker learns.
+        sampler: proposes search points; None takes the built-in sampler named in the settings.
+        knowledge: further information of the attacker; families that need more are reported as not tried.
+        runner: makes a runner that replaces this process.
 
     Yields:
-        Progress in fine-tunes, between two stacks of them.
+        Progress in fine-tunes, between stacks.
 
     Raises:
-        UsageError: when a split is too small for n, or lacks a class; for an unknown family, or none that can be tried.
-        RunError: when every fine-tune crashed.
+        UsageError: if a split is too small for n or lacks a class, or if no family can be tried or one is unknown.
+        RunError: if every fine-tune crashed.
     """
     started = time.perf_counter()
     check_data(data, settings, task)
@@ -121,7 +104,7 @@ def attack_model(
         yield from _search(searches, fine_tunes)
         drop_reruns(cells, settings)
         reruns = [rerun for search in searches for rerun in search.reruns()]
-        fine_tunes.expect(len(reruns))  # several for one where readers vote
+        fine_tunes.expect(len(reruns))  # several per seed if readers form a committee
         yield from fine_tunes.run(reruns, with_test=True)
     fine_tunes.check_any_finished()
     family_cells = [cell_of(repeats, fine_tunes.scored, settings) for repeats in cells]
@@ -146,7 +129,7 @@ def attack_model(
 
 
 def _kinds(data: AttackDataset, executor: Executor) -> tuple[Tensor, Tensor] | None:
-    """Whether each text of attacker-validation and of test names somebody by two tokens; None where it is not known."""
+    """Whether each text of attacker-validation and of test has a two-token name; None if that is unknown."""
     known = known_positions(data)
     if known is None:
         return None
@@ -155,10 +138,10 @@ def _kinds(data: AttackDataset, executor: Executor) -> tuple[Tensor, Tensor] | N
 
 
 def _families(settings: AttackSettings, facts: Facts) -> tuple[list[Family], tuple[str, ...]]:
-    """The families that can be tried on a model, and what the others need.
+    """Families that can be tried on a model, and what the others need.
 
     Raises:
-        UsageError: where there are none, or none but those that walk back to the public encoder.
+        UsageError: if there are none, or only those that use the public encoder.
     """
     asked = [the_family(name) for name in settings.families]
     lacking = {family.name: family.missing(facts) for family in asked}
@@ -178,7 +161,7 @@ def _families(settings: AttackSettings, facts: Facts) -> tuple[list[Family], tup
 
 
 def _search(searches: Sequence[Search], fine_tunes: FineTunes) -> Generator[Progress, None, None]:
-    """Run all searches to their ends, scored on validation alone."""
+    """Run all searches, scored on validation only."""
     while any(search.is_open for search in searches):
         open_ones = [search for search in searches if search.is_open]
         attackers = [attacker for search in open_ones for attacker in search.ask()]
@@ -189,9 +172,9 @@ def _search(searches: Sequence[Search], fine_tunes: FineTunes) -> Generator[Prog
 
 
 def _portfolio_use(portfolio: Portfolio, searches: Sequence[Search], records: Sequence[AttackRecord]) -> dict[str, Any]:
-    """What the winners of earlier searches cost, and where one of them won again."""
+    """Cost of the portfolio's entries, and where they won."""
     given = {search.key: len(search.given) for search in searches}
-    own = [r for r in records if r.phase == "search" and r.trial < given[_search_of(r)]]
+    own = [r for r in records if r.phase == "search" and r.trial < given[search_of(r)]]
     won = [f"{search.key.family} at n = {search.num_examples}" for search in searches if search.won_by_given]
     return {
         "name": portfolio.name,
@@ -202,122 +185,13 @@ def _portfolio_use(portfolio: Portfolio, searches: Sequence[Search], records: Se
 
 
 def _bounded(cells: Sequence[Cell], sizes: Sequence[int], least_desired: float) -> tuple[Cell, ...]:
-    """The worst at each n of the attacks that keep a desired accuracy; empty unless there is one at every n."""
+    """The worst attack at each n that keeps the desired accuracy; empty unless there is one at every n."""
     found = [bounded_cell([cell for cell in cells if cell.num_examples == n], least_desired) for n in sizes]
     return tuple(cell for cell in found if cell is not None) if all(found) else ()
 
 
 def _base_rate(data: AttackDataset, task: Task) -> float:
-    """Share of the commonest class on test."""
+    """Share of the most frequent class on test."""
     labels = data.labels_host(task)[data.indices(Split.TEST)]
     counts = torch.bincount(labels, minlength=data.num_classes(task))
     return float(counts.max() / counts.sum())
-
-
-class FineTunes:
-    """Runs attackers, tries those that fail once more, and keeps a record of every fine-tune.
-
-    Args:
-        runner: runs them.
-        val: attacker-validation in the order of the outcomes' logits.
-        test: likewise.
-        total: fine-tunes to be run in all.
-        kinds: see `vote`.
-    """
-
-    def __init__(
-        self,
-        runner: Runner,
-        val: ScoringSet,
-        test: ScoringSet,
-        total: int,
-        kinds: tuple[Tensor, Tensor] | None = None,
-    ) -> None:
-        self._kinds = kinds
-        self._runner, self._val, self._test, self._done, self._total = runner, val, test, 0, total
-        self._members: dict[tuple[SearchKey, int], list[Outcome]] = defaultdict(list)
-        """Re-runs of committees' members, by search and seed."""
-        self.records: list[AttackRecord] = []
-        self.scored: Scored = defaultdict(list)
-
-    def expect(self, count: int) -> None:
-        """Only so many fine-tunes are left."""
-        self._total = self._done + count
-
-    def run(self, attackers: Sequence[Attacker], *, with_test: bool) -> Generator[Progress, None, None]:
-        """Run attackers and the retries of those that failed."""
-        while attackers:
-            retries: list[Attacker] = []
-            for outcomes in self._runner.run(attackers, with_test=with_test):
-                for outcome in outcomes:
-                    attacker = outcome.attacker
-                    if with_test and attacker.probe == TOKEN_PROBE and outcome.status == "ok":
-                        key = SearchKey(attacker.family, attacker.num_examples, attacker.repeat)
-                        self._members[key, attacker.seed_index].append(outcome)
-                    else:
-                        self._keep(self._record(outcome))
-                again = [retry_of(outcome.attacker) for outcome in outcomes if _deserves_a_retry(outcome)]
-                retries += again
-                self._done += len(outcomes) - len(again)
-                yield Progress("attack", self._done, self._total, {})
-            attackers = retries
-        for members in self._members.values():
-            self._keep(self._record(vote(members, self._val.labels, self._kinds)))
-        self._members.clear()
-
-    def note_best(self, curves: Mapping[SearchKey, Sequence[float]]) -> None:
-        """Write the best-so-far curve of each search into its records."""
-        self.records = [
-            dataclasses.replace(record, best_so_far=curves[_search_of(record)][record.trial])
-            if record.phase == "search"
-            else record
-            for record in self.records
-        ]
-
-    def check_any_finished(self) -> None:
-        """Raise `RunError` where every fine-tune crashed."""
-        crashed = [record.error for record in self.records if record.status == "crashed"]
-        if len(crashed) == len(self.records):
-            raise RunError(f"attack: every fine-tune crashed; the first one said: {crashed[0]}")
-
-    def _keep(self, record: AttackRecord) -> None:
-        self.records.append(record)
-        if record.status == "ok":
-            self.scored[record.phase, _search_of(record)].append(record)
-
-    def _record(self, outcome: Outcome) -> AttackRecord:
-        attacker, labels = outcome.attacker, self._val.labels
-        record = AttackRecord(
-            **dataclasses.asdict(attacker),
-            status=outcome.status,
-            examples_seen=attacker.num_steps * attacker.batch_size or attacker.num_examples,
-            seconds=outcome.seconds,
-            flops=outcome.flops,
-            curve_steps=outcome.evaluated_steps,
-            train_loss_curve=outcome.train_losses,
-            desired_accuracy=outcome.desired_accuracy,
-            error=outcome.error,
-        )
-        if outcome.status != "ok" or outcome.val_logits is None:
-            return record
-        calibration = fit_calibration(outcome.val_logits, labels)
-        val = evaluate(outcome.val_logits, labels, calibration)
-        scores: dict[str, Any] = {"val_accuracy": val.accuracy, "val_loss": val.loss}
-        scores["val_raw_accuracy"] = raw_accuracy(outcome.val_logits, labels)
-        if outcome.val_curve_logits:
-            curve = tuple(permuted_accuracy(logits, labels) for logits in outcome.val_curve_logits)
-            scores["val_accuracy_curve"] = (*curve, val.accuracy)
-        if outcome.test_logits is not None:
-            test = evaluate(outcome.test_logits, self._test.labels, calibration)
-            scores |= {f"test_{name}": value for name, value in test._asdict().items()}
-        permutation = " ".join(map(str, calibration.permutation))
-        return dataclasses.replace(record, permutation=permutation, logit_scale=calibration.scale, **scores)
-
-
-def _search_of(record: AttackRecord) -> SearchKey:
-    return SearchKey(record.family, record.num_examples, record.repeat)
-
-
-def _deserves_a_retry(outcome: Outcome) -> bool:
-    """Whether a fine-tune failed at its first attempt; one that timed out would take as long again."""
-    return outcome.status != "ok" and outcome.attacker.attempt == 0 and not outcome.timed_out

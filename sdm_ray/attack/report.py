@@ -1,10 +1,10 @@
-"""What an attack leaves behind: a record of every fine-tune, a cell for every n, and files of both."""
+"""Results of an attack: a record for every fine-tune, a cell for every n, and their files."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
@@ -25,15 +25,15 @@ FORMAT_VERSION = 2
 RecordStatus = Literal["ok", "diverged", "crashed"]
 
 NOT_RERUN = "another family that shares its budget did better in the search"
-"""Why a cell has no result though nothing failed: see `attack.shared_search`."""
+"""Reason for a cell without a result although nothing failed, see `attack.shared_search`."""
 
 FLAT = 0.01
-"""Accuracy by which a best-so-far curve may still rise over its last third and count as flat."""
+"""Largest rise in accuracy over the last third of a best-so-far curve that counts as flat."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AttackRecord(Attacker):
-    """One fine-tune. Scores are NaN where there is none: test in the search, everything of a failed fine-tune."""
+    """One fine-tune. Missing scores are NaN: test scores in the search, all scores of a failed fine-tune."""
 
     status: RecordStatus
     examples_seen: int
@@ -43,47 +43,47 @@ class AttackRecord(Attacker):
     flops: float = math.nan
     """By formula, see `attack.flops`."""
     curve_steps: tuple[int, ...] = ()
-    """Steps after which it was looked at; the last one is the end."""
+    """Steps at which it was evaluated; the last one is its end."""
     train_loss_curve: tuple[float, ...] = ()
-    """Mean cross-entropy of the batches from each of these to the next."""
+    """Mean training loss between successive evaluated steps."""
     val_accuracy_curve: tuple[float, ...] = ()
-    """Balanced accuracy on attacker-validation then, after the label permutation that is best then; re-runs only."""
+    """Balanced accuracy on attacker-validation at these steps, each with its best label permutation; re-runs only."""
     permutation: str = ""
-    """Label that each predicted class is read as, fitted on attacker-validation: `0 1` changes nothing."""
+    """Label for each predicted class, fitted on attacker-validation; `0 1` is the identity."""
     logit_scale: float = math.nan
     """Inverse of the temperature fitted on attacker-validation."""
     val_accuracy: float = math.nan
     """Balanced accuracy on attacker-validation."""
     val_raw_accuracy: float = math.nan
-    """The same with the classes named as they were trained."""
+    """The same without the permutation."""
     val_loss: float = math.nan
     """Cross-entropy on attacker-validation, calibrated."""
     best_so_far: float = math.nan
-    """Best mean validation accuracy of this search's points up to and including this one."""
+    """Best mean validation accuracy of the search up to and including this point."""
     test_accuracy: float = math.nan
     """Balanced accuracy on test."""
     test_plain_accuracy: float = math.nan
     test_macro_f1: float = math.nan
     test_loss: float = math.nan
-    """Cross-entropy on test in nats, calibrated on attacker-validation (renaming and temperature)."""
+    """Cross-entropy on test in nats, calibrated on attacker-validation (permutation and temperature)."""
     test_raw_loss: float = math.nan
     """The same without the temperature."""
     test_mutual_information: float = math.nan
     desired_accuracy: float = math.nan
-    """Plain accuracy on test that is left on the desired task; of re-runs, where its head is released."""
+    """Plain accuracy on the desired task after the attack, on test; re-runs only, if the desired head is released."""
     error: str = ""
-    """Why it failed."""
+    """Error message if it failed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Winner(Attacker):
-    """The hyper-parameters that a search chose on validation."""
+    """Hyper-parameters that a search selected on validation."""
 
     val_accuracy: float
     """Mean balanced validation accuracy over the search's seeds."""
 
     def describe(self) -> str:
-        """The hyper-parameters in a phrase."""
+        """Short description of the hyper-parameters."""
         if self.readout:
             reader = f"{self.readout} on {reading_words(self)}, {self.scaling}, of {site_words(self.layer)}"
             return f"{self.family}: {reader}, amount {self.amount:.3g}"
@@ -108,48 +108,48 @@ class Cell:
     valid: bool
     """Whether enough fine-tunes finished. An invalid cell has NaN for a result, never a low accuracy."""
     reason: str
-    """Why it is invalid; empty otherwise. `NOT_RERUN` is no failure."""
+    """Reason if it is invalid, otherwise empty. `NOT_RERUN` is not a failure."""
     winner: Winner | None
-    """Of the first search, where there are several."""
+    """Winner of the first search if there are several."""
     accuracy: float
     """Mean balanced test accuracy over re-runs."""
     accuracy_low: float
-    """Lower end of the 95 % t interval over seeds (over searches, where there are several), within [0, 1]; see
-    `metrics.t_interval` for what it leaves out."""
+    """Lower end of the 95 % t interval over seeds (over searches if there are several), within [0, 1]; see
+    `t_interval` in `core.statistics` for its limits."""
     accuracy_high: float
     plain_accuracy: float
     macro_f1: float
     loss: float
-    """Mean test cross-entropy in nats, calibrated on validation (classes renamed, one temperature)."""
+    """Mean test cross-entropy in nats, calibrated on validation (permutation and temperature)."""
     raw_loss: float
     """The same without the temperature."""
     mutual_information: float
     """Mean mutual information in nats between prediction and label on test."""
     val_accuracy: float
-    """Mean validation accuracy of the re-runs: what the worst family at an n is chosen by."""
+    """Mean validation accuracy of the re-runs, which selects the worst family at an n."""
     seed_accuracies: tuple[float, ...]
-    """Balanced test accuracy by seed index, search after search; NaN for a missing re-run."""
+    """Balanced test accuracy by seed index, searches concatenated; NaN for a missing re-run."""
     seed_losses: tuple[float, ...]
     num_missing: int
     """Re-runs that failed twice."""
     mean_search_accuracy: float
-    """Mean validation accuracy of the search points that finished."""
+    """Mean validation accuracy of finished search points."""
     best_so_far: tuple[float, ...]
-    """Best validation accuracy after each point of the search; the mean where there are several searches."""
+    """Best validation accuracy after each point of the search, averaged over searches."""
     flattened: bool
-    """Whether the last third of the search's points brought less than `FLAT`."""
+    """Whether the last third of the search improved by less than `FLAT`."""
     desired_accuracy: float = math.nan
-    """Mean plain test accuracy that the attacked models have on the desired task; NaN where it was not measured."""
+    """Mean plain test accuracy of the attacked models on the desired task; NaN if it was not measured."""
 
     @property
     def failed(self) -> bool:
-        """Whether there is no result though one was wanted."""
+        """Whether a wanted result is missing."""
         return not self.valid and self.reason != NOT_RERUN
 
 
 @dataclass(frozen=True, kw_only=True)
 class AttackReport:
-    """A whole attack on one model."""
+    """Report of the attack on one model."""
 
     settings: dict[str, Any]
     """The attack's settings."""
@@ -158,44 +158,44 @@ class AttackReport:
     base_rate: float
     """Share of the most frequent label in test; balanced accuracy without information is 1 / num_classes."""
     num_validation: int
-    """Attacker-validation examples that the search scored on."""
+    """Number of attacker-validation examples for scoring the search."""
     num_test: int
-    """Test examples."""
+    """Number of test examples."""
     seconds: float
     cells: tuple[Cell, ...]
-    """The worst family at each n, n rising."""
+    """The worst family at each n, in increasing order of n."""
     family_cells: tuple[Cell, ...]
-    """Every family at every n."""
+    """Results of every family at every n."""
     not_tried: tuple[str, ...]
-    """Families that were asked for and could not be tried, with what was missing."""
+    """Requested families that could not be tried, with the reasons."""
     records: list[AttackRecord]
     bounded: tuple[Cell, ...] = ()
-    """The worst at each n of the attacks whose models still do the desired task (`attack.utility_share`), n rising;
-    empty where that is not known."""
+    """The worst attack at each n whose models keep the desired accuracy (`attack.utility_share`), in increasing order
+    of n; empty if that is unknown."""
     walking_back: tuple[Cell, ...] = ()
-    """The worst at each n of the families that need the public encoder, n rising; they are not among `cells`. Empty
-    where none was tried, and in reports from before there was a difference."""
+    """The worst family at each n among those that need the public encoder, which `cells` excludes. Empty if none was
+    tried, and in reports of earlier versions."""
     portfolio: dict[str, Any] = field(default_factory=dict)
-    """What winners of earlier searches were tried first: `name`, `num_points`, `seconds`, and `won` (families and n
-    where one of them won). Empty without a portfolio."""
+    """Portfolio whose entries were tried first: `name`, `num_points`, `seconds`, and `won` (families and n for which an
+    entry won). Empty without a portfolio."""
 
     @property
     def num_searches(self) -> int:
-        """Repetitions of the search."""
+        """Number of repetitions of the search."""
         return int(self.settings.get("num_searches", 1))
 
     def cell(self, family: str, num_examples: int) -> Cell | None:
-        """The result of a family at an n; None where there is none."""
+        """Result of a family at an n; None if there is none."""
         found = (c for c in self.family_cells if (c.family, c.num_examples) == (family, num_examples))
         return next(found, None)
 
     @property
     def worst_accuracy(self) -> float:
-        """Mean over n of the accuracies, each the worst case over the attacker's search; NaN if a cell is invalid."""
+        """Mean over n of the worst-case accuracies; NaN if a cell is invalid."""
         return mean([cell.accuracy for cell in self.cells])
 
     def metrics(self) -> dict[str, float]:
-        """Metrics by the names of `Metric`."""
+        """Values by metric name (`Metric`)."""
         result = {
             str(Metric.HARMFUL_WORST_ACCURACY): self.worst_accuracy,
             str(Metric.HARMFUL_MEAN_ACCURACY): mean([cell.mean_search_accuracy for cell in self.cells]),
@@ -216,7 +216,7 @@ class AttackReport:
         return result | self._utility()
 
     def _utility(self) -> dict[str, float]:
-        """What the attacked models still do of the desired task, and the worst case among those that do it."""
+        """Desired accuracy of the attacked models, and the worst case among models that keep it."""
         left = {Metric.utility(cell.num_examples): cell.desired_accuracy for cell in self.cells}
         result = (
             {} if any(map(math.isnan, left.values())) else left | {str(Metric.UTILITY_DESIRED): mean(left.values())}
@@ -226,16 +226,16 @@ class AttackReport:
         return result
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values; NaN becomes null."""
+        """JSON values, with null for NaN."""
         plain: dict[str, Any] = null_for_nan({"format_version": FORMAT_VERSION, **dataclasses.asdict(self)})
         return plain
 
     @classmethod
     def from_json(cls, value: Any) -> AttackReport:
-        """The inverse of `to_json`.
+        """Inverse of `to_json`.
 
         Raises:
-            ValueError: for anything that is not a report of this format.
+            ValueError: if the value is not a report in this format.
         """
         try:
             if value["format_version"] != FORMAT_VERSION:
@@ -261,7 +261,7 @@ class AttackReport:
         """Read a report.
 
         Raises:
-            RunError: when the file cannot be read or holds no report.
+            RunError: if the file cannot be read or is not a report.
         """
         try:
             return cls.from_json(read_json(path))
@@ -270,9 +270,6 @@ class AttackReport:
 
     def write_parquet(self, path: Path) -> None:
         """Write one row for each fine-tune, atomically; columns are the fields of `AttackRecord`."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
         types: dict[Any, Any] = {int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
         types |= {tuple[int, ...]: pa.list_(pa.int64()), tuple[float, ...]: pa.list_(pa.float64())}
         hints = get_type_hints(AttackRecord)
@@ -283,7 +280,7 @@ class AttackReport:
 
 
 def units(values: Sequence[float], num_searches: int) -> tuple[float, ...]:
-    """The independent values behind an interval: one a seed, or the means of several searches."""
+    """Independent values for an interval: one per seed, or the mean of each search if there are several."""
     if num_searches == 1:
         return tuple(values)
     size = len(values) // num_searches
@@ -299,7 +296,7 @@ def is_flat(best: Sequence[float]) -> bool:
 
 
 def _restore(cls: Any, value: dict[str, Any]) -> Any:
-    """A dataclass from its plain values; null in a float field, or among floats, is NaN."""
+    """Rebuild a dataclass from JSON values; null becomes NaN in float fields and among floats."""
     hints = get_type_hints(cls)
     return cls(**{name: _value(item, hints[name]) for name, item in value.items()})
 
@@ -318,27 +315,3 @@ def _cell(value: dict[str, Any]) -> Cell:
     winner = None if value["winner"] is None else _restore(Winner, value["winner"])
     cell: Cell = _restore(Cell, {**value, "winner": winner})
     return cell
-
-
-SUMMARY = (
-    "num_examples", "family", "valid", "reason", "accuracy", "accuracy_low", "accuracy_high", "plain_accuracy",
-    "macro_f1", "loss", "raw_loss", "mutual_information", "val_accuracy", "num_missing", "mean_search_accuracy",
-    "flattened",
-)  # fmt: skip
-"""Columns of the summary, beside `model` and `worst`."""
-
-
-def write_summary(reports: Mapping[str, AttackReport], path: Path) -> None:
-    """Write a row for each model, family and n, atomically; `worst` marks the family that is the result at its n.
-
-    Raises:
-        RunError: when the file cannot be written.
-    """
-    rows = []
-    for model, report in reports.items():
-        worst = {(cell.num_examples, cell.family) for cell in report.cells}
-        for cell in report.family_cells:
-            values = {name: getattr(cell, name) for name in SUMMARY}
-            rows.append({"model": model, **values, "worst": (cell.num_examples, cell.family) in worst})
-    with atomic_path(path) as temporary:
-        pq.write_table(pa.Table.from_pylist(rows), temporary)

@@ -1,7 +1,7 @@
 """Scores of one classifier from its logits, label permutations, and intervals over seeds. All on the host, in float64.
 
-A defence must not win by flipping labels or by saturating logits, so a classifier is scored after a calibration fitted
-on attacker-validation: the best one-to-one renaming of its classes, and one temperature. Without the temperature an
+Flipped labels or saturated logits must not count as a defence, so a classifier is scored after a calibration fitted on
+attacker-validation: the best one-to-one permutation of its classes, and a temperature. Without the temperature, an
 attack that is right on most examples and confidently wrong on some has a higher cross-entropy than guessing.
 """
 
@@ -20,30 +20,30 @@ Ints = NDArray[np.int64]
 
 
 class Scores(NamedTuple):
-    """How well a classifier predicts."""
+    """Scores of a classifier."""
 
     accuracy: float
-    """Balanced: mean, over classes that occur among the labels, of the share predicted right."""
+    """Balanced accuracy: mean recall over the classes that occur among the labels."""
     plain_accuracy: float
-    """Share of all examples predicted right."""
+    """Share of correct predictions."""
     macro_f1: float
-    """Mean, over classes that occur among labels or predictions, of the harmonic mean of precision and recall, which is
-    0 for a class that is never right."""
+    """Mean F1 score over the classes that occur among labels or predictions; 0 for a class that is never predicted
+    correctly."""
     loss: float
-    """Mean cross-entropy in nats, after renaming and temperature."""
+    """Mean cross-entropy in nats, after permutation and temperature."""
     raw_loss: float
     """The same without the temperature."""
     mutual_information: float
-    """Between prediction and label, in nats; no renaming of classes changes it."""
+    """Mutual information of prediction and label in nats; invariant to permutations of classes."""
 
 
 class Calibration(NamedTuple):
-    """How a classifier's logits are read."""
+    """Calibration of a classifier's logits."""
 
     permutation: tuple[int, ...]
-    """The label that each predicted class is read as."""
+    """Label for each predicted class."""
     scale: float
-    """What logits are multiplied by: the inverse of the temperature; 0 where they say nothing."""
+    """Factor for the logits, the inverse of the temperature; 0 if they are uninformative."""
 
 
 LARGEST_SCALE = 1e6
@@ -51,17 +51,17 @@ LARGEST_SCALE = 1e6
 
 
 def fit_calibration(logits: Tensor, labels: Tensor) -> Calibration:
-    """Renaming and temperature for logits (N, C) and labels (N,) of attacker-validation."""
+    """Fit permutation and temperature to logits (N, C) and labels (N,) of attacker-validation."""
     scores, targets = _as_arrays(logits, labels)
     permutation = best_permutation(confusion(scores, targets))
     return Calibration(permutation, best_scale(scores[:, np.argsort(permutation)], targets))
 
 
 def best_scale(scores: Floats, labels: Ints) -> float:
-    """The factor in [0, LARGEST_SCALE] of logits (N, C) with the least cross-entropy against smoothed labels (N,).
+    """Factor in [0, LARGEST_SCALE] that minimises the cross-entropy of logits (N, C) with smoothed labels (N,).
 
-    One extra example of each class is spread evenly over the targets, as Platt (1999) does, so that a validation
-    sample without errors does not ask for infinite confidence. The problem is convex: bisection on the derivative.
+    The smoothing adds one example of each class, spread over all targets (Platt, 1999), so that a sample without errors
+    does not lead to infinite confidence. The problem is convex and solved by bisection on the derivative.
     """
     count, classes = scores.shape
     smoothing = classes / (count + classes)
@@ -91,19 +91,19 @@ def confusion(scores: Floats, labels: Ints) -> Floats:
 
 
 def best_permutation(counts: Floats) -> tuple[int, ...]:
-    """The label that each predicted class is read as, one to one, for the highest balanced accuracy.
+    """One-to-one label for each predicted class with the highest balanced accuracy.
 
     Args:
         counts: (C, C) confusion [predicted class, label].
     """
     gains = counts / np.maximum(counts.sum(axis=0), 1)
-    # Among equals keep the names as they are: a constant prediction stays what it is.
+    # Among equally good permutations prefer the identity, so that a constant prediction is unchanged.
     _, labels = linear_sum_assignment(gains + 1e-9 * np.eye(len(counts)), maximize=True)
     return tuple(int(label) for label in labels)
 
 
 def evaluate(logits: Tensor, labels: Tensor, calibration: Calibration) -> Scores:
-    """Scores of logits (N, C) against labels (N,), read as `calibration` says."""
+    """Scores of logits (N, C) with labels (N,) under a calibration."""
     scores, targets = _as_arrays(logits, labels)
     renamed = scores[:, np.argsort(calibration.permutation)]
     counts = confusion(renamed, targets)
@@ -119,20 +119,20 @@ def evaluate(logits: Tensor, labels: Tensor, calibration: Calibration) -> Scores
 
 
 def permuted_accuracy(logits: Tensor, labels: Tensor) -> float:
-    """Balanced accuracy of logits (N, C) after the renaming of classes that is best for these labels (N,)."""
+    """Balanced accuracy of logits (N, C) with the permutation of classes that is best for these labels (N,)."""
     counts = confusion(*_as_arrays(logits, labels))
     permutation = np.asarray(best_permutation(counts))
     return _balanced(counts[np.arange(len(counts)), permutation], counts.sum(axis=0)[permutation])
 
 
 def raw_accuracy(logits: Tensor, labels: Tensor) -> float:
-    """Balanced accuracy of logits (N, C) with classes as they are named."""
+    """Balanced accuracy of logits (N, C) without a permutation."""
     counts = confusion(*_as_arrays(logits, labels))
     return _balanced(np.diag(counts), counts.sum(axis=0))
 
 
 def _balanced(right: Floats, totals: Floats) -> float:
-    """Mean over classes of right / totals, over those that occur at all."""
+    """Mean of right / totals over the classes that occur."""
     occurs = totals > 0
     return float((right[occurs] / totals[occurs]).mean())
 

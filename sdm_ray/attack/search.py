@@ -1,4 +1,4 @@
-"""The attacker's search within a family at one n, on validation scores alone, and the re-runs of its winner."""
+"""The attacker's search within a family at one n, on validation scores only, and the re-runs of its winner."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from sdm_ray.core.seeds import derived_seed
 from sdm_ray.core.statistics import mean, t_interval
 
 COMMITTEE = 10
-"""Readers of tokens that are run again and vote: one alone is chosen for the few names that validation holds."""
+"""Most token readers in a committee: validation has few names, so selecting a single reader would overfit."""
 ALIKE = 0.2
-"""Validation loss by which members of a committee exceed the best reader at most."""
+"""Largest difference in validation loss between a committee member and the best reader."""
 
 
 class SearchKey(NamedTuple):
-    """Which search a fine-tune belongs to."""
+    """Identifies the search of a fine-tune."""
 
     family: str
     num_examples: int
     repeat: int
-    """Which repetition of the search, from 0."""
+    """Repetition of the search, from 0."""
 
 
 Scored = dict[tuple[Phase, SearchKey], list[AttackRecord]]
@@ -38,13 +38,13 @@ class Search:
     """One repetition of a family's search at one n.
 
     Args:
-        family: what is searched.
+        family: the family.
         num_examples: n.
-        repeat: which repetition.
+        repeat: index of the repetition.
         settings: budget and ranges.
-        facts: what the family may know of the model.
+        facts: information about the model for the family.
         sampler: proposes points.
-        given: attackers to begin with, within the same number of points.
+        given: first attackers of the search; they count towards its number of points.
     """
 
     def __init__(
@@ -59,14 +59,14 @@ class Search:
     ) -> None:
         self._family, self.num_examples, self.repeat, self._settings = family, num_examples, repeat, settings
         again = (repeat,) if repeat else ()
-        # Families that share a budget share a sequence of points too: together they are as well spread as one.
+        # Families that share a budget also share one sequence of points, and together cover the space as one would.
         shares = settings.shares_search and family.name in SHARING and settings.sampler == "sobol"
         label = SHARING[0] if shares else family.name
         seed = derived_seed(settings.seed, "search", label, num_examples, *again)
         self._num_trials = settings.search_trials(family.name)
         self._num_seeds = settings.search_seeds(family.name)
         self.reruns_wanted = True
-        """Whether the winner is run again; not where a family that shares the budget did better."""
+        """Whether the winner is re-run; false if a family that shares the budget did better."""
         space = the_family(SHARING[1] if shares else family.name).space(settings, num_examples, facts)
         if family.design is not None:
             self._sampler: Sampler = DesignedSampler(space, seed, family.design(settings, num_examples, facts))
@@ -74,30 +74,30 @@ class Search:
             self._sampler = Alternating(sampler(space, seed), SHARING.index(family.name))
         else:
             self._sampler = sampler(space, seed)
-        # Half of the points at most are winners of earlier searches: what is new may be stronger.
+        # At most half of the points come from the portfolio, because new points may be stronger.
         self.given = tuple(given[: max(1, self._num_trials // 2)])
         self._points: list[Point] = [{} for _ in self.given]
         self._num_scored = len(self.given)
         self._running: list[int] = []
-        """Trials that have not been scored by all their seeds."""
+        """Trials with unfinished seeds."""
         self._seeds_asked = 0
         self._scores: list[tuple[float, float]] = []
-        """(accuracy, negative loss) of each point, larger is better; NaN for a failed one."""
+        """(accuracy, negative loss) of each point, larger is better; NaN for failed points."""
         self._finalists: set[int] = set()
 
     @property
     def key(self) -> SearchKey:
-        """Which search this is."""
+        """Key of this search."""
         return SearchKey(self._family.name, self.num_examples, self.repeat)
 
     @property
     def is_open(self) -> bool:
-        """Whether there is more to ask for."""
+        """Whether points remain to be proposed."""
         return bool(self._running) or len(self._scores) < self._num_trials
 
     @property
     def num_attackers(self) -> int:
-        """Fine-tunes of the whole search, re-runs included."""
+        """Number of fine-tunes of the search, including re-runs."""
         settings, count, total = self._settings, self._num_trials, 0
         for _ in range(self._num_seeds):
             total += count
@@ -105,7 +105,7 @@ class Search:
         return total + settings.num_rerun_seeds
 
     def ask(self) -> list[Attacker]:
-        """Fine-tunes of the sampler's next points, or of the next seed of those that halving has left."""
+        """Fine-tunes of the sampler's next points, or of the next seed of the points left by successive halving."""
         if not self._running:
             first = len(self._points) if self._scores else 0
             self._points += self._ask(self._num_trials - len(self._points))
@@ -119,7 +119,7 @@ class Search:
         return self._sampler.ask(num) if num else []
 
     def tell(self, scored: Scored) -> None:
-        """Score what was asked for, and pass the scores of finished points on to the sampler."""
+        """Take the scores of fine-tunes from `ask`, and pass those of finished points to the sampler."""
         records = scored.get(("search", self.key), [])
         self._scores += [(math.nan, math.nan)] * (len(self._points) - len(self._scores))
         for trial in self._running:
@@ -137,40 +137,39 @@ class Search:
             self._num_scored = len(self._points)
 
     def reruns(self) -> list[Attacker]:
-        """The winner on fresh seeds, or the winning committee; nothing when every point failed, or where no re-runs are
-        wanted."""
+        """Winner or winning committee on fresh seeds; empty if every point failed or no re-runs are wanted."""
         if not self.reruns_wanted:
             return []
         seeds, trials = range(self._settings.num_rerun_seeds), self._best_trials()
         return [dataclasses.replace(self._attacker(trial, seed), phase="rerun") for trial in trials for seed in seeds]
 
     def best_so_far(self) -> list[float]:
-        """Best mean validation accuracy after each point; NaN before the first that finished."""
+        """Best mean validation accuracy after each point; NaN before the first finished point."""
         best: list[float] = []
         for accuracy, _ in self._scores:
             best.append(max((value for value in (*best[-1:], accuracy) if not math.isnan(value)), default=math.nan))
         return best
 
     def winner(self) -> Winner | None:
-        """The best point; None when every point failed."""
+        """The best point; None if every point failed."""
         trial = self._best_trial()
         if trial is None:
             return None
         return Winner(**dataclasses.asdict(self._attacker(trial, 0)), val_accuracy=self._scores[trial][0])
 
     def best_score(self) -> tuple[float, float]:
-        """(accuracy, negative loss) of the best point on validation; minus infinity when every point failed."""
+        """(accuracy, negative loss) of the best point on validation; minus infinity if every point failed."""
         trial = self._best_trial()
         return (-math.inf, -math.inf) if trial is None else self._scores[trial]
 
     @property
     def won_by_given(self) -> bool:
-        """Whether the best point is one that it began with."""
+        """Whether the best point is one of `given`."""
         trial = self._best_trial()
         return trial is not None and trial < len(self.given)
 
     def accuracies(self) -> list[float]:
-        """Validation accuracies of the points that finished."""
+        """Validation accuracies of finished points."""
         return [accuracy for accuracy, _ in self._scores if not math.isnan(accuracy)]
 
     def _score(self, records: Sequence[AttackRecord]) -> tuple[float, float]:
@@ -189,21 +188,21 @@ class Search:
         return next(iter(self._best_trials()), None)
 
     def _best_trials(self) -> list[int]:
-        """The winner, or the members of a committee, the best one first."""
+        """The winner, or the committee members, best first."""
         trials = [trial for trial in sorted(self._finalists) if not math.isnan(self._scores[trial][0])]
         if self._family.design is None:
             return sorted(trials, key=lambda trial: self._scores[trial], reverse=True)[:1]
-        # Readers that differ by a few names in what they get right are alike; how sure they are of all tells more.
+        # Accuracies of readers differ by a few names only; the loss over all names is more informative.
         trials.sort(key=lambda trial: self._scores[trial][1], reverse=True)
         return [trial for trial in trials if self._scores[trial][1] >= self._scores[trials[0]][1] - ALIKE][:COMMITTEE]
 
 
 def drop_reruns(cells: Sequence[Sequence[Search]], settings: AttackSettings) -> None:
-    """Of the families that share a budget, run the winner of the better one again at each n, and of no other.
+    """At each n, re-run only the better one of the families that share a budget.
 
     Args:
-        cells: the repetitions of each family at each n, searched to the end.
-        settings: say whether a budget is shared.
+        cells: finished repetitions of each family at each n.
+        settings: whether a budget is shared.
     """
     if not settings.shares_search:
         return
@@ -221,12 +220,12 @@ def _mean_scores(scores: Sequence[tuple[float, float]]) -> tuple[float, ...]:
 
 
 def cell_of(searches: Sequence[Search], scored: Scored, settings: AttackSettings) -> Cell:
-    """The result of a family at one n.
+    """Result of a family at one n.
 
     Args:
         searches: its repetitions.
         scored: all finished records.
-        settings: how many re-runs may be missing.
+        settings: number of re-runs that may be missing.
     """
     by_seed: dict[tuple[int, int], AttackRecord] = {}
     for search in searches:
@@ -275,15 +274,15 @@ def cell_of(searches: Sequence[Search], scored: Scored, settings: AttackSettings
 
 
 def bounded_cell(cells: Sequence[Cell], least_desired: float) -> Cell | None:
-    """The worst of those whose attacked models keep a desired accuracy; None where there is none."""
+    """The worst cell whose attacked models keep a desired accuracy; None if there is none."""
     useful = [cell for cell in cells if cell.valid and cell.desired_accuracy >= least_desired]
     return worst_cell(useful) if useful else None
 
 
 def worst_cell(cells: Sequence[Cell]) -> Cell:
-    """The family that does best at an n, chosen by the validation accuracy of its re-runs; test is not asked.
+    """The most successful family at an n, selected by the validation accuracy of its re-runs, not by test.
 
-    An invalid cell never wins; where all are invalid, so is the result.
+    An invalid cell never wins; if all are invalid, so is the result.
     """
     valid = [cell for cell in cells if cell.valid]
     return max(valid, key=lambda cell: (cell.val_accuracy, -cell.loss), default=cells[0])

@@ -1,4 +1,4 @@
-"""The attacker's search: a declared space and samplers that propose points and learn their scores."""
+"""Search spaces of attackers, and samplers that propose points and receive their scores."""
 
 from __future__ import annotations
 
@@ -68,19 +68,19 @@ Space = dict[str, LogFloat | Integer | Choice | Chance]
 
 
 class Sampler(Protocol):
-    """Proposes points. Larger scores are better; a point that failed scores NaN."""
+    """Proposes points. Larger scores are better; failed points score NaN."""
 
     def ask(self, num: int) -> list[Point]:
-        """At least one and at most `num` further points; an adaptive sampler may return fewer to learn from them."""
+        """Propose 1 to `num` further points; an adaptive sampler may return fewer to learn from their scores first."""
         ...
 
     def tell(self, points: Sequence[Point], scores: Sequence[float]) -> None:
-        """Scores of points that were asked for."""
+        """Receive the scores of points from `ask`."""
         ...
 
 
 class SamplerFactory(Protocol):
-    """Makes a sampler of a space from a seed; the same arguments give the same points."""
+    """Makes a sampler for a space from a seed; equal arguments give equal points."""
 
     def __call__(self, space: Space, seed: int) -> Sampler: ...
 
@@ -89,7 +89,7 @@ _ENGINE: Any = torch.quasirandom.SobolEngine  # untyped in torch
 
 
 class SobolSampler:
-    """Scrambled Sobol points: low discrepancy in every dimension, the same for every model, blind to scores."""
+    """Scrambled Sobol points: low discrepancy in every dimension, equal for every model, independent of scores."""
 
     def __init__(self, space: Space, seed: int) -> None:
         self._space = space
@@ -108,12 +108,12 @@ class SobolSampler:
 
 
 class DesignedSampler(SobolSampler):
-    """Sobol points, of which some values are given.
+    """Sobol points in which some values are replaced.
 
     Args:
-        space: what is searched.
-        seed: of the Sobol points.
-        design: what the first points, one after another, have in place of the sampler's values; then from the start.
+        space: the search space.
+        seed: seed of the Sobol points.
+        design: values that replace those of successive points, repeated cyclically.
     """
 
     def __init__(self, space: Space, seed: int, design: Sequence[Point]) -> None:
@@ -129,11 +129,11 @@ class DesignedSampler(SobolSampler):
 
 
 class Alternating:
-    """Every other point of a sampler that is blind to scores, so that two searches share one sequence.
+    """Every other point of a sampler that ignores scores, so that two searches share one sequence.
 
     Args:
-        sampler: of both.
-        place: 0 takes the first point of each two, 1 the second.
+        sampler: the sampler of the sequence.
+        place: 0 takes the first point of each pair, 1 the second.
     """
 
     def __init__(self, sampler: Sampler, place: int) -> None:
@@ -148,14 +148,14 @@ class Alternating:
 
 
 SAMPLERS: Mapping[str, SamplerFactory] = MappingProxyType({"sobol": SobolSampler})
-"""The built-in samplers by the name that `attack.sampler` gives; `sdm_ray.sweep.search.samplers` has Optuna's too."""
+"""Built-in samplers by name (`attack.sampler`); `sdm_ray.sweep.search.samplers` adds Optuna's."""
 
 
 def the_sampler(name: str, samplers: Mapping[str, SamplerFactory] = SAMPLERS) -> SamplerFactory:
-    """The sampler called `name`.
+    """Sampler by name.
 
     Raises:
-        UsageError: for one that is not there.
+        UsageError: for an unknown name.
     """
     if name not in samplers:
         raise UsageError(f"attack.sampler: {name!r} is not there; known: {', '.join(samplers)}")

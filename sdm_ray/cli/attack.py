@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import typer
 from rich.markup import escape
 from rich.text import Text
 
+from sdm_ray.cli.findings import finding_lines
 from sdm_ray.cli.foreign import own_settings
 from sdm_ray.cli.own_modules import with_modules
 from sdm_ray.cli.progress import IMPORTING, READING, console, error_console, follow, say
-from sdm_ray.cli.tables import attack_table, family_table, walking_back
+from sdm_ray.cli.tables import attack_table, family_table
 from sdm_ray.config import (
     EncoderSettings,
     TrialSettings,
@@ -24,15 +25,12 @@ from sdm_ray.config import (
     parse_settings,
     read_document,
 )
-from sdm_ray.config.attack import SHARING
 from sdm_ray.core.errors import RunError, UsageError
 from sdm_ray.core.metric_names import Metric
 from sdm_ray.core.types import Task
-from sdm_ray.core.verdict import few_reruns, verdict
 from sdm_ray.tracking.address import is_reference
 
 if TYPE_CHECKING:
-    from sdm_ray.attack.findings.audit import Check
     from sdm_ray.attack.findings.strength import Strength
     from sdm_ray.attack.report import AttackReport
     from sdm_ray.models.export import Exported
@@ -44,56 +42,56 @@ if TYPE_CHECKING:
 FILES = ("attack.parquet", "attack.json", "audit.json", "metrics.json", "summary.parquet")
 FIGURES = ("attack.png", "best_so_far.png", "recovery.png", "strength.png")
 BELIEVED = ("data", "encoder", "train")
-"""Settings that a released folder may say of itself."""
+"""Settings that are read from a released folder."""
 
 
-def run(
-    model: str,
-    config: Path | None,
-    preset: str | None,
-    given: tuple[tuple[str, ...], tuple[str, ...]],
-    out: Path | None,
-    ray_address: str | None = None,
-    tracking_uri: str | None = None,
-    winners: Path | None = None,
-) -> None:
-    """Attack `model`, its random re-initialisation and its public encoder under one budget; print what came out.
+class Request(NamedTuple):
+    """Options of the attack from the command line."""
 
-    `given` are overrides of settings, and names of modules to load.
+    config: Path | None = None
+    """File with a trial's settings."""
+    preset: str | None = None
+    """Preset that replaces the attack in the settings."""
+    overrides: tuple[str, ...] = ()
+    """Overrides of settings, each `name=value`."""
+    modules: tuple[str, ...] = ()
+    """Modules to import."""
+    ray_address: str | None = None
+    """Address of the cluster that runs fine-tunes; None runs them in this process."""
+    out: Path | None = None
+    """Folder for the results."""
+    winners: Path | None = None
+    """Portfolio file to which the winners are added."""
 
-    The model of a tracked run (`mlflow:RUN_ID`) is attacked where it lies, or from the run's artifacts, and the run
-    gets the result.
+
+def run(model: str, request: Request, *, tracking_uri: str | None = None) -> None:
+    """Attack `model`, its random re-initialisation and its public encoder with the same budget; print the results.
+
+    The model of a tracked run (`mlflow:RUN_ID`) is read from its folder or from the run's artifacts, and the results
+    are added to the run.
     """
     from sdm_ray.sweep.cluster.choice import check_out
     from sdm_ray.tracking.artifacts import model_folder
     from sdm_ray.tracking.runs import find_run
 
-    check_out(out)
+    check_out(request.out)
     say(IMPORTING)
     if not is_reference(model):
-        _attack(model, config, preset, given, out, ray_address, winners=winners)
+        _attack(model, request)
         return
     tracked = find_run(model, uri=tracking_uri)
     with model_folder(tracked) as folder:
-        _attack(str(folder), config, preset, given, out, ray_address, tracked, winners)
+        _attack(str(folder), request, tracked)
 
 
-def _attack(
-    model: str,
-    config: Path | None,
-    preset: str | None,
-    given: tuple[tuple[str, ...], tuple[str, ...]],
-    out: Path | None,
-    ray_address: str | None,
-    tracked: TrackedRun | None = None,
-    winners: Path | None = None,
-) -> None:
+def _attack(model: str, request: Request, tracked: TrackedRun | None = None) -> None:
     from sdm_ray.attack.findings.strength import attack_strength
     from sdm_ray.attack.portfolio import add_winners, read_portfolio
     from sdm_ray.models.export import META, load_exported
     from sdm_ray.models.trunk import params_digest
     from sdm_ray.trial.assess import assess
 
+    winners, overrides = request.winners, request.overrides
     if winners is not None and winners.exists():
         read_portfolio(winners)  # says what is wrong with it before anything runs
     exported = load_exported(model) if (Path(model) / META).is_file() else None
@@ -102,16 +100,16 @@ def _attack(
 
         check_weights(tracked, None if exported is None else exported.params, model)
     released = exported.meta.settings if exported is not None and exported.meta is not None else None
-    settings = own_settings(attack_settings(config, preset, given[0], released), given[0])
-    settings = with_modules(settings, given[1], given[0])
-    if released is not None and config is None:
+    settings = own_settings(attack_settings(request.config, request.preset, overrides, released), overrides)
+    settings = with_modules(settings, request.modules, overrides)
+    if released is not None and request.config is None:
         console.print(
             f"the folder says: {escape(_says(released))}; how it is attacked is not for it to say", soft_wrap=True
         )
     say(READING)
     work, release = _opened(model, settings, exported, released)
     try:
-        with _runner(ray_address, work.device.type, settings.modules) as runner:
+        with _runner(request.ray_address, work.device.type, settings.modules) as runner:
             generator = assess(
                 work, release, settings.attack, seed=settings.seed, runner=runner, scratch=settings.own_scratch()
             )
@@ -119,7 +117,7 @@ def _attack(
     except KeyboardInterrupt:
         error_console.print("stopped; nothing was written")
         raise typer.Exit(130) from None
-    folder = out or Path("runs") / f"attack-{content_hash(settings)}"
+    folder = request.out or Path("runs") / f"attack-{content_hash(settings)}"
     strength = attack_strength(found.report)
     found.metrics.update(strength.metrics())
     _write(found, strength, folder)
@@ -128,14 +126,14 @@ def _attack(
         count = add_winners(winners, found.report, params_digest(release.params))
         console.print(f"{count} winners were added to {escape(str(winners))}", soft_wrap=True)
     if tracked is not None:
-        label = f"{preset or 'trial'}-{digest(settings.attack.identity())}"
+        label = f"{request.preset or 'trial'}-{digest(settings.attack.identity())}"
         _add_to_run(tracked, label, found, folder, verdict=Text.from_markup(findings[0]).plain)
 
 
 def _opened(
     model: str, settings: TrialSettings, exported: Exported | None, released: TrialSettings | None
 ) -> tuple[Workspace, Release]:
-    """The data, and the model as an attacker gets it; an export says what it was made from and trained against."""
+    """Open the data and the released model; an exported folder names its encoder, data and training."""
     if settings.data.source == "regression":
         raise UsageError(
             f"data.source 'regression' is vectors with numbers to predict, and {model} is an encoder of texts with "
@@ -171,7 +169,7 @@ def _opened(
 
 
 def _check_head(model: str, exported: Exported | None, work: Workspace) -> None:
-    """Refuse data with other classes of the desired task than the released head has."""
+    """Refuse data whose desired classes differ from those of the released head."""
     if exported is None or exported.head is None:
         return
     found, wanted = work.data.num_classes(Task.DESIRED), exported.head.shape[0]
@@ -183,12 +181,12 @@ def _check_head(model: str, exported: Exported | None, work: Workspace) -> None:
 
 
 def _says(released: TrialSettings) -> str:
-    """What a released folder says of itself, in a phrase."""
+    """Short description of a released folder's own statements."""
     return f"data {released.data.source}, made from {released.encoder.name} by {released.train.method}"
 
 
 def _reports(found: Assessment) -> dict[str, AttackReport]:
-    """The attack on the model and on what it is compared with, by name."""
+    """Reports of the attack on the model and on its references, by name."""
     reports = {"released": found.report, "random": found.floor}
     further = {"scratch": found.scratch, "pretrained": found.undefended}
     return reports | {name: report for name, report in further.items() if report is not None}
@@ -196,7 +194,7 @@ def _reports(found: Assessment) -> dict[str, AttackReport]:
 
 def _write(found: Assessment, strength: Strength, folder: Path) -> None:
     """Write `FILES` and draw `FIGURES`."""
-    from sdm_ray.attack.report import write_summary
+    from sdm_ray.attack.summary import write_summary
     from sdm_ray.core.files import null_for_nan, write_json
     from sdm_ray.figures.attack import write_figures
     from sdm_ray.figures.strength import FIGURE as STRENGTH
@@ -214,7 +212,7 @@ def _print(found: Assessment, strength: Strength, settings: TrialSettings, folde
     console.print(attack_table(_reports(found)))
     if len(settings.attack.families) > 1:
         console.print(family_table(found.report))
-    findings = _findings(found, strength, settings)
+    findings = finding_lines(found, strength, settings)
     for line in findings:
         console.print(line, soft_wrap=True)
     console.print(f"every fine-tune: {escape(str(folder / 'attack.parquet'))}", soft_wrap=True)
@@ -277,72 +275,3 @@ def attack_settings(
 def _released_encoder(model: str, settings: TrialSettings, public: EncoderSettings | None) -> EncoderSettings:
     pooling = settings.encoder.pooling if public is None else public.pooling
     return EncoderSettings(name=model, pooling=pooling)
-
-
-def _findings(found: Assessment, strength: Strength, settings: TrialSettings) -> list[str]:
-    """Lines for people: the verdict, its budget and what more would find, recovery, benign tasks, audit, warnings."""
-    lines = [_verdict(found.metrics), _budget(settings), f"by extrapolation, {strength.describe()}"]
-    if found.report.portfolio:
-        lines.append(f"portfolio: {escape(_portfolio(found.report.portfolio))}")
-    if found.report.walking_back:
-        lines.append(f"walking back: {walking_back(found.report)}")
-    share = found.metrics.get(str(Metric.RECOVERED_SHARE))
-    if share is not None and share == share:
-        lines.append(f"recovered: {share:.0%} of the public encoder's head start, mean over n")
-    if found.recovery is not None and found.undefended_recovery is not None:
-        theirs = found.undefended_recovery.describe()
-        lines.append(f"cost to recover: {found.recovery.describe()}; for the public encoder, {theirs}")
-    for name, report in found.benign.items():
-        cells = ", ".join(f"{cell.accuracy:.3f} (n = {cell.num_examples})" for cell in report.cells)
-        lines.append(f"benign trainability, {'desired task' if name == 'desired' else 'unseen grouping'}: {cells}")
-    lines += _audit(found.audit.checks)
-    few = few_reruns(settings.attack.num_rerun_seeds, settings.attack.num_searches)
-    warnings = (*([] if few is None else [few]), *found.audit.warnings, *found.notes)
-    lines += [f"warning: {escape(text)}" for text in warnings]
-    lines.append(f"not tried: {_untried(found)}")
-    return lines
-
-
-def _audit(checks: Sequence[Check]) -> list[str]:
-    """What failed and what could not be checked, with what was seen; what passed by name (`audit.json` has all)."""
-    passed = [check.name.replace("_", " ") for check in checks if check.passed]
-    lines = [f"audit, passed: {', '.join(passed)}"]
-    for check in checks:
-        if not check.passed:
-            word = "not checked" if check.passed is None else "[bold red]FAILED[/]"
-            word = "uninformative" if check.uninformative else word
-            lines.append(f"audit, {check.name.replace('_', ' ')}: {word}: {escape(check.said)}")
-    return lines
-
-
-def _verdict(metrics: dict[str, float]) -> str:
-    """The verdict in a line of markup."""
-    found = verdict(metrics)
-    assert found is not None  # every attack is compared with random initialisation
-    return f"[bold]{found.outcome}: {escape(found.reason)}[/] ({escape(found.figures)})."
-
-
-def _budget(settings: TrialSettings) -> str:
-    attack = settings.attack
-    times = f", the whole {attack.num_searches} times" if attack.num_searches > 1 else ""
-    shared = f" ({' and '.join(SHARING)} share them)" if attack.shares_search else ""
-    halving = ", halved after each seed" if attack.halving else ""
-    cheap = f", {attack.num_probe_trials} of token_probe" if "token_probe" in attack.families else ""
-    return (
-        f"attacker: {', '.join(attack.families)}; {attack.num_search_trials} search points by {attack.sampler}{cheap} "
-        f"({attack.num_search_seeds} seed(s) each{halving}) and {attack.num_rerun_seeds} re-runs of each family at "
-        f"each n{shared}{times}, {attack.num_steps_min} to {attack.num_steps_max} steps"
-    )
-
-
-def _portfolio(use: dict[str, Any]) -> str:
-    won = f"won again: {', '.join(use['won'])}" if use["won"] else "none of them won"
-    return f"{use['num_points']} winners of earlier searches were tried first, in {use['seconds']:.1f} s; {won}"
-
-
-def _untried(found: Assessment) -> str:
-    from sdm_ray.attack.families import FAMILIES
-
-    asked = found.report.settings["families"]
-    others = [name for name in FAMILIES if name not in asked]
-    return escape(", ".join([*found.report.not_tried, *others]) or "no family that this version has")

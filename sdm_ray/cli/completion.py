@@ -1,6 +1,6 @@
 """`sdm-ray completion`: scripts that complete commands, options, their values and the paths of settings.
 
-Each script holds all words itself, so that completing starts no Python; sweeps are looked up below `runs/`.
+Each script contains all words, so completing does not start Python; sweeps are looked up in `runs/`.
 """
 
 from __future__ import annotations
@@ -21,33 +21,33 @@ NAME = "sdm-ray"
 SETTINGS: dict[str, type[Settings]] = {
     "sweep": SweepSettings, "reproduce": SweepSettings, "train": TrialSettings, "attack": TrialSettings,
 }  # fmt: skip
-"""What `--set` of a command names."""
+"""Settings that `--set` of a command refers to."""
 SWEEPS = ("status", "frontier", "best", "register")
-"""Commands whose arguments are sweeps."""
+"""Commands that take sweeps as arguments."""
 _LIST_SWEEPS = 'for f in runs/*/sweep.yaml; do [ -e "$f" ] && f=${f%/sweep.yaml} && echo "${f#runs/}"; done'
 
 
 @dataclass(frozen=True)
 class Command:
-    """What may follow a command."""
+    """Options and arguments of a command."""
 
     name: str
     help: str
     options: Mapping[str, str]
-    """Option to its help."""
+    """Help text by option."""
     values: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Option that takes one of these values."""
+    """Allowed values by option."""
     taking: tuple[str, ...] = ()
-    """Other options that take a value: a file, where nothing is known of it."""
+    """Other options that take a value, which is completed as a file."""
     arguments: tuple[str, ...] = ()
-    """Words that an argument may be."""
+    """Allowed values of the argument."""
 
 
 def completion_script(shell: Shell, group: Any) -> str:
-    """The script for a shell, to be read by it at its start.
+    """The completion script for a shell, to be sourced when it starts.
 
     Args:
-        shell: which.
+        shell: the shell.
         group: the command line, as `typer.main.get_command` gives it.
     """
     commands = [_command(name, command) for name, command in sorted(group.commands.items())]
@@ -57,7 +57,7 @@ def completion_script(shell: Shell, group: Any) -> str:
 
 
 def setting_paths(kind: type[BaseModel], prefix: str = "") -> list[str]:
-    """Dotted paths of all settings that hold no further settings of their own."""
+    """Dotted paths of all settings that are values, not groups of settings."""
     paths: list[str] = []
     for name, item in kind.model_fields.items():
         inner = item.annotation
@@ -81,7 +81,7 @@ def _command(name: str, command: Any) -> Command:
 
 
 def _options(command: Any) -> dict[str, str]:
-    """Every way to write every option, to its help."""
+    """Help text by spelling of each option."""
     found = {"--help": "Show this message and exit."}
     for parameter in command.params:
         if parameter.param_type_name == "option":
@@ -90,7 +90,7 @@ def _options(command: Any) -> dict[str, str]:
 
 
 def _choices(function: Callable[..., Any]) -> dict[str, tuple[str, ...]]:
-    """Values of the parameters of a command's function that are one of a few."""
+    """Allowed values by parameter of a command's function, for parameters with a fixed set of them."""
     found: dict[str, tuple[str, ...]] = {}
     for name, hint in get_type_hints(function).items():
         kinds = [kind for kind in (hint, *get_args(hint)) if isinstance(kind, type) and issubclass(kind, Enum)]
@@ -104,7 +104,7 @@ def _paths(command: Command) -> list[str]:
 
 
 def _cases(top: Command, commands: Iterable[Command], assign: str) -> tuple[list[str], list[str], list[str]]:
-    """Branches of three `case` statements that bash and zsh share: options, values after an option, arguments."""
+    """Branches of the `case` statements of bash and zsh: options, values after an option, arguments."""
     commands = list(commands)
     options = [f'    "") {assign % " ".join(top.options)} ;;']
     values: list[str] = []

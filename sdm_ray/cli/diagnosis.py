@@ -1,4 +1,4 @@
-"""What works on this machine and what does not, with what to do about it. Nothing here raises or changes anything."""
+"""Checks of this machine, with advice for what does not work. Nothing here raises or changes anything."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ NETWORK_TIMEOUT_SECONDS = 5.0
 DEEP_TIMEOUT_SECONDS = 180.0
 LITTLE_DISK_BYTES, TOO_LITTLE_DISK_BYTES = 5 * 2**30, 2**29
 LITTLE_SHARED_MEMORY_BYTES = 2**28
-"""Ray's local object store of a sweep."""
+"""Size of a sweep's local Ray object store."""
 _START_RAY = (
     "from sdm_ray.config import ResourceSettings\n"
     "from sdm_ray.sweep.cluster.connection import cluster\n"
@@ -55,13 +55,13 @@ class Check:
 def diagnose(
     cache_dir: Path | None, *, output_dir: Path = Path("runs"), tracking_uri: str | None = None, deep: bool = False
 ) -> list[Check]:
-    """Look at everything that a sweep needs.
+    """Check everything that a sweep needs.
 
     Args:
         cache_dir: the cache folder; None is that of the environment.
         output_dir: where sweeps would write.
         tracking_uri: an MLflow server or database to reach; None tries none.
-        deep: also import the heavy packages and start and stop a local Ray, each in a process of its own.
+        deep: also import the heavy packages, and start and stop a local Ray, each in its own process.
     """
     checks: list[tuple[str, Callable[[], Check | list[Check]]]] = [
         ("python", _python),
@@ -232,7 +232,7 @@ def _cache_folder(folder: Path | None) -> Check:
 
 
 def _folder(name: str, folder: Path, remedy: str) -> Check:
-    """Whether a folder, or the nearest one above it that exists, can be written and has room."""
+    """Whether a folder (or its closest existing parent) is writable and has free space."""
     folder = folder.expanduser().absolute()
     nearest = next(path for path in (folder, *folder.parents) if path.exists())
     try:
@@ -258,7 +258,7 @@ def _installed(package: str, otherwise: str) -> Check:
 
 
 def _in_process(name: str, script: str) -> Check:
-    """Run a script; its last line is the detail."""
+    """Run a script in a process; its last output line is the detail."""
     try:
         run = subprocess.run(
             [sys.executable, "-c", script], capture_output=True, text=True, timeout=DEEP_TIMEOUT_SECONDS, check=False
@@ -271,9 +271,9 @@ def _in_process(name: str, script: str) -> Check:
 
 
 def _get(url: str) -> tuple[int, str]:
-    """Status and start of the body of a page; status 0 and the reason where nobody answers in time.
+    """HTTP status and start of the body of a page; status 0 and the reason if there is no answer in time.
 
-    On a thread of its own, for the look-up of a name has no time limit.
+    Runs on its own thread because name resolution has no time limit.
     """
     answer: list[tuple[int, str]] = []
 

@@ -1,4 +1,4 @@
-"""How a command that fails ends: one sentence for a person."""
+"""Error output of a failed command: one sentence."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.markup import escape
 from sdm_ray.cli.progress import error_console
 
 MAX_SHOWN = 200
-"""Characters of a file's name."""
+"""Most characters shown of a file's name."""
 FILE_FAULTS = {
     errno.ENAMETOOLONG: "shorten the name",
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free space, and give the same command again"),
@@ -20,11 +20,11 @@ FILE_FAULTS = {
     errno.EIO: "the disk or its file system fails",
     errno.EMFILE: "raise the limit of open files (ulimit -n)",
 }
-"""What to do about each."""
+"""Advice by error number."""
 
 
 def fault_of_the_machine(error: Exception) -> str | None:
-    """A sentence for what the file system refuses, wherever that was not foreseen; None for everything else."""
+    """A sentence for a file system error that nothing else handled; None for other exceptions."""
     if not isinstance(error, OSError) or error.errno not in FILE_FAULTS:
         return None
     name = str(error.filename or "")
@@ -33,7 +33,7 @@ def fault_of_the_machine(error: Exception) -> str | None:
 
 
 def show_failure(kind: str, message: str, *, debug: bool) -> None:
-    """Print what went wrong, and with `debug` where."""
+    """Print the error, and with `debug` its traceback."""
     if debug:
         traceback.print_exc()
     error_console.print(f"[bold red]{kind}:[/] {escape(message)}", soft_wrap=True)

@@ -1,7 +1,7 @@
-"""What a config from somebody else's sweep may not steer: where is read from, written to and sent to.
+"""Settings that a config from somebody else's sweep must not control: cache folder and tracking server.
 
-`sdm-ray best` keeps the cache folder and the MLflow of its sweep in the config, for trainings beside it. From somebody
-else the same file would choose a folder whose entries are believed, or a server that gets your token.
+`sdm-ray best` writes the cache folder and MLflow address of its sweep into the config, for trainings on that machine.
+In a file from somebody else they could name a cache with forged entries, or a server that would receive your token.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ RUNS = Path("runs")
 
 
 def own_settings(settings: TrialSettings, overrides: Iterable[str]) -> TrialSettings:
-    """Settings as they are obeyed, with a sentence for each that is not.
+    """The settings that are used, with a sentence for each one that is ignored.
 
-    The cache folder and the tracking address of a config that came from a sweep are obeyed where the person names them,
-    and where that sweep lies in `runs/` here and has the same ones.
+    The cache folder and the tracking address of a config that came from a sweep are used if the user names them, or if
+    that sweep is in `runs/` here and has the same ones.
 
     Args:
-        settings: of a file.
-        overrides: `PATH=VALUE` by the person.
+        settings: settings of a file.
+        overrides: the user's `PATH=VALUE` overrides.
     """
     origin = settings.origin
     if origin is None:
@@ -52,14 +52,14 @@ def own_settings(settings: TrialSettings, overrides: Iterable[str]) -> TrialSett
 
 
 def check_address(folder: Path, uri: str | None) -> None:
-    """Refuse to send anything to a server that a sweep's folder alone names, unless it lies in `runs/` here.
+    """Refuse a server that only a sweep's folder names, unless that folder is in `runs/` here.
 
     Args:
-        folder: of a sweep.
+        folder: a sweep's folder.
         uri: the tracking address in its settings.
 
     Raises:
-        UsageError: for such a server.
+        UsageError: if the server is refused.
     """
     if uri is None or not uri.startswith(("http://", "https://")):
         return
@@ -72,7 +72,7 @@ def check_address(folder: Path, uri: str | None) -> None:
 
 
 def _folder(origin: Origin) -> Path | None:
-    """The folder in `runs/` of the very sweep that a config came from; None where there is none."""
+    """Folder in `runs/` of the sweep that a config came from; None if it is not there."""
     folder = RUNS / origin.sweep
     if len(Path(origin.sweep).parts) != 1 or origin.sweep in (".", "..") or not is_file(folder / SETTINGS):
         return None

@@ -16,7 +16,7 @@ from sdm_ray.core.errors import UsageError
 from sdm_ray.core.files import atomic_path, write_bytes
 
 ENCODER = "google/bert_uncased_L-2_H-128_A-2"
-"""Taken where none is named: BERT-Tiny, which a laptop trains."""
+"""Default encoder: BERT-Tiny, which a laptop can train."""
 
 
 def run(
@@ -64,7 +64,7 @@ def run(
 
 
 def _name(data: str) -> str:
-    """A sweep's name from its data's: what a folder can be called."""
+    """Name of the sweep from that of its data, valid as a folder name."""
     stem = Path(data.rstrip("/")).expanduser().name.split(".")[0]
     return re.sub(r"[^A-Za-z0-9_-]+", "-", stem).strip("-") or "sweep"
 

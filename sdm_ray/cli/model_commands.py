@@ -75,11 +75,18 @@ def attack(
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Attack a released model and compare it with random initialisation and the public encoder."""
-    from sdm_ray.cli.attack import run
+    from sdm_ray.cli.attack import Request, run
 
-    named = None if preset is None else preset.value
-    given = (tuple(overrides or ()), tuple(modules or ()))
-    run(model, config, named, given, out, ray_address, tracking_uri, add_winners)
+    request = Request(
+        config=config,
+        preset=None if preset is None else preset.value,
+        overrides=tuple(overrides or ()),
+        modules=tuple(modules or ()),
+        ray_address=ray_address,
+        out=out,
+        winners=add_winners,
+    )
+    run(model, request, tracking_uri=tracking_uri)
 
 
 def register(

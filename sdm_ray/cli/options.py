@@ -1,4 +1,4 @@
-"""Arguments and options that commands share, and the words that some of them take."""
+"""Arguments and options that several commands share, and the allowed values of some of them."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ SweepOrRun = Annotated[
 
 
 class Method(StrEnum):
-    """Methods that one trial can train."""
+    """Training methods of a trial."""
 
     pretrained = "pretrained"
     random = "random"
@@ -52,7 +52,7 @@ class Method(StrEnum):
 
 
 class Rule(StrEnum):
-    """Rules that pick a point of the frontier."""
+    """Rules for selecting a point of the frontier."""
 
     constrained = "constrained"
     knee = "knee"
@@ -79,7 +79,7 @@ class Suite(StrEnum):
 
 
 class Shell(StrEnum):
-    """Shells that completion is there for."""
+    """Shells with completion."""
 
     bash = "bash"
     zsh = "zsh"

@@ -1,4 +1,4 @@
-"""Modules of the user's own, which a command loads before it checks anything else."""
+"""The user's own modules, which a command imports before it validates anything else."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ T = TypeVar("T", TrialSettings, SweepSettings)
 
 
 def with_modules(settings: T, named: Sequence[str] | None, overrides: Sequence[str] | None) -> T:
-    """Load modules of the user's own; those that only the file asks for are shown, and must lie at hand."""
+    """Import the user's modules; those named by the file alone are printed, and must be importable from here."""
     for place in check_modules(settings, named or (), overrides or ()):
         error_console.print(f"the settings load the module {escape(str(place))}", soft_wrap=True)
     return load_own_modules(settings, named or ())

@@ -1,4 +1,4 @@
-"""Live progress of one trial: a line on a terminal, a plain line now and then elsewhere."""
+"""Live progress of one trial: a progress bar on a terminal, otherwise plain lines at intervals."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ T = TypeVar("T")
 SECONDS_BETWEEN_LINES = 10.0
 IMPORTING = "importing torch and transformers"
 READING = "reading data and encoder; texts are tokenised unless the cache has them"
-"""What a command says before its first step."""
+"""Message before the first step."""
 LINE_WIDTH = 100
-"""Columns that a line of training needs; what a terminal has above them is the bar's."""
+"""Columns for the text of a training line; the bar gets the rest of the terminal's width."""
 NO_TERMS = (
     "step", "desired_loss", "desired_accuracy", "adversary_loss_first", "adversary_loss_last",
     "adversary_accuracy_first", "adversary_accuracy_last", "adversary_learning_rate", "pool_loss", "pool_accuracy",
     "gradient_norm", "steps_per_second", "texts_per_second", "seconds_left",
 )  # fmt: skip
-"""Metrics below `train/` that are no blocking terms."""
+"""Metrics under `train/` that are not blocking terms."""
 
 
 class LeftColumn(ProgressColumn):
-    """Time left as the work tells it, which knows what was done before a resume; else as the bar sees it."""
+    """Time left as reported by the work, which knows what was done before a resume; otherwise the bar's estimate."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,22 +48,22 @@ class LeftColumn(ProgressColumn):
 
 
 def follow(work: Generator[Progress, None, T], subject: str = "") -> T:
-    """Run a generator of progress to its end while showing where it is; returns what it returns.
+    """Run a generator of progress to its end, show the progress, and return its value.
 
     Args:
         work: the generator.
-        subject: what is worked on, where a command works on several things.
+        subject: name of the item, for commands that process several.
     """
     return _bars(work, subject) if error_console.is_terminal else _lines(work, subject)
 
 
 def say(text: str) -> None:
-    """One line about what comes next and takes seconds, for people alone: standard error."""
+    """Print a line on standard error about a step that takes seconds."""
     error_console.print(text, markup=False, soft_wrap=True)
 
 
 def words(stage: str, metrics: Mapping[str, float]) -> str:
-    """Metrics in a few words: of training what matters most first, of anything else the first five by name."""
+    """Short text of metrics: of training the most important first, otherwise the first five by name."""
     if stage not in ("train", "distil"):
         return "  ".join(f"{name.rsplit('/', 1)[-1]} {value:.3g}" for name, value in list(metrics.items())[:5])
     parts = [*_loss_words(metrics), *_accuracy_words(metrics)]
@@ -76,7 +76,7 @@ def words(stage: str, metrics: Mapping[str, float]) -> str:
 
 
 def print_json(values: Mapping[str, Any]) -> None:
-    """Print values as JSON on stdout, null in place of NaN."""
+    """Print values as JSON on stdout, with null for NaN."""
     console.file.write(json.dumps(null_for_nan(dict(values)), indent=1, default=str, allow_nan=False) + "\n")
 
 
@@ -100,7 +100,7 @@ def _loss_words(metrics: Mapping[str, float]) -> list[str]:
 
 
 def _accuracy_words(metrics: Mapping[str, float]) -> list[str]:
-    """Harmful accuracy of simulated adversaries, and desired accuracy on what is held out."""
+    """Harmful accuracy of simulated adversaries, and held-out desired accuracy."""
     parts = []
     first, last = (metrics.get(f"train/adversary_accuracy_{end}") for end in ("first", "last"))
     if first is not None and last is not None:
@@ -131,7 +131,7 @@ def _bars(work: Generator[Progress, None, T], subject: str) -> T:
 
         def show(progress: Progress) -> None:
             stage = progress.stage
-            total = None if stage == WAIT else progress.total  # nobody knows how long a wait is
+            total = None if stage == WAIT else progress.total  # the length of a wait is unknown
             if stage not in tasks:
                 title = stage_label(stage) if stage == subject else f"{stage_label(stage)} {subject}".strip()
                 tasks[stage], known[stage] = bars.add_task(title, total=total, words="", left=None), {}

@@ -27,7 +27,7 @@ def run(
     force: bool,
     uri: str | None,
 ) -> None:
-    """Register a trial's model and say how to load it."""
+    """Register a trial's model and print how to load it."""
     taken = _run(source, min_desired, trial, uri)
     made = register(taken, name, alias=alias, promote=promote, force=force)
     words = f"version {made.version} of {name}"

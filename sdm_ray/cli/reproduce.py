@@ -17,14 +17,14 @@ from sdm_ray.reproduce.write import MARKDOWN, attacker_label, claims_table, mode
 from sdm_ray.sweep.state.ledger import FILE as LEDGER
 
 FOLDER = "reproduction"
-"""In the sweep's folder."""
+"""Folder within the sweep's folder."""
 COLORS = {"reproduced": "green", "not reproduced": "red", "inconclusive": "yellow"}
 
 
 def run(name: str, *, small: bool, overrides: Sequence[str], resume: bool, dry_run: bool) -> None:
-    """Run a suite, or what is missing of it, and print its tables and verdicts.
+    """Run a suite, or the rest of it, and print its tables and verdicts.
 
-    A verdict against a claim is a result and no failure; a model without a result is one (exit code 1).
+    A verdict against a claim is a result, not a failure; a model without a result is a failure (exit code 1).
     """
     suite = SUITES[name]
     settings = suite_settings(suite, small=small, overrides=overrides)
@@ -58,7 +58,7 @@ def run(name: str, *, small: bool, overrides: Sequence[str], resume: bool, dry_r
 
 
 def _beside(measured: Measured, folder: Path) -> Measured:
-    """With the models of another suite's sweep, where it is there and comparable; else it is said why not."""
+    """Add the models of another suite's sweep if it exists and is comparable; otherwise print why not."""
     if not (folder / LEDGER).exists():
         console.print(f"{escape(str(folder))} is not there, so its models are not beside these", soft_wrap=True)
         return measured

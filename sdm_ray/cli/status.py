@@ -8,8 +8,8 @@ from pathlib import Path
 from rich.markup import escape
 from rich.table import Table
 
+from sdm_ray.cli.frontier import print_table
 from sdm_ray.cli.progress import console, print_json
-from sdm_ray.cli.sweep import print_table
 from sdm_ray.core.errors import UsageError
 from sdm_ray.sweep.records.folder import find_sweep
 from sdm_ray.sweep.search.location import SETTINGS
@@ -19,9 +19,9 @@ RUNS = Path("runs")
 
 
 def show_status(sweep: str | None, *, as_json: bool = False) -> None:
-    """Print where a sweep stands: how far it is, its best points, what runs, what failed.
+    """Print the state of a sweep: progress, best points, running and failed trials.
 
-    Without a sweep, and for a folder of sweeps, a line for each of them.
+    Without a sweep, or for a folder of sweeps, print a line for each of them.
 
     Raises:
         UsageError: when there is none.

@@ -106,7 +106,7 @@ def frontier(
     as_json: AsJson = False,
 ) -> None:
     """Print a sweep's Pareto table, draw its picture and page again, and compare it with other sweeps."""
-    from sdm_ray.cli.sweep import show_frontier
+    from sdm_ray.cli.frontier import show_frontier
 
     show_frontier(sweep, others or (), tracking_uri, as_json=as_json, force=force)
 
@@ -139,7 +139,7 @@ def best(
     as_json: AsJson = False,
 ) -> None:
     """Pick a point of the frontier and write its config, which `sdm-ray train` takes as it is."""
-    from sdm_ray.cli.sweep import write_best
+    from sdm_ray.cli.best import write_best
 
     named = None if rule is None else rule.value
     bounds = {"min_desired": min_desired, "weight": weight}

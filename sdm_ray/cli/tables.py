@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def attack_table(reports: Mapping[str, AttackReport]) -> Table:
-    """Accuracy after the worst attack at each n, with 95 % intervals over the fresh re-runs; a row for each model."""
+    """Accuracy after the strongest attack at each n, with 95 % intervals over fresh re-runs; one row per model."""
     table = Table(
         title="harmful accuracy after the attack (test split)", box=None, pad_edge=False, title_justify="left"
     )
@@ -34,7 +34,7 @@ def attack_table(reports: Mapping[str, AttackReport]) -> Table:
 
 
 def family_table(report: AttackReport) -> Table:
-    """Accuracy of the winner of each family at each n, and what won at the largest n."""
+    """Accuracy of each family's winner at each n, and the winner at the largest n."""
     table = Table(title="by family", box=None, pad_edge=False, title_justify="left")
     table.add_column("family")
     sizes = sorted({cell.num_examples for cell in report.family_cells})
@@ -51,7 +51,7 @@ def family_table(report: AttackReport) -> Table:
 
 
 def walking_back(report: AttackReport) -> str:
-    """What the families that need the public encoder find at each n, which is no part of the worst case."""
+    """Accuracy of the families that need the public encoder at each n; they are not part of the worst case."""
     cells = [
         f"{cell.accuracy:.3f} by {cell.family} (n = {cell.num_examples})"
         if cell.valid
@@ -62,5 +62,5 @@ def walking_back(report: AttackReport) -> str:
 
 
 def _accuracy(cell: Cell) -> str:
-    """What a cell says; `-` where its family was not run again, because another one did better in the search."""
+    """Text of a cell; `-` if the family was not re-run because another one did better in the search."""
     return f"{cell.accuracy:.3f}" if cell.valid else "invalid" if cell.failed else "-"

@@ -1,4 +1,4 @@
-"""A training of its own in MLflow, linked to the sweep that its config came from."""
+"""Tracks a single training in MLflow, linked to the sweep that its config came from."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ FROM_ORIGIN = "that of the config's sweep"
 
 @contextmanager
 def tracked(settings: TrialSettings, folder: Path, uri: str | None) -> Iterator[Callable[[Steps], Steps]]:
-    """Track a trial for the time of the block; gives what passes its steps on.
+    """Track a trial during the block; yields a function that forwards its steps.
 
     Args:
-        settings: the trial. Where its `origin` was tracked, the run becomes a child of the run that it came from.
-        folder: of the trial; records wait there while the server is away.
-        uri: tracking URI; None takes `$MLFLOW_TRACKING_URI`, else that of the origin, and tracks nothing where there
-            is none; so does `none`.
+        settings: the trial. If its `origin` was tracked, the run becomes a child of that run.
+        folder: the trial's folder; records wait there while the server is unreachable.
+        uri: tracking URI; None takes `$MLFLOW_TRACKING_URI`, or else that of the origin. Without either, and for
+            `none`, nothing is tracked.
 
     Raises:
-        UsageError: for a `uri` that cannot work.
-        RunError: when a server that was asked for does not answer. One that the config names is then left out, with a
+        UsageError: for an invalid `uri`.
+        RunError: when a requested server does not answer. If only the config names it, tracking is skipped with a
             warning.
     """
     origin = settings.origin
@@ -72,10 +72,10 @@ def tracked(settings: TrialSettings, folder: Path, uri: str | None) -> Iterator[
 
 
 def training_place(origin: Origin | None, uri: str | None, environ: Mapping[str, str] = os.environ) -> Place | None:
-    """Where a training is tracked: what is asked for, `MLFLOW_TRACKING_URI`, or beside the trial that it comes from.
+    """Where a training is tracked: the requested place, `MLFLOW_TRACKING_URI`, or that of the trial it comes from.
 
     Args:
-        origin: what the config says of its sweep.
+        origin: origin of the config.
         uri: the option; `none` tracks nothing.
         environ: the environment.
 
@@ -94,7 +94,7 @@ def training_place(origin: Origin | None, uri: str | None, environ: Mapping[str,
 
 
 def _origin_tags(origin: Origin | None, uri: str) -> dict[str, Any]:
-    """Links to the trial that a config came from; its run becomes the parent where it is in the same place."""
+    """Tags that link to the trial a config came from; its run becomes the parent if it is in the same place."""
     from sdm_ray.tracking.runs import find_trial
 
     if origin is None or origin.sweep_id is None:
@@ -105,7 +105,7 @@ def _origin_tags(origin: Origin | None, uri: str) -> dict[str, Any]:
 
 
 def _logged(steps: Steps, tracker: Tracker) -> Steps:
-    """Pass a trial's steps on, and report each of them and the result to the tracker."""
+    """Yield a trial's steps, and report each step and the result to the tracker."""
     while True:
         try:
             progress = next(steps)

@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 
 INITIALISATIONS: tuple[Initialisation, ...] = ("random", "pretrained")
 FILES = {"log": LOG, "plot": FIGURE, "model": "model", "attacks": "attack.parquet"}
-"""What a trial leaves behind, by what it is called."""
+"""Files that a trial leaves behind, by their names in the output."""
 
 
 def run(settings: TrialSettings, config: Path, out: Path | None, tracking_uri: str | None = None) -> None:
-    """Train, attack and print what came out; a config from a tracked sweep is tracked beside its trial."""
+    """Train, attack and print the results; a config from a tracked sweep is tracked next to its trial."""
     from sdm_ray.sweep.cluster.choice import check_out
 
     check_out(out)
@@ -80,12 +80,12 @@ def run(settings: TrialSettings, config: Path, out: Path | None, tracking_uri: s
     for line in (*verdict, *audit_lines(result), *([] if few is None else [f"warning: {few}"])):
         console.print(escape(line), soft_wrap=True)
     _say_where(folder)
-    if settings.data.source != "regression":  # whose networks are released as bare weights
+    if settings.data.source != "regression":  # those networks are released as bare weights
         console.print(f"next    sdm-ray attack {escape(shlex.quote(str(folder / 'model')))}", soft_wrap=True)
 
 
 def audit_lines(result: TrialResult) -> list[str]:
-    """Checks of the audit that failed, and those that say nothing of the model, with what they saw."""
+    """Failed and inconclusive checks of the audit, with their observations."""
     kinds = {"FAILED": result.failed_checks, "uninformative": result.uninformative_checks}
     return [
         f"audit, {name.replace('_', ' ')}: {word}: {said}"
@@ -95,7 +95,7 @@ def audit_lines(result: TrialResult) -> list[str]:
 
 
 def _say_where(folder: Path) -> None:
-    """Name what lies in a trial's folder."""
+    """Print the files in a trial's folder."""
     for name, file in FILES.items():
         if (folder / file).exists():
             console.print(f"{name:7} {escape(str(folder / file))}", soft_wrap=True)

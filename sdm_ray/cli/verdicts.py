@@ -1,4 +1,4 @@
-"""What commands say of one model: its figures, the verdict, and the audit's failed checks by name."""
+"""Output about one model: its figures, the verdict, and the names of failed audit checks."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def say_point(
     """Print the figures of a model and its verdict.
 
     Args:
-        metrics: of the model.
+        metrics: metrics of the model.
         failed: names of the audit's failed checks.
-        figures: what to print before the verdict, by what it is called; None takes those of `FIGURES`.
+        figures: values to print before the verdict, by label; None takes `FIGURES`.
     """
     for line in point_lines(metrics, failed, figures):
         console.print(escape(line), soft_wrap=True)
@@ -36,7 +36,7 @@ def say_point(
 def point_lines(
     metrics: Mapping[str, float], failed: Iterable[str] = (), figures: Mapping[str, float] | None = None
 ) -> list[str]:
-    """What `say_point` prints."""
+    """Lines that `say_point` prints."""
     named = {words: metrics[name] for name, words in FIGURES.items() if name in metrics} if figures is None else figures
     ends = {words: interval_of(metrics, name) for name, words in FIGURES.items()} if figures is None else {}
     parts = []
@@ -51,7 +51,7 @@ def point_lines(
 
 
 def failed_checks(sweep: str | Path, trial_id: str, uri: str | None = None) -> list[str]:
-    """Names of the checks that a sweep's trial failed, by its final attack where there was one.
+    """Names of the audit checks that a sweep's trial failed, in its final attack if there was one.
 
     Args:
         sweep: name or folder of the sweep, or `mlflow:RUN_ID` of a run of it.

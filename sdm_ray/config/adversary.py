@@ -167,7 +167,7 @@ class AdversarySettings(Settings):
         )
 
     def _edits(self, parameter_noise: float = 0.0) -> list[_Edited]:
-        """What adversaries may start from; parameter noise is the attack's edit `noise`."""
+        """Weights that adversaries may start from; parameter noise corresponds to the attack's edit `noise`."""
         found = []
         for option in self.starts.options():
             name, amounts = ATTACK_EDITS[option.kind], option.amounts

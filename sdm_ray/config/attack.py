@@ -176,7 +176,7 @@ class AttackSettings(Settings):
     undefended encoder."""
     benign_num_examples: tuple[NumExamples, ...] = ()
     """Numbers of labelled examples at which benign trainability is measured with the same search: on the desired task,
-    on a new grouping of its classes, and on the data's benign tasks. Empty measures nothing."""
+    on a new grouping of its classes, and on the data's benign tasks. Empty skips this measurement."""
     benign_families: tuple[str, ...] = ()
     """Families for the search on benign tasks; empty uses `families`."""
     benign_groups: Annotated[int, Field(ge=2, le=MOST)] = 3

@@ -1,4 +1,4 @@
-"""Settings of shrinking, perturbing and distilling a trained model."""
+"""Settings for shrink-and-perturb and distillation of a trained model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sdm_ray.config.base import (
 )
 
 DEFAULT_STEPS = 600
-"""Steps of the methods that distil where no number is given."""
+"""Default number of steps for the methods that distil."""
 
 
 class Alphas(NamedTuple):
@@ -27,21 +27,21 @@ class Alphas(NamedTuple):
 
 
 class AlphaByDepth(Settings):
-    """Shares of fresh initialisation where they differ from `alpha`."""
+    """Shares of fresh initialisation by depth, in place of `alpha`."""
 
     embedding: Probability | None = None
-    """Of the embeddings; None takes `alpha`."""
+    """Share for the embeddings; None takes `alpha`."""
     lower: Probability | None = None
-    """Of the lower half of the layers; None takes `alpha`."""
+    """Share for the lower half of the layers; None takes `alpha`."""
     upper: Probability | None = None
-    """Of the upper half, of what follows the layers, and of the desired head; None takes `alpha`."""
+    """Share for the upper half, everything after the layers, and the desired head; None takes `alpha`."""
 
 
 class GeneralTextSettings(Settings):
-    """The general text that is distilled on beside the desired texts."""
+    """General text for distillation, in addition to the desired texts."""
 
     source: str | None = None
-    """None takes the texts of meta-training, `pretraining` the corpus of the synthetic world; else a local file or
+    """None takes the texts of meta-training, `pretraining` the corpus of the synthetic world; otherwise a local file or
     folder (.parquet, .csv, .jsonl, .arrow) or a Hugging Face dataset id."""
     revision: str | None = None
     """Revision of a hub dataset."""
@@ -52,42 +52,42 @@ class GeneralTextSettings(Settings):
 
 
 class DistilSettings(Settings):
-    """What follows training: every weight becomes (1 - alpha) times its own plus alpha times a freshly drawn one, and
-    the model that was trained, the teacher, is distilled into that."""
+    """Distillation after training: the student starts at (1 - alpha) times the trained weights plus alpha times fresh
+    ones, and the trained model is its teacher."""
 
     num_steps: NonNegativeInt = 0
-    """Steps of distillation; 0 leaves the trained model as it is. Methods `distil` and `distilled_scratch` take 600
-    where it is not given."""
+    """Steps of distillation; 0 leaves the trained model unchanged. The default of the methods `distil` and
+    `distilled_scratch` is 600."""
     alpha: Probability = 0.5
-    """Share of fresh initialisation, drawn as the architecture draws it. 0 is the teacher itself, and no step is then
-    taken without adversaries; 1 is distillation from scratch."""
+    """Share of fresh initialisation, sampled by the architecture's own initialiser. 0 is the teacher itself (without
+    adversaries no step is taken then); 1 is distillation from scratch."""
     alpha_by_depth: AlphaByDepth = AlphaByDepth()
-    """Shares for some depths in place of `alpha`."""
+    """Shares by depth, in place of `alpha`."""
     learning_rate: PositiveFloat = 1e-3
-    """Learning rate of the trunk; optimiser, schedule, clipping and the head's rate are those of the training."""
+    """Learning rate of the trunk; optimiser, schedule, clipping and the head's learning rate are the training's."""
     desired_batch_size: BatchSize = 32
-    """Desired texts of a step, from meta-training; no label is read."""
+    """Desired texts per step, from meta-training; their labels are not used."""
     general_batch_size: NonNegativeInt = 32
-    """General texts of a step; 0 distils on desired texts alone."""
+    """General texts per step; 0 uses desired texts only."""
     general_weight: PositiveFloat = 1.0
-    """Weight of the loss on general texts; that on desired ones has 1."""
+    """Weight of the loss on general texts; the weight on desired texts is 1."""
     temperature: PositiveFloat = 2.0
-    """Temperature of the desired head's outputs."""
+    """Temperature for the desired head's outputs."""
     output_weight: NonNegativeFloat = 1.0
-    """Weight of the divergence between the outputs (nats at the temperature, times its square)."""
+    """Weight of the KL divergence between outputs (in nats, times the squared temperature)."""
     feature_weight: NonNegativeFloat = 1.0
     """Weight of the squared distance between normalised features."""
     features: Literal["hidden_states", "pooled"] = "hidden_states"
-    """`hidden_states` are those of every token behind the embeddings and each layer; `pooled` is the one vector of a
-    text that heads read."""
+    """`hidden_states`: those of every token after the embeddings and each layer; `pooled`: the pooled vector, the input
+    of the heads."""
     general: GeneralTextSettings = GeneralTextSettings()
     """The general text."""
     scrub: Literal["none", "general", "all"] = "general"
-    """Which texts are read without what tells the secret: names where meta-training texts name somebody, the names and
-    gendered words of the synthetic world in its corpus, capitalised words inside sentences and gendered pronouns of
-    other sources. `all` are desired and general texts."""
+    """Texts from which clues to the harmful label are removed: names in meta-training texts, names and gendered words
+    in the synthetic world's corpus, capitalised words in sentences and gendered pronouns in other sources. `all` is
+    desired and general texts."""
     adversaries: bool = False
-    """Whether the training's adversaries and blocking terms go on while distilling (methods `mlac` and `ac`)."""
+    """Whether the training's adversaries and blocking terms continue during distillation (methods `mlac` and `ac`)."""
 
     def alphas(self) -> Alphas:
         """Shares of fresh initialisation by depth."""
@@ -95,7 +95,7 @@ class DistilSettings(Settings):
         return Alphas(*(self.alpha if one is None else one for one in (own.embedding, own.lower, own.upper)))
 
     def moves(self) -> bool:
-        """Whether a step is to be taken: with every share at 0 the student is the teacher."""
+        """Whether any step is needed: if all shares are 0, the student is the teacher."""
         return bool(self.num_steps) and (any(self.alphas()) or self.adversaries)
 
 

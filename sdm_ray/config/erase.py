@@ -36,8 +36,8 @@ class EraseSettings(Settings):
     """Most meta-training texts to which readers are fitted. A quarter of them (of the names, if names are known) is
     held out to select the best site."""
     reads: bool = False
-    """Whether to project the weights that read the stream too. The model's outputs do not change, but weights that were
-    trained while the directions were present still depend on what stood in them."""
+    """Whether to also project the weights that read the stream. The model's outputs do not change, but these weights
+    were trained while the directions were present, and otherwise still depend on them."""
 
 
 __all__ = ["DEFAULT_DIRECTIONS", "EraseSettings"]

@@ -1,4 +1,4 @@
-"""Settings of the weights that simulated adversaries start from."""
+"""Settings for the weights that simulated adversaries start from."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 
 
 class StartOption(NamedTuple):
-    """One kind of start that has a weight."""
+    """One kind of start with a positive weight."""
 
     kind: StartKind
     weight: float
@@ -36,25 +36,25 @@ class StartOption(NamedTuple):
 
 
 class StartSettings(Settings):
-    """What an adversary starts from, sampled in proportion to the weights below."""
+    """Weights that an adversary starts from: kinds are sampled in proportion to the numbers below."""
 
     released: NonNegativeFloat = 1.0
-    """Weight of the current weights as they are."""
+    """Weight of starting from the current weights, unedited."""
     rescaled: NonNegativeFloat = 0.0
-    """Weight of rescaled weights: columns of the token embedding centred and made equal in size, gains of norms moved
+    """Weight of rescaling: columns of the token embedding are centred and scaled to equal size, gains of norms moved
     towards 1."""
     redrawn_layers: NonNegativeFloat = 0.0
-    """Weight of weights whose top blocks are drawn anew."""
+    """Weight of re-initialising the top blocks."""
     pruned: NonNegativeFloat = 0.0
-    """Weight of weights whose elements of least magnitude are zero, in each matrix."""
+    """Weight of magnitude pruning in each matrix."""
     interpolated: NonNegativeFloat = 0.0
-    """Weight of weights moved towards the public encoder."""
+    """Weight of interpolating towards the public encoder."""
     noise: NonNegativeFloat = 0.0
-    """Weight of weights with Gaussian noise."""
+    """Weight of adding Gaussian noise."""
     rescaled_exponents: Annotated[tuple[Exponent, ...], Field(min_length=1)] = (0.75, 1.0)
-    """Exponents of the rescaling, sampled uniformly; 1 makes sizes equal."""
+    """Exponents of the rescaling, sampled uniformly; 1 makes all sizes equal."""
     redrawn_counts: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1,)
-    """Numbers of top blocks that are drawn anew, sampled uniformly; the embeddings always stay."""
+    """Numbers of top blocks that are re-initialised, sampled uniformly; the embeddings never are."""
     pruned_shares: Annotated[tuple[Share, ...], Field(min_length=1)] = (0.1, 0.3, 0.5)
     """Shares of each matrix that are set to zero, sampled uniformly."""
     interpolated_shares: Annotated[tuple[Share, ...], Field(min_length=1)] = (0.1, 0.25, 0.5)
@@ -69,7 +69,7 @@ class StartSettings(Settings):
         return self
 
     def options(self) -> tuple[StartOption, ...]:
-        """The kinds with a weight, in a fixed order."""
+        """Kinds with a positive weight, in a fixed order."""
         amounts: dict[StartKind, tuple[float, ...]] = {
             "released": (0.0,),
             "rescaled": self.rescaled_exponents,

@@ -130,8 +130,8 @@ class TrainSettings(Settings):
     num_outer_evaluations: PositiveInt = 4
     """Number of inner steps that `sampled` evaluates."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """`bfloat16` computes first derivatives under autocast. What is differentiated twice, and the adjoint, stay in
-    float32."""
+    """`bfloat16` computes first derivatives under autocast. Parts that are differentiated twice, and the adjoint, stay
+    in float32."""
     dropout: Literal["off", "sampled"] = "off"
     """`sampled` uses dropout in inner steps, with a new mask in each step and the encoder's probabilities."""
     compile: bool = False
@@ -187,7 +187,7 @@ class TrainSettings(Settings):
     @model_validator(mode="before")
     @classmethod
     def _default_distillation(cls, values: Any) -> Any:
-        """`distil` and `distilled_scratch` take a number of steps where none is given, the latter an alpha of 1 too."""
+        """Set the default number of steps for `distil` and `distilled_scratch`, and an alpha of 1 for the latter."""
         if not isinstance(values, dict) or values.get("method") not in ("distil", "distilled_scratch"):
             return values
         given = values.get("distil", {})
@@ -260,8 +260,10 @@ class TrainSettings(Settings):
         return self
 
     def for_method(self, method: Method) -> TrainSettings:
-        """The same settings with another method. Blocking weights and adversary are reset to that method's defaults.
-        The erasure is reset unless that method is `erase`, distillation unless it is one of those that distil."""
+        """The same settings with another method; blocking weights and adversary become that method's defaults.
+
+        Erasure is kept only for method `erase`, distillation only for `distil` and `distilled_scratch`.
+        """
         if method == self.method:
             return self
         values = self.model_dump(mode="json", exclude={"blocking", "adversary", "erase", "distil"})
@@ -275,9 +277,9 @@ class TrainSettings(Settings):
         return TrainSettings.model_validate({**values, "method": method})
 
     def of_distillation(self) -> TrainSettings:
-        """The distillation as a training of its own: its steps and rate, and the adversaries where they go on.
+        """Training settings of the distillation: its steps and learning rate, and adversaries if they continue.
 
-        Validation measures and stops nothing, for what is drawn anew has to learn first.
+        Validation does not stop it, because re-initialised weights have to be trained first.
         """
         own = {
             "num_outer_steps": self.distil.num_steps,

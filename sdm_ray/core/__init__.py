@@ -1,1 +1,1 @@
-"""What every layer uses: shared types, names of metrics, results, errors, files, locks, seeds, statistics."""
+"""Shared by all layers: types, metric names, results, errors, files, locks, seeds, statistics."""

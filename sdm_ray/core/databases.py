@@ -1,4 +1,4 @@
-"""Detects damaged sqlite files and moves them aside with their journals."""
+"""Detect damaged sqlite files, and move them aside with their journals."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sdm_ray.core.errors import RunError
 from sdm_ray.core.files import move, set_aside
 
 COMPANIONS = ("-journal", "-wal", "-shm")
-"""Suffixes of the files that sqlite keeps beside a database. They move too: sqlite would apply them to a new file."""
+"""Suffixes of sqlite's companion files. They are moved too, because sqlite would apply them to a new database."""
 
 
 def damage_of(file: Path, look: Callable[[sqlite3.Connection], str | None]) -> str | None:
@@ -19,8 +19,8 @@ def damage_of(file: Path, look: Callable[[sqlite3.Connection], str | None]) -> s
 
     Args:
         file: the database.
-        look: says what it lacks; None where it lacks nothing. A table or column that it names and that is not there
-            is damage too.
+        look: describes what the database lacks; None if it is complete. If it queries a table or column that does not
+            exist, that counts as damage too.
     """
     if not file.exists():
         return None
@@ -31,14 +31,14 @@ def damage_of(file: Path, look: Callable[[sqlite3.Connection], str | None]) -> s
             return look(database)
     except sqlite3.DatabaseError as error:
         sound = isinstance(error, sqlite3.OperationalError) and "no such" not in str(error)
-        return None if sound else str(error)  # a locked file, or one that may not be read, is not damaged
+        return None if sound else str(error)  # a locked or unreadable file is not damaged
 
 
 def set_database_aside(file: Path) -> Path:
     """Rename a damaged database and its journals; returns its new path.
 
     Raises:
-        RunError: when they cannot be renamed.
+        RunError: if they cannot be renamed.
     """
     aside = set_aside(file)
     for suffix in COMPANIONS:

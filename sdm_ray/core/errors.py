@@ -1,7 +1,7 @@
-"""The two errors that reach a user, each one clear sentence: what, where, the value, the fix.
+"""The two errors shown to users: one clear sentence each, with what, where, the value, the fix.
 
 The command line prints the message without a traceback and exits with `exit_code`; library callers catch them as the
-built-in exceptions that they derive from. Several things that are wrong with one request are one error, a line each.
+built-in exceptions that they derive from. Several faults of one request are a single error with one line each.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ class UsageError(ValueError):
 
 
 class Faults:
-    """Collects faults, so that all of them are reported at once."""
+    """Collects faults, so that all of them are reported together."""
 
     def __init__(self) -> None:
         self._found: list[str] = []
 
     def check(self, function: Callable[..., object], *arguments: Any, **options: Any) -> bool:
-        """Call a function and collect the `UsageError` that it raises; True where it raises none."""
+        """Call a function and collect its `UsageError`; True if it raises none."""
         try:
             function(*arguments, **options)
         except UsageError as error:
@@ -34,47 +34,47 @@ class Faults:
         return True
 
     def add(self, *faults: str) -> None:
-        """Add sentences; one that is there already stays once."""
+        """Add sentences, without duplicates."""
         self._found += [fault for fault in faults if fault not in self._found]
 
     def refuse(self) -> None:
-        """Raise the collected faults as one error, one fault a line.
+        """Raise the collected faults as one error, one fault per line.
 
         Raises:
-            UsageError: where there is a fault.
+            UsageError: if there is a fault.
         """
         if self._found:
             raise UsageError(listed(self._found))
 
 
 def listed(faults: Sequence[str]) -> str:
-    """One fault as it is, several one a line."""
+    """Format faults: a single one unchanged, several as one line each."""
     if len(faults) == 1:
         return faults[0]
     return f"{len(faults)} faults:" + "".join(f"\n  {fault}" for fault in faults)
 
 
 class RunError(RuntimeError):
-    """A well-formed request failed on the way: no network, a full disk, a diverged run."""
+    """A valid request failed during its execution: no network, a full disk, a diverged run."""
 
     exit_code = 1
 
 
 class DamagedError(RunError):
-    """A file could be read, and does not hold what was written to it."""
+    """A file is readable, but its contents are damaged."""
 
 
 MACHINE_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
-"""Errors of the operating system that say something of the machine and nothing of what was run on it."""
+"""Operating system errors caused by the machine, not by the program on it."""
 _IN_WORDS = re.compile(
     rf"os error ({'|'.join(map(str, MACHINE_FAULTS))})\b|No space left on device|Disk quota exceeded|"
     "database or disk is full"
 )
-"""The same, from libraries that raise errors of their own."""
+"""Messages of the same errors from libraries that raise their own exceptions."""
 
 
 def machine_fault(error: BaseException) -> str | None:
-    """What is wrong with the machine, where an error comes from that: a full, read-only or broken disk; else None."""
+    """Describe the machine's fault if it caused an error: a full, read-only or broken disk; otherwise None."""
     for cause in _causes(error):
         if isinstance(cause, OSError) and cause.errno in MACHINE_FAULTS:
             return f"{cause.strerror}: {cause.filename}" if cause.filename else str(cause.strerror or cause)
@@ -84,7 +84,7 @@ def machine_fault(error: BaseException) -> str | None:
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """An error and those that it came from, also those that are not to be shown, the first one first."""
+    """An error and its chain of causes and contexts (suppressed ones too), the original one first."""
     chain: list[BaseException] = []
     found: BaseException | None = error
     while found is not None and found not in chain:

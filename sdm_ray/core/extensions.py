@@ -1,6 +1,6 @@
-"""A user's own modules: found, imported, and identified by a digest of their source.
+"""A user's modules: located, imported, and identified by a digest of their source.
 
-What they register (blocking terms, attack families, metrics, sources of data) can then be used by name.
+Everything they register (blocking terms, attack families, metrics, data sources) can then be used by name.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from types import ModuleType
 from sdm_ray.core.errors import UsageError
 
 _imported: dict[str, str] = {}
-"""Digests of modules when they were imported here, so that a changed one is read again."""
+"""Digests of imported modules at import time, so that changed ones are reloaded."""
 
 
 def load_modules(modules: Mapping[str, str], where: str = "modules") -> dict[str, str]:
-    """Import modules, from the working directory too, and give the digests of their sources by name.
+    """Import modules, also from the working directory; returns the digests of their sources by name.
 
     Args:
-        modules: dotted name to the digest that its source must have; empty takes it as it is.
-        where: the setting that names them.
+        modules: dotted name to the required digest of its source; an empty digest accepts any.
+        where: the setting that contains them, for the error.
 
     Raises:
-        UsageError: for a module that cannot be imported, or whose source is another one.
+        UsageError: for a module that cannot be imported, or whose source has another digest.
     """
     found = {}
     for name, expected in modules.items():
         if expected and "." not in name and lies_at(name) is not None:
-            _check_source(name, expected, where)  # before it runs
+            _check_source(name, expected, where)  # before its code runs
         import_own(name, where)
         found[name] = source_digest(name)
         if expected:
@@ -50,7 +50,7 @@ def _check_source(name: str, expected: str, where: str) -> None:
 
 
 def lies_at(name: str) -> Path | None:
-    """Where a module would be imported from, which is not done: its top package's file; None where it is not found."""
+    """File of a module's top package, found without importing it; None if it is not found."""
     top = name.partition(".")[0]
     _make_findable(top)
     try:
@@ -61,18 +61,18 @@ def lies_at(name: str) -> Path | None:
 
 
 def check_named(modules: Iterable[str], where: str) -> list[Path]:
-    """Check that modules that a file names, and no person, lie in the working directory; gives where each lies.
+    """Check that modules requested by a file (not by the user) are in the working directory; returns their files.
 
-    A file may be somebody else's (a `best.yaml`, a sweep's folder), and loading a module runs it.
+    A file may come from someone else (a `best.yaml`, a sweep's folder), and loading a module runs its code.
 
     Raises:
-        UsageError: for one that lies elsewhere.
+        UsageError: for a module elsewhere.
     """
     places, here = [], Path.cwd().resolve()
     for name in modules:
         place = lies_at(name)
         if place is None:
-            continue  # the import says what is wrong
+            continue  # the import reports the fault
         resolved = place.resolve()
         if not resolved.is_relative_to(here) or "site-packages" in resolved.parts:
             raise UsageError(
@@ -84,10 +84,10 @@ def check_named(modules: Iterable[str], where: str) -> list[Path]:
 
 
 def import_own(name: str, where: str = "modules") -> ModuleType:
-    """Import a module; one that was imported here and has changed since is read again.
+    """Import a module; if it was imported here and has changed since, reload it.
 
     Raises:
-        UsageError: when it cannot be imported.
+        UsageError: if it cannot be imported.
     """
     try:
         _make_findable(name.partition(".")[0])
@@ -97,7 +97,7 @@ def import_own(name: str, where: str = "modules") -> ModuleType:
             module = importlib.reload(module)
             _imported[name] = digest
         return module
-    except Exception as error:  # whatever a user's module raises means the same
+    except Exception as error:  # a user's module may raise anything
         raise UsageError(
             f"{where}: {name!r} cannot be imported ({type(error).__name__}: {error}); give a module on Python's path "
             f"or in the working directory, {Path.cwd()}"
@@ -105,9 +105,9 @@ def import_own(name: str, where: str = "modules") -> ModuleType:
 
 
 def source_digest(name: str) -> str:
-    """12 hexadecimal digits of a module's source; of a package, of all Python files in its folder.
+    """12 hexadecimal digits of a hash of a module's source; for a package, of all Python files in its folder.
 
-    The digest does not cover modules that it imports.
+    The digest does not include modules that it imports.
     """
     try:
         spec = importlib.util.find_spec(name)
@@ -126,7 +126,7 @@ def source_digest(name: str) -> str:
 
 
 def _make_findable(top: str) -> None:
-    """Append the working directory to Python's path, where a module is not found without it."""
+    """Append the working directory to Python's path if a module is not found otherwise."""
     folder = str(Path.cwd())
     if top in sys.modules or folder in sys.path:
         return

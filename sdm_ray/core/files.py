@@ -1,7 +1,7 @@
-"""Writing files so that a reader never sees half of one.
+"""Atomic file operations: readers never see partial files.
 
-Every write, rename, removal and sync of the package passes here, through the five functions that begin with an
-underscore: a test ends a sweep at each of them.
+Every write, truncation, sync, rename and removal of the package uses `_write`, `_truncate`, `_sync`, `_rename` and
+`_remove`: a test kills a sweep at each of them.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
 
 COPY_BYTES = 1 << 20
-"""Read at a time where a file is copied."""
+"""Chunk size for copying files, in bytes."""
 
 
 def user_path(text: str | Path, setting: str) -> Path:
-    """A path as a person writes it, with `~` for a home folder.
+    """Path as typed by a user, with `~` for a home folder.
 
     Args:
         text: the path.
@@ -46,14 +46,14 @@ def user_path(text: str | Path, setting: str) -> Path:
 
 
 def is_file(path: Path) -> bool:
-    """Whether the file exists; False for a name that is too long or a folder that may not be read."""
+    """Whether the file exists; False if the name is too long or a folder is not readable."""
     with suppress(OSError):
         return path.is_file()
     return False
 
 
 def is_folder(path: Path) -> bool:
-    """Whether there is a folder, as `is_file`."""
+    """Whether the folder exists, as in `is_file`."""
     with suppress(OSError):
         return path.is_dir()
     return False
@@ -85,7 +85,7 @@ def _remove(path: Path) -> None:
 
 
 def write_bytes(path: Path, content: bytes | memoryview, *, sync: bool = False) -> None:
-    """Write a file in place, which is for files that nobody reads yet; raises OSError."""
+    """Write a file in place, for files that have no readers yet; raises OSError."""
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
     try:
         _write(file, content)
@@ -96,7 +96,7 @@ def write_bytes(path: Path, content: bytes | memoryview, *, sync: bool = False) 
 
 
 def sync_path(path: Path) -> None:
-    """Have the disk keep a file's contents, or a folder's names; raises OSError."""
+    """Flush a file's contents, or a folder's entries, to disk; raises OSError."""
     file = os.open(path, os.O_RDONLY)
     try:
         _sync(file)
@@ -105,18 +105,18 @@ def sync_path(path: Path) -> None:
 
 
 def move(source: Path, target: Path) -> None:
-    """Rename a file or a folder; a file, or an empty folder, that has the new name is replaced. Raises OSError."""
+    """Rename a file or a folder, replacing an existing file or empty folder. Raises OSError."""
     _rename(source, target)
 
 
 def remove(path: Path) -> None:
-    """Remove a file, or a folder with all that it holds, as far as that is possible."""
+    """Remove a file, or a folder with its contents, as far as possible."""
     with suppress(OSError):
         _remove(path)
 
 
 def replace_folder(fresh: Path, folder: Path) -> None:
-    """Put a folder in the place of another one, which is removed; raises OSError."""
+    """Replace a folder by another one and remove the old one; raises OSError."""
     if folder.exists():
         retired = folder.with_name(f".{folder.name}.old.{uuid.uuid4().hex}")
         _rename(folder, retired)
@@ -127,14 +127,14 @@ def replace_folder(fresh: Path, folder: Path) -> None:
 
 
 def copy_stream(stream: SupportsRead[bytes], path: Path) -> None:
-    """Copy what is left of a stream to a file that nobody reads yet; raises OSError."""
+    """Copy the rest of a stream to a file that has no readers yet; raises OSError."""
     with path.open("wb", buffering=0) as file:
         while block := stream.read(COPY_BYTES):
             _write(file.fileno(), block)
 
 
 def copy(source: Path, target: Path) -> Path:
-    """Copy a file, or a folder with all that it holds, and give the copy's path; raises OSError."""
+    """Copy a file, or a folder with its contents; returns the copy's path; raises OSError."""
     if source.is_dir():
         target.mkdir(parents=True, exist_ok=True)
         for path in source.iterdir():
@@ -146,14 +146,14 @@ def copy(source: Path, target: Path) -> Path:
 
 
 class LineFile:
-    """A file that grows line by line.
+    """An append-only file of lines.
 
     Args:
-        path: of the file, which is made where it is missing.
-        size: bytes to keep of what is there, which a kill may have left with half a line at the end; None keeps all.
+        path: path of the file, created if missing.
+        size: number of existing bytes to keep, since a kill can leave a partial line at the end; None keeps all.
 
     Raises:
-        OSError: when it cannot be written.
+        OSError: if it cannot be written.
     """
 
     def __init__(self, path: Path, size: int | None = None) -> None:
@@ -164,11 +164,11 @@ class LineFile:
             self.size = size
 
     def append(self, line: bytes, *, sync: bool = False) -> None:
-        """Add a line, with its end; where that fails, nothing of it stays. Raises OSError.
+        """Append a line that ends with its newline; a failed write is rolled back. Raises OSError.
 
         Args:
-            line: the line.
-            sync: come back when the disk has it.
+            line: the line, with its newline.
+            sync: return only after it is flushed to disk.
         """
         if self._file is None:
             raise ValueError("the file is closed")
@@ -191,14 +191,14 @@ class LineFile:
 
 @contextmanager
 def atomic_path(path: Path, *, sync: bool = False) -> Iterator[Path]:
-    """A temporary path beside `path` that replaces it when the block ends well, and is removed when it does not.
+    """Temporary path beside `path`: replaces it if the block succeeds, and is removed if the block fails.
 
     Args:
         path: the file.
-        sync: have the disk keep the contents before they replace others, for what cannot be made again.
+        sync: flush the contents to disk before they replace others, for files that cannot be recreated.
 
     Raises:
-        RunError: when the folder cannot be written or the disk is full.
+        RunError: if the folder cannot be written or the disk is full.
     """
     temporary: Path | None = None
     try:
@@ -219,18 +219,18 @@ def atomic_path(path: Path, *, sync: bool = False) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str, *, sync: bool = False) -> None:
-    """Write UTF-8 text atomically; `sync` as `atomic_path`."""
+    """Write UTF-8 text atomically; `sync` as in `atomic_path`."""
     with atomic_path(path, sync=sync) as temporary:
         write_bytes(temporary, text.encode())
 
 
 def write_json(path: Path, value: Any, *, sync: bool = False) -> None:
-    """Write JSON atomically; NaN and infinities are refused, for no other reader takes them."""
+    """Write JSON atomically; NaN and infinities are rejected, because other readers do not accept them."""
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n", sync=sync)
 
 
 def null_for_nan(value: Any) -> Any:
-    """Plain values as strict JSON takes them: None in place of NaN and infinities, in dictionaries and lists as well.
+    """Convert plain values to strict JSON: None instead of NaN and infinities, also inside dictionaries and lists.
 
     Tuples become lists.
     """
@@ -250,8 +250,8 @@ def read_json(path: Path) -> Any:
     """Read JSON.
 
     Raises:
-        DamagedError: when it is no JSON.
-        RunError: when the file cannot be read.
+        DamagedError: if it is not JSON.
+        RunError: if the file cannot be read.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -264,10 +264,10 @@ def read_json(path: Path) -> Any:
 
 
 def set_aside(path: Path) -> Path:
-    """Rename a damaged file or folder, so that it is made anew and nothing of it is lost; gives its new path.
+    """Rename a damaged file or folder, so that it is recreated and nothing is lost; returns its new path.
 
     Raises:
-        RunError: when its folder cannot be written.
+        RunError: if its folder cannot be written.
     """
     aside = _aside(path)
     try:
@@ -278,10 +278,10 @@ def set_aside(path: Path) -> Path:
 
 
 def copy_aside(path: Path) -> Path:
-    """Copy a damaged file to where `set_aside` would move it, before it is mended; gives the copy's path.
+    """Copy a damaged file to the path that `set_aside` would use, before it is repaired; returns the copy's path.
 
     Raises:
-        RunError: when its folder cannot be written.
+        RunError: if its folder cannot be written.
     """
     try:
         return copy(path, _aside(path))
@@ -297,11 +297,11 @@ def _aside(path: Path) -> Path:
 
 
 MALFORMED = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
-"""Exceptions that reading raises where a file holds values of other types than were written."""
+"""Exceptions raised by readers if a file contains values of other types than were written."""
 
 
 def reason(error: BaseException) -> str:
-    """The reason of a failed read, as a phrase."""
+    """Reason of a failed read, as a phrase."""
     if isinstance(error, KeyError):
         return f"{error} is missing"
     return " ".join(str(error).split())[:200] or type(error).__name__

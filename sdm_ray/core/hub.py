@@ -1,4 +1,4 @@
-"""What data and encoders share about the Hugging Face hub: the form of an id, its log, and its long messages."""
+"""Helpers for the Hugging Face hub: form of ids, logging, and long messages."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 ANSWER_SECONDS = 5.0
-"""How long the hub may take to answer before anything is asked of it."""
+"""Timeout of the check whether the hub answers."""
 
 _PART = r"[\w.-]+"
 _ID = re.compile(f"{_PART}/{_PART}")
@@ -17,20 +17,20 @@ _SENTENCE_END = re.compile(r"(?<=[a-z)'\"])\. ")
 
 
 def is_hub_id(name: str, *, bare: bool = False) -> bool:
-    """Whether a name has the form owner/name of an id on the hub; `bare` also allows old ids without an owner."""
+    """Whether a name has the form owner/name of a hub id; `bare` also allows old ids without an owner."""
     return bool(_ID.fullmatch(name) or (bare and _BARE_ID.fullmatch(name)))
 
 
 def brief(error: BaseException) -> str:
-    """The first sentence of an error's message, on one line and without its full stop."""
+    """First sentence of an error's message, on one line and without its full stop."""
     text = " ".join(str(error).split()) or type(error).__name__
     return _SENTENCE_END.split(text)[0][:300].rstrip(".")
 
 
 def is_away() -> bool:
-    """Whether the hub gives no answer within `ANSWER_SECONDS`; its own client would try for minutes.
+    """Whether the hub does not answer within `ANSWER_SECONDS`; its own client would retry for minutes.
 
-    A hub that is switched off (`HF_HUB_OFFLINE`) is not asked, for its client then fails at once.
+    False in offline mode (`HF_HUB_OFFLINE`), in which the client fails immediately.
     """
     from huggingface_hub import constants, get_session
 
@@ -45,7 +45,7 @@ def is_away() -> bool:
 
 @contextmanager
 def cached_only() -> Iterator[None]:
-    """Have `datasets` and the hub's client take what their caches hold, and fail at once where they hold nothing."""
+    """Restrict `datasets` and the hub's client to their caches; they fail immediately if an entry is missing."""
     import datasets
     from huggingface_hub import constants
 
@@ -59,7 +59,7 @@ def cached_only() -> Iterator[None]:
 
 @contextmanager
 def quiet_hub() -> Iterator[None]:
-    """Silence `huggingface_hub`, which logs every retry without network."""
+    """Silence `huggingface_hub`, which otherwise logs every retry without network."""
     log = logging.getLogger("huggingface_hub")
     level = log.level
     log.setLevel(logging.CRITICAL)

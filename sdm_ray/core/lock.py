@@ -1,4 +1,4 @@
-"""A lock on a folder that the operating system frees when the holding process ends, even by a crash."""
+"""Folder lock that the operating system releases when the holding process ends, even after a crash."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ class InUse(RunError):
 
 
 class FolderLock:
-    """`flock` on a file that names its holder; a file left by a dead process locks nothing."""
+    """`flock` on a file that contains its holder; a file left by a dead process locks nothing."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file: IO[str] | None = None
 
     def acquire(self, *, wait_seconds: float = 0.0) -> None:
-        """Take the lock.
+        """Acquire the lock.
 
         Raises:
             InUse: naming the process that holds it.
-            RunError: when the folder cannot be written.
+            RunError: if the folder cannot be written.
         """
         deadline = time.monotonic() + wait_seconds
         try:
@@ -46,7 +46,7 @@ class FolderLock:
                 break
             except OSError as error:
                 if error.errno not in BUSY:
-                    break  # a file system without locks: better unlocked than unusable
+                    break  # the file system has no locks: go on without
                 if time.monotonic() >= deadline:
                     file.seek(0)
                     holder = file.read().strip() or "another process"
@@ -66,10 +66,10 @@ class FolderLock:
 
 
 def holder_of(path: Path) -> str | None:
-    """Who holds a folder's lock, without taking it; None where nobody does.
+    """Holder of a folder's lock, without acquiring it; None if it is free.
 
     Raises:
-        RunError: where the lock cannot be read.
+        RunError: if the lock cannot be read.
     """
     try:
         opened = path.open(encoding="utf-8", errors="replace")

@@ -1,6 +1,6 @@
-"""Text from files of others within Markdown and on terminals: it is shown, and steers nothing.
+"""Escape text from untrusted files for Markdown and terminals.
 
-Names of columns, classes, trials and metrics are whatever a file says.
+Names of columns, classes, trials and metrics can be any text in a file.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ _SPECIAL = re.compile(r"([\\`*\[\]<>|#~$])")
 
 
 def one_line(text: object) -> str:
-    """Text without line breaks and without what steers a terminal (control characters, marks of direction)."""
+    """Remove line breaks and terminal controls (control characters, marks of text direction)."""
     return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in _joined(text))
 
 
 def markdown(text: object) -> str:
-    """Text that Markdown shows as it is: no heading, emphasis, link, HTML, or further cell of a table."""
+    """Escape text for Markdown: no heading, emphasis, link, HTML, or additional table cell."""
     return _SPECIAL.sub(r"\\\1", one_line(text))
 
 
 def markdown_code(text: object) -> str:
-    """Text as code within a line of Markdown, which no backtick in it can end."""
+    """Inline Markdown code, also for text that contains backticks."""
     return f"`{one_line(text).replace('`', chr(39))}`"
 
 

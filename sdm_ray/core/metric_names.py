@@ -1,4 +1,4 @@
-"""The names of all metrics."""
+"""Names of all metrics."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import Any
 
 OWN_METRICS: dict[str, Callable[[Any], float]] = {}
-"""Metrics that a user's modules register, by name, to the functions that measure them (`trial.own_metrics`)."""
+"""Metrics registered by a user's modules: name to function (`trial.own_metrics`)."""
 _HARMFUL_ACCURACY = re.compile(r"harmful/n(\d+)/accuracy")
 
 
@@ -16,20 +16,20 @@ class Metric(StrEnum):
     """Names of logged metrics. Accuracies are shares in [0, 1], losses are in nats."""
 
     TRAIN_STEP = "train/step"
-    """Outer steps done: the axis of training curves, not a measurement."""
+    """Completed outer steps: the axis of training curves, not a measurement."""
     TRAIN_SPEED = "train/steps_per_second"
     TRAIN_TEXT_SPEED = "train/texts_per_second"
-    """Of a distillation."""
+    """Texts per second of a distillation."""
     TRAIN_SECONDS_LEFT = "train/seconds_left"
     VALIDATION_ACCURACY = "validation/desired_accuracy"
-    """On meta-training examples that are held out, while training."""
+    """Accuracy on held-out meta-training examples during training."""
     VALIDATION_LOSS = "validation/desired_loss"
     DESIRED_ACCURACY = "desired/accuracy"
     DESIRED_LOSS = "desired/loss"
     HARMFUL_WORST_ACCURACY = "harmful/worst_accuracy"
-    """Mean over n of the worst case over the attacker's search at each n: what a sweep minimises."""
+    """Mean over n of the worst case over the attacker's search at each n: the objective that a sweep minimises."""
     HARMFUL_MEAN_ACCURACY = "harmful/mean_accuracy"
-    """Mean over n and over the search points that finished, on attacker-validation; secondary."""
+    """Mean over n and over completed search points, on attacker-validation; secondary."""
     HARMFUL_BASE_RATE = "harmful/base_rate"
     REGRET_ACCURACY = "regret/accuracy"
     REGRET_LOSS = "regret/loss"
@@ -41,34 +41,34 @@ class Metric(StrEnum):
     KEPT_DESIRED = "kept/desired"
     """The same for few-shot learning of the desired task."""
     KEPT_BENIGN = "kept/benign"
-    """The same for few-shot learning of tasks that no training saw, mean over them: 1 forgets nothing."""
+    """The same for few-shot learning of tasks that were not trained on, mean over them: 1 forgets nothing."""
     SCRATCH_DESIRED = "scratch/desired_accuracy"
-    """Of the reference `scratch`: random initialisation trained on the desired task."""
+    """Desired accuracy of the reference `scratch`: random initialisation trained on the desired task."""
     SCRATCH_HARMFUL = "scratch/harmful_accuracy"
-    """Its worst-case post-attack accuracy, mean over n."""
+    """Worst-case post-attack accuracy of `scratch`, mean over n."""
     SCRATCH_REGRET = "regret/scratch_accuracy"
     """Worst-case post-attack accuracy minus that of `scratch`, mean over n."""
     SCRATCH_DOMINATES = "scratch/dominates"
-    """1 where the model is better than `scratch` neither on what is kept nor on what is blocked, else 0: such a point
-    stays off the frontier."""
+    """1 if the model is no better than `scratch` in what it keeps and in what it blocks, else 0: such a point is not on
+    the frontier."""
     HARMFUL_BOUNDED_ACCURACY = "harmful/bounded_accuracy"
-    """As `harmful/worst_accuracy`, among the families whose attacked models still do the desired task."""
+    """As `harmful/worst_accuracy`, over the families whose attacked models still do the desired task."""
     UTILITY_DESIRED = "utility/desired_accuracy"
-    """Desired accuracy that is left after the worst-case attack, mean over n."""
+    """Desired accuracy after the worst-case attack, mean over n."""
     RECOVERY_EXAMPLES = "recovery/examples"
-    """Labelled examples that bring the attacker to the stated share of the undefended accuracy; left out where no n
-    that was tried does."""
+    """Labelled examples with which the attacker reaches the given share of the undefended accuracy; missing if no
+    tested n suffices."""
     RECOVERY_STEPS = "recovery/steps"
     RECOVERY_TRIALS = "recovery/trials"
     RECOVERY_FLOPS = "recovery/flops"
     STRENGTH_SEARCH = "strength/search_accuracy"
-    """Validation accuracy, mean over n, that ten times the attacker's search is expected to find."""
+    """Expected validation accuracy, mean over n, of a search with ten times the budget."""
     STRENGTH_EXAMPLES = "strength/examples_accuracy"
-    """Worst-case accuracy that ten times the largest n is expected to give."""
+    """Expected worst-case accuracy at ten times the largest n."""
     AUDIT_PASSED = "audit/passed"
-    """1 where every check of the audit passed, else 0: such a point stays off the frontier."""
+    """1 if every check of the audit passed, else 0: such a point is not on the frontier."""
     AUDIT_GAP = "audit/held_out_gap"
-    """Accuracy of the worst attacker outside the distribution that was trained against, minus that of the worst
+    """Accuracy of the strongest attacker outside the training distribution of adversaries, minus that of the strongest
     within."""
     COST_TRAIN_SECONDS = "cost/train_seconds"
     COST_TRAIN_TEXTS = "cost/train_texts"
@@ -76,18 +76,18 @@ class Metric(StrEnum):
     COST_TRAIN_FLOPS = "cost/train_flops"
     """FLOPs of training's matrix products, estimated from a few steps."""
     COST_DISTIL_SECONDS = "cost/distil_seconds"
-    """Of `cost/train_seconds`, what distillation took."""
+    """Time of distillation, as part of `cost/train_seconds`."""
     COST_DISTIL_TEXTS = "cost/distil_texts"
-    """Texts that a distillation read, repetitions included."""
+    """Texts read by a distillation, including repetitions."""
     COST_DISTIL_SPEED = "cost/distil_texts_per_second"
     COST_ATTACK_SECONDS = "cost/attack_seconds"
     COST_NUM_FINE_TUNES = "cost/num_fine_tunes"
     COST_MEMORY_BYTES = "cost/memory_bytes"
-    """Most memory that training has taken so far: of the GPU, or of the process where there is none."""
+    """Peak memory of training so far: of the GPU, or of the process if there is no GPU."""
 
     @staticmethod
     def attacked_sizes(names: Iterable[str]) -> list[int]:
-        """The numbers of labelled examples whose `harmful_accuracy` is among some names, rising."""
+        """Sorted numbers of labelled examples for which `harmful_accuracy` is among some metric names."""
         return sorted({int(match[1]) for match in map(_HARMFUL_ACCURACY.fullmatch, names) if match})
 
     @staticmethod
@@ -132,13 +132,16 @@ class Metric(StrEnum):
 
     @staticmethod
     def benign(task: str, num_examples: int) -> str:
-        """Accuracy of the best fine-tune on a benign task: `desired`, `grouped` (an unseen grouping of its classes),
-        `held_out` (classes that no training saw) or a column of the data."""
+        """Accuracy of the best fine-tune on a benign task.
+
+        The task is `desired`, `grouped` (an unseen grouping of its classes), `held_out` (classes that were not trained
+        on) or a column of the data.
+        """
         return f"benign/{task}/n{num_examples}/accuracy"
 
     @staticmethod
     def regret(num_examples: int) -> str:
-        """Sample-efficiency regret E_n in loss: positive where the released model gives a head start."""
+        """Sample-efficiency regret E_n in loss: positive if the released model gives a head start."""
         return f"regret/n{num_examples}"
 
     @staticmethod
@@ -148,17 +151,17 @@ class Metric(StrEnum):
 
     @staticmethod
     def rung_desired(step: int) -> str:
-        """Desired accuracy on attacker-validation after so many outer steps."""
+        """Desired accuracy on attacker-validation after a number of outer steps."""
         return f"rung/{step}/desired_accuracy"
 
     @staticmethod
     def rung_harmful(step: int) -> str:
-        """Mean over n of the worst family's accuracy on attacker-validation, attacked after so many outer steps."""
+        """Mean over n of the strongest family's accuracy on attacker-validation after a number of outer steps."""
         return f"rung/{step}/harmful_accuracy"
 
     @staticmethod
     def again(attack: str, name: str) -> str:
-        """A metric of an attack on the released model that came later; `attack` names it."""
+        """Metric of a later attack on the released model; `attack` is its name."""
         return f"again/{attack}/{name}"
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""Sentences that people must hear from code that has no view: a log of their own, which a worker passes on."""
+"""Notices to users from code without a view: a separate logger, which a worker forwards."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ log = logging.getLogger("sdm_ray.notices")
 
 
 def notice(text: str) -> None:
-    """Say a sentence: on standard error, or to whoever gathers them."""
+    """Emit a notice: to standard error, or to `gathered`."""
     log.warning(text)
 
 
 @contextmanager
 def gathered(notices: list[str]) -> Iterator[None]:
-    """Put what is said in the block into a list instead."""
+    """Collect notices of the block in a list instead."""
 
     class Gatherer(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:

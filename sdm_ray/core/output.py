@@ -1,4 +1,4 @@
-"""Standard output and error of work that must not end because nobody reads them any more."""
+"""Standard output and error for work that must survive the loss of its terminal or pipe."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 GONE = (errno.EPIPE, errno.EIO, errno.EBADF)
-"""What writing to a closed pipe or a closed terminal gives."""
+"""Errors of writing to a closed pipe or terminal."""
 
 
 class Unbreakable:
-    """A stream that falls silent when whoever reads it goes away, in place of raising."""
+    """A stream that discards output once its reader is gone, instead of raising."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        """Write, or fall silent."""
+        """Write, or discard if the reader is gone."""
         try:
             self._stream.write(text)
         except OSError as error:
@@ -28,7 +28,7 @@ class Unbreakable:
         return len(text)
 
     def flush(self) -> None:
-        """Flush, or fall silent."""
+        """Flush, or do nothing if the reader is gone."""
         try:
             self._stream.flush()
         except OSError as error:
@@ -38,7 +38,7 @@ class Unbreakable:
         return getattr(self._stream, name)
 
     def _silence(self, error: OSError) -> None:
-        """From now on what is written goes nowhere, also what others write to the same file."""
+        """Discard all further output, including that of others to the same file descriptor."""
         if error.errno not in GONE:
             raise error
         with suppress(OSError, ValueError):
@@ -49,7 +49,7 @@ class Unbreakable:
 
 @contextmanager
 def unbreakable_output() -> Iterator[None]:
-    """Let nothing in the block end because its output is read by nobody: a closed pipe or terminal."""
+    """Keep the block running if its output's pipe or terminal is closed."""
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = Unbreakable(sys.stdout), Unbreakable(sys.stderr)
     try:

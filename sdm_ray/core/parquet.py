@@ -1,4 +1,4 @@
-"""Parquet files read within bounds: one of some kilobytes can hold a text a billion times."""
+"""Memory-bounded reading of Parquet files: a file of a few kilobytes can contain the same text a billion times."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 SHARE = 0.5
-"""Of this machine's memory, that a table may take."""
+"""Largest share of this machine's memory for a table."""
 
 
 def read_parquet(path: Path, columns: Sequence[str] | None = None, *, max_bytes: int | None = None) -> pa.Table:
-    """Read a Parquet file, once it is known that what it holds fits.
+    """Read a Parquet file after checking that its contents fit in memory.
 
     Args:
-        path: of the file.
-        columns: to read; None reads all.
-        max_bytes: that the table may take; None is half of the memory of this machine.
+        path: path of the file.
+        columns: columns to read; None reads all.
+        max_bytes: most bytes for the table; None is half of this machine's memory.
 
     Raises:
-        UsageError: for a table that would take more.
+        UsageError: if the table would need more.
         pyarrow.ArrowException: for a damaged file.
     """
     import pyarrow as pa
@@ -53,18 +53,18 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None, *, max_bytes:
 
 
 def memory_bytes() -> int:
-    """What a table may take of this machine's memory."""
+    """Most bytes of this machine's memory for a table."""
     return int(SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 
 
 def _stored(meta: Any, names: Sequence[str]) -> dict[str, int]:
-    """Bytes of columns in the file, uncompressed."""
+    """Uncompressed size of columns in the file, in bytes."""
     sizes = dict.fromkeys(names, 0)
     for group in range(meta.num_row_groups):
         for index in range(meta.num_columns):
             column = meta.row_group(group).column(index)
             path = column.path_in_schema
-            name = path if path in sizes else path.partition(".")[0]  # of a nested column
+            name = path if path in sizes else path.partition(".")[0]  # nested column
             if name in sizes:
                 sizes[name] += column.total_uncompressed_size
     return sizes
@@ -77,7 +77,7 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def _expanded(column: pa.ChunkedArray) -> int:
-    """Bytes of texts that a dictionary-coded column stands for."""
+    """Size of a dictionary-coded text column when expanded, in bytes."""
     import pyarrow as pa
     import pyarrow.compute as pc
 

@@ -1,4 +1,4 @@
-"""Long work is a generator of progress; this runs one to its end."""
+"""Progress of long work, which is a generator, and a function that runs one to its end."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 def run_through(work: Generator[Progress, None, T], on_progress: Callable[[Progress], None]) -> T:
-    """Run `work` to its end, show `on_progress` every step on the way, and return what it returns."""
+    """Run `work` to its end, call `on_progress` for every step, and return its result."""
     while True:
         try:
             progress = next(work)
@@ -20,7 +20,7 @@ def run_through(work: Generator[Progress, None, T], on_progress: Callable[[Progr
 
 
 WAIT = "wait"
-"""Stage of a process that waits for what another one computes; `done` counts seconds."""
+"""Stage of a process that waits for another one's computation; `done` counts seconds."""
 _LABELS = {
     WAIT: "waiting for another process that computes the same",
     "rung": "attack at a rung",
@@ -31,18 +31,18 @@ _LABELS = {
 
 
 def stage_label(stage: str) -> str:
-    """A stage in the words that people are shown."""
+    """User-visible label of a stage."""
     return _LABELS.get(stage, stage)
 
 
 class Progress(NamedTuple):
-    """What long work yields on its way, between two units that may be interrupted."""
+    """Progress report that long work yields between two units, the points where it may be interrupted."""
 
     stage: str
-    """`train` or `attack`."""
+    """Stage of the work, such as `train`, `attack` or `wait`."""
     done: int
-    """Units of work done."""
+    """Completed units of work."""
     total: int
-    """Units of work in all."""
+    """Total units of work."""
     metrics: dict[str, float]
-    """Metrics measured since the last one, by name; may be empty."""
+    """Metrics measured since the previous one, by name; may be empty."""

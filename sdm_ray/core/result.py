@@ -1,4 +1,4 @@
-"""The result of a trial, and its JSON."""
+"""Result of a trial, and its JSON."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from sdm_ray.core.files import MALFORMED, nan_for_null, null_for_nan, read_json,
 from sdm_ray.core.notices import notice
 
 RESULT = "result.json"
-"""In a trial's folder, written last of all."""
+"""File in a trial's folder, written last."""
 FINAL = "-final"
-"""Suffix of the id of a final attack on a trial's model; its measurements replace the trial's."""
+"""Suffix of the trial id of a final attack on a trial's model; its measurements replace the trial's."""
 
 
 INPUTS = ("data", "encoder")
@@ -33,7 +33,7 @@ class Status(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class TrialResult:
-    """What one trial leaves behind: the metrics that a sweep compares and where the rest lies."""
+    """Result of one trial: its metrics, and the location of its files."""
 
     trial_id: str
     config_hash: str
@@ -42,30 +42,30 @@ class TrialResult:
     status: Status
     metrics: dict[str, float]
     output_dir: Path
-    """Holds `config.yaml`, `result.json` and `train.parquet`, where adversaries were simulated `trajectory.parquet` and
-    `trajectory.png`, and, unless training was stopped, `attack.parquet`, `attack.json` and `model/`."""
+    """Contains `config.yaml`, `result.json` and `train.parquet`; with simulated adversaries `trajectory.parquet` and
+    `trajectory.png`; and, unless training was stopped, `attack.parquet`, `attack.json` and `model/`."""
     error: str | None = None
     params: dict[str, Any] = field(default_factory=dict)
-    """The searched settings by dotted path; empty outside a sweep."""
+    """Searched settings by dotted path; empty outside a sweep."""
     provenance: dict[str, str] = field(default_factory=dict)
     """Sources and digests of data and encoder, digests of attack and released weights, versions and device."""
     failed_checks: dict[str, str] = field(default_factory=dict)
     """Findings of failed checks of the audit, by check."""
     uninformative_checks: dict[str, str] = field(default_factory=dict)
-    """The same for checks that a reference fails too, so that they say nothing about the model."""
+    """The same for checks that a reference fails too, so that they show nothing about the model."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Values that JSON can hold; `output_dir` is left out, so that a folder can move."""
+        """Convert to JSON values; `output_dir` is left out, so that a folder can be moved."""
         values = asdict(self)
         del values["output_dir"]
         return {**values, "status": str(self.status)}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], output_dir: Path) -> TrialResult:
-        """The inverse of `to_dict`, for a result that lies in `output_dir`.
+        """Inverse of `to_dict`, for a result in `output_dir`.
 
         Raises:
-            ValueError: where a value is not of its kind.
+            ValueError: if a value has the wrong type.
         """
         check_kinds(values, _KINDS)
         return cls(**{**values, "status": Status(values["status"]), "output_dir": output_dir})
@@ -88,10 +88,11 @@ def check_kinds(values: Any, kinds: Mapping[str, str]) -> None:
 
     Args:
         values: by name.
-        kinds: by name: `text`, `whole`, `number`, `mapping`, or `numbers` and `texts`, which are mappings to such.
+        kinds: type by name: `text`, `whole`, `number`, `mapping`, or `numbers` and `texts`, which are mappings to
+            these.
 
     Raises:
-        ValueError: with the name, the value and what it must be.
+        ValueError: with the name, the value and the required type.
     """
     if not isinstance(values, dict):
         raise ValueError(f"{_shown(values)} stands where a mapping belongs")
@@ -112,18 +113,18 @@ def _shown(value: Any) -> str:
 
 
 def other_inputs(before: Mapping[str, str], now: Mapping[str, str]) -> str | None:
-    """A phrase with both digests where data or encoder differ, as far as both sides know them; else None."""
+    """Phrase with both digests if data or encoder differ, as far as both sides have them; otherwise None."""
     differ = [name for name in INPUTS if before.get(name) and now.get(name) and before[name] != now[name]]
     phrases = [f"the {name} had digest {before[name][:12]} and now {now[name][:12]}" for name in differ]
     return " and ".join(phrases) or None
 
 
 def read_result(output_dir: Path) -> TrialResult | None:
-    """The result that lies in a trial's folder, or None when it has not finished.
+    """Result in a trial's folder; None if the trial has not finished.
 
     Raises:
-        DamagedError: when it holds something else.
-        RunError: when it cannot be read.
+        DamagedError: if it contains something else.
+        RunError: if it cannot be read.
     """
     path = output_dir / RESULT
     if not path.exists():
@@ -138,10 +139,10 @@ def read_result(output_dir: Path) -> TrialResult | None:
 
 
 def readable_result(output_dir: Path) -> TrialResult | None:
-    """As `read_result`; a damaged file is moved aside, with a notice, and then there is none.
+    """As `read_result`, but a damaged file is moved aside with a notice, and None is returned.
 
     Raises:
-        RunError: when it cannot be read or moved.
+        RunError: if it cannot be read or moved.
     """
     try:
         return read_result(output_dir)
@@ -152,10 +153,10 @@ def readable_result(output_dir: Path) -> TrialResult | None:
 
 
 def write_result(result: TrialResult) -> None:
-    """Write a result into its folder, atomically; `read_result` gives it back. NaN becomes null: JSON has none.
+    """Write a result to its folder, atomically, for `read_result`. NaN becomes null, because JSON has no NaN.
 
     Raises:
-        RunError: when the file cannot be written.
+        RunError: if the file cannot be written.
     """
     values = result.to_dict()
     write_json(result.output_dir / RESULT, values | {"metrics": null_for_nan(values["metrics"])}, sync=True)

@@ -1,4 +1,4 @@
-"""Seeds and CPU generators derived from names, so that a draw of one kind never shifts the draws of another."""
+"""Seeds and CPU generators derived from names, so that draws of one kind never shift those of another."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ class Generators:
     """Independent CPU generators by name.
 
     Args:
-        seed: of the run.
-        names: what the generators are for.
+        seed: seed of the run.
+        names: purposes of the generators.
     """
 
     def __init__(self, seed: int, names: Iterable[str]) -> None:
@@ -28,23 +28,23 @@ class Generators:
         return {name: generator.get_state() for name, generator in self._generators.items()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Continue where `state_dict` was taken; a generator that an older state lacks stays as it is."""
+        """Restore the state from `state_dict`; a generator that an older state lacks is unchanged."""
         for name, generator in self._generators.items():
             if name in state:
                 generator.set_state(state[name])
 
 
 def generator_seed(seed: int, name: str) -> int:
-    """The 63-bit seed of the generator called `name` in a run with this seed (see `Generators`)."""
+    """63-bit seed of the generator `name` in a run with this seed (see `Generators`)."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8], "big") >> 1
 
 
 def derived_seed(*parts: object) -> int:
-    """A 63-bit seed that depends on every part and on nothing else (no process, platform or call order)."""
+    """63-bit seed that depends only on the parts (not on process, platform or call order)."""
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
 
 def seeded(*parts: object) -> torch.Generator:
-    """A CPU generator seeded with `derived_seed(*parts)`."""
+    """CPU generator seeded with `derived_seed(*parts)`."""
     return torch.Generator().manual_seed(derived_seed(*parts))

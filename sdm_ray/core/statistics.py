@@ -1,4 +1,4 @@
-"""Means with their intervals."""
+"""Means and their confidence intervals."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from scipy.special import stdtrit
 
 NUM_RESAMPLES = 10_000
-"""Bootstrap resamples of an interval."""
+"""Number of bootstrap resamples for an interval."""
 
 
 def mean(values: Iterable[float]) -> float:
@@ -21,8 +21,8 @@ def mean(values: Iterable[float]) -> float:
 def t_interval(values: Sequence[float]) -> tuple[float, float]:
     """95 % Student-t interval of the mean over seeds; NaN for fewer than two.
 
-    It covers what differs between seeds (subset, order, head). The test examples are shared by all seeds, so their own
-    sampling error is not in it.
+    It covers the variation between seeds (subset, order, head). All seeds share the test examples, so the sampling
+    error of these is not included.
     """
     if len(values) < 2:
         return math.nan, math.nan
@@ -32,13 +32,13 @@ def t_interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def pooled_interval(groups: Sequence[Sequence[float]]) -> tuple[float, float]:
-    """95 % interval of the mean over groups of the group means, for groups that are drawn independently.
+    """95 % interval of the mean over groups of the group means, for independent groups.
 
-    Variances of the group means add up; the degrees of freedom are those of Welch and Satterthwaite. One group gives
-    `t_interval`. Pairing values of different groups by index instead could give any width, even 0.
+    Variances of the group means add up; the degrees of freedom are those of Welch and Satterthwaite. A single group
+    gives `t_interval`. Pairing values of different groups by index instead could give any width, even 0.
 
     Returns:
-        Low and high; NaN where a group has fewer than two values.
+        Low and high; NaN if a group has fewer than two values.
     """
     if not groups or any(len(group) < 2 for group in groups):
         return math.nan, math.nan
@@ -53,7 +53,7 @@ def pooled_interval(groups: Sequence[Sequence[float]]) -> tuple[float, float]:
 
 
 def t_quantile(degrees: int) -> float:
-    """0.975 quantile of Student's t, to the six decimals that tables print (so published intervals can be redone)."""
+    """0.975 quantile of Student's t, to the six decimals of printed tables (published intervals are reproducible)."""
     return round(float(stdtrit(degrees, 0.975)), 6)
 
 
@@ -62,10 +62,10 @@ def bootstrap_interval(groups: Sequence[Sequence[float]], *, seed: int = 0) -> t
 
     Args:
         groups: values by seed of one or more groups; seeds are resampled within each group.
-        seed: of the resampling.
+        seed: seed of the resampling.
 
     Returns:
-        Low and high; NaN where a group has fewer than two values.
+        Low and high; NaN if a group has fewer than two values.
     """
     if any(len(group) < 2 for group in groups):
         return math.nan, math.nan

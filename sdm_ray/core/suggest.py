@@ -1,4 +1,4 @@
-"""Hints for names that are not known: the nearest known ones."""
+"""Suggestions for unknown names: the nearest known ones."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Iterable
 
 
 def nearest(name: str, known: Iterable[str], *, count: int = 1, similarity: float = 0.6) -> list[str]:
-    """The known names that are most like `name`, best first; none where nothing is alike.
+    """Known names most similar to `name`, best first; empty if none is similar.
 
     Args:
-        name: what was asked for.
-        known: the existing names.
+        name: the unknown name.
+        known: the known names.
         count: most names returned.
         similarity: least similarity, from 0 to 1 (the cutoff of `difflib.get_close_matches`).
     """
@@ -20,6 +20,6 @@ def nearest(name: str, known: Iterable[str], *, count: int = 1, similarity: floa
 
 
 def did_you_mean(name: str, known: Iterable[str], *, otherwise: str = "") -> str:
-    """The question "did you mean 'x'?" for the nearest known name, or `otherwise` where nothing is alike."""
+    """The question "did you mean 'x'?" for the nearest known name, or `otherwise` if none is similar."""
     found = nearest(name, known)
     return f"did you mean {found[0]!r}?" if found else otherwise

@@ -1,6 +1,6 @@
-"""Types that several layers share.
+"""Types shared by several layers.
 
-Shapes use B (batch), L (tokens), D (features), C (classes), K (inner steps). Nothing here computes.
+Shapes use B (batch), L (tokens), D (features), C (classes), K (inner steps). This module contains no computation.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ Params: TypeAlias = "dict[str, Tensor]"
 
 
 class Task(StrEnum):
-    """The task, and so which of an example's labels."""
+    """The task, which selects one of an example's labels."""
 
     DESIRED = "desired"
     HARMFUL = "harmful"
 
 
 class Split(StrEnum):
-    """The four splits, disjoint by content hash (and by group where a group column is given)."""
+    """The four splits, disjoint by content hash (and by group if there is a group column)."""
 
     META_TRAIN = "meta_train"
     ATTACKER_TRAIN = "attacker_train"
@@ -35,7 +35,7 @@ class Batch(NamedTuple):
     """Examples of one task on the device."""
 
     inputs: tuple[Tensor, ...]
-    """What the trunk's `forward` takes, each (..., B, ·): token ids and mask of texts, or vectors, or images."""
+    """Inputs of the trunk's `forward`, each (..., B, ·): token ids and mask of texts, or vectors, or images."""
     labels: Tensor
     """(..., B) int64 class indices, or floating-point targets of a regression."""
 
@@ -50,5 +50,5 @@ class Batch(NamedTuple):
         return self.inputs[1]
 
     def at(self, index: Any) -> Batch:
-        """The batch at an index (or slice) of the leading dimensions."""
+        """Batch at an index (or slice) of the leading dimensions."""
         return Batch(tuple(value[index] for value in self.inputs), self.labels[index])

@@ -1,4 +1,4 @@
-"""The split of a content, by its hash and the shares: what `splits` assigns rows by, and the synthetic world words."""
+"""Split of a content by its hash and the split fractions; `splits` uses it for rows, the synthetic world for words."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def split_codes(positions: np.ndarray, shares: SplitFractions) -> np.ndarray:
 
 
 def split_of(content: str, shares: SplitFractions, seed: int) -> Split:
-    """The split of one content, or of a group that shares no text with another."""
+    """Split of one content, or of a group that shares no text with another."""
     return SPLITS[int(split_codes(np.array([unit_hash(content, seed)]), shares)[0])]
 
 
 def unit_hash(content: str, seed: int) -> float:
-    """The content as a number in [0, 1)."""
+    """Hash of the content as a number in [0, 1)."""
     digest = hashlib.sha256(f"split\0{seed}\0{content}".encode("utf-8", "surrogatepass")).digest()
     # 53 bits, so that no rounding reaches 1.
     return (int.from_bytes(digest[:8], "big") >> 11) / (1 << 53)

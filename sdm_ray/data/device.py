@@ -1,4 +1,4 @@
-"""Tokenised data that lives on the device: batches are gathered there, and only indices travel."""
+"""Tokenised data on the device: batches are gathered there, and only indices are transferred."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from sdm_ray.data.tokenized import TokenizedData, power_of_two, round_up
 
 
 class DeviceData:
-    """N examples on `device`, moved once; labels, lengths and splits are known on the host too.
+    """N examples on `device`, moved once; labels, lengths and splits are on the host too.
 
     Args:
         tokenized: the examples.
-        device: the device of the batches.
+        device: device of the batches.
     """
 
     def __init__(self, tokenized: TokenizedData, device: torch.device | str) -> None:
@@ -89,11 +89,11 @@ class DeviceData:
         return torch.from_numpy(self._lengths_host.copy())  # type: ignore[return-value]
 
     def known_positions_host(self) -> LongTensor | None:
-        """(N, 2) int64 tokens at which each text names somebody, on the host; see `KnowsPositions`."""
+        """(N, 2) int64 token positions of a name in each text, on the host; see `KnowsPositions`."""
         return None if self._known is None else self._known.clone()  # type: ignore[return-value]
 
     def shared_texts(self) -> dict[str, int]:
-        """Number of texts, compared as tokens, that each pair of splits shares; keys are like "meta_train and test"."""
+        """Number of texts (compared as tokens) shared by each pair of splits; keys are like "meta_train and test"."""
         texts = {
             split: {self._ids_host[index].tobytes() for index in indices.tolist()}
             for split, indices in self._indices.items()
@@ -101,23 +101,23 @@ class DeviceData:
         return {f"{first} and {second}": len(texts[first] & texts[second]) for first, second in combinations(texts, 2)}
 
     def occurring_tokens(self, indices: Tensor) -> LongTensor:
-        """Sorted token ids that occur in examples (host indices of any shape), padding included; int64 on the host."""
+        """Sorted token ids that occur in examples (host indices of any shape), including padding; int64 on the host."""
         held = np.zeros(self._max_id + 1, dtype=bool)
         held[self._ids_host[indices.reshape(-1).numpy()]] = True
         held[self.pad_id] = True
         return torch.from_numpy(np.flatnonzero(held))  # type: ignore[return-value]
 
     def batch(self, indices: Tensor, task: Task, *, pad_to: int | None = None, coarse: bool = False) -> Batch:
-        """Examples by index, gathered on the device without a synchronisation.
+        """Gather examples by index on the device, without synchronisation.
 
         Args:
             indices: (..., B) int64 on the host.
-            task: whose labels.
-            pad_to: tokens of the batch; by default the longest of these texts, rounded up to a multiple of 8.
-            coarse: round up to a power of two instead, so that few widths occur.
+            task: task of the labels.
+            pad_to: width of the batch in tokens; by default the longest of these texts, rounded up to a multiple of 8.
+            coarse: round up to a power of two instead, which limits the number of widths.
 
         Raises:
-            ValueError: if `pad_to` would cut a text.
+            ValueError: if `pad_to` would truncate a text.
         """
         longest = int(self._lengths_host[indices.numpy()].max())
         if pad_to is not None and pad_to < longest:

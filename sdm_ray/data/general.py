@@ -17,8 +17,9 @@ from sdm_ray.config import GeneralTextSettings, RetainSettings, SyntheticWorld
 from sdm_ray.core.errors import RunError, UsageError
 from sdm_ray.core.hub import is_hub_id
 from sdm_ray.core.types import Task
+from sdm_ray.data.hub import read_hub
 from sdm_ray.data.interface import Dataset, KnowsPositions
-from sdm_ray.data.readers import Source, data_files, read_files, read_hub
+from sdm_ray.data.readers import Source, data_files, read_files
 from sdm_ray.data.scrub import scrub_names, word_scrubber
 from sdm_ray.data.sources import is_text, normalise
 from sdm_ray.data.synthetic import pretraining_texts, telling_words
@@ -29,12 +30,12 @@ CHUNK_TEXTS = 8192
 
 
 class GeneralText:
-    """N unlabelled texts on `device`; ids and lengths are known on the host too.
+    """N unlabelled texts on `device`; ids and lengths are on the host too.
 
     Args:
         input_ids: (N, L) integers, padded on the right.
-        lengths: (N,) tokens of each text, special ones included.
-        device: where batches are wanted.
+        lengths: (N,) number of tokens of each text, including special tokens.
+        device: device of the batches.
     """
 
     def __init__(self, input_ids: np.ndarray, lengths: np.ndarray, device: torch.device | str) -> None:
@@ -60,21 +61,21 @@ class GeneralText:
         return int(self._ids_host.max())
 
     def host_ids(self, indices: Tensor) -> Tensor:
-        """(B, L') int64 token ids of texts (host indices (B,)) on the host, as wide as in their batch."""
+        """(B, L') int64 token ids of texts (host indices (B,)) on the host, with the same width as their batch."""
         return self._ids_host[:, : self._width_of(indices)][indices]
 
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Token ids and mask (B, L') of texts (host indices (B,)), gathered on the device without waiting for it.
+        """Token ids and mask (B, L') of texts (host indices (B,)), gathered on the device without synchronisation.
 
-        They are as wide as the longest of these texts, rounded up to a multiple of 8.
+        Their width is that of the longest of these texts, rounded up to a multiple of 8.
         """
         width, rows = self._width_of(indices), self.send(indices)
         return self._input_ids[:, :width][rows], (self._positions[:width] < self._lengths[rows].unsqueeze(-1)).long()
 
     def send(self, values: Tensor) -> Tensor:
-        """A host tensor on the device, without waiting for it."""
+        """Copy a host tensor to the device without synchronisation."""
         if self.device.type == "cuda":
-            # From pageable memory the copy would wait for the device.
+            # A copy from pageable memory would synchronise with the device.
             values = values.pin_memory()
         return values.to(self.device, non_blocking=True)
 
@@ -91,22 +92,22 @@ def load_general_text(
     device: torch.device | str,
     scrubbed: bool = False,
 ) -> GeneralText:
-    """Read and tokenise the text of a source that is not None; blank texts are dropped, repeated ones kept once.
+    """Read and tokenise the text of a source that is not None; blank texts and duplicates are dropped.
 
-    The `max_texts` with the smallest content hashes are kept, in that order, whatever the order of the source's rows.
+    Keeps the `max_texts` texts with the smallest content hashes, in that order, independent of the row order.
 
     Args:
         settings: source, column and number of texts.
         tokenizer: the encoder's fast tokenizer.
-        world: the synthetic world whose corpus `pretraining` is.
-        max_length: tokens kept of a text.
-        device: where batches are wanted.
-        scrubbed: leave out what tells the secret: names and gendered words of the synthetic world in its corpus, else
-            what `scrub_names` finds.
+        world: the synthetic world whose corpus `pretraining` refers to.
+        max_length: maximum number of tokens per text.
+        device: device of the batches.
+        scrubbed: remove words that reveal the secret: names and gendered words of the synthetic world in its corpus,
+            and in other texts what `scrub_names` finds.
 
     Raises:
-        UsageError: for a source or column that cannot be used, or one without text.
-        RunError: when the hub cannot be reached.
+        UsageError: for an unusable source or column, or one without text.
+        RunError: if the hub cannot be reached.
     """
     assert settings.source is not None
     with _own_settings_named("train.retain" if isinstance(settings, RetainSettings) else "train.distil.general"):
@@ -124,15 +125,15 @@ def load_general_text(
 def meta_training_text(
     data: Dataset, indices: Tensor, max_texts: int | None = None, *, scrubbed: bool = False
 ) -> GeneralText:
-    """The texts of examples as general text: the `max_texts` with the smallest hashes of their tokens.
+    """Texts of examples as general text: the `max_texts` texts with the smallest hashes of their tokens.
 
     Args:
-        data: examples on the device; synchronises with it.
+        data: examples on the device; this synchronises with it.
         indices: (N,) host indices.
-        max_texts: texts that are kept; None keeps all.
-        scrubbed: leave out the tokens at which a text is known to name somebody (`KnowsPositions`). Of a name's word
-            in more than two tokens the others stay; where no name is known for a text, the word after the first
-            capitalised one goes with it.
+        max_texts: number of texts to keep; None keeps all.
+        scrubbed: remove the known token positions of a name (`KnowsPositions`). If a word of the name has more than two
+            tokens, the others stay; if the name of a text is unknown, the word after the first capitalised one is
+            removed too.
     """
     chunks = torch.split(indices, CHUNK_TEXTS)
     width = max(data.batch(chunk, Task.DESIRED).input_ids.shape[1] for chunk in chunks)
@@ -150,7 +151,7 @@ def meta_training_text(
 
 
 def _without_places(ids: np.ndarray, lengths: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Texts (N, L) without the tokens at some places (N, 2; -1 is none), moved up; what follows a text is left over."""
+    """Remove tokens at some places (N, 2; -1 is none) from texts (N, L), closing gaps; returns the new lengths too."""
     positions = np.arange(ids.shape[1])
     kept = (positions < lengths[:, None]) & ~(positions[:, None] == places[:, None, :]).any(-1)
     order = np.argsort(~kept, axis=1, kind="stable")
@@ -172,7 +173,7 @@ def _read(settings: RetainSettings | GeneralTextSettings) -> list[str]:
 
 
 def _texts(source: Source, settings: RetainSettings | GeneralTextSettings) -> list[str]:
-    """The values of the text column without nulls."""
+    """Values of the text column without nulls."""
     column = source.table[settings.text_column]
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     if not (is_text(kind) or pa.types.is_null(kind)):
@@ -200,7 +201,7 @@ def _digest(input_ids: np.ndarray, lengths: np.ndarray) -> str:
 
 @contextmanager
 def _own_settings_named(path: str) -> Iterator[None]:
-    """Rewrite errors of the readers, which name `data.source`, to name the settings at `path` instead."""
+    """Rewrite the readers' errors, which name `data.source`, to name the settings at `path` instead."""
     try:
         yield
     except (UsageError, RunError) as error:

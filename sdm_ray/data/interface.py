@@ -1,7 +1,7 @@
-"""The protocols of data for training and attacks: N labelled examples with splits and batches on a device.
+"""Protocols of data for training and attacks: N labelled examples with splits and batches on a device.
 
-Texts (`data/device.py`), vectors (`data/regression.py`) and texts under other labels (`attack/findings/benign.py`)
-satisfy these protocols. Data of another kind need the same members and no base class.
+Texts (`data/device.py`), vectors (`data/regression.py`) and texts with other labels (`attack/findings/benign.py`)
+satisfy these protocols. Other kinds of data need the same members and no base class.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from torch import LongTensor, Tensor
 from sdm_ray.core.types import Batch, Split, Task
 
 UNLABELLED = -1
-"""Stands for a class index where an example has no label of a task."""
+"""Class index of examples without a label of a task."""
 
 
 def labelled(data: Dataset, indices: Tensor, task: Task) -> Tensor:
-    """The host indices whose examples have a label of a task, in the same order."""
+    """Host indices of the examples that have a label of a task, in the same order."""
     labels = data.labels_host(task)[indices]
     return indices if labels.is_floating_point() else indices[labels != UNLABELLED]
 
 
 class BenignTask(NamedTuple):
-    """Labels that no training reads."""
+    """Labels that are never used for training."""
 
     labels: Tensor
-    """(N,) int64 class indices on the host, `UNLABELLED` where there is none."""
+    """(N,) int64 class indices on the host, `UNLABELLED` if there is none."""
     names: tuple[str, ...]
     """Class names by index."""
 
@@ -38,7 +38,7 @@ class Dataset(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """The device of the batches."""
+        """Device of the batches."""
         ...
 
     @property
@@ -55,15 +55,17 @@ class Dataset(Protocol):
         ...
 
     def labels_host(self, task: Task) -> Tensor:
-        """(N,) labels of a task on the host: int64 class indices, `UNLABELLED` where there is none, or floating-point
-        targets; a copy."""
+        """(N,) labels of a task on the host; a copy.
+
+        Either int64 class indices (`UNLABELLED` if there is none) or floating-point targets.
+        """
         ...
 
     def batch(self, indices: Tensor, task: Task, *, pad_to: int | None = None, coarse: bool = False) -> Batch:
-        """Examples by host indices (..., B), gathered on the device without waiting for it.
+        """Gather examples by host indices (..., B) on the device, without synchronisation.
 
-        Where examples differ in width, a batch is as wide as its widest example, rounded up (`coarse` rounds further,
-        so that few widths occur), or `pad_to` wide.
+        If examples differ in width, a batch is as wide as its widest example, rounded up (further with `coarse`, which
+        limits the number of widths), or `pad_to` wide.
         """
         ...
 
@@ -72,16 +74,16 @@ class TrainingDataset(Dataset, Protocol):
     """Data for meta-training."""
 
     def occurring_tokens(self, indices: Tensor) -> LongTensor:
-        """Sorted token ids in examples (host indices of any shape), int64 on the host; none in data without tokens."""
+        """Sorted token ids in examples (host indices of any shape), int64 on the host; empty without tokens."""
         ...
 
 
 class AttackDataset(Dataset, Protocol):
-    """What an attack reads: class labels, and two inputs, token ids and mask, or what stands for them."""
+    """Data for attacks: class labels, and two inputs, token ids and mask or their equivalents."""
 
     @property
     def benign_tasks(self) -> Mapping[str, BenignTask]:
-        """Benign tasks by name; empty where the data have none."""
+        """Benign tasks by name; empty if the data have none."""
         ...
 
     def label_names(self, task: Task) -> tuple[str, ...]:
@@ -89,7 +91,7 @@ class AttackDataset(Dataset, Protocol):
         ...
 
     def lengths_host(self) -> Tensor:
-        """(N,) int64 tokens of each example on the host."""
+        """(N,) int64 number of tokens of each example, on the host."""
         ...
 
     def to(self, device: torch.device | str) -> Self:
@@ -99,14 +101,17 @@ class AttackDataset(Dataset, Protocol):
 
 @runtime_checkable
 class KnowsPositions(Protocol):
-    """Optional protocol of data that know where their texts name a person."""
+    """Optional protocol of data with known token positions of a person's name in each text."""
 
     def known_positions_host(self) -> Tensor | None:
-        """(N, 2) int64 on the host: the first tokens of a name's first two words in each text, or the first two tokens
-        of its only word; -1 where there is none. None where no text has any."""
+        """(N, 2) int64 on the host: two token positions of the name in each text; -1 if there is none.
+
+        These are the first tokens of the name's first two words, or the first two tokens of its only word. None if no
+        text has any.
+        """
         ...
 
 
 def known_positions(data: AttackDataset) -> Tensor | None:
-    """Where each text names a person, as `KnowsPositions`; None for data without that protocol."""
+    """Token positions of a name in each text, as in `KnowsPositions`; None for data without that protocol."""
     return data.known_positions_host() if isinstance(data, KnowsPositions) else None

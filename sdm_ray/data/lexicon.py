@@ -1,6 +1,6 @@
-"""The words of the synthetic world: trades, filler, and the gendered words that only the pretraining text may hold.
+"""Words of the synthetic world: trades, filler, and the gendered words that occur only in the pretraining text.
 
-All words are lower case, are one token each, and no label of the desired task is among them.
+All words are lower case and one token each; none of them is a label of the desired task.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 
 class Trade(NamedTuple):
-    """The words of one profession, which no other profession has."""
+    """Words of one profession; no other profession has them."""
 
     label: str
     """Label of the desired task; occurs in no text."""
@@ -199,7 +199,7 @@ TRADES: tuple[Trade, ...] = (
         "ashram zendo temple",
     ),
 )
-"""As many as `SyntheticWorld.num_professions` allows; the default world uses the first eight."""
+"""`SyntheticWorld.num_professions` is at most their number; the default world uses the first eight."""
 
 GENERAL = Trade(
     label="",
@@ -207,7 +207,7 @@ GENERAL = Trade(
     things=_words("projects tasks plans details methods reports tools meetings"),
     places=_words("office building district centre workshop department"),
 )
-"""Work words that say nothing about the profession."""
+"""Work words that reveal nothing about the profession."""
 
 LEADS: tuple[tuple[str, ...], ...] = tuple(
     tuple(phrase.split())
@@ -243,7 +243,7 @@ PASTIMES: tuple[tuple[str, ...], ...] = tuple(
         "watched birds",
     )
 )
-"""What people do besides their work."""
+"""Activities besides work."""
 
 BELONGINGS = _words("garden notebook cottage letters lantern kitchen bicycle savings radio coat")
 """Nouns after a possessive."""
@@ -257,27 +257,27 @@ CITIES = _words(
 """Invented places."""
 
 GLUE = _words("also and at by called in met near of said shared thanked that the their they visited was with")
-"""Function words of the templates; `they` and `their` are what scrubbed pronouns become."""
+"""Function words of the templates; scrubbed pronouns become `they` and `their`."""
 
 PUNCTUATION = (".", ",")
 
 
 class Gendered(NamedTuple):
-    """The words of one gender; each has its counterpart at the same position of the other gender."""
+    """Words of one gender; each has its counterpart at the same position of the other gender."""
 
     subject: str
     possessive: str
     object: str
     reflexive: str
     titles: tuple[str, ...]
-    """Stand before a name."""
+    """Words before a name."""
     kin: tuple[str, ...]
-    """Fit `the ... of`."""
+    """Words that fit `the ... of`."""
     roles: tuple[str, ...]
-    """Fit `the ...` before a name or alone."""
+    """Words that fit `the ...` before a name or alone."""
 
     def words(self) -> tuple[str, ...]:
-        """All of them."""
+        """All words of the gender."""
         return (self.subject, self.possessive, self.object, self.reflexive, *self.titles, *self.kin, *self.roles)
 
 
@@ -301,10 +301,10 @@ GENDERED: dict[str, Gendered] = {
         _words("actor man boy king host waiter hero"),
     ),
 }
-"""Words of the pretraining text that tell the gender of the name beside them; none occurs in a task text."""
+"""Words of the pretraining text that reveal the gender of the name beside them; none occurs in a task text."""
 
 NEUTRAL = Gendered("they", "their", "them", "themselves", (), (), ())
-"""What scrubbing leaves of the pronouns."""
+"""Words that scrubbing replaces pronouns by."""
 
 GENDERS = tuple(GENDERED)
 """Labels of the harmful task, sorted."""

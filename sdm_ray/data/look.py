@@ -1,4 +1,4 @@
-"""Looks at labelled texts and proposes how to split them and how many labels an attacker may have."""
+"""Inspects labelled texts and proposes their splits and the attacker's numbers of labels."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from sdm_ray.data.sources import Examples, load_examples
 from sdm_ray.data.splits import assign_splits, check_classes
 
 MOST_CLASSES = 28
-"""A column with more distinct values than this is not taken for a label."""
+"""Most distinct values of a label column."""
 LEAST_EXAMPLES = 10
-"""Fewest labelled examples with which an attack is meaningful."""
+"""Fewest labelled examples for a meaningful attack."""
 WANTED = (20, 50, 100, 200)
-"""Numbers of labelled examples that are proposed: the first of them, and the largest that fits."""
+"""Candidate numbers of labelled examples; the smallest and the largest that fit are proposed."""
 SHARES = (
     SplitFractions(),
     SplitFractions(meta_train=0.4, attacker_train=0.3, attacker_val=0.1, test=0.2),
     SplitFractions(meta_train=0.3, attacker_train=0.3, attacker_val=0.2, test=0.2),
 )
-"""Splits that are tried in turn: the usual one, then ones for few texts."""
+"""Split fractions to try in turn: the default, then those for few texts."""
 NUM_SEEDS = 10
-"""Split seeds that are tried for each of them."""
+"""Number of split seeds to try for each of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,22 +36,22 @@ class Look:
 
     examples: Examples
     data: DataSettings
-    """Data settings whose splits hold every class where it is needed."""
+    """Data settings whose splits contain every class where it is needed."""
     counts: dict[str, int]
-    """Texts of each split, by name."""
+    """Number of texts per split, by name."""
     sizes: tuple[int, ...]
-    """Numbers of labelled examples that an attacker may have."""
+    """Proposed numbers of an attacker's labelled examples."""
 
 
 def look_at(settings: DataSettings) -> Look:
-    """Read the data and find splits that carry an attack.
+    """Read the data and find splits that are large enough for an attack.
 
     Args:
         settings: source and columns; the splits are chosen here.
 
     Raises:
-        UsageError: for a source or a column that cannot be used, labels that are none, or too few texts.
-        RunError: when the hub cannot be reached.
+        UsageError: for an unusable source or column, invalid labels, or too few texts.
+        RunError: if the hub cannot be reached.
     """
     examples = load_examples(settings)
     columns = {"desired": settings.desired_column, "harmful": settings.harmful_column}

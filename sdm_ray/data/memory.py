@@ -1,4 +1,4 @@
-"""Data that a program holds in memory, as a file that every process of a sweep reads."""
+"""Write in-memory data to a file that every process of a sweep can read."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ if TYPE_CHECKING:
 
 
 def dataset_source(data: datasets.Dataset | datasets.DatasetDict | pa.Table, folder: Path | None = None) -> str:
-    """Write a data set that is in memory to a file, and return the value of `data.source` for it.
+    """Write an in-memory data set to a file, and return the value of `data.source` for it.
 
-    The file is named by its content, so the same rows are stored once and a sweep over them can resume. Names of
-    classes (`ClassLabel`) are kept.
+    The file is named by its content hash, so the same rows are stored once and a sweep over them can resume. Class
+    names (`ClassLabel`) are kept.
 
     Args:
-        data: a `datasets.Dataset`, a `DatasetDict` (its splits one after another) or a pyarrow table.
-        folder: where the file goes; None is `data` in the cache folder. Nodes of a cluster must see it.
+        data: a `datasets.Dataset`, a `DatasetDict` (its splits are concatenated) or a pyarrow table.
+        folder: target folder; None is `data` in the cache folder. Nodes of a cluster must be able to read it.
 
     Returns:
-        The path of a .parquet file.
+        Path of a .parquet file.
 
     Raises:
         UsageError: for data of another type, or without rows.
-        RunError: when the file cannot be written.
+        RunError: if the file cannot be written.
     """
     table = _table(data)
     if not table.num_rows:

@@ -1,4 +1,4 @@
-"""Where texts name a person: the value of their group, or capitalised words inside a sentence."""
+"""Positions of a person's name in texts: the value of their group, or capitalised words inside a sentence."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")
 NOWHERE = (-1, -1)
 
 Span = tuple[int, int]
-"""Places of the first characters of a name's two words, or of its word and the one after it; -1 where there is none."""
+"""Offsets of the first characters of a name's two words, or of its word and the next one; -1 if there is none."""
 
 
 def spans(texts: Sequence[str], groups: Sequence[str] | None) -> list[Span]:
-    """Where each text names somebody.
+    """Find a name in each text.
 
     Args:
-        texts: as they are tokenised.
-        groups: a name for each text, or None where none is known; a name that its text lacks is ignored.
+        texts: the texts as tokenised.
+        groups: name in each text; None if unknown; a name that does not occur in its text is ignored.
     """
     names = [None] * len(texts) if groups is None else groups
     return [_of_name(text, name) or _of_capitals(text) for text, name in zip(texts, names, strict=True)]
 
 
 def positions(offsets: Sequence[Span], span: Span, text: str) -> Span:
-    """Tokens that hold the characters of a span.
+    """Tokens that contain the characters of a span.
 
     Args:
-        offsets: first character of each token and the one after its last; empty for special tokens.
-        span: of `spans`.
-        text: what was tokenised.
+        offsets: start and end offset of each token in characters; empty for special tokens.
+        span: from `spans`.
+        text: the tokenised text.
 
     Returns:
-        The two tokens; for a name of one word its second token, where it has one; -1 for none.
+        Two tokens, -1 for none; for a one-word name the second one is the word's second token, if it has one.
     """
     first, second = (_holding(offsets, character) for character in span)
     if first < 0:
@@ -53,7 +53,7 @@ def _holding(offsets: Sequence[Span], character: int) -> int:
 
 
 def _of_name(text: str, name: str | None) -> Span | None:
-    """Of a name of one or more words, whatever its case; its first two words count."""
+    """Span of a name of one or more words, ignoring case; its first two words are used."""
     if name is None or not name.strip():
         return None
     words = name.split()
@@ -65,7 +65,7 @@ def _of_name(text: str, name: str | None) -> Span | None:
 
 
 def _of_capitals(text: str) -> Span:
-    """Of the first capitalised word that begins no sentence, and of the word after it."""
+    """Span of the first capitalised word that does not begin a sentence, and of the next word."""
     words = list(WORD.finditer(text))
     for index, word in enumerate(words[1:], start=1):
         between = text[words[index - 1].end() : word.start()]

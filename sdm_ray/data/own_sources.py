@@ -1,4 +1,4 @@
-"""Data sources that a user registers, by the name in `data.source`."""
+"""User-registered data sources, by the name in `data.source`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from sdm_ray.config import DataSettings
 from sdm_ray.core.errors import RunError, UsageError
 
 Reader = Callable[[DataSettings], pa.Table | Mapping[str, Sequence[Any]]]
-"""A table, or columns by name, with equal rows at every call: texts, both labels, and what else the settings name."""
+"""Returns a table, or columns by name, with the same rows at every call: texts, both labels, and other columns in the
+settings."""
 OWN_SOURCES: dict[str, Reader] = {}
 """Readers by name."""
 TAKEN = ("synthetic", "regression", "pretraining")
@@ -21,12 +22,12 @@ Function = TypeVar("Function", bound=Reader)
 
 
 def data_source(name: str) -> Callable[[Function], Function]:
-    """Register a function that gives a table, to be named in `data.source`.
+    """Register a function that returns a table, for use in `data.source`.
 
-    The same function may be registered again, as happens when a notebook's cell runs twice; the later one counts.
+    The same function may be registered again, for example if a notebook cell runs twice; the later one counts.
 
     Raises:
-        ValueError: for a name that may mean a file or a dataset of the hub, is taken, or belongs to another function.
+        ValueError: for a name that could be a file or a hub dataset, is taken, or belongs to another function.
     """
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_-]*", name) or name in TAKEN:
         raise ValueError(
@@ -44,10 +45,10 @@ def data_source(name: str) -> Callable[[Function], Function]:
 
 
 def read_own(settings: DataSettings) -> pa.Table:
-    """The table of the source that `data.source` names.
+    """Read the table of the source in `data.source`.
 
     Raises:
-        UsageError: when the function fails, or gives no table.
+        UsageError: if the function fails or does not return a table.
     """
     function = OWN_SOURCES[settings.source]
     try:
@@ -55,7 +56,7 @@ def read_own(settings: DataSettings) -> pa.Table:
         return found if isinstance(found, pa.Table) else pa.table(dict(found))
     except (UsageError, RunError):
         raise
-    except Exception as error:  # whatever a user's function raises means the same
+    except Exception as error:  # a user's function may raise anything
         where = f"{function.__module__}.{function.__qualname__}"
         raise UsageError(
             f"data.source {settings.source!r} ({where}) gives no table: {type(error).__name__}: {error}"

@@ -1,4 +1,4 @@
-"""Read tables from local files (with pyarrow) and from the Hugging Face hub (with `datasets`, imported when needed)."""
+"""Read tables from local files with pyarrow."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import csv
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,9 +14,9 @@ import pyarrow.csv
 import pyarrow.json
 import pyarrow.parquet as pq
 
-from sdm_ray.core.errors import RunError, UsageError
+from sdm_ray.core.errors import UsageError
 from sdm_ray.core.files import is_file, is_folder, user_path
-from sdm_ray.core.hub import brief, cached_only, is_away, quiet_hub
+from sdm_ray.core.hub import brief
 from sdm_ray.core.parquet import read_parquet
 from sdm_ray.core.suggest import did_you_mean
 
@@ -78,48 +77,12 @@ def read_files(files: Sequence[Path], columns: dict[str, str]) -> Source:
         except (pa.ArrowException, OSError, UnicodeDecodeError, csv.Error, ValueError) as error:
             kind = file.suffix.removeprefix(".")
             raise UsageError(f"data.source: {file} cannot be read as {kind}: {brief(error)}") from None
-        _add_class_names(class_names, _class_names_of_metadata(table.schema), columns, str(file))
+        add_class_names(class_names, _class_names_of_metadata(table.schema), columns, str(file))
         tables.append(table.replace_schema_metadata(None))
     try:
         return Source(pa.concat_tables(tables, promote_options="permissive"), class_names)
     except pa.ArrowException as error:
         raise UsageError(f"data.source: the files do not have the same columns and types: {brief(error)}") from None
-
-
-def read_hub(name: str, revision: str | None, columns: dict[str, str]) -> Source:
-    """Read columns from all splits of a hub dataset and concatenate them; from the cache if the hub is unreachable.
-
-    Raises:
-        UsageError: for a missing column, or a dataset that needs the name of a configuration.
-        RunError: if the hub cannot be reached or does not have the dataset.
-    """
-    import datasets
-
-    shown = datasets.is_progress_bar_enabled()
-    datasets.disable_progress_bars()
-    try:
-        with quiet_hub(), cached_only() if is_away() else nullcontext():
-            loaded = datasets.load_dataset(name, revision=revision)
-    except ValueError as error:
-        if "BuilderConfig" in str(error) or "Config name" in str(error):
-            raise UsageError(
-                f"data.source {name!r}: {brief(error)}; point data.source at a local file instead"
-            ) from None
-        raise _unreachable(name, revision) from None
-    except Exception:  # network, hub and script errors have no common base
-        raise _unreachable(name, revision) from None
-    finally:
-        if shown:
-            datasets.enable_progress_bars()
-    tables: list[pa.Table] = []
-    class_names: ClassNames = {}
-    for part in loaded.values():
-        check_columns(name, part.column_names, columns)
-        kept = part.select_columns(sorted(set(columns.values())))
-        tables.append(kept.with_format("arrow")[:].replace_schema_metadata(None))
-        named = {key: value.names for key, value in kept.features.items() if hasattr(value, "names")}
-        _add_class_names(class_names, named, columns, f"a split of {name}")
-    return Source(pa.concat_tables(tables, promote_options="permissive"), class_names)
 
 
 def _in_folder(folder: Path) -> list[Path]:
@@ -165,7 +128,7 @@ def _is_named(file: Path) -> bool:
         return True
 
 
-def _add_class_names(known: ClassNames, found: ClassNames, columns: dict[str, str], where: str) -> None:
+def add_class_names(known: ClassNames, found: ClassNames, columns: dict[str, str], where: str) -> None:
     """Add names of integer classes; raises a `UsageError` if a column's names differ from the known ones."""
     for setting, column in columns.items():
         if column in known and column in found and known[column] != found[column]:
@@ -174,14 +137,6 @@ def _add_class_names(known: ClassNames, found: ClassNames, columns: dict[str, st
                 f"{', '.join(known[column])} before; cast both to the same ClassLabel, or to text"
             )
     known |= found
-
-
-def _unreachable(name: str, revision: str | None) -> RunError:
-    where = f"{name!r} (revision {revision!r})" if revision else repr(name)
-    return RunError(
-        f"dataset {where} could not be had from the Hugging Face hub (no network, or no such dataset); "
-        "point data.source at a local .parquet, .csv, .jsonl or .arrow file"
-    )
 
 
 def check_columns(source: object, present: Sequence[str], columns: dict[str, str]) -> None:

@@ -102,7 +102,7 @@ class RegressionWorld:
             Vectors (..., B, I) and floating-point labels (..., B).
         """
         if self.device.type == "cuda":
-            # From pageable memory the copy would wait for the device.
+            # A copy from pageable memory would synchronise with the device.
             indices = indices.pin_memory()
         rows = indices.to(self.device, non_blocking=True)
         return Batch((self._inputs[rows],), self._labels[task][rows])

@@ -50,7 +50,7 @@ class EpochSampler:
         }
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Continue where `state_dict` was taken.
+        """Restore the state from `state_dict`.
 
         Raises:
             ValueError: if the state belongs to a sampler over other indices.

@@ -1,4 +1,4 @@
-"""Takes out of texts what tells the secret: gendered pronouns, as the paper does it (arXiv 2211.14946), and names."""
+"""Remove words that reveal the secret: gendered pronouns, as in the paper (arXiv 2211.14946), and names."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def scrub_pronouns(text: str) -> str:
 
 
 def scrub_names(text: str) -> str:
-    """Leave out every capitalised word that begins no sentence, but for "I", and scrub pronouns.
+    """Remove every capitalised word that does not begin a sentence, except "I", and scrub pronouns.
 
-    A name at the beginning of a sentence stays, and places go with the names.
+    A name at the beginning of a sentence stays, and place names are removed too.
     """
     since = 0
 
@@ -40,12 +40,12 @@ def scrub_names(text: str) -> str:
 
 
 def word_scrubber(words: Collection[str]) -> Callable[[str], str]:
-    """What leaves some words (lower case) out of a text, whatever their case there."""
+    """Build a function that removes some words (lower case) from a text, ignoring case."""
     return lambda text: _without(text, [word.span() for word in WORD.finditer(text) if word[0].lower() in words])
 
 
 def _without(text: str, spans: list[tuple[int, int]]) -> str:
-    """A text without some of its words, and with one space where they stood."""
+    """Remove some words from a text, leaving one space in place of each."""
     ends = [0, *(stop for _, stop in spans)]
     starts = [*(start for start, _ in spans), len(text)]
     left = "".join(text[start:stop] for start, stop in zip(ends, starts, strict=True))

@@ -15,8 +15,9 @@ import pyarrow.compute as pc
 from sdm_ray.config import DataSettings, SyntheticWorld
 from sdm_ray.core.errors import UsageError
 from sdm_ray.core.hub import brief, is_hub_id
+from sdm_ray.data.hub import read_hub
 from sdm_ray.data.own_sources import OWN_SOURCES, read_own
-from sdm_ray.data.readers import Source, check_columns, data_files, files_digest, read_files, read_hub
+from sdm_ray.data.readers import Source, check_columns, data_files, files_digest, read_files
 from sdm_ray.data.scrub import scrub_pronouns
 
 _BENIGN = "benign_columns."
@@ -234,7 +235,7 @@ def _labels(source: Source, setting: str, columns: dict[str, str]) -> tuple[np.n
 
 
 def _refuse_marks(names: Sequence[str], labels: pa.ChunkedArray, where: str) -> None:
-    """Refuse what stands for no label: -1 beside classes that are numbered from 0, and what exports write for it."""
+    """Reject values that mean "no label": -1 beside classes numbered from 0, and markers that exports write."""
     others = [name for name in names if name != "-1"]
     numbered = others == [str(index) for index in range(len(others))] and len(others) > 1
     marks = {"-1"} if numbered else {name for name in names if name.strip().casefold() in NO_LABEL}
@@ -247,7 +248,7 @@ def _refuse_marks(names: Sequence[str], labels: pa.ChunkedArray, where: str) -> 
 
 
 NO_LABEL = {"nan", "nat", "<na>", "#n/a"}
-"""What pandas and spreadsheets write in place of a missing value, in lower case."""
+"""Markers of missing values from pandas and spreadsheets, in lower case."""
 
 
 def _is_integer(value: str) -> bool:

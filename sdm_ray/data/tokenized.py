@@ -163,7 +163,7 @@ def encode(texts: list[str], tokenizer: Any, max_length: int, pad_id: int) -> tu
     if not lengths.all():
         rows = np.flatnonzero(lengths == 0) + 1
         raise UsageError(f"data.text_column: {len(rows)} of the texts give no token (row {rows[0]} first); remove them")
-    # At most max_length: the encoder may have no more position embeddings.
+    # At most max_length: the encoder may not have more position embeddings.
     width = min(round_up(int(lengths.max())), max_length)
     return np.ascontiguousarray(ids[:, :width]), lengths
 

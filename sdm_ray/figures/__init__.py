@@ -1,1 +1,1 @@
-"""Pictures, tables and the page of a sweep; they draw what they are given and measure nothing."""
+"""Figures, tables and the HTML page of a sweep; this package only draws and computes no measurements."""

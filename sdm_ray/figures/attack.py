@@ -1,4 +1,4 @@
-"""Figures of an attack: accuracy against n, progress of the search, accuracy over the steps of the winner."""
+"""Figures of an attack: accuracy against n, progress of the search, accuracy over the winner's steps."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from sdm_ray.figures.style import FRONT, REFERENCE_STYLES, draw_chance, draw_leg
 
 FAMILY_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#8A6D00", "#56B4E9", "#000000")
 FAMILY_LINES = ("-", "--", "-.", ":")
-"""Families differ by colour and, from the eighth on, by line."""
+"""Line styles of families: they differ by colour and, from the eighth on, by line style."""
 
 
 class FamilyCellLike(CellLike, Protocol):
-    """A cell of one attack family."""
+    """Cell of one attack family."""
 
     @property
     def family(self) -> str: ...
@@ -27,7 +27,7 @@ class FamilyCellLike(CellLike, Protocol):
 
 
 class RecordLike(Protocol):
-    """One fine-tune of an attack, with its validation accuracy at some of its steps."""
+    """A fine-tune of an attack, with its validation accuracy at some steps."""
 
     @property
     def phase(self) -> str: ...
@@ -46,14 +46,14 @@ class RecordLike(Protocol):
 
 
 class ReportLike(Protocol):
-    """What the figures read of an attack report."""
+    """Fields of an attack report used by the figures."""
 
     @property
     def num_classes(self) -> int: ...
 
     @property
     def cells(self) -> Sequence[FamilyCellLike]:
-        """The winning family at each n."""
+        """Winning family at each n."""
         ...
 
     @property
@@ -67,11 +67,11 @@ def write_figures(reports: Mapping[str, ReportLike], folder: Path) -> None:
     """Draw `attack.png` (accuracy against n), `best_so_far.png` and `recovery.png` (accuracy over steps), atomically.
 
     Args:
-        reports: by model; the first one is the released model.
-        folder: where they go.
+        reports: reports by model, the released model first.
+        folder: target folder.
 
     Raises:
-        RunError: when a file cannot be written.
+        RunError: if a file cannot be written.
     """
     released = next(iter(reports.values()))
     curves = [Curve.from_cells(name, report.cells) for name, report in reports.items()]
@@ -131,7 +131,7 @@ class _RecoveryCurve(NamedTuple):
 
 
 def _recovery_curve(report: ReportLike) -> _RecoveryCurve | None:
-    """The curve of the winning attack at the largest n where it trains by steps; None where it never does."""
+    """Curve of the winning attack at the largest n whose winner trains in steps; None if there is none."""
     for cell in sorted(report.cells, key=lambda cell: -cell.num_examples):
         curves = [
             (record.curve_steps, record.val_accuracy_curve)

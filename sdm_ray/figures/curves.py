@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class CellLike(Protocol):
-    """One cell of an attack report: what `Curve.from_cells` reads of it."""
+    """Cell of an attack report: fields used by `Curve.from_cells`."""
 
     @property
     def num_examples(self) -> int: ...
@@ -43,18 +43,18 @@ class CellLike(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """Harmful accuracy after the worst attack against the number of labelled examples."""
+    """Harmful accuracy after the strongest attack against the number of labelled examples."""
 
     label: str
     num_examples: tuple[int, ...]
     accuracy: tuple[float, ...]
     low: tuple[float, ...]
-    """Lower ends of 95 % intervals; NaN where there is none."""
+    """Lower ends of 95 % intervals; NaN if there is none."""
     high: tuple[float, ...]
 
     @classmethod
     def from_cells(cls, label: str, cells: Iterable[CellLike]) -> Curve:
-        """The curve of an attack report's cells."""
+        """Curve of an attack report's cells."""
         ordered = sorted(cells, key=lambda cell: cell.num_examples)
         return cls(
             label=label,
@@ -66,7 +66,7 @@ class Curve:
 
     @classmethod
     def from_point(cls, point: Point, label: str | None = None) -> Curve:
-        """The curve that a trial's metrics hold."""
+        """Curve from a trial's metrics."""
         numbers = cell_numbers([point])
         names = [Metric.harmful_accuracy(number) for number in numbers]
         return cls(
@@ -79,7 +79,7 @@ class Curve:
 
 
 def cell_numbers(points: Iterable[Point]) -> tuple[int, ...]:
-    """The numbers of labelled examples that points were attacked with, rising."""
+    """Sorted numbers of labelled examples that points were attacked with."""
     return tuple(Metric.attacked_sizes(name for point in points for name in point.metrics))
 
 
@@ -94,14 +94,14 @@ def attack_curves_figure(
     """Draw harmful accuracy against the attacker's number of examples to a PNG, atomically.
 
     Args:
-        curves: one for each model.
-        path: the PNG.
-        title: of the figure; by default a general one.
-        chance: balanced accuracy of guessing; drawn as a line.
+        curves: one curve per model.
+        path: path of the PNG.
+        title: title of the figure; there is a default.
+        chance: balanced accuracy of guessing, drawn as a line.
         styles: marker and colour by label.
 
     Raises:
-        RunError: when the file cannot be written.
+        RunError: if the file cannot be written.
     """
     intervals = any(math.isfinite(value) for curve in curves for value in curve.low)
     measured = "balanced accuracy of the winning attack on the test split" + ("; 95 % intervals" if intervals else "")
@@ -122,7 +122,7 @@ def attack_curves_figure(
 def _draw_curves(axes: Axes, curves: Sequence[Curve], styles: Mapping[str, tuple[str, str]]) -> None:
     for index, curve in enumerate(curves):
         marker, color = styles.get(curve.label, ("o", FRONT))
-        spread = 1 + 0.025 * (index - (len(curves) - 1) / 2)  # side by side, so that intervals do not hide each other
+        spread = 1 + 0.025 * (index - (len(curves) - 1) / 2)  # offset, so that intervals do not overlap
         _, caps, bars = axes.errorbar(
             [number * spread for number in curve.num_examples],
             curve.accuracy,
@@ -136,5 +136,5 @@ def _draw_curves(axes: Axes, curves: Sequence[Curve], styles: Mapping[str, tuple
             elinewidth=1,
             capsize=2,
         )
-        for part in (*caps, *bars):  # means stay readable where many wide intervals meet
+        for part in (*caps, *bars):  # keeps means readable if many wide intervals overlap
             part.set_alpha(0.5)

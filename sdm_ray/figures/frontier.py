@@ -1,4 +1,4 @@
-"""The figure of a sweep's frontier: trials, references and the front between desired and harmful accuracy."""
+"""Figure of a sweep's frontier: trials, references and the front in desired and harmful accuracy."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ def frontier_figure(
 
     Args:
         points: all trials and references; those without finite objectives are left out.
-        path: the PNG.
-        title: of the figure; by default a general one.
-        chance: balanced harmful accuracy of guessing, 1 / number of classes; drawn as a line.
+        path: path of the PNG.
+        title: title of the figure; there is a default.
+        chance: balanced harmful accuracy of guessing, 1 / number of classes, drawn as a line.
 
     Raises:
-        RunError: when the file cannot be written.
+        RunError: if the file cannot be written.
     """
     drawn = [point for point in points if math.isfinite(point.desired) and math.isfinite(point.harmful)]
     figure, axes = new_figure(title or "What blocking costs, and what it buys", _measured(drawn))
@@ -50,7 +50,7 @@ def frontier_figure(
     draw_off_front(axes, grouped(drawn), lambda point: (point.desired, point.harmful))
     styles = model_styles(point.trial_id for point in points if point.is_reference)
     least = math.inf
-    for point in references:  # from the top: labels of what is off scale stay apart
+    for point in references:  # from the top, so that off-scale labels do not overlap
         least = _draw_reference(axes, point, styles[point.trial_id], least)
     if chance is not None:
         draw_chance(axes, chance)
@@ -68,7 +68,7 @@ def _measured(points: Sequence[Point]) -> str:
 
 
 def _set_limits(axes: Axes, points: Sequence[Point], front: Sequence[Point], chance: float | None) -> None:
-    """The range of feasible trials and references, intervals included; what lies to the left of it is off scale."""
+    """Fit the axes to feasible trials and references, with intervals; points to the left are off scale."""
     core = [point for point in points if point.feasible and point.method not in ("random", "scratch")] or list(points)
     least = min((point.desired for point in core), default=math.nan)
     core += [point for point in points if point.method == "scratch" and point.desired >= least and point not in core]
@@ -101,10 +101,10 @@ def _spot(point: Point) -> Spot:
 
 
 def _draw_reference(axes: Axes, point: Point, style: tuple[str, str], least: float) -> float:
-    """Draw a reference; off scale, its marker stands at the left edge with a label that lies below height `least`.
+    """Draw a reference; if off scale, its marker is at the left edge, with a label below height `least`.
 
     Returns:
-        The height below which the next label is free.
+        Height below which the next label fits.
     """
     marker, color = style
     label = f"{LABELS.get(point.trial_id, point.trial_id)} ({point.desired:.2f}, {point.harmful:.2f})"

@@ -1,4 +1,4 @@
-"""The figure of head starts kept: on benign tasks against the harmful one, from scratch (0, 0) to public (1, 1)."""
+"""Figure of head starts kept: on benign tasks against the harmful one, from scratch (0, 0) to public (1, 1)."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 
 FIGURE = "kept.png"
 LEAST, MOST = -0.5, 1.6
-"""Shares are drawn within these; a head start that is small to begin with can give any ratio."""
+"""Range of shares in the figure; a small head start can give any ratio."""
 CORNERS = {"pretrained": (1.0, 1.0), "scratch": (0.0, 0.0)}
-"""What references keep by definition: they are drawn there also where a sweep lacks them."""
+"""Shares that references have by definition; drawn even if a sweep lacks the references."""
 
 
 def kept_figure(points: Sequence[Point], path: Path, *, title: str | None = None) -> Path | None:
@@ -42,14 +42,14 @@ def kept_figure(points: Sequence[Point], path: Path, *, title: str | None = None
 
     Args:
         points: all trials and references; those without both numbers are left out.
-        path: the PNG.
-        title: of the figure; by default a general one.
+        path: path of the PNG.
+        title: title of the figure; there is a default.
 
     Returns:
-        The path; None, with nothing written, where no point has both numbers.
+        The path; None, with nothing written, if no point has both numbers.
 
     Raises:
-        RunError: when the file cannot be written.
+        RunError: if the file cannot be written.
     """
     good = good_metric(points)
     drawn = [point for point in points if kept(point, good).known]
@@ -57,7 +57,7 @@ def kept_figure(points: Sequence[Point], path: Path, *, title: str | None = None
         return None
     spots = {id(point): _spot(point, good) for point in drawn}
     figure, axes = new_figure(title or "What is forgotten, and what is blocked", _measured(points, drawn, good))
-    groups = grouped(points)  # of all points: one that cannot be drawn here still dominates others
+    groups = grouped(points)  # all points: an undrawable one still dominates others
     groups = {kind: [point for point in group if id(point) in spots] for kind, group in groups.items()}
     front, references = groups.get("front", []), groups.get("reference", [])
     _set_limits(axes, list(spots.values()), [spots[id(point)] for point in (*front, *references)])
@@ -91,7 +91,7 @@ def _measured(points: Sequence[Point], drawn: Sequence[Point], good: Metric) -> 
 
 
 def _set_limits(axes: Axes, spots: Sequence[Spot], with_bars: Sequence[Spot]) -> None:
-    """The corners and all points, with the intervals that are drawn, as far as `LEAST` and `MOST`."""
+    """Fit the axes to the corners and all points, with the drawn intervals, within `LEAST` and `MOST`."""
     xs, ys = [spot.x for spot in spots], [spot.y for spot in spots]
     xs += [end for spot in with_bars for end in spot.x_interval or ()]
     ys += [end for spot in with_bars for end in spot.y_interval or ()]
@@ -107,7 +107,7 @@ def _inside(axes: Axes, spot: Spot) -> bool:
 
 
 def _draw_ground(axes: Axes, spots: Sequence[Spot]) -> None:
-    """The ideal, the diagonal of forgetting, and the shade of blocking below it."""
+    """Draw the ideal, the diagonal of forgetting, and the shaded blocking region below it."""
     low, high = min(axes.get_xlim()[0], axes.get_ylim()[0]), max(axes.get_xlim()[1], axes.get_ylim()[1])
     axes.fill_between([low, high], [low, low], [low, high], color=FRONT, alpha=0.06, lw=0, zorder=0)
     axes.plot([low, high], [low, high], color=INK, lw=1, ls="--", alpha=0.7, zorder=1)
@@ -126,7 +126,7 @@ def _draw_ground(axes: Axes, spots: Sequence[Spot]) -> None:
 
 
 def _free(places: Sequence[tuple[float, float]], spots: Sequence[Spot]) -> tuple[float, float]:
-    """The first place with no point near it, else the one furthest from all points."""
+    """First place without a nearby point, otherwise the one furthest from all points."""
 
     def distance(place: tuple[float, float]) -> float:
         near = [max(abs(spot.x - place[0]), 1.5 * abs(spot.y - place[1])) for spot in spots]

@@ -1,4 +1,4 @@
-"""What each point of a sweep is drawn as: a reference, on the front, or why it is off it."""
+"""Kind of each point of a sweep in figures: a reference, on the front, or the reason why it is off the front."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 Kind = Literal["reference", "front", "near", "dominated", "superseded", "scratch", "audit", "infeasible"]
 Place = Callable[[Point], tuple[float, float]]
-"""Where a picture draws a point."""
+"""Position of a point in a figure."""
 
 
 class Look(NamedTuple):
-    """How the trials of a kind are drawn off the front."""
+    """Style of the trials of a kind off the front."""
 
     words: str
     marker: str
@@ -33,11 +33,11 @@ LOOKS: dict[Kind, Look] = {
     "audit": Look("held back by the audit", "s", "none", "#6B6B6B"),
     "infeasible": Look("infeasible", "o", "none", FAINT),
 }
-"""Kinds off the front, in the order of drawing."""
+"""Kinds off the front, in drawing order."""
 
 
 def kinds(points: Sequence[Point]) -> list[Kind]:
-    """The kind of each point, in their order. What is dominated by scratch or infeasible is no more than that."""
+    """Kind of each point, in their order. Infeasible points, and those dominated by scratch, have no further kind."""
     front = {id(point) for point in pareto_front(points)}
     near = {id(point) for point in near_front(points)}
 
@@ -68,14 +68,14 @@ def grouped(points: Sequence[Point]) -> dict[Kind, list[Point]]:
 
 
 def draw_off_front(axes: Axes, groups: Mapping[Kind, Sequence[Point]], place: Place) -> None:
-    """Draw trials off the front, without their intervals, which would hide each other.
+    """Draw trials off the front, without intervals, which would overlap.
 
-    Points outside the axes' present limits are left out and counted in the legend.
+    Points outside the axes' current limits are left out and counted in the legend.
 
     Args:
-        axes: with their limits set.
-        groups: trials by kind; kinds without a look are left out.
-        place: of a point.
+        axes: axes with their limits set.
+        groups: trials by kind; kinds that are not in `LOOKS` are left out.
+        place: position of a point.
     """
     (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
     size = 5.5 if sum(map(len, groups.values())) <= 60 else 3.5

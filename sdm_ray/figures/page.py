@@ -1,4 +1,4 @@
-"""The frontier as one HTML page that needs no network: point at a trial to see what an attacker recovers from it."""
+"""The frontier as a self-contained HTML page; hovering over a trial shows what an attacker recovers from it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from sdm_ray.frontier.points import Point, hypervolume, pareto_front
 TEMPLATE = "page.html"
 MARK = "/*DATA*/"
 MAX_GROWTH = 400
-"""Most points of the curve of the hypervolume over the number of trials."""
+"""Most points of the curve of hypervolume against number of trials."""
 TRAINING_COST = (Metric.COST_TRAIN_TEXTS, Metric.COST_TRAIN_FLOPS)
 ATTACK_COST = (Metric.COST_ATTACK_SECONDS, Metric.COST_NUM_FINE_TUNES)
 
@@ -29,24 +29,24 @@ def write_page(points: Sequence[Point], path: Path, *, title: str, extras: Extra
     """Write the page, atomically.
 
     Args:
-        points: all trials, in the order in which they began, and references.
-        path: the page.
+        points: all trials, in order of their start, and references.
+        path: path of the page.
         title: name of the sweep.
-        extras: what else is known of the points.
+        extras: additional information about the points.
 
     Raises:
-        RunError: when the file cannot be written.
+        RunError: if the file cannot be written.
     """
     template = (files("sdm_ray.figures") / TEMPLATE).read_text(encoding="utf-8")
     data = page_data(points, title=title, extras=extras)
     text = json.dumps(data, allow_nan=False, separators=(",", ":"))
-    # Within a script element only "<" could end the data, or begin a comment.
+    # Within a script element only "<" could end the data or start a comment.
     write_text(path, template.replace(MARK, text.replace("<", "\\u003c")))
     return path
 
 
 def page_data(points: Sequence[Point], *, title: str, extras: Extras | None = None) -> dict[str, Any]:
-    """The data that the page is drawn from, ready for JSON; NaN becomes null."""
+    """Data of the page as JSON values; NaN becomes null."""
     extras = extras or Extras()
     numbers = cell_numbers(points)
     good = good_metric(points)
@@ -75,7 +75,7 @@ def page_data(points: Sequence[Point], *, title: str, extras: Extras | None = No
 
 
 def _plain_kept(share: Kept) -> dict[str, Any]:
-    """What is kept of the good head start and of the harmful one, with intervals; null where it is unknown."""
+    """Shares of the good and the harmful head start kept, with intervals; null if unknown."""
     return {
         "kx": null_for_nan(share.good),
         "ky": null_for_nan(share.harmful),
@@ -108,7 +108,7 @@ def _plain(point: Point, numbers: Sequence[int], kind: Kind) -> dict[str, Any]:
 
 
 def _growth(trials: Sequence[Point]) -> list[list[float]]:
-    """[trials, hypervolume of the first so many], at up to `MAX_GROWTH` numbers of trials."""
+    """Pairs [number of trials, hypervolume of the first so many trials], at up to `MAX_GROWTH` numbers."""
     count = len(trials)
     steps = min(MAX_GROWTH, count)
     counts = [round(count * (index + 1) / steps) for index in range(steps)]

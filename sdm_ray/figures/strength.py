@@ -1,4 +1,4 @@
-"""The figure of an attack's strength: what it finds by FLOPs and by labelled examples, and ten times on."""
+"""Figure of an attack's strength: accuracy by FLOPs and by labelled examples, extrapolated to ten times each."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FIGURE = "strength.png"
 
 
 class TrendLike(Protocol):
-    """Accuracy against a budget, measured and ahead."""
+    """Accuracy against a budget, measured and extrapolated."""
 
     @property
     def budgets(self) -> Sequence[float]: ...
@@ -47,7 +47,7 @@ class TrendLike(Protocol):
 
 
 class StrengthLike(Protocol):
-    """What the figure reads of an attack's strength."""
+    """Fields of an attack's strength used by the figure."""
 
     @property
     def search(self) -> TrendLike: ...
@@ -60,15 +60,15 @@ class StrengthLike(Protocol):
 
 
 def strength_figure(strength: StrengthLike, path: Path, *, num_classes: int) -> Path:
-    """Draw both budgets side by side to a PNG, atomically; what cannot be told is said in its place.
+    """Draw both budgets side by side to a PNG, atomically; a missing extrapolation is replaced by its reason.
 
     Args:
-        strength: of the attack.
-        path: the PNG.
+        strength: strength of the attack.
+        path: path of the PNG.
         num_classes: C of the harmful task; guessing scores 1 / C.
 
     Raises:
-        RunError: when the file cannot be written.
+        RunError: if the file cannot be written.
     """
     figure, left = new_figure("Would a stronger attack find more?", "")
     left.remove()
@@ -107,7 +107,7 @@ def strength_figure(strength: StrengthLike, path: Path, *, num_classes: int) -> 
 
 
 def _set_heights(axes: Axes, trends: Sequence[TrendLike], chance: float) -> None:
-    """The range of all values and intervals, with room for words above them where something cannot be told."""
+    """Fit the y axis to all values and intervals, with space above them for text if an extrapolation is missing."""
     values = [chance]
     for trend in trends:
         values += [*trend.accuracy, *trend.low, *trend.high, *trend.ahead_low, *trend.ahead_high]

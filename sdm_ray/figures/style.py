@@ -1,4 +1,4 @@
-"""How every figure looks: size, colours, markers, intervals, legend. matplotlib on the Agg canvas, without pyplot."""
+"""Common style of figures: size, colours, markers, intervals, legend. matplotlib on the Agg canvas, without pyplot."""
 
 from __future__ import annotations
 
@@ -26,26 +26,26 @@ REFERENCE_STYLES = {
     "distil": ("p", "#0072B2"),
     "distilled_scratch": ("h", "#882255"),
 }
-"""Marker and colour of each reference: Okabe and Ito's palette (yellow darkened for white paper), a shape for each, so
-that nothing depends on colour."""
+"""Marker and colour of each reference: Okabe and Ito's palette (yellow darkened for a white background), with one shape
+each, so that colour is never the only distinction."""
 VARIANT_STYLES = (
     ("P", "#009E73"), ("D", "#0072B2"), ("s", "#56B4E9"), ("o", "#6A3D9A"), ("^", "#E69F00"), ("v", "#882255"),
     ("P", "#6A3D9A"), ("D", "#56B4E9"), ("s", "#009E73"), ("o", "#D55E00"),
 )  # fmt: skip
-"""Marker and colour of named variants, by their order; they repeat after the last one."""
+"""Marker and colour of named variants, in order; they repeat after the last one."""
 LABELS = {"ac": "AC", "mlac": "MLAC", "scratch": "from scratch", "distilled_scratch": "distilled scratch"}
-"""Names of methods as figures and tables write them; any other name stands for itself."""
+"""Names of methods in figures and tables; other names are unchanged."""
 
 
 def model_styles(names: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """Marker and colour by name: fixed for the known references, in order of appearance for any other model."""
+    """Marker and colour by name: fixed for known references, by order of appearance for other models."""
     unknown = [name for name in dict.fromkeys(names) if name not in REFERENCE_STYLES]
     return REFERENCE_STYLES | {name: VARIANT_STYLES[index % len(VARIANT_STYLES)] for index, name in enumerate(unknown)}
 
 
 def new_figure(title: str, measured: str) -> tuple[Figure, Axes]:
-    """An empty figure with a title and, below it, one line that says what was measured."""
-    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # it announces its first font cache
+    """Create a figure with a title and, below it, a line that describes the measurement."""
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # silences the font cache message
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -62,14 +62,14 @@ def new_figure(title: str, measured: str) -> tuple[Figure, Axes]:
 
 
 def padded_range(values: Sequence[float], least: float) -> tuple[float, float]:
-    """A range of at least `least` around values, with a margin."""
+    """Range of at least `least` around values, with a margin."""
     low, high = min(values), max(values)
     margin = max(0.06 * (high - low), (least - (high - low)) / 2)
     return low - margin, high + margin
 
 
 class Spot(NamedTuple):
-    """Where a picture draws a point, with its 95 % intervals along both axes."""
+    """Position of a point in a figure, with its 95 % intervals along both axes."""
 
     x: float
     y: float
@@ -104,7 +104,7 @@ def _intervals(values: Sequence[float], intervals: Sequence[tuple[float, float] 
 
 
 def bar_lengths(values: Sequence[float], low: Sequence[float], high: Sequence[float]) -> Any:
-    """Lengths of the error bars below and above values, 0 where an end is missing; None where no bar has a length."""
+    """Lengths of the error bars below and above values, 0 if an end is missing; None if all are 0."""
     below = [value - end if math.isfinite(end) else 0.0 for value, end in zip(values, low, strict=True)]
     above = [end - value if math.isfinite(end) else 0.0 for value, end in zip(values, high, strict=True)]
     lengths = [[max(0.0, length) for length in side] for side in (below, above)]
@@ -112,12 +112,12 @@ def bar_lengths(values: Sequence[float], low: Sequence[float], high: Sequence[fl
 
 
 def draw_chance(axes: Axes, chance: float, label: str = "guessing ") -> None:
-    """A dotted line at what guessing scores."""
+    """Draw a dotted line at the score of guessing."""
     axes.axhline(chance, color=INK, lw=0.9, ls=(0, (1, 2)), zorder=1, label=f"{label} {chance:.2f}")
 
 
 def draw_legend(figure: Figure, axes: Axes) -> None:
-    """A legend beside the axes, in the order of drawing (matplotlib alone would put lines before error bars)."""
+    """Draw a legend beside the axes, in drawing order (by default matplotlib puts lines before error bars)."""
     handles, labels = axes.get_legend_handles_labels()
     if handles:
         order = sorted(range(len(handles)), key=lambda index: _drawn_at(handles[index]))

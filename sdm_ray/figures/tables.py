@@ -1,4 +1,4 @@
-"""The frontier as a table, for the terminal and in Markdown."""
+"""The frontier as a table, for terminals and in Markdown."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sdm_ray.frontier.kept import good_metric
 from sdm_ray.frontier.points import Point, interval_of, pareto_front
 
 MAX_HELD_BACK = 8
-"""Rows of points that the audit holds back; the caption counts all."""
+"""Most rows of points held back by the audit; the caption gives their total."""
 COST_NAMES = {
     Metric.COST_TRAIN_SECONDS: "train s", Metric.COST_TRAIN_TEXTS: "texts", Metric.COST_TRAIN_FLOPS: "FLOPs",
 }  # fmt: skip
@@ -25,11 +25,11 @@ KEPT_NAMES = {Metric.KEPT_BENIGN: "kept benign", Metric.KEPT_DESIRED: "kept desi
 
 
 def pareto_table(points: Sequence[Point], *, costs: bool = True) -> Table:
-    """The front by falling desired accuracy, what the audit holds back, then the references, for a terminal.
+    """Table for terminals: the front (by descending desired accuracy), points held back by the audit, references.
 
     Args:
         points: all points.
-        costs: whether there are columns of what training cost.
+        costs: whether to add columns of the cost of training.
     """
     front = pareto_front(points)[::-1]
     held = sorted((point for point in points if point.held_back), key=lambda point: -point.desired)[:MAX_HELD_BACK]
@@ -68,12 +68,12 @@ def pareto_table(points: Sequence[Point], *, costs: bool = True) -> Table:
 
 
 def _plain(point: Point, numbers: Sequence[int], shares: Sequence[str], costs: Sequence[str]) -> list[str]:
-    """A row for a terminal, as it is: rich would take `[red]` in a name for a colour."""
+    """Row for a terminal, unparsed: rich would interpret `[red]` in a name as a colour."""
     return [escape(one_line(cell)) for cell in _row(point, numbers, shares, costs)]
 
 
 def markdown_table(points: Sequence[Point], *, max_characters: int) -> str:
-    """The same in Markdown; rows of the front that do not fit are left out, the least desired accuracies first."""
+    """The same table in Markdown; surplus rows of the front are left out, lowest desired accuracies first."""
     front = pareto_front(points)[::-1]
     references = sorted((point for point in points if point.is_reference), key=lambda point: -point.desired)
     numbers = cell_numbers([*front, *references])
@@ -98,7 +98,7 @@ def _markdown_row(cells: Sequence[str]) -> str:
 
 
 def _kept_columns(points: Sequence[Point]) -> dict[str, str]:
-    """Names of columns by metric: head starts kept, where any point has them."""
+    """Column names by metric: head starts kept, if any point has them."""
     good = good_metric(points)
     columns = {str(good): KEPT_NAMES[good], str(Metric.KEPT_HARMFUL): "kept harmful"}
     return {name: column for name, column in columns.items() if any(name in point.metrics for point in points)}
@@ -122,7 +122,7 @@ def _row(point: Point, numbers: Sequence[int], shares: Sequence[str], costs: Seq
 
 
 def _share(point: Point, name: str) -> str:
-    """A share with half the width of its 95 % interval."""
+    """Format a share with half the width of its 95 % interval."""
     value, interval = point.metrics.get(name, math.nan), interval_of(point.metrics, name)
     if not math.isfinite(value):
         return "-"

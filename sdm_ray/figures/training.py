@@ -1,4 +1,4 @@
-"""The figure of a training: harmful loss of simulated adversaries over their steps, before and after it."""
+"""Figure of a training: harmful loss of simulated adversaries over their steps, before and after training."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sdm_ray.figures.style import FRONT, REFERENCE_STYLES, draw_chance, draw_leg
 FIGURE = "trajectory.png"
 BEFORE, AFTER = "before training", "after training"
 STYLES = {BEFORE: ("--", "s", REFERENCE_STYLES["pretrained"][1]), AFTER: ("-", "o", FRONT)}
-"""Line, marker and colour: nothing depends on the colour alone."""
+"""Line, marker and colour, so that colour is never the only distinction."""
 
 
 def trajectory_figure(
@@ -22,12 +22,12 @@ def trajectory_figure(
     Args:
         start: harmful losses (nats) by inner step, before training.
         end: the same after training.
-        path: the PNG.
-        num_classes: C of the harmful task; guessing costs log C, which is drawn. A regression has one and no line.
-        method: what the model was trained by, for the title.
+        path: path of the PNG.
+        num_classes: C of the harmful task; guessing has loss log C, drawn as a line. A regression has 1 and no line.
+        method: training method, for the title.
 
     Raises:
-        RunError: when the file cannot be written.
+        RunError: if the file cannot be written.
     """
     from matplotlib.ticker import MaxNLocator
 

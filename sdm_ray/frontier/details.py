@@ -1,4 +1,4 @@
-"""What a person wants to know of one point beyond its numbers: why it stands where it does, and where its model is."""
+"""Details of a point beyond its numbers: why it is on or off the front, and where its model is."""
 
 from __future__ import annotations
 
@@ -11,49 +11,49 @@ from sdm_ray.core.files import MALFORMED
 
 @dataclass(frozen=True, kw_only=True)
 class Details:
-    """Of one point; empty where nothing is known."""
+    """Details of one point; empty if unknown."""
 
     reason: str = ""
-    """Why it is kept off the frontier."""
+    """Why it is excluded from the frontier."""
     failed: dict[str, str] = field(default_factory=dict)
-    """What failed checks of the audit saw, by name."""
+    """Observations of failed checks of the audit, by name."""
     uninformative: dict[str, str] = field(default_factory=dict)
-    """The same of checks that a reference fails too."""
+    """Observations of checks that a reference fails too."""
     model: str = ""
-    """Folder of the released model, from the sweep's folder on."""
+    """Folder of the released model, relative to the sweep's folder."""
     run: str = ""
     """Id of its MLflow run."""
     run_url: str = ""
-    """Page of that run."""
+    """Page of its MLflow run."""
     found: dict[str, dict[str, float]] = field(default_factory=dict)
-    """Harmful accuracy on test data by attack family and number of labelled examples (as text), where measured."""
+    """Harmful test accuracy by attack family and number of labelled examples (as text), if measured."""
 
     def to_json(self) -> dict[str, Any]:
-        """What is not empty, as plain values."""
+        """Non-empty fields as plain values."""
         return {name: value for name, value in vars(self).items() if value}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Details:
-        """The inverse of `to_json`.
+        """Inverse of `to_json`.
 
         Raises:
-            TypeError: for a name that is not known.
+            TypeError: for an unknown name.
         """
         return cls(**values)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Extras:
-    """What goes with the points of a sweep into `frontier.json` and the page."""
+    """Additional contents of `frontier.json` and the page, besides the points."""
 
     importances: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    """Shares of the searched settings in whether an objective gets good, by objective."""
+    """Importance of each searched setting for a good value of an objective, as shares, by objective."""
     details: Mapping[str, Details] = field(default_factory=dict)
-    """By the ids of points."""
+    """Details by point id."""
 
 
 def read_details(values: Any) -> dict[str, Details]:
-    """Details by point, from what `to_json` gave for each; those that cannot be read are left out."""
+    """Read details by point from the values of `to_json`; unreadable ones are left out."""
     found: dict[str, Details] = {}
     for name, one in (values if isinstance(values, dict) else {}).items():
         try:

@@ -1,7 +1,7 @@
-"""Head starts kept: shares of pretraining's benefit that are left on benign tasks and on the harmful one.
+"""Head starts kept: remaining shares of pretraining's benefit on benign tasks and on the harmful one.
 
-The ideal is (1, 0): all of the benign and none of the harmful benefit. Training from scratch is (0, 0), the public
-encoder (1, 1). On the diagonal between them both shrink alike, which is forgetting; blocking lies below it.
+The ideal is (1, 0): all of the benign benefit and none of the harmful one. Training from scratch is (0, 0), the public
+encoder (1, 1). On the diagonal between them both shrink equally, which is forgetting; blocking is below it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from sdm_ray.core.metric_names import Metric
 from sdm_ray.frontier.points import Point, interval_of, pareto_front
 
 UNMEASURED = "measured without scratch: no head start kept is known; attack again to get it"
-"""The note on results that were written before the reference `scratch` existed."""
+"""Note for results from before the reference `scratch` existed."""
 WORDS = {Metric.KEPT_BENIGN: "benign tasks", Metric.KEPT_DESIRED: "the desired task"}
 
 
@@ -23,11 +23,11 @@ class Kept:
     """Shares of head starts that a model keeps; below 0 it is worse than `scratch`, above 1 better than public."""
 
     good: float
-    """On benign tasks, or on the desired one where those were not measured; NaN where it is unknown."""
+    """Share on benign tasks, or on the desired one if those were not measured; NaN if unknown."""
     harmful: float
-    """On the harmful task; NaN where it is unknown."""
+    """Share on the harmful task; NaN if unknown."""
     good_interval: tuple[float, float] | None
-    """95 % interval."""
+    """95 % interval of `good`."""
     harmful_interval: tuple[float, float] | None
 
     @property
@@ -37,7 +37,7 @@ class Kept:
 
 
 def good_metric(points: Iterable[Point]) -> Metric:
-    """The metric of what should be kept: of benign tasks where any point has it, else of the desired task."""
+    """Metric of the benefit to keep: on benign tasks if any point has it, otherwise on the desired task."""
     points = list(points)
     benign = any(Metric.KEPT_BENIGN in point.metrics for point in points)
     desired = any(Metric.KEPT_DESIRED in point.metrics for point in points)
@@ -45,7 +45,7 @@ def good_metric(points: Iterable[Point]) -> Metric:
 
 
 def kept(point: Point, good: Metric) -> Kept:
-    """The head starts that a point keeps; `good` is the result of `good_metric` for all points."""
+    """Head starts kept by a point; `good` is the result of `good_metric` for all points."""
     return Kept(
         good=point.metrics.get(good, math.nan),
         harmful=point.metrics.get(Metric.KEPT_HARMFUL, math.nan),
@@ -60,6 +60,6 @@ def is_unmeasured(metrics: Mapping[str, float]) -> bool:
 
 
 def kept_note(points: Sequence[Point]) -> str | None:
-    """`UNMEASURED` where it holds of a point of the front (of any trial, where the front is empty), else None."""
+    """`UNMEASURED` if it applies to a point of the front (to any trial if the front is empty), otherwise None."""
     shown = pareto_front(points) or [point for point in points if not point.is_reference]
     return UNMEASURED if any(is_unmeasured(point.metrics) for point in shown) else None

@@ -1,8 +1,8 @@
-"""The trade-off between desired and harmful accuracy: dominance, hypervolume, selection rules, tables on disk.
+"""Trade-off between desired and harmful accuracy: points, dominance, hypervolume.
 
-Everywhere here *desired* is maximised and *harmful* is minimised. References (pretrained, random, tuned, AC) are drawn
-beside the frontier and never belong to it; nor do infeasible trials, trials that are no better than training from
-scratch and trials with a missing or non-finite objective.
+*Desired* is always maximised and *harmful* minimised. References (pretrained, random, tuned, AC) are shown beside the
+frontier but are never part of it, nor are infeasible trials, trials that are no better than training from scratch, and
+trials with a missing or non-finite objective.
 """
 
 from __future__ import annotations
@@ -19,32 +19,32 @@ from sdm_ray.core.metric_names import Metric
 from sdm_ray.core.result import Status, TrialResult
 
 REFERENCE_POINT = (0.0, 1.0)
-"""Desired 0 and harmful 1, the worst that either share can be: hypervolumes of any two sweeps can be compared."""
+"""Desired 0 and harmful 1, the worst possible accuracies, so that hypervolumes of any two sweeps are comparable."""
 NUM_BOOTSTRAP = 1000
-"""Resamples of the bootstrap."""
+"""Number of bootstrap resamples."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """One trial as a point in the space of objectives."""
+    """A trial as a point in objective space."""
 
     trial_id: str
     method: str
     desired: float
-    """Maximised; NaN where it was not measured."""
+    """Maximised; NaN if not measured."""
     harmful: float
-    """Minimised; NaN where it was not measured."""
+    """Minimised; NaN if not measured."""
     feasible: bool = True
-    """Completed, within the sweep's constraint, and passed by the audit."""
+    """Whether it completed, meets the sweep's constraint, and passed the audit."""
     params: dict[str, Any] = field(default_factory=dict)
-    """The searched settings by dotted path."""
+    """Searched settings by dotted path."""
     metrics: dict[str, float] = field(default_factory=dict)
     """All metrics of the trial."""
     is_reference: bool = False
     superseded: bool = False
-    """Attacked with a smaller budget than the finalists of its sweep: drawn, but not compared with them."""
+    """Attacked with a smaller budget than the sweep's finalists: shown, but not compared with them."""
     further: dict[str, float] = field(default_factory=dict)
-    """Further objectives by name, turned so that less is better."""
+    """Additional objectives by name, with signs such that less is better."""
     desired_interval: tuple[float, float] | None = None
     """95 % interval of `desired`."""
     harmful_interval: tuple[float, float] | None = None
@@ -52,26 +52,24 @@ class Point:
 
     @property
     def dominated_by_scratch(self) -> bool:
-        """Whether it is better than the reference `scratch` neither in what it keeps nor in what it blocks; where that
-        was not measured it is not."""
+        """Whether it is not better than `scratch` in what it keeps or blocks; False if not measured."""
         return not self.is_reference and is_dominated_by_scratch(self.metrics)
 
     @property
     def held_back(self) -> bool:
-        """Whether the audit keeps it off the front."""
+        """Whether it is off the front because of the audit."""
         return not self.is_reference and not self.feasible and self.metrics.get(Metric.AUDIT_PASSED) == 0.0
 
     @property
     def eligible(self) -> bool:
-        """Whether it may stand on the front."""
+        """Whether it may be on the front."""
         measured = all(map(math.isfinite, (self.desired, self.harmful, *self.further.values())))
         kept_off = self.is_reference or self.superseded or self.dominated_by_scratch
         return self.feasible and measured and not kept_off
 
 
 def is_dominated_by_scratch(metrics: Mapping[str, float]) -> bool:
-    """Whether the metrics of a trial (of all its seeds, where there are several) say that it is no better than
-    `scratch`."""
+    """Whether a trial's metrics (over all its seeds) show that it is no better than `scratch`."""
     return metrics.get(Metric.SCRATCH_DOMINATES) == 1.0
 
 
@@ -83,14 +81,14 @@ def point_from_result(
     harmful_metric: str = Metric.HARMFUL_WORST_ACCURACY,
     further: Mapping[str, float] | None = None,
 ) -> Point:
-    """A trial's result as a point; a missing objective becomes NaN and so never stands on the front.
+    """Convert a trial's result to a point; a missing objective becomes NaN, which keeps it off the front.
 
     Args:
         result: the trial.
         is_reference: whether it is a reference model rather than a trial.
-        desired_metric: the metric to maximise.
-        harmful_metric: the metric to minimise.
-        further: metrics of further objectives, to 1 where they are minimised and -1 where they are maximised.
+        desired_metric: metric to maximise.
+        harmful_metric: metric to minimise.
+        further: metrics of additional objectives: 1 to minimise, -1 to maximise.
     """
     return Point(
         trial_id=result.trial_id,
@@ -108,10 +106,10 @@ def point_from_result(
 
 
 def pareto_front(points: Iterable[Point]) -> list[Point]:
-    """The non-dominated points, in order of rising desired accuracy.
+    """Non-dominated points, sorted by desired accuracy (ascending).
 
-    Of points with equal objectives only the first one given is kept. O(N log N) for two objectives; further ones are
-    compared by moocore.
+    Of points with equal objectives only the first one is kept. O(N log N) for two objectives; moocore computes it for
+    more.
     """
     ranked = sorted((point for point in points if point.eligible), key=lambda point: (-point.desired, point.harmful))
     if any(point.further for point in ranked):
@@ -124,7 +122,7 @@ def pareto_front(points: Iterable[Point]) -> list[Point]:
 
 
 def with_point(front: list[Point], point: Point) -> list[Point]:
-    """The front after one more point is added to it; with two objectives this takes a binary search, not a full pass.
+    """Front with one more point added; for two objectives this is a binary search, not a full pass.
 
     Args:
         front: the result of `pareto_front`; it is not modified.
@@ -134,7 +132,7 @@ def with_point(front: list[Point], point: Point) -> list[Point]:
         return front
     if point.further or any(other.further for other in front[:1]):
         return pareto_front([*front, point])
-    # Both objectives rise along the front: from `at` on, points are at least as desired, the least harmful first.
+    # Both objectives rise along the front: from `at` on, `desired` is at least as high, the least harmful first.
     at = bisect.bisect_left(front, point.desired, key=lambda other: other.desired)
     if at < len(front) and front[at].harmful <= point.harmful:
         return front
@@ -144,7 +142,7 @@ def with_point(front: list[Point], point: Point) -> list[Point]:
 
 
 def near_front(points: Sequence[Point]) -> list[Point]:
-    """Points off the front whose 95 % intervals reach it: at the favourable ends no point of the front dominates them.
+    """Points off the front whose 95 % intervals reach it: with favourable interval ends they are not dominated.
 
     For two objectives only; points without intervals are left out.
     """
@@ -172,10 +170,10 @@ def _front_of_many(ranked: list[Point]) -> list[Point]:
 
 
 def hypervolume(points: Iterable[Point], reference: tuple[float, float] = REFERENCE_POINT) -> float:
-    """The area that the front dominates, bounded by `reference` = (desired, harmful); 0 where the front is empty.
+    """Area dominated by the front, bounded by `reference` = (desired, harmful); 0 if the front is empty.
 
-    Computed by moocore. With the default reference it lies in [0, 1]; points that do not dominate the reference add
-    nothing. Further objectives decide which points stand on the front, and add nothing to the area.
+    Computed by moocore. With the default reference it is in [0, 1]; points that do not dominate the reference add
+    nothing. Additional objectives affect which points are on the front, but not the area.
     """
     front = pareto_front(points)
     if not front:
@@ -187,7 +185,7 @@ def hypervolume(points: Iterable[Point], reference: tuple[float, float] = REFERE
 
 
 class Difference(NamedTuple):
-    """A difference of two hypervolumes with its 95 % interval."""
+    """Difference of two hypervolumes with its 95 % interval."""
 
     value: float
     low: float
@@ -197,13 +195,13 @@ class Difference(NamedTuple):
 def compare(first: Sequence[Point], second: Sequence[Point], *, seed: int = 0) -> Difference:
     """Hypervolume of the second sweep minus that of the first.
 
-    The interval is the percentile bootstrap over trials (Efron 1979), drawn for each sweep independently. It covers
-    what the same search might have found with other draws of as many points, not the error of each accuracy.
+    The interval is the percentile bootstrap over trials (Efron 1979), independent for each sweep. It covers the
+    variation of the search's draws for the same number of points, not the error of each accuracy.
 
     Args:
         first: all points of a sweep.
         second: all points of another.
-        seed: of the bootstrap.
+        seed: seed of the bootstrap.
     """
     generator = np.random.default_rng(seed)
     difference = hypervolume(second) - hypervolume(first)
@@ -220,6 +218,6 @@ def compare(first: Sequence[Point], second: Sequence[Point], *, seed: int = 0) -
 
 
 def interval_of(metrics: Mapping[str, float], name: str) -> tuple[float, float] | None:
-    """The 95 % interval of a metric; None where an end is missing or not finite."""
+    """95 % interval of a metric; None if an end is missing or not finite."""
     low, high = metrics.get(Metric.low(name), math.nan), metrics.get(Metric.high(name), math.nan)
     return (low, high) if math.isfinite(low) and math.isfinite(high) else None

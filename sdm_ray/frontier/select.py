@@ -1,4 +1,4 @@
-"""Rules that pick one point of the frontier."""
+"""Rules that select one point of the frontier."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ def select(
     desired_weight: float = 0.5,
     trial_id: str | None = None,
 ) -> Point:
-    """Pick one point.
+    """Select one point.
 
     Args:
         points: all points of a sweep.
         rule: `constrained`: the lowest harmful value with desired at least `min_desired`. `knee`: the point of the
-            front that lies furthest from the line between its two ends, both objectives scaled to the front's range
-            (Das 1999); of a front of two points the one with the larger desired - harmful. `weighted`: the largest
-            `desired_weight * desired - (1 - desired_weight) * harmful`. `trial`: the trial named `trial_id`, which
-            may be a reference but no trial that is no better than `scratch`.
-        min_desired: for `constrained`; None sets no bound.
+            front furthest from the line between its two ends, with both objectives scaled to the front's range (Das
+            1999); for a front of two points the one with the larger desired - harmful. `weighted`: the largest
+            `desired_weight * desired - (1 - desired_weight) * harmful`. `trial`: the trial `trial_id`, which may be a
+            reference but not a trial that is no better than `scratch`.
+        min_desired: for `constrained`; None means no bound.
         desired_weight: for `weighted`, in [0, 1].
         trial_id: for `trial`.
 
     Raises:
-        UsageError: when no point qualifies, with the reason.
+        UsageError: if no point qualifies, with the reason.
     """
     if rule == "trial":
         return _by_trial_id(points, trial_id)
@@ -65,16 +65,16 @@ def select(
 def rule_of(
     rule: Rule | None, *, min_desired: float | None, desired_weight: float | None, trial_id: str | None
 ) -> Rule:
-    """The rule to apply: the one that is named, or the one that reads the given argument.
+    """Rule to apply: the given one, or the one that uses the given argument.
 
     Args:
-        rule: as for `select`; None derives it from the other arguments, and is `constrained` without them.
+        rule: as for `select`; None derives it from the other arguments (default `constrained`).
         min_desired: see `select`; None, here and below, means "not given".
         desired_weight: see `select`.
         trial_id: see `select`.
 
     Raises:
-        UsageError: for an argument that the rule does not read.
+        UsageError: for an argument that the rule does not use.
     """
     given: dict[Rule, tuple[str, object]] = {
         "constrained": ("a least desired accuracy", min_desired),
@@ -107,15 +107,15 @@ def _by_trial_id(points: Sequence[Point], trial_id: str | None) -> Point:
 
 
 def refuse_scratch(who: str, metrics: Mapping[str, float], hint: str = SCRATCH_HINT) -> None:
-    """Refuse a trial that is no better than training from scratch.
+    """Reject a trial that is no better than training from scratch.
 
     Args:
         who: the trial, for the message.
-        metrics: of the trial.
+        metrics: metrics of the trial.
         hint: what to do instead.
 
     Raises:
-        UsageError: when it is no better.
+        UsageError: if it is no better.
     """
     if not is_dominated_by_scratch(metrics):
         return
@@ -132,7 +132,7 @@ def refuse_scratch(who: str, metrics: Mapping[str, float], hint: str = SCRATCH_H
 
 
 def why_empty(points: Sequence[Point]) -> str:
-    """Why no point stands on the front, in a clause."""
+    """Why the front is empty, as a clause."""
     trials = [point for point in points if not point.is_reference]
     if not trials:
         return "no trial but the references has finished"

@@ -1,4 +1,4 @@
-"""The frontier as Parquet and JSON, written and read."""
+"""Reading and writing of the frontier as Parquet and JSON."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from sdm_ray.frontier.details import Extras, read_details
 from sdm_ray.frontier.points import REFERENCE_POINT, Point, hypervolume, near_front, pareto_front
 
 TABLE_VERSION = 3
-"""Version of the tables; a change of columns increases it."""
+"""Version of the tables; increase it when columns change."""
 PARQUET, JSON = "frontier.parquet", "frontier.json"
 MAX_BYTES = 1 << 30
-"""That a table may take in memory: one of 10 000 points takes 20 MB."""
+"""Most bytes in memory for a table: one with 10 000 points takes 20 MB."""
 _FIELDS = ("trial_id", "method", "desired", "harmful", "feasible", "is_reference", "superseded")
 _DERIVED = ("on_front", "near_front")
 _INTERVALS = ("desired_interval", "harmful_interval")
@@ -32,18 +32,18 @@ def write_tables(
     *,
     extras: Extras | None = None,
 ) -> tuple[Path, Path]:
-    """Write `frontier.parquet` (a row for each point, a column for each metric) and `frontier.json`, atomically.
+    """Write `frontier.parquet` (one row per point, one column per metric) and `frontier.json`, atomically.
 
     Args:
         points: all points.
-        folder: where the files go.
-        extras: what else is known, for `frontier.json`.
+        folder: target folder.
+        extras: additional contents of `frontier.json`.
 
     Returns:
-        The paths of both.
+        Paths of both.
 
     Raises:
-        RunError: when the folder cannot be written.
+        RunError: if the folder cannot be written.
     """
     rows = _rows(points)
     table_path, json_path = folder / PARQUET, folder / JSON
@@ -54,7 +54,7 @@ def write_tables(
 
 
 def frontier_document(points: Sequence[Point], extras: Extras | None = None) -> dict[str, Any]:
-    """What `frontier.json` holds, as plain values."""
+    """Contents of `frontier.json` as plain values."""
     return _document(points, _rows(points), extras)
 
 
@@ -79,11 +79,11 @@ def _document(points: Sequence[Point], rows: list[dict[str, Any]], extras: Extra
 
 
 def read_tables(folder: Path) -> list[Point]:
-    """The points that `write_tables` wrote, in the same order.
+    """Read the points written by `write_tables`, in the same order.
 
     Raises:
-        UsageError: when there is no table in the folder.
-        RunError: when it is damaged or was written by another version.
+        UsageError: if there is no table in the folder.
+        RunError: if it is damaged or was written by another version.
     """
     path = folder / PARQUET
     if not path.is_file():
@@ -105,7 +105,7 @@ def read_tables(folder: Path) -> list[Point]:
 
 
 def read_extras(folder: Path) -> Extras:
-    """What `write_tables` wrote beside the points; empty where it wrote nothing."""
+    """Read the extras written by `write_tables`; empty if there are none."""
     try:
         document = json.loads((folder / JSON).read_text(encoding="utf-8"))
         return Extras(importances=_importances(document), details=read_details(document.get("details")))

@@ -1,4 +1,4 @@
-"""Which architectures can be a trunk, told from their configuration, before weights are loaded."""
+"""Check from its configuration, before weights are loaded, whether an architecture can be a trunk."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from sdm_ray.core.errors import UsageError
 from sdm_ray.models.native import NATIVE
 
 NEEDED = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
-"""Sizes in the configuration of a text encoder."""
+"""Required sizes in the configuration of a text encoder."""
 MOST = {"hidden_size": 2**16, "num_hidden_layers": 1000, "num_attention_heads": 2**12, "vocab_size": 2**24}
-"""Largest accepted size, far beyond that of any encoder; a larger one would only fill the memory."""
+"""Largest accepted sizes, far beyond those of any encoder; larger ones would only exhaust memory."""
 
 
 def check_architecture(config: Any, name: str) -> None:
-    """Refuse a model that is not an encoder of texts.
+    """Reject a model that is not a text encoder.
 
-    Decoders are refused because their features would stand at a text's last token, under a causal mask, which neither
-    packing nor the readers of tokens know.
+    Decoders are rejected because a causal mask puts a text's feature at its last token, which neither packing nor the
+    token probes support.
 
     Args:
         config: configuration of a Hugging Face model.
-        name: of the encoder, for the message.
+        name: name of the encoder, for the message.
 
     Raises:
-        UsageError: for a decoder, an encoder with a decoder, and what has no such layers; it says what is supported.
-            Also for sizes below 1 or beyond `MOST`.
+        UsageError: for a decoder, an encoder-decoder, and a model without the required layers; it lists what is
+            supported. Also for sizes below 1 or beyond `MOST`.
     """
     supported = (
         f"encoder.name takes an encoder: {', '.join(sorted(NATIVE))}, or with encoder.pooling mean or cls another "
@@ -46,14 +46,14 @@ def check_architecture(config: Any, name: str) -> None:
 
 
 def check_sizes(values: Any, name: str) -> None:
-    """Refuse sizes with which no model can be built.
+    """Reject sizes with which no model can be built.
 
     Args:
-        values: a configuration as its file has it; sizes that it lacks or calls otherwise are not looked at.
-        name: of the encoder, for the message.
+        values: configuration as in its file; missing sizes, and those under other names, are not checked.
+        name: name of the encoder, for the message.
 
     Raises:
-        UsageError: for sizes that are no whole numbers from 1 to `MOST`, and for what is no mapping.
+        UsageError: for sizes that are not integers from 1 to `MOST`, and if the configuration is not a mapping.
     """
     if not isinstance(values, dict):
         raise UsageError(

@@ -1,4 +1,4 @@
-"""Find the built-in encoder: the shipped folder, or one that is pretrained once and cached by content hash."""
+"""Built-in encoder: the shipped folder, or one that is pretrained once and cached by content hash."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ def builtin_folder(
     """Folder of the built-in encoder of a world, in Hugging Face's layout.
 
     Args:
-        world: the synthetic world; defaults to `SyntheticWorld()`. The default world of each version has its encoder
+        world: the synthetic world; defaults to `SyntheticWorld()`. The encoders of each version's default world are
             shipped.
-        cache_dir: where encoders of other worlds are kept, by content hash. One that is missing is pretrained there
-            (minutes by default) and moved into place whole, so that concurrent callers never see half of one.
+        cache_dir: cache of the encoders of other worlds, by content hash. A missing one is pretrained there (minutes by
+            default) and moved into place atomically, for concurrent callers.
         settings: shape and training of the encoder.
-        shared: where other machines may have put it.
+        shared: cache entries shared between machines.
 
     Returns:
         A folder with `config.json`, `model.safetensors`, tokenizer files and `sdm_ray_pretraining.json`.
 
     Raises:
-        RunError: when `cache_dir` cannot be written.
+        RunError: if `cache_dir` cannot be written.
     """
     world = world or SyntheticWorld()
     settings = settings or default_settings(world)
@@ -75,7 +75,7 @@ def _build(world: SyntheticWorld, settings: PretrainSettings, folder: Path, want
 
 
 def recorded_hash(folder: Path) -> str | None:
-    """Content hash of the encoder in `folder`; None where there is no complete one."""
+    """Content hash of the encoder in `folder`; None if the folder holds no complete one."""
     try:
         record = json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -85,7 +85,7 @@ def recorded_hash(folder: Path) -> str | None:
 
 
 def _move_into_place(building: Path, folder: Path, wanted: str) -> None:
-    """Rename; another process that finished first wins, a damaged folder is replaced."""
+    """Rename the folder; if another process finished first, keep its folder; replace a damaged one."""
     try:
         move(building, folder)
     except OSError:

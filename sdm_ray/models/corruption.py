@@ -1,4 +1,4 @@
-"""BERT's corruption of texts, for masked language modelling."""
+"""BERT's corruption of texts for masked language modelling."""
 
 from __future__ import annotations
 
@@ -8,31 +8,31 @@ import torch
 from torch import Tensor
 
 MASKED_SHARE, KEPT_SHARE = 0.8, 0.1
-"""Of the predicted tokens as many are masked and kept; the others are replaced (Devlin et al., arXiv 1810.04805)."""
+"""Shares of predicted tokens that are masked and kept; the others are replaced (Devlin et al., arXiv 1810.04805)."""
 
 
 class Corrupted(NamedTuple):
-    """Texts with tokens to predict, on the host."""
+    """Corrupted texts with tokens to predict, on the host."""
 
     input_ids: Tensor
     """(B, L)."""
     positions: Tensor
-    """(N,) positions of the predicted tokens among the B * L."""
+    """(N,) positions of the predicted tokens in the flattened B * L."""
     labels: Tensor
     """(N,) original ids of the predicted tokens."""
 
 
 def corrupt(input_ids: Tensor, special: Tensor, *, mask_id: int, share: float, generator: torch.Generator) -> Corrupted:
-    """BERT's corruption: of every text a share of the ordinary tokens, at least one, is predicted.
+    """Apply BERT's corruption: a share of each text's ordinary tokens, at least one, is predicted.
 
-    Of these 80 % are masked, 10 % become any ordinary token, and 10 % stay as they are. (Not any token at all: RoBERTa
-    counts positions by what is not padding.)
+    Of these 80 % are masked, 10 % are replaced by a random ordinary token, and 10 % are kept. (Special tokens are not
+    drawn, because RoBERTa derives positions from padding tokens.)
 
     Args:
         input_ids: (B, L) int64 on the host, padding included.
-        special: (V,) bool, true for tokens that are never predicted; the padding token is one.
-        mask_id: the mask token.
-        share: of ordinary tokens.
+        special: (V,) bool, true for tokens that are never predicted, including the padding token.
+        mask_id: id of the mask token.
+        share: share of ordinary tokens to predict.
         generator: CPU generator.
     """
     ordinary = ~special[input_ids]
@@ -45,7 +45,7 @@ def corrupt(input_ids: Tensor, special: Tensor, *, mask_id: int, share: float, g
 
 
 def replaced(input_ids: Tensor, chosen: Tensor, *, mask_id: int, tokens: Tensor, generator: torch.Generator) -> Tensor:
-    """Ids (B, L) of which chosen ones (B, L) are masked, replaced by one of `tokens` (M,), or kept."""
+    """Ids (B, L) whose chosen positions (B, L) are masked, replaced by one of `tokens` (M,), or kept."""
     fate = torch.rand(input_ids.shape, generator=generator)
     noise = tokens[torch.randint(len(tokens), input_ids.shape, generator=generator)]
     masked = input_ids.masked_fill(chosen & (fate < MASKED_SHARE), mask_id)
@@ -53,5 +53,5 @@ def replaced(input_ids: Tensor, chosen: Tensor, *, mask_id: int, tokens: Tensor,
 
 
 def _where(flags: Tensor) -> Tensor:
-    """Indices of the true ones among host flags (N,); by numpy, as `torch.nonzero` synchronises on a GPU."""
+    """Indices of true elements of host flags (N,); uses numpy, because `torch.nonzero` synchronises with a GPU."""
     return torch.from_numpy(flags.numpy().nonzero()[0])

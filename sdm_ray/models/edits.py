@@ -1,7 +1,7 @@
-"""Edits of weights: what attackers do to released weights, and what simulated adversaries may start from.
+"""Weight edits, used by attackers on released weights and as starts of simulated adversaries.
 
-An edit that is the same function of every element, up to constants that are computed from the weights, is an affine map
-of each parameter. Meta-gradients flow through its factor; its constants (masks, scales, means, draws) count as fixed.
+An edit that applies one function to all elements, up to constants computed from the weights, is an affine map of each
+parameter. Meta-gradients flow through its factor; its constants (masks, scales, means, random draws) are fixed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from sdm_ray.models.interface import TrunkLike
 from sdm_ray.models.trunk import Trunk
 
 LEAST_SCALE = 1e-6
-"""Scales below this fraction of the largest are rounding errors of float32; they get the factor of this bound."""
+"""Scales below this fraction of the largest are float32 rounding errors; their factor is that of this bound."""
 
 
 class Affine(NamedTuple):
@@ -46,7 +46,7 @@ def table_names(trunk: TrunkLike, params: Params) -> list[str]:
 
 
 def gain_names(params: Params) -> list[str]:
-    """Names of the gains of norms."""
+    """Names of the norms' gains."""
     return [name for name, value in params.items() if value.dim() < 2 and not name.endswith("bias")]
 
 
@@ -59,7 +59,7 @@ def magnitude_mask(value: Tensor, share: float) -> Tensor:
 
 
 def redrawn_names(trunk: TrunkLike, params: Params, count: float) -> list[str]:
-    """Names of the parameters of the top `count` blocks; those of the lowest depth are never among them."""
+    """Names of the parameters of the top `count` blocks; never includes those of the lowest depth."""
     lowest = max(1.0, trunk.num_depths - count)
     return [name for name in params if trunk.depth_of(name) >= lowest]
 
@@ -70,13 +70,15 @@ def root_mean_square(value: Tensor) -> Tensor:
 
 
 def normal_like(value: Tensor, generator: torch.Generator) -> Tensor:
-    """Standard normal numbers in a tensor's shape, drawn on the CPU."""
+    """Standard normal tensor of the same shape, drawn on the CPU."""
     return torch.randn(value.shape, generator=generator).to(value)
 
 
 def rescaling(trunk: TrunkLike, params: Params, amount: float) -> dict[str, Affine]:
-    """The token embedding's columns centred and their sizes equalised; gains interpolated towards 1 (both completely at
-    an amount of 1)."""
+    """Centre the token embedding's columns and equalise their sizes; interpolate gains towards 1.
+
+    An amount of 1 does both completely.
+    """
     maps = {}
     for name in table_names(trunk, params):
         table = params[name].double()
@@ -90,26 +92,26 @@ def rescaling(trunk: TrunkLike, params: Params, amount: float) -> dict[str, Affi
 
 
 def pruning(params: Params, amount: float) -> dict[str, Affine]:
-    """A share `amount` of every matrix set to zero."""
+    """Set a share `amount` of every matrix to zero, by magnitude."""
     matrices = {name: value for name, value in params.items() if value.dim() >= 2}
     return {name: Affine(magnitude_mask(v, amount).to(v), v.new_zeros(())) for name, v in matrices.items()}
 
 
 def redrawing(trunk: TrunkLike, params: Params, amount: float, fresh: Params) -> dict[str, Affine]:
-    """The top `amount` blocks replaced by `fresh`."""
+    """Replace the top `amount` blocks by `fresh`."""
     names = redrawn_names(trunk, params, amount)
     return {name: Affine(params[name].new_zeros(()), fresh[name].to(params[name])) for name in names}
 
 
 def interpolation(params: Params, amount: float, public: Params) -> dict[str, Affine]:
-    """A share `amount` of the way to `public`."""
+    """Move by a share `amount` of the difference towards `public`."""
     return {
         name: Affine(value.new_tensor(1 - amount), amount * public[name].to(value)) for name, value in params.items()
     }
 
 
 def noising(params: Params, amount: float, seed: int) -> dict[str, Affine]:
-    """Gaussian noise of `amount` times each parameter's root mean square."""
+    """Add Gaussian noise of `amount` times each parameter's root mean square."""
     generator = torch.Generator().manual_seed(seed)
     return {
         name: Affine(value.new_ones(()), amount * root_mean_square(value) * normal_like(value, generator))
@@ -118,4 +120,4 @@ def noising(params: Params, amount: float, seed: int) -> dict[str, Affine]:
 
 
 Redraw = Callable[[int], Params]
-"""Random weights of the architecture, given a seed."""
+"""Function from a seed to random weights of the architecture."""

@@ -1,10 +1,9 @@
-"""A token embedding restricted to the rows that occur, and how far up the encoder each parameter lies.
+"""Token embeddings restricted to the rows that occur, and the depth of each parameter in the encoder.
 
-An optimiser that treats every element by itself never moves a row that does not occur, so training may hold the rows
-of its own texts alone, with token ids renumbered to match. This is sound where ids do nothing but pick rows. BERT,
-ELECTRA, DistilBERT and ModernBERT are so. RoBERTa and XLM-RoBERTa also derive positions from `input_ids !=
-padding_idx`: there the padding token, and the few before it, must keep their numbers. Of other architectures nothing
-is known, and theirs are not restricted.
+An elementwise optimiser never moves a row that does not occur, so training can hold only the rows of its own texts,
+with renumbered token ids. This is valid if ids are only used to look up rows, as in BERT, ELECTRA, DistilBERT and
+ModernBERT. RoBERTa and XLM-RoBERTa also derive positions from `input_ids != padding_idx`, so the padding token and the
+few ids before it must keep their numbers. Embeddings of other architectures are not restricted.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ _LAYER = re.compile(r"\.layers?\.(\d+)\.")
 
 
 def num_fixed_ids(config: Any) -> int | None:
-    """Leading token ids that a renumbering must leave as they are; None where ids may not be renumbered at all.
+    """Number of leading token ids that a renumbering must keep; None if ids must not be renumbered at all.
 
     Args:
         config: configuration of a Hugging Face encoder.
@@ -36,10 +35,10 @@ def num_fixed_ids(config: Any) -> int | None:
 
 
 def token_embedding_name(module: nn.Module, hf_model: Any) -> str | None:
-    """Name of the token embedding among the parameters of a module that holds a Hugging Face model.
+    """Parameter name of the token embedding in a module that contains a Hugging Face model.
 
     Returns:
-        None where it cannot be restricted: ids may not be renumbered, or the matrix serves elsewhere too.
+        None if it cannot be restricted: ids may not be renumbered, or the matrix is shared.
     """
     if num_fixed_ids(hf_model.config) is None:
         return None
@@ -49,13 +48,13 @@ def token_embedding_name(module: nn.Module, hf_model: Any) -> str | None:
 
 
 def drop_padding_index(hf_model: Any) -> int | None:
-    """Make the token embedding treat the padding token as any other, in place.
+    """Treat the padding token like any other in the token embedding, in place.
 
-    `nn.Embedding.padding_idx` withholds the gradient from a row by its number, which is another token's in a
-    restricted matrix. The padding token needs no such care: masked positions have a gradient of exactly zero.
+    `nn.Embedding.padding_idx` blocks the gradient of a row by its number, which belongs to another token in a
+    restricted matrix. The padding token does not need it: the gradient at masked positions is exactly zero.
 
     Returns:
-        The former `padding_idx`.
+        Previous `padding_idx`.
     """
     embedding = hf_model.get_input_embeddings()
     index: int | None = embedding.padding_idx
@@ -66,8 +65,8 @@ def drop_padding_index(hf_model: Any) -> int | None:
 def depths_of(names: Iterable[str]) -> dict[str, int]:
     """Depth of each parameter of an encoder with L layers, read from its dotted name.
 
-    0 is the embeddings and their projection, i + 1 is layer i, and L + 1 is all else (a final norm, a pooler, a
-    classification head). Without numbered layers all has depth 0.
+    0 is the embeddings and their projection, i + 1 is layer i, and L + 1 is everything else (a final norm, a pooler, a
+    classification head). Without numbered layers every depth is 0.
     """
     layers = {name: int(match[1]) + 1 if (match := _LAYER.search(name)) else None for name in names}
     highest = max((depth for depth in layers.values() if depth is not None), default=-1)

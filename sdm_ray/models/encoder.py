@@ -1,6 +1,6 @@
 """Encoders and tokenizers by hub id, by local folder, or built in.
 
-Weights come from safetensors alone and code from transformers alone (`trust_remote_code` stays off).
+Weights are only read from safetensors and code is only that of transformers (`trust_remote_code` stays off).
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from sdm_ray.models.trunk import Pooling, Trunk, params_digest
 
 
 def load_tokenizer(settings: EncoderSettings, *, cache_dir: Path, world: SyntheticWorld | None = None) -> Any:
-    """The encoder's fast tokenizer; arguments as in `load_trunk`.
+    """Load the encoder's fast tokenizer; arguments as in `load_trunk`.
 
     Raises:
         UsageError: for a folder without tokenizer files, or a tokenizer without a fast version or a padding token.
-        RunError: when the hub cannot be reached or does not know the encoder.
+        RunError: if the hub cannot be reached or does not have the encoder.
     """
     source = resolve(settings, cache_dir, world)
-    _config(settings, source)  # a decoder lacks a padding token too, and that is not what is wrong with it
+    _config(settings, source)  # a decoder lacks a padding token too; report the architecture
     try:
         tokenizer = fetch(source, settings.revision, AutoTokenizer.from_pretrained)
     except (ValueError, KeyError, ImportError) as error:
@@ -58,7 +58,7 @@ def load_tokenizer(settings: EncoderSettings, *, cache_dir: Path, world: Synthet
 
 
 def tokenizer_digest(tokenizer: Any) -> str:
-    """SHA-256 (hex) of a fast tokenizer's behaviour, without its present padding and truncation."""
+    """SHA-256 (hex) of a fast tokenizer's behaviour, without its current padding and truncation."""
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
     backend.pop("padding", None)
     backend.pop("truncation", None)
@@ -74,23 +74,22 @@ def load_trunk(
     initialisation: Literal["pretrained", "random"] = "pretrained",
     seed: int = 0,
 ) -> Trunk:
-    """The encoder in float32 on the CPU, with eager attention, ready for `functional_call`, `vmap` and double backward.
+    """Load the encoder in float32 on the CPU, with eager attention, for `functional_call`, `vmap` and double backward.
 
-    Global random state is left as it was.
+    Global random state is preserved.
 
     Args:
         settings: the encoder.
-        cache_dir: where the built-in encoder is kept.
-        world: the synthetic world whose corpus the built-in encoder has read; None is the default one.
-        initialisation: `random` keeps the architecture and draws every weight, embeddings included, as
+        cache_dir: cache of the built-in encoder.
+        world: the synthetic world whose corpus the built-in encoder was trained on; None is the default world.
+        initialisation: `random` keeps the architecture and initialises every weight, including embeddings, as
             transformers does.
         seed: seed of `random`; pretrained weights do not depend on it.
 
     Raises:
         UsageError: for a folder without configuration, weights or safetensors, weights that are NaN or infinite, an
-            architecture that cannot be used, more layers than there are, or `native` pooling of an architecture that
-            it is not known for.
-        RunError: when the hub cannot be reached or does not know the encoder.
+            unsupported architecture, more layers than there are, or `native` pooling of an architecture without it.
+        RunError: if the hub cannot be reached or does not have the encoder.
     """
     settings = choose_pooling(settings).encoder
     pooling = _settled(settings)
@@ -112,7 +111,7 @@ def load_trunk(
 
 
 def _check_finite(trunk: Trunk, name: str) -> None:
-    """Refuse weights that are NaN or infinite."""
+    """Reject weights that are NaN or infinite."""
     for parameter, value in trunk.named_parameters():
         broken = value.numel() - int(value.isfinite().sum())
         if broken:
@@ -123,11 +122,11 @@ def _check_finite(trunk: Trunk, name: str) -> None:
 
 
 def fresh_params(trunk: Trunk, seed: int) -> Params:
-    """Weights of a trunk's architecture, drawn anew on the CPU as transformers does. Global random state is left.
+    """Initialise weights of a trunk's architecture on the CPU as transformers does. Global random state is preserved.
 
     Args:
         trunk: the architecture.
-        seed: of the draws.
+        seed: seed of the initialisation.
     """
     config = copy.deepcopy(trunk.hf_model.config)
     config.num_labels = 2
@@ -137,18 +136,18 @@ def fresh_params(trunk: Trunk, seed: int) -> Params:
 
 
 def _config(settings: EncoderSettings, source: str | Path) -> Any:
-    """The configuration of an encoder that can be a trunk."""
-    if isinstance(source, Path):  # before transformers makes a list as long as the layers are many
+    """Load the configuration of an encoder that can be a trunk."""
+    if isinstance(source, Path):  # before transformers builds a list of all layers
         try:
             values = json.loads((source / "config.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):  # which `fetch` says better
+        except (OSError, ValueError):  # `fetch` reports this better
             values = {}
         check_sizes(values, settings.name)
     try:
         config = fetch(source, settings.revision, AutoConfig.from_pretrained)
     except (UsageError, RunError):
         raise
-    except Exception as error:  # transformers' checks of fields and of what the file holds have no common base
+    except Exception as error:  # transformers' errors have no common base
         hint = '; add "model_type", such as "bert", to it' if "model_type" in str(error) else ""
         raise UsageError(f"encoder.name {settings.name!r}: config.json is not usable: {brief(error)}{hint}") from None
     check_architecture(config, settings.name)
@@ -166,7 +165,7 @@ def _auto_class(pooling: Pooling) -> Any:
 
 def _random_model(config: Any, settings: EncoderSettings) -> Any:
     config = copy.deepcopy(config)
-    config.num_labels = 2  # the draws must not depend on the classifier, which an export has and a checkpoint may not
+    config.num_labels = 2  # the classifier must not affect the draws
     try:
         return _auto_class(_settled(settings)).from_config(
             config, attn_implementation="eager", dtype=torch.float32, trust_remote_code=False
@@ -203,13 +202,13 @@ def _pretrained_model(config: Any, source: str | Path, settings: EncoderSettings
 
 
 def _is_encoder_weight(model: Any, pooling: Pooling, key: str) -> bool:
-    """Whether a weight belongs to the encoder, not to a pooler or a head, which checkpoints often lack."""
+    """Whether a weight belongs to the encoder rather than to a pooler or a head, which checkpoints often lack."""
     prefix = model.base_model_prefix + "." if pooling == "native" else ""
     return key.startswith(prefix) and not key.removeprefix(prefix).startswith("pooler.")
 
 
 def _check_masks(trunk: Trunk, name: str) -> None:
-    """An architecture outside the table must read the 4-D mask as it reads a 2-D one, and use all its weights."""
+    """Check that an architecture outside the table treats the 4-D mask like a 2-D one, and uses all its weights."""
     ids = torch.arange(1, 13).reshape(2, 6) % trunk.vocab_size
     mask = torch.tensor([[1] * 6, [1] * 3 + [0] * 3])
     try:
@@ -218,7 +217,7 @@ def _check_masks(trunk: Trunk, name: str) -> None:
         wanted = plain[:, 0] if trunk.pooling == "cls" else (plain * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
         torch.autograd.grad(features.sum(), list(trunk.parameters()))
         works = torch.allclose(features, wanted, atol=1e-4, rtol=1e-4)
-    except Exception:  # whatever a foreign architecture raises means the same
+    except Exception:  # an unknown architecture may raise anything
         works = False
     if not works:
         raise UsageError(

@@ -1,14 +1,14 @@
-"""Directions that nothing may write to the residual stream, taken out of the weights that would.
+"""Erasure: directions that the weights cannot write to the residual stream.
 
-A direction is a covector a (D,), and its erasure at a site means that a · x = 0 for the stream x there, whatever the
-text. Where the site's sum goes through a norm, x = g (h - mean h) / s + b with h the sum, this is so if b is orthogonal
-to a and h to the centred a g; so the site's writers lose a g, and so does the stream that comes from below, down to the
-embeddings. Gains that this rests on are held as they were. Nothing is added to the model: the weights that are left
-write nothing there, and no rescaling of them brings it back.
+A direction is a covector a (D,). Its erasure at a site means that a · x = 0 for the stream x there, for every text. If
+the site's sum h goes through a norm, x = g (h - mean h) / s + b, this holds if b is orthogonal to a, and h is
+orthogonal to the centred a g. So a g is removed from the site's writers, and from the stream below, down to the
+embeddings. Gains that this relies on are held fixed. Nothing is added to the model: the remaining weights write nothing
+in the direction, and rescaling them cannot restore it.
 
-What is taken out of a vector w that is written is chosen by a metric M: w becomes w - M S' (S M S')^-1 S w for
-covectors S. The identity gives the nearest point in Euclidean distance; the covariance of states gives that of LEACE
-(arXiv 2306.03819), which changes states least.
+A metric M chooses what is removed from a written vector w: w becomes w - M S' (S M S')^-1 S w for covectors S. The
+identity gives the Euclidean projection; the covariance of states gives LEACE (arXiv 2306.03819), which changes the
+states least.
 """
 
 from __future__ import annotations
@@ -26,31 +26,31 @@ from sdm_ray.models.reads import StreamReader, unread
 from sdm_ray.models.stream import Stream
 
 TOLERANCE = 1e-8
-"""Singular values of unit covectors below this are rounding."""
+"""Singular values of unit covectors below this are rounding errors."""
 MOST_SHARE = 0.5
-"""Of the stream's dimensions that may be taken at one site."""
+"""Largest share of the stream's dimensions that may be removed at one site."""
 
 
 class Direction(NamedTuple):
-    """A covector and where it was found."""
+    """A covector and the hidden state where it was found."""
 
     state: int
-    """Hidden state."""
+    """Index of the hidden state."""
     covector: Tensor
     """(D,) float64."""
 
 
 class Projector(NamedTuple):
-    """A projection along a few directions, factored: v - (v · S') F of vectors v."""
+    """A projection along a few directions, in factored form: v - (v · S') F for row vectors v."""
 
     read: Tensor
-    """(K, D) S: what is read of a projected vector is 0."""
+    """(K, D) S: S v = 0 for a projected vector v."""
     moved: Tensor
-    """(K, D) F, with F S' the identity."""
+    """(K, D) F, with F S' = I."""
 
     @classmethod
     def of(cls, covectors: Tensor, metric: Tensor | None = None) -> Projector:
-        """The projection that leaves nothing of covectors (·, D), along a metric (D, D); None is the identity."""
+        """Projection that removes covectors (·, D) along a metric (D, D); None is the identity."""
         read = independent(covectors)
         if metric is None:
             return cls(read, read)
@@ -70,16 +70,17 @@ class Projector(NamedTuple):
         vector.addmv_(self.moved.T, self.read @ vector, alpha=-1)
 
     def to(self, like: Tensor) -> Projector:
-        """In the type and on the device of a tensor."""
+        """Convert to the dtype and device of a tensor."""
         return Projector(self.read.to(like), self.moved.to(like))
 
 
 @dataclass(frozen=True)
 class Erasure:
-    """What is kept out of a stream, site by site.
+    """Projections that keep directions out of a stream, by site.
 
-    `before` and `after` hold a projector for the sum at each site, and for what the site's norm puts out; `held` the
-    gains that these rest on; `unread` a projector for each matrix that reads the stream, where those are projected too.
+    `before` and `after` hold projectors for the sum at each site and for the output of the site's norm; `held` holds
+    the gains that these rely on; `unread` holds projectors for the matrices that read the stream, if these are
+    projected too.
     """
 
     stream: Stream
@@ -99,19 +100,20 @@ class Erasure:
         metrics: Mapping[int, Tensor] | None = None,
         readers: Sequence[StreamReader] = (),
     ) -> Erasure:
-        """The erasure of some directions.
+        """Build the erasure of some directions.
 
         Args:
-            stream: where the encoder writes.
+            stream: stream of the encoder.
             directions: in any order.
             params: weights whose gains are held.
-            everywhere: take each direction out at every site of the stream; else at the site where it was found, and
-                of what below feeds it.
-            metrics: (D, D) by site; the others have the identity.
-            readers: matrices that shall not act on what is erased either, which changes nothing of what they do.
+            everywhere: remove each direction at every site of the stream; otherwise at the site where it was found, and
+                from the sites below that feed it.
+            metrics: (D, D) by site; the identity at other sites.
+            readers: matrices that are projected too, so that they ignore what is erased; this does not change their
+                output.
 
         Raises:
-            UsageError: where a site would lose more than `MOST_SHARE` of its dimensions.
+            UsageError: if a site would lose more than `MOST_SHARE` of its dimensions.
         """
         asked = _wanted(stream, directions, params, everywhere)
         before, after, held = {}, {}, {}
@@ -152,9 +154,9 @@ class Erasure:
 
     @torch.no_grad()
     def apply(self, params: Params) -> None:
-        """Take out of weights, in place, what they would write; of weights that write nothing there, nothing.
+        """Project the weights that write to the stream, in place; weights without effect there are unchanged.
 
-        Of matrices of `unread`, take out what they would make of it.
+        Matrices in `unread` are projected too, and the gains in `held` are restored.
         """
         for index, inside in self.before.items():
             site = self.stream.sites[index]
@@ -172,19 +174,19 @@ class Erasure:
             params[name].copy_(gain)
 
     def applied(self, params: Params) -> Params:
-        """Weights as `apply` makes them, in new tensors."""
+        """Apply to copies of the weights."""
         copied = {name: value.detach().clone() for name, value in params.items()}
         self.apply(copied)
         return copied
 
     def reads_nothing(self, state: int) -> Tensor:
-        """(K, D) covectors that read 0 of a hidden state."""
+        """(K, D) covectors whose product with a hidden state is 0."""
         index = self.stream.of_state(state)
         kept = self.after.get(index)
         return next(iter(self.before.values())).read[:0] if kept is None else kept.read
 
     def state_dict(self) -> dict[str, Tensor]:
-        """All of it but the stream."""
+        """All tensors, without the stream."""
         tensors = {f"held.{name}": gain for name, gain in self.held.items()}
         for kind, projectors in (("before", self.before), ("after", self.after)):
             for index, (read, moved) in projectors.items():
@@ -195,7 +197,7 @@ class Erasure:
 
     @classmethod
     def from_state(cls, stream: Stream, state: Mapping[str, Tensor]) -> Erasure:
-        """What `state_dict` was taken of."""
+        """Restore from a `state_dict`."""
         held = {name.removeprefix("held."): gain for name, gain in state.items() if name.startswith("held.")}
         found: dict[str, dict[int, Projector]] = {"before": {}, "after": {}}
         for kind, projectors in found.items():
@@ -212,7 +214,7 @@ class Erasure:
 
 
 def pulled(covectors: Tensor, gain: Tensor) -> Tensor:
-    """Covectors (K, D) of a norm's output, its bias apart, as those of its input; the norm's scale is left out."""
+    """Pull covectors (K, D) back from a norm's output to its input, without its bias and scale."""
     scaled = covectors * gain.to(covectors)
     return scaled - scaled.mean(-1, keepdim=True)
 
@@ -226,7 +228,7 @@ def independent(covectors: Tensor) -> Tensor:
 
 
 def _wanted(stream: Stream, directions: Sequence[Direction], params: Params, everywhere: bool) -> dict[int, Tensor]:
-    """Covectors by site."""
+    """Requested covectors by site."""
     own: dict[int, list[Tensor]] = {}
     for state, covector in directions:
         index = stream.of_state(state)

@@ -1,7 +1,7 @@
-"""A trained model as a Hugging Face folder, and back.
+"""Export of a trained model to a Hugging Face folder, and loading.
 
-With `native` pooling the folder is a whole `ForSequenceClassification`. With another pooling no such class exists: the
-folder then holds the trunk and, beside it, `head.safetensors`. Weights are written and read as safetensors alone.
+With `native` pooling the folder is a complete `ForSequenceClassification`. No such class exists for other poolings: the
+folder then holds the trunk and `head.safetensors`. Weights are only stored as safetensors.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ META, HEAD, WEIGHTS = "sdm_ray.json", "head.safetensors", "model.safetensors"
 
 @dataclass(frozen=True, kw_only=True)
 class ExportMeta:
-    """The content of `sdm_ray.json` of an exported model."""
+    """Contents of an exported model's `sdm_ray.json`."""
 
     settings: TrialSettings
-    """The trial that made it; `runtime` is the default."""
+    """Settings of the trial that made it, with default `runtime`."""
     config_hash: str
     label_names: tuple[str, ...]
     """Classes of the desired task, in the order of the head's rows."""
@@ -57,11 +57,11 @@ class ExportMeta:
 
 
 class Exported(NamedTuple):
-    """An exported model, loaded."""
+    """A loaded model."""
 
     trunk: Trunk
     params: Params
-    """The trunk's parameters, detached and shared with it."""
+    """Parameters of the trunk, detached; they share its memory."""
     head: Tensor | None
     """(C, D) desired head; None for a Hugging Face folder that sdm-ray did not write."""
     meta: ExportMeta | None
@@ -80,25 +80,25 @@ def export_model(
     metrics: Mapping[str, float],
     failed_checks: Sequence[str] = (),
 ) -> Path:
-    """Write a model folder; a reader sees the old one or the new one, never half of one.
+    """Write a model folder atomically: readers see the old folder or the complete new one.
 
     Args:
-        folder: where; replaced when it holds an earlier export, refused when it holds anything else.
+        folder: target; replaced if it holds an earlier export, rejected if it holds anything else.
         trunk: the architecture.
         params: released weights.
         desired_head: (C, D) head of the desired task.
         tokenizer: the encoder's tokenizer.
         label_names: names of the C classes.
         settings: the trial.
-        metrics: what was measured.
-        failed_checks: of the audit, by name.
+        metrics: measurements by name.
+        failed_checks: names of the audit's failed checks.
 
     Returns:
         `folder`.
 
     Raises:
-        UsageError: when `folder` is taken, or names and head disagree.
-        RunError: when it cannot be written.
+        UsageError: if `folder` is in use, or names and head disagree.
+        RunError: if it cannot be written.
     """
     if len(label_names) != desired_head.shape[0]:
         raise UsageError(f"the desired head has {desired_head.shape[0]} classes, {len(label_names)} names are given")
@@ -126,15 +126,15 @@ def export_model(
 
 
 def export_weights(folder: Path, params: Params, desired_head: Tensor) -> Path:
-    """Write the weights of a trunk that Hugging Face has no class for to `weights.safetensors`, atomically.
+    """Write weights to `weights.safetensors`, atomically, for a trunk without a Hugging Face class.
 
     Args:
-        folder: where.
+        folder: target.
         params: released weights.
-        desired_head: (C, D), kept as `desired_head`.
+        desired_head: (C, D), stored as `desired_head`.
 
     Raises:
-        RunError: when it cannot be written.
+        RunError: if it cannot be written.
     """
     weights = {name: value.detach().cpu().contiguous() for name, value in params.items()}
     with atomic_path(folder / "weights.safetensors") as temporary:
@@ -143,13 +143,13 @@ def export_weights(folder: Path, params: Params, desired_head: Tensor) -> Path:
 
 
 def load_exported(folder: str | Path) -> Exported:
-    """Load a folder that `export_model` wrote, or any Hugging Face encoder folder (head and meta are then None).
+    """Load a folder written by `export_model`, or any Hugging Face encoder folder (head and meta are then None).
 
     Nothing is unpickled, no remote code runs, and no file outside the folder is read.
 
     Raises:
-        UsageError: when there is no model in the folder, or a part of it lies outside.
-        RunError: when it is damaged or of a later format.
+        UsageError: if there is no model in the folder, or a part of it lies outside.
+        RunError: if it is damaged or has a later format.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -224,10 +224,10 @@ def _refuse_escapes(folder: Path) -> None:
 
 
 def read_meta(folder: Path) -> ExportMeta:
-    """The content of an exported folder's `sdm_ray.json`.
+    """Read `sdm_ray.json` of an exported folder.
 
     Raises:
-        RunError: when that is damaged or of a later format.
+        RunError: if it is damaged or has a later format.
     """
     path = folder / META
     document = read_json(path)

@@ -1,4 +1,4 @@
-"""Linear heads: bias-free, as in the paper (arXiv 2211.14946), and plain tensors, so that they stack."""
+"""Linear heads: bias-free, as in the paper (arXiv 2211.14946), and plain tensors, so that they can be stacked."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ def init_head(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """A fresh head, normal with standard deviation 0.02.
+    """Initialise a head, normal with standard deviation 0.02.
 
-    It is drawn on the generator's device and then moved, so that one seed gives one head on every device.
+    It is drawn on the generator's device and then moved, so that a seed gives the same head on every device.
 
     Returns:
         (C, D) weights without gradient history.
@@ -28,7 +28,7 @@ def init_head(
 
 
 def logits(features: Tensor, head: Tensor) -> Tensor:
-    """Scores (logits) of every class.
+    """Compute the logits of every class.
 
     Args:
         features: (..., B, D).

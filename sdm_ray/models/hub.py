@@ -1,6 +1,6 @@
-"""Where encoders come from: a local folder, the hub's cache, or the hub.
+"""Sources of encoders: a local folder, the hub's cache, or the hub.
 
-Only safetensors are read, and no code but that of transformers is run.
+Only safetensors are read, and only code of transformers runs.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from sdm_ray.core.files import is_file, is_folder, user_path
 from sdm_ray.core.hub import brief, is_away, is_hub_id, quiet_hub
 
 NEW_WEIGHTS_SEED = 0
-"""Seed of pretrained encoders' weights that a checkpoint lacks (a pooler, say), so that loading is reproducible."""
+"""Seed for weights that a pretrained checkpoint lacks (such as a pooler), so that loading is reproducible."""
 
 T = TypeVar("T")
 
 
 def resolve(settings: EncoderSettings, cache_dir: Path, world: SyntheticWorld | None) -> str | Path:
-    """A local folder (Path) or a hub id (str).
+    """Local folder (Path) or hub id (str) of an encoder.
 
     Raises:
         UsageError: for a name that is neither.
@@ -58,7 +58,7 @@ def fetch(source: str | Path, revision: str | None, load: Callable[..., T], **op
 
     Raises:
         UsageError: for a folder that cannot be loaded, or weights in another format.
-        RunError: when the hub cannot be reached or does not know the encoder.
+        RunError: if the hub cannot be reached or does not have the encoder.
     """
     options["trust_remote_code"] = False
     with quiet():
@@ -89,7 +89,7 @@ def fetch(source: str | Path, revision: str | None, load: Callable[..., T], **op
 
 
 def keep_layers(config: Any, settings: EncoderSettings) -> None:
-    """Shorten the configuration; the checkpoint's further layers are then not loaded."""
+    """Shorten the configuration; the checkpoint's other layers are then not loaded."""
     keep = settings.num_layers
     if keep is None:
         return
@@ -101,10 +101,10 @@ def keep_layers(config: Any, settings: EncoderSettings) -> None:
 
 
 def check_weights_file(folder: Path) -> None:
-    """Refuse a folder without weights in safetensors format.
+    """Reject a folder without weights in safetensors format.
 
     Raises:
-        UsageError: naming the weights that it holds instead.
+        UsageError: naming the weights that it contains instead.
     """
     if any((folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json")):
         return
@@ -115,7 +115,7 @@ def check_weights_file(folder: Path) -> None:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Weights are drawn on the CPU from torch's global generator: seed it, and put its state back."""
+    """Seed torch's global CPU generator, which initialises weights, and restore its state afterwards."""
     state = torch.random.get_rng_state()
     torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed CUDA
     try:

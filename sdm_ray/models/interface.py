@@ -1,7 +1,7 @@
-"""The protocol of a trunk: a module that maps a batch of inputs to one feature vector an example.
+"""Protocol of a trunk: a module that maps a batch of inputs to one feature vector per example.
 
-Text is not assumed. A module whose `forward` takes vectors (B, I) or images (B, C, H, W) fits as it stands once it has
-the members below (`models/mlp.py` is one); only what restricts a token embedding needs token ids.
+Inputs need not be text. A module whose `forward` takes vectors (B, I) or images (B, C, H, W) can be used directly if it
+has the members below (`models/mlp.py` is an example); token ids are only needed for restricting a token embedding.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ from torch import nn
 
 
 class TrunkLike(Protocol):
-    """An encoder as a pure function: `torch.func.functional_call` of the module with other parameters.
+    """An encoder as a pure function: `torch.func.functional_call` of the module with given parameters.
 
-    `forward` is deterministic (but for `dropout_seed`), reads no global random state, has a second derivative, and
-    works under `vmap` over stacked parameters.
+    `forward` is deterministic (except for `dropout_seed`), does not use global random state, is twice differentiable,
+    and works under `vmap` over stacked parameters.
     """
 
     @property
     def forward(self) -> Callable[..., Any]:
-        """Features (B, D) of a batch's inputs, each (B, ·), as positional arguments.
+        """Features (B, D) of a batch's inputs, each (B, ·), given as positional arguments.
 
-        Keyword arguments: `shortcut=True` where `has_shortcut`, `dropout_seed: int | None` where `has_dropout`,
-        `places: Tensor | None` where `has_packing`.
+        Keyword arguments: `shortcut=True` if `has_shortcut`, `dropout_seed: int | None` if `has_dropout`, `places:
+        Tensor | None` if `has_packing`.
         """
         ...
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """The weights that the features depend on, by name; none is shared under two names."""
+        """Weights that the features depend on, by name; none is shared under two names."""
         ...
 
     @property
@@ -39,18 +39,20 @@ class TrunkLike(Protocol):
 
     @property
     def embedding_name(self) -> str | None:
-        """Name of the token embedding (V, E), if `forward` does nothing but look up its rows by the ids in its first
-        input, else None. Training may then hold just the rows that occur, with ids renumbered to match."""
+        """Name of the token embedding (V, E), if `forward` uses the ids in its first input only to look up its rows.
+
+        Otherwise None. Training may then hold only the rows that occur, with renumbered ids.
+        """
         ...
 
     @property
     def fixed_ids(self) -> int:
-        """Leading token ids 0..n-1 that a renumbering must leave as they are (all n rows are then kept)."""
+        """Number of leading token ids 0..n-1 that a renumbering must keep (all n rows are then kept)."""
         ...
 
     @property
     def num_depths(self) -> int:
-        """Number of depths; every one of 0..num_depths-1 holds a parameter."""
+        """Number of depths; each of 0..num_depths-1 has a parameter."""
         ...
 
     def depth_of(self, name: str) -> int:
@@ -59,21 +61,21 @@ class TrunkLike(Protocol):
 
     @property
     def has_shortcut(self) -> bool:
-        """Whether `forward` knows `shortcut=True`: the same features with fewer operations."""
+        """Whether `forward` supports `shortcut=True`: the same features with fewer operations."""
         ...
 
     @property
     def has_dropout(self) -> bool:
-        """Whether `forward` knows `dropout_seed`: masks drawn from a seed, the same ones for the same seed."""
+        """Whether `forward` supports `dropout_seed`: dropout masks that are a function of the seed."""
         ...
 
     @property
     def has_packing(self) -> bool:
-        """Whether `forward` knows `places`: where the tokens lie, to compute next to nothing for padding."""
+        """Whether `forward` supports `places`: token positions, with which padding costs almost nothing."""
         ...
 
     def digest(self) -> str:
-        """SHA-256 (hex) of the weights and of what else the features depend on."""
+        """SHA-256 (hex) of the weights and everything else that the features depend on."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""Which words pretraining on a synthetic world predicts, and the input tokens in their place."""
+"""Words that pretraining on a synthetic world predicts, and the input tokens in their place."""
 
 from __future__ import annotations
 
@@ -24,17 +24,19 @@ IGNORED = -100
 
 
 class WordShares(NamedTuple):
-    """Shares of the V words of a vocabulary that are predicted, where they differ."""
+    """Share of each of the V words of a vocabulary that is predicted, if they differ."""
 
     predicted: Tensor
-    """(V,) share that is predicted."""
+    """(V,) predicted share."""
     always_masked: Tensor
-    """(V,) bool: where predicted, never read as itself or as another word."""
+    """(V,) bool: if predicted, always masked, never kept or replaced by another word."""
 
 
 def scrubbed_ids(tokenizer: PreTrainedTokenizerFast) -> Tensor:
-    """(V,) id that scrubbing replaces each token by: they, their (themselves, where it is known), `[MASK]` for other
-    gendered words, -1 for none."""
+    """(V,) id that scrubbing replaces each token by, -1 for none.
+
+    Gendered words become they, their (themselves, if in the vocabulary), or else `[MASK]`.
+    """
     scrubbed = torch.full((len(tokenizer),), -1)
     known = tokenizer.get_vocab()
     for words in GENDERED.values():
@@ -50,7 +52,7 @@ def scrubbed_ids(tokenizer: PreTrainedTokenizerFast) -> Tensor:
 def word_shares(
     world: SyntheticWorld, tokenizer: PreTrainedTokenizerFast, settings: PretrainSettings
 ) -> WordShares | None:
-    """The shares of a world's words; None where all are predicted alike, as in version 1."""
+    """Predicted share of each of a world's words; None if all shares are equal, as in version 1."""
     if not isinstance(settings, PairPretrainSettings):
         return None
     shares = torch.full((len(tokenizer),), settings.mask_share)
@@ -74,20 +76,21 @@ def corrupt_texts(
     generator: torch.Generator,
     shares: WordShares | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """BERT's corruption of (B, L) ids: of the predicted tokens 80 % are masked, 10 % random, 10 % kept.
+    """Apply BERT's corruption to (B, L) ids: of the predicted tokens 80 % are masked, 10 % random, 10 % kept.
 
     In some texts all gendered words are predicted from the names alone: none is kept, and the pronouns are masked or
-    read as scrubbed.
+    scrubbed.
 
     Args:
         ids: (B, L).
-        scrubbed: (V,) of `scrubbed_ids`.
-        settings: shares of all words (but for `shares`), and of the texts where gendered words are predicted.
+        scrubbed: (V,) from `scrubbed_ids`.
+        settings: shares of all words (unless `shares` is given), and of the texts in which gendered words are
+            predicted.
         generator: CPU generator.
         shares: by word; None takes `settings.mask_share` for all.
 
     Returns:
-        (B, L) ids to read, and (B, L) labels with `IGNORED` where nothing is predicted.
+        (B, L) input ids, and (B, L) labels with `IGNORED` where nothing is predicted.
     """
     gendered = scrubbed[ids] >= 0
     joint = torch.rand((len(ids), 1), generator=generator) < settings.gendered_mask_share

@@ -1,4 +1,4 @@
-"""A trunk on vectors: the network of the paper's regression (arXiv 2211.14946), a stack of linear layers with ReLU."""
+"""Trunk for vectors: the network of the paper's regression (arXiv 2211.14946), a stack of linear layers with ReLU."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from sdm_ray.models.trunk import params_digest
 
 
 class VectorMlp(nn.Module):
-    """A `TrunkLike` of vectors: `forward` maps x (B, I) to features (B, D).
+    """A `TrunkLike` for vectors: `forward` maps x (B, I) to features (B, D).
 
-    Every layer is a depth of its own. An encoder of images differs in `forward` alone, if it ends in one vector an
-    image: convolutions, a mean over positions, and the same members.
+    Every layer has its own depth. An image encoder differs only in `forward` if it outputs one vector per image:
+    convolutions, a mean over positions, and the same members.
 
     Args:
         input_dim: I.
-        width: D, of every layer.
-        num_layers: linear layers, each followed by ReLU.
-        seed: of the weights, drawn as `nn.Linear` draws them.
+        width: D of every layer.
+        num_layers: number of linear layers, each followed by ReLU.
+        seed: seed of the weights, initialised as in `nn.Linear`.
 
     Raises:
         ValueError: if a size is below 1.
@@ -50,7 +50,7 @@ class VectorMlp(nn.Module):
         return x
 
     def depth_of(self, name: str) -> int:
-        """Index of the layer that a parameter belongs to."""
+        """Index of a parameter's layer."""
         return int(name.split(".")[1])
 
     def digest(self) -> str:

@@ -1,4 +1,4 @@
-"""The model card of an exported model: threat model, what was measured under which attack, what was not tried."""
+"""Model card of an exported model: threat model, measurements and their attack, attacks that were not tried."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ UNTRIED = {
     "benign_first": "fine-tuning on the desired task first",
     "masked_lm": "continued masked-LM pretraining on unlabelled text",
 }
-"""By attack families: what an attack that has none of them leaves untried."""
+"""Attacks that remain untried if the attack lacks a family, by family."""
 WITHOUT_OPTIMIZERS = {"fine_tune", "rescale", "linear_probe", "logistic_regression", "knn", "token_probe"}
-"""Families that keep to Adam or need no optimiser."""
+"""Families that use Adam only or need no optimiser."""
 
 
 def model_card(
@@ -57,10 +57,10 @@ def model_card(
     Args:
         settings: the trial that made the model.
         label_names: classes of the desired task.
-        metrics: what was measured, by name.
-        model_type: Hugging Face's name of the architecture.
-        num_layers: its transformer layers.
-        failed_checks: of the audit, by name.
+        metrics: measurements by name.
+        model_type: Hugging Face name of the architecture.
+        num_layers: number of its transformer layers.
+        failed_checks: names of the audit's failed checks.
     """
     native = settings.encoder.pooling == "native"
     return (
@@ -85,7 +85,7 @@ def model_card(
 
 
 def _name(settings: TrialSettings) -> str:
-    """The model's title in the card; a model trained from a sweep's point is not called the sweep's."""
+    """Title of the model in the card; a model trained from a sweep's point does not take the sweep's name."""
     return settings.name if settings.origin is None else f"{settings.name}, trained again"
 
 
@@ -107,7 +107,7 @@ def _verdict(settings: TrialSettings, metrics: Mapping[str, float], failed_check
 
 
 def not_tried(settings: TrialSettings) -> list[str]:
-    """What an attacker could still try that the attack of this trial did not, one item a line of the card."""
+    """Attacks that the attack of this trial did not try, one item per line of the card."""
     attack = settings.attack
     items = [label for names, label in UNTRIED.items() if not set(names.split()) & set(attack.families)]
     if set(attack.families) <= WITHOUT_OPTIMIZERS or set(attack.optimizers) == {"adam"}:
@@ -122,7 +122,7 @@ def not_tried(settings: TrialSettings) -> list[str]:
 
 
 def _header(settings: TrialSettings, native: bool, metrics: Mapping[str, float]) -> str:
-    """The YAML header for the hub; it names data and encoders with a hub id, and no local path."""
+    """YAML header for the hub; it contains data and encoders that have a hub id, and no local path."""
     encoder, source = settings.encoder.name, settings.data.source
     card: dict[str, Any] = {"license": "unknown"}
     if native:
@@ -141,7 +141,7 @@ def _header(settings: TrialSettings, native: bool, metrics: Mapping[str, float])
     ]
     if measured:
         task = {"type": "text-classification", "name": "desired and harmful task"}
-        # The hub asks for an id even of data that it does not have.
+        # The hub requires an id even for data that it does not host.
         dataset = {"type": source if _on_hub(source) else "local", "name": Path(source).name}
         results = [{"task": task, "dataset": dataset, "metrics": measured}]
         card["model-index"] = [{"name": _name(settings), "results": results}]

@@ -1,7 +1,7 @@
-"""Native pooling: what each ForSequenceClassification does between hidden states and its last linear layer.
+"""Native pooling: the layers of each ForSequenceClassification between hidden states and its last linear layer.
 
-The trunk replaces that last layer by the identity, so that a classification head is called as a whole and cannot drift
-from what transformers computes.
+The trunk replaces that last layer by the identity and calls the classification head as a whole, so it always computes
+what transformers computes.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ NATIVE: dict[str, NativePooling] = {
 
 
 def native_pooling(model_type: str) -> NativePooling:
-    """The entry of `model_type`.
+    """Entry of `model_type` in the table.
 
     Raises:
         UsageError: for an architecture that is not in the table.

@@ -1,9 +1,9 @@
-"""Texts without their padding: the tokens of a batch as one row of vectors, and back.
+"""Texts without padding: pack the tokens of a batch into one row of vectors, and unpack them.
 
-Per-token work (projections, normalisation, activation) is then done for real tokens only; attention still sees padded
-texts. `places` (T,) says where the tokens of a batch (B, L) lie in it, row by row; places beyond the tokens, so that
-several batches may share one T, are B * L. The two functions are each other's transpose, so both have derivatives of
-every order, and both work under `vmap`.
+Per-token work (projections, normalisation, activation) is then only done for real tokens; attention still uses padded
+texts. `places` (T,) are the positions of the tokens in a batch (B, L), row by row, padded with B * L, so that several
+batches can share one T. The two functions are each other's transpose, so both have derivatives of every order, and both
+work under `vmap`.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from torch import Tensor
 
 
 def token_places(attention_mask: Tensor, count: int) -> Tensor:
-    """(..., T) places of the tokens of each batch, in order; B * L beyond them. Does not wait for the device.
+    """(..., T) positions of the tokens of each batch, in order, then B * L. Does not synchronise with the device.
 
     Args:
         attention_mask: (..., B, L), 1 on tokens.
-        count: T, no less than the tokens of any batch.
+        count: T, at least the number of tokens of any batch.
     """
     mask = attention_mask.flatten(-2).bool()
     total = mask.shape[-1]
-    # Padding is written to a place past the end, which is cut off.
+    # Padding is written past the end, which is cut off.
     rank = torch.where(mask, mask.long().cumsum(-1) - 1, count)
     places = mask.new_full((*mask.shape[:-1], count + 1), total, dtype=torch.long)
     places.scatter_(-1, rank, torch.arange(total, device=mask.device).expand(mask.shape))
@@ -32,13 +32,13 @@ def token_places(attention_mask: Tensor, count: int) -> Tensor:
 
 
 def pack(padded: Tensor, places: Tensor) -> Tensor:
-    """(..., T, D) vectors at `places` (..., T) of (..., B * L, D); zeros beyond the tokens."""
+    """(..., T, D) vectors at `places` (..., T) of (..., B * L, D); zeros after the last token."""
     result: Tensor = _Pack.apply(padded, places)  # type: ignore[no-untyped-call]
     return result
 
 
 def unpack(packed: Tensor, places: Tensor, total: int) -> Tensor:
-    """(..., B * L, D) with vectors (..., T, D) at their `places` (..., T), zeros on padding; `total` is B * L."""
+    """(..., B * L, D) with vectors (..., T, D) at their `places` (..., T), zeros at padding; `total` is B * L."""
     result: Tensor = _Unpack.apply(packed, places, total)  # type: ignore[no-untyped-call]
     return result
 
@@ -93,7 +93,7 @@ class _Unpack(torch.autograd.Function):
 
 
 def _stacked(size: int, dims: tuple[int | None, ...], *tensors: Tensor) -> list[Tensor]:
-    """Tensors with the axis of `vmap` in front, spread along it where they have none."""
+    """Tensors with the `vmap` axis in front, expanded along it if they lack it."""
     return [
         tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
         for tensor, dim in zip(tensors, dims, strict=False)
@@ -101,7 +101,7 @@ def _stacked(size: int, dims: tuple[int | None, ...], *tensors: Tensor) -> list[
 
 
 def _flat(places: Tensor, total: int) -> Tensor:
-    """Places (..., T) in stacked batches of `total` as places in all of them; past the end beyond the tokens."""
+    """Convert places (..., T) within stacked batches of `total` to places in all of them; past the end for padding."""
     rows = places.reshape(-1, places.shape[-1])
     offsets = torch.arange(0, len(rows) * total, total, device=places.device)[:, None]
     return torch.where(rows < total, rows + offsets, len(rows) * total).flatten()

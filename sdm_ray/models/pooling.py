@@ -1,6 +1,6 @@
-"""The pooling that an encoder's own files name: a sentence encoder has it in `1_Pooling/config.json`.
+"""Pooling from an encoder's own files; a sentence encoder has it in `1_Pooling/config.json`.
 
-No torch and no transformers are imported, so that the driver of a sweep can ask.
+Imports neither torch nor transformers, so that the driver of a sweep can use it.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ class Chosen(NamedTuple):
 
     encoder: EncoderSettings
     note: str | None
-    """One sentence where the encoder's own files name a pooling; None where they name none, or `auto` was not set."""
+    """One sentence if the encoder's own files specify a pooling; None if they do not, or if `auto` was not set."""
 
 
 def choose_pooling(encoder: EncoderSettings) -> Chosen:
-    """Settle `pooling: auto`: what the encoder's own files say, else `native`. Any other pooling stays.
+    """Resolve `pooling: auto`: from the encoder's own files, otherwise `native`. Any other pooling is kept.
 
     Args:
-        encoder: a local folder, a hub id, `builtin` or `mlp`. A hub id is looked up in the local cache first; a hub
-            that does not answer counts as one that has no such file.
+        encoder: a local folder, a hub id, `builtin` or `mlp`. A hub id is looked up in the local cache first; if the
+            hub does not answer, the file counts as missing.
     """
     if encoder.pooling != "auto":
         return Chosen(encoder, None)
@@ -51,7 +51,7 @@ def choose_pooling(encoder: EncoderSettings) -> Chosen:
 
 
 def _asked_for(encoder: EncoderSettings) -> tuple[str, list[str]] | None:
-    """The file that configures pooling and its modes; None where there is none."""
+    """File that configures pooling, and its modes; None if there is none."""
     modules = _read(encoder, MODULES)
     folder = DEFAULT_FOLDER
     if isinstance(modules, list):
@@ -62,14 +62,14 @@ def _asked_for(encoder: EncoderSettings) -> tuple[str, list[str]] | None:
     if not isinstance(values, dict):
         return None
     modes = [name for name, value in values.items() if name.startswith("pooling_mode_") and value is True]
-    if isinstance(values.get("pooling_mode"), str):  # as later versions write it
+    if isinstance(values.get("pooling_mode"), str):  # format of later versions
         spelt = {"cls": "pooling_mode_cls_token", "mean": "pooling_mode_mean_tokens"}
         modes = [spelt.get(values["pooling_mode"], f"pooling_mode_{values['pooling_mode']}")]
     return f"{folder}/{FILE}", modes
 
 
 def _read(encoder: EncoderSettings, name: str) -> Any:
-    """A JSON file of the encoder; None where there is none that can be read."""
+    """Read a JSON file of the encoder; None if it is missing or unreadable."""
     folder = user_path(encoder.name, "encoder.name")
     path = folder / name if is_folder(folder) else _from_hub(encoder, name)
     try:
@@ -86,7 +86,7 @@ def _from_hub(encoder: EncoderSettings, name: str) -> Path | None:
     cached = try_to_load_from_cache(encoder.name, name, revision=encoder.revision)
     if isinstance(cached, str):
         return Path(cached)
-    if cached is not None or is_away():  # known not to be there, or not to be had
+    if cached is not None or is_away():  # known to be missing, or offline
         return None
     try:
         with quiet_hub():

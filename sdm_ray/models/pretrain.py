@@ -1,7 +1,7 @@
 """Masked-LM pretraining of the built-in encoder on the synthetic corpus.
 
-`python -m sdm_ray.models.pretrain --version 2` rebuilds what is shipped for version 2 of the synthetic world (about six
-minutes on one quiet CPU thread), `--version 1` what is shipped for version 1 (about two).
+`python -m sdm_ray.models.pretrain --version 2` rebuilds the shipped encoder for version 2 of the synthetic world (about
+six minutes on one quiet CPU thread), `--version 1` that for version 1 (about two).
 
 The encoder is a small ModernBERT with word-level tokens, all-global attention and mean pooling, so that
 `AutoModelForSequenceClassification` loads it and reuses the masked-LM head's dense layer and norm before `classifier`.
@@ -44,24 +44,24 @@ from sdm_ray.models.pretrain_settings import PretrainSettings, default_settings
 logger = logging.getLogger(__name__)
 
 SHIPPED_FOLDERS = {1: Path(__file__).parent / "builtin", 2: Path(__file__).parent / "builtin_2"}
-"""By version of the synthetic world: the encoder of the version's default world, shipped with the package."""
+"""Encoders of each version's default world, shipped with the package, by version of the synthetic world."""
 RECORD_FILE = "sdm_ray_pretraining.json"
-"""In the folder of every built-in encoder: content hash, settings, generator fingerprint, final loss."""
+"""File in the folder of every built-in encoder: content hash, settings, generator fingerprint, final loss."""
 
 
 class Words(NamedTuple):
-    """The roles of the V words of a vocabulary in pretraining."""
+    """Roles of the V words of a vocabulary in pretraining."""
 
     scrubbed: Tensor
-    """(V,) of `scrubbed_ids`."""
+    """(V,) from `scrubbed_ids`."""
     shares: WordShares | None
-    """Share of each word that is predicted; None where all shares are equal."""
+    """Predicted share of each word; None if all shares are equal."""
 
 
 def pretraining_record(world: SyntheticWorld, settings: PretrainSettings) -> dict[str, Any]:
-    """All that determines an encoder's weights, and under `content_hash` 12 digits that identify it.
+    """Everything that determines an encoder's weights, and a 12-digit hash of it as `content_hash`.
 
-    The size of the task table is left out: the encoder does not see it.
+    The size of the task table is left out, because it does not affect the encoder.
     """
     later = VERSION_2_FIELDS if world.version == 1 else ()
     record = {
@@ -73,7 +73,7 @@ def pretraining_record(world: SyntheticWorld, settings: PretrainSettings) -> dic
 
 
 def build_tokenizer(world: SyntheticWorld, max_length: int) -> PreTrainedTokenizerFast:
-    """A word-level tokenizer that knows every word of the world; `[CLS]` and `[SEP]` around each text."""
+    """Build a word-level tokenizer with every word of the world; it puts `[CLS]` and `[SEP]` around each text."""
     words = [*SPECIAL_TOKENS, *vocabulary(world)]
     tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
@@ -100,8 +100,8 @@ def pretrain_builtin(world: SyntheticWorld, out_dir: Path, settings: PretrainSet
 
     Args:
         world: the synthetic world.
-        out_dir: folder that is made or added to: config, safetensors, tokenizer and the record.
-        settings: shape and training; by default those of the world's version.
+        out_dir: target folder, created if needed: config, safetensors, tokenizer and the record.
+        settings: shape and training; the default depends on the world's version.
 
     Returns:
         The record that was written to `sdm_ray_pretraining.json`.
@@ -117,7 +117,7 @@ def pretrain_builtin(world: SyntheticWorld, out_dir: Path, settings: PretrainSet
     out_dir.mkdir(parents=True, exist_ok=True)
     model.eval().save_pretrained(out_dir)
     tokenizer.save_pretrained(out_dir)
-    for file in out_dir.iterdir():  # safetensors are written for their owner alone
+    for file in out_dir.iterdir():  # safetensors files are only readable by their owner
         file.chmod(0o644)
     write_bytes(out_dir / RECORD_FILE, (json.dumps(record, indent=2) + "\n").encode())
     logger.info("pretrained the built-in encoder in %.0f s, final loss %.3f", time.monotonic() - started, loss)
@@ -153,7 +153,7 @@ def encode_texts(tokenizer: PreTrainedTokenizerFast, texts: list[str], max_lengt
 
 
 def _optimizer(model: ModernBertForMaskedLM, settings: PretrainSettings) -> tuple[AdamW, LambdaLR]:
-    """AdamW with a learning rate of its own for the token embeddings; linear warm-up and decay."""
+    """AdamW with a separate learning rate for the token embeddings; linear warm-up and decay."""
     embedding = model.get_input_embeddings().weight
     groups: list[dict[str, Any]] = [
         {"params": [parameter for parameter in model.parameters() if parameter is not embedding]},
@@ -168,7 +168,7 @@ def _optimizer(model: ModernBertForMaskedLM, settings: PretrainSettings) -> tupl
 def _train(
     model: ModernBertForMaskedLM, token_ids: Tensor, mask: Tensor, words: Words, settings: PretrainSettings
 ) -> float:
-    """Masked-LM training; returns the mean loss of the last tenth of the steps."""
+    """Run masked-LM training; returns the mean loss of the last tenth of the steps."""
     generator = torch.Generator().manual_seed(settings.seed)
     optimizer, schedule = _optimizer(model, settings)
     model.train()
@@ -195,7 +195,7 @@ def _train(
 
 
 def _masked_lm_loss(model: ModernBertForMaskedLM, ids: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy at the predicted positions only: the decoder is the most expensive layer."""
+    """Cross-entropy at the predicted positions only, because the decoder is the most expensive layer."""
     hidden = model.model(input_ids=ids, attention_mask=mask).last_hidden_state
     predicted = labels != IGNORED
     return F.cross_entropy(model.decoder(model.head(hidden[predicted])), labels[predicted])

@@ -1,7 +1,7 @@
-"""Which weights read an encoder's residual stream, and through which norm.
+"""Weights that read an encoder's residual stream, and the norms that they read through.
 
-Attention's queries, keys and values, the first matrix of the MLP, and what pools the last hidden state. In a post-norm
-layer they read the stream as it is; in a pre-norm layer a norm of their own stands between.
+These are attention's queries, keys and values, the first matrix of the MLP, and the pooling layer. In a post-norm layer
+they read the stream directly; in a pre-norm layer, through a norm of their own.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ Kind = Literal["attention", "mlp", "pooling"]
 
 @dataclass(frozen=True, kw_only=True)
 class StreamReader:
-    """One matrix that reads the stream. Names are parameters'."""
+    """A matrix that reads the stream. Strings are parameter names."""
 
     name: str
-    """The matrix (K, D)."""
+    """Name of the matrix (K, D)."""
     kind: Kind
     site: int
-    """Position in `Stream.sites` of the site after which it reads."""
+    """Position in `Stream.sites` of the site that it reads after."""
     values: bool | None = None
-    """Of attention's: whether these are its values; None for queries, keys and values in one matrix, a third each."""
+    """For attention, whether the matrix makes the values; None if it makes queries, keys and values, a third each."""
     gain: str | None = None
-    """Gain (D,) of the norm of its own that it reads through; None where there is none."""
+    """Gain (D,) of the norm that it reads through; None without a norm."""
 
     def matrix(self, params: Params) -> Tensor:
-        """(K, D) float64, as it acts on the stream but for the norm's scale."""
+        """(K, D) float64 effective matrix on the stream, without the norm's scale."""
         matrix = params[self.name].detach().double()
         if self.gain is None:
             return matrix
@@ -43,7 +43,7 @@ class StreamReader:
         return scaled - scaled.mean(1, keepdim=True)
 
     def values_of(self, matrix: Tensor) -> Tensor:
-        """The rows of `matrix` that make values; none of a matrix of queries or keys."""
+        """Rows of `matrix` that make values; empty for queries and keys."""
         if self.values is None:
             return matrix[2 * len(matrix) // 3 :]
         return matrix if self.values else matrix[:0]
@@ -61,12 +61,12 @@ _KINDS: dict[str, tuple[str, tuple[str, ...], str, tuple[str, ...]]] = {
     ),
     "modernbert": ("layers", ("attn.Wqkv",), "mlp.Wi", ("head.dense",)),
 }  # fmt: skip
-"""By model type: where layers are, and of a layer queries, keys and values (or one matrix of all), the MLP's first
-matrix; and what pools the last hidden state, by the end of its name."""
+"""By model type: prefix of layers; queries, keys and values of a layer (or one matrix for all); the MLP's first matrix;
+pooling layers, by the end of their names."""
 
 
 def stream_readers(trunk: Trunk) -> tuple[StreamReader, ...]:
-    """The matrices that read an encoder's stream, from below; none of an architecture of which they are not known."""
+    """Matrices that read an encoder's stream, from the bottom up; empty for unknown architectures."""
     if trunk.model_type not in _KINDS:
         return ()
     names = {name for name, _ in trunk.named_parameters()}
@@ -92,22 +92,22 @@ def stream_readers(trunk: Trunk) -> tuple[StreamReader, ...]:
 
 
 def unread(covectors: Tensor, gain: Tensor | None) -> Tensor:
-    """What a matrix may lose without a change of what it does, of vectors x with S x = 0 that go through its norm.
+    """Covectors that can be projected out of a matrix without changing its output, if its inputs x satisfy S x = 0.
 
     Args:
         covectors: (K, D) S.
-        gain: (D,) of the norm; None where x is read as it is.
+        gain: (D,) gain of the norm before the matrix; None if x is read directly.
 
     Returns:
-        (·, D) covectors a with a · y = 0 for all y that the matrix reads. A norm takes the mean of x from it, so of S
-        it leaves what does not read that mean, and the vector of ones.
+        (·, D) covectors a with a · y = 0 for every input y of the matrix. A norm subtracts the mean of x, so these are
+        the combinations of S whose elements sum to 0, and the vector of ones.
     """
     if gain is None:
         return covectors
     covectors = covectors.double()
     ones = torch.ones_like(covectors[:1])
     sums = covectors.sum(1)
-    # S's combinations that sum to 0: those orthogonal to its sums.
+    # Combinations of S whose elements sum to 0: orthogonal to the vector of row sums.
     _, _, axes = torch.linalg.svd(sums[None])
     balanced = axes[1:] @ covectors if sums.norm() > 1e-8 * covectors.norm() else covectors
     scaled = gain.double().where(gain.abs() > 1e-12, torch.ones_like(gain).double())

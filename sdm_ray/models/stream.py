@@ -1,8 +1,8 @@
-"""Where an encoder writes to its residual stream, from the embeddings upwards.
+"""Sites where an encoder writes to its residual stream, from the embeddings upwards.
 
 The stream is the vector of a token that every layer reads and adds to. It is written by the embeddings, by attention's
-output projection and by the MLP's; a norm that stands in the stream itself (after the embeddings, after every addition
-of a post-norm layer) writes too, by its gain and bias. Norms before attention and MLP of a pre-norm layer only read.
+output projection and by the MLP's. A norm in the stream itself (after the embeddings, after every addition of a
+post-norm layer) also writes, through its gain and bias. Norms before attention and MLP of a pre-norm layer only read.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Site:
-    """One place of the stream: what is added there, and the norm that the sum goes through. Names are parameters'."""
+    """A site of the stream: the weights that add to it, and the norm of the sum. Strings are parameter names."""
 
     state: int | None = None
-    """The hidden state that the stream is after this site, 0 being the embeddings; None for one that is not given."""
+    """Index of the hidden state after this site, 0 for the embeddings; None if it is not an output of the encoder."""
     rows: tuple[str, ...] = ()
-    """Embeddings (·, D), whose rows are added."""
+    """Embeddings (·, D) whose rows are added."""
     columns: tuple[str, ...] = ()
-    """Matrices (D, ·), whose outputs are added."""
+    """Matrices (D, ·) whose outputs are added."""
     biases: tuple[str, ...] = ()
     """Vectors (D,) that are added."""
     gain: str | None = None
-    """Gain (D,) of the norm that the stream goes through; None without one."""
+    """Gain (D,) of the norm of the sum; None without one."""
     norm_bias: str | None = None
-    """Its bias (D,)."""
+    """Bias (D,) of that norm."""
     only_read: bool = False
-    """Whether nothing above reads the stream on, as of a final norm: what is read of it is the norm's output."""
+    """Whether no later site reads the stream itself, as for a final norm: only the norm's output is used."""
 
 
 @dataclass(frozen=True)
@@ -42,15 +42,15 @@ class Stream:
 
     sites: tuple[Site, ...]
     pre_norm: bool
-    """Whether layers add to the stream without a norm in it, so that a direction is the same at every site."""
+    """Whether the stream has no norm between layers, so that a direction is the same at every site."""
 
     @property
     def num_states(self) -> int:
-        """Hidden states: the embeddings and each layer."""
+        """Number of hidden states: the embeddings and each layer."""
         return 1 + max(site.state for site in self.sites if site.state is not None)
 
     def of_state(self, state: int) -> int:
-        """Position of the site that a hidden state is given at."""
+        """Position of the site of a hidden state."""
         return next(index for index, site in enumerate(self.sites) if site.state == state)
 
 
@@ -63,17 +63,17 @@ _KINDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "distilbert": ("transformer.layer", ("attention.out_lin", "sa_layer_norm", "ffn.lin2", "output_layer_norm")),
     "modernbert": ("layers", ("attn.Wo", "", "mlp.Wo", "")),
 }
-"""By model type: where layers are, and of a layer attention's output projection, the norm after it, the MLP's output
-and the norm after that; an empty name is no norm."""
+"""By model type: prefix of layers; within a layer, attention's output projection, the norm after it, the MLP's output
+and the norm after that. An empty name means no norm."""
 KNOWN = tuple(sorted(_KINDS))
-"""Model types whose stream is known."""
+"""Supported model types."""
 
 
 def stream_of(trunk: Trunk) -> Stream:
-    """Where an encoder writes to its stream.
+    """Sites where an encoder writes to its stream.
 
     Raises:
-        UsageError: for an architecture of which that is not known.
+        UsageError: for an unsupported architecture.
     """
     if trunk.model_type not in _KINDS:
         raise UsageError(
@@ -99,7 +99,7 @@ def stream_of(trunk: Trunk) -> Stream:
 
 def _embeddings(names: set[str], base: str) -> Site:
     projection = f"{base}embeddings_project"
-    if f"{projection}.weight" in names:  # what lies below it is no part of the stream
+    if f"{projection}.weight" in names:  # anything below it is not part of the stream
         return _writer(names, base, "embeddings_project", "", 0)
     inside = f"{base}embeddings."
     rows = tuple(sorted(name for name in names if name.startswith(inside) and name.endswith("embeddings.weight")))

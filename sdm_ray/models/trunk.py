@@ -1,14 +1,14 @@
-"""The trunk: any Hugging Face encoder as a pure function from tokens to one feature vector a text.
+"""The trunk: any Hugging Face encoder as a pure function from tokens to one feature vector per text.
 
-It must survive `torch.func.functional_call`, `vmap` over stacked parameters and double backward. transformers branches
-on the contents of a 2-D attention mask, which `vmap` cannot trace, and passes a 4-D mask through; so the additive 4-D
-mask is built here, arithmetically, and attention is the eager implementation, which has a second derivative everywhere.
+It supports `torch.func.functional_call`, `vmap` over stacked parameters and double backward. transformers branches on
+the contents of a 2-D attention mask, which `vmap` cannot trace, but passes a 4-D mask through. Therefore the additive
+4-D mask is built here, arithmetically, and attention uses the eager implementation, which is twice differentiable.
 
-By default `forward` computes to the bit what transformers computes. Some options depart from that, for training: a
-shortcut with the same features up to rounding (`lean.py`), and dropout with masks drawn from a seed.
+By default `forward` is bit-identical to transformers. Some training options depart from that: a shortcut with the same
+features up to rounding (`lean.py`), and dropout with masks drawn from a seed.
 
-In float64 the architectures keep double precision but for ModernBERT, whose rotary embedding and softmax are computed
-in float32 by transformers whatever the type of its weights.
+In float64 the architectures keep double precision, except for ModernBERT: transformers computes its rotary embedding
+and softmax in float32 for any dtype of the weights.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ _NOT_DIGESTED = {
 
 
 class Trunk(nn.Module):
-    """An encoder with its pooling, without its last linear layer; a `TrunkLike` of texts.
+    """An encoder with its pooling, without its last linear layer; a `TrunkLike` for texts.
 
     `forward` maps `input_ids` (B, L) and `attention_mask` (B, L) to features (B, D). The module stays in evaluation
-    mode (`train()` does not change it), and dropout happens only where `forward` is given a seed. Its parameters are
-    exactly the weights that the features depend on.
+    mode (`train()` has no effect), and dropout is only applied if `forward` gets a seed. Its parameters are exactly the
+    weights that the features depend on.
 
     Args:
-        hf_model: a `ForSequenceClassification` where `pooling` is `native`, else the bare encoder. It is taken over:
+        hf_model: a `ForSequenceClassification` if `pooling` is `native`, otherwise the bare encoder. It is modified:
             its last linear layer (or its unused pooler) is removed.
-        pooling: how hidden states become one vector.
+        pooling: reduction of hidden states to one vector.
     """
 
     def __init__(self, hf_model: Any, pooling: Pooling) -> None:
@@ -86,30 +86,30 @@ class Trunk(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type of the parameters (of those swapped in, under `functional_call`)."""
+        """Dtype of the parameters (of the given ones under `functional_call`)."""
         return next(self.parameters()).dtype
 
     @property
     def max_length(self) -> int:
-        """Tokens, special ones included, that the position embeddings reach."""
+        """Maximum number of tokens, including special ones, of the position embeddings."""
         config = self.hf_model.config
         limit = int(getattr(config, "max_position_embeddings", 1 << 30))
         for name, module in self.hf_model.named_modules():
             padding = getattr(module, "padding_idx", None)
             if name.endswith("position_embeddings") and padding is not None:
-                return limit - int(padding) - 1  # RoBERTa and its kin count positions from padding_idx + 1
+                return limit - int(padding) - 1  # RoBERTa-like models count positions from padding_idx + 1
         return limit
 
     @property
     def vocab_size(self) -> int:
-        """Rows of the token embedding."""
+        """Number of rows of the token embedding."""
         return int(self.hf_model.config.vocab_size)
 
     def check_data(self, width: int, max_id: int) -> None:
-        """Refuse data that would index past the embeddings: `width` tokens a text, token ids up to `max_id`.
+        """Reject data that would index past the embeddings: texts of `width` tokens, token ids up to `max_id`.
 
         Raises:
-            UsageError: saying which setting to change.
+            UsageError: naming the setting to change.
         """
         if width > self.max_length:
             raise UsageError(
@@ -123,7 +123,7 @@ class Trunk(nn.Module):
             )
 
     def depth_of(self, name: str) -> int:
-        """Depth of a parameter: 0 is the embeddings, i + 1 layer i, and L + 1 what follows the last of L layers."""
+        """Depth of a parameter: 0 for the embeddings, i + 1 for layer i, L + 1 for anything after L layers."""
         return self._depths[name]
 
     def forward(
@@ -136,23 +136,23 @@ class Trunk(nn.Module):
         hidden_states: bool = False,
         dropout_seed: int | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """Features of texts.
+        """Compute the features of texts.
 
         Args:
             input_ids: (B, L) int64.
             attention_mask: (B, L), 1 on tokens and 0 on padding.
-            shortcut: leave out of the last layer what the first token does not need; only where `has_shortcut`. The
-                features differ by rounding alone. Parameters that cannot change them (a last key bias) are not read.
-            places: (T,) where the tokens lie in the batch (`packing.token_places`), to compute next to nothing for
-                padding; only where `has_packing`. The features differ by rounding alone.
-            hidden_states: also give all hidden states; not with `shortcut` or `places`.
-            dropout_seed: sample every dropout of the architecture, the last linear layer's included. The same seed
-                gives the same masks for the same shapes, device, `shortcut` and `places`; global random state is left
-                as it was. Not under `vmap`. None is without dropout.
+            shortcut: omit the parts of the last layer that the first token does not need; only if `has_shortcut`. The
+                features differ only by rounding. Parameters without effect on them (a last key bias) are not used.
+            places: (T,) positions of the tokens in the batch (`packing.token_places`), with which padding costs almost
+                nothing; only if `has_packing`. The features differ only by rounding.
+            hidden_states: also return all hidden states; not with `shortcut` or `places`.
+            dropout_seed: apply every dropout of the architecture, including that of the last linear layer. The same
+                seed gives the same masks for the same shapes, device, `shortcut` and `places`; global random state is
+                preserved. Not under `vmap`. None disables dropout.
 
         Returns:
-            (B, D) features. With `hidden_states`, these and (H, B, L, D) what the embeddings and each layer put out,
-            the last of them after the encoder's final norm where it has one.
+            (B, D) features. With `hidden_states`, also (H, B, L, D) outputs of the embeddings and each layer, the last
+            one after the encoder's final norm if it has one.
         """
         assert not shortcut or (self.has_shortcut and not hidden_states), (self.model_type, self.pooling)
         assert places is None or (self.has_packing and not hidden_states), self.model_type
@@ -176,7 +176,7 @@ class Trunk(nn.Module):
 
     @contextmanager
     def _dropout(self, seed: int, device: torch.device) -> Iterator[None]:
-        """Dropout draws from the device's global generator: seed it, and put its state back, without waiting."""
+        """Seed the device's global generator, which dropout uses, and restore its state, without synchronising."""
         generator = torch.default_generator if device.type == "cpu" else torch.cuda.default_generators[device.index]
         state = generator.get_state()
         generator.manual_seed(seed)
@@ -189,7 +189,7 @@ class Trunk(nn.Module):
 
     def _additive_masks(self, attention_mask: Tensor) -> Any:
         keep = attention_mask.to(self.dtype)[:, None, None, :]
-        # Not below float32's, for ModernBERT's softmax is in float32 and would turn float64's lowest into -inf.
+        # At least float32's lowest: ModernBERT's softmax is in float32 and would turn float64's lowest into -inf.
         lowest = max(torch.finfo(self.dtype).min, torch.finfo(torch.float32).min)
         full = (1 - keep) * lowest
         if self.model_type != "modernbert":
@@ -200,15 +200,15 @@ class Trunk(nn.Module):
         return {"full_attention": full, "sliding_attention": (1 - keep * near) * lowest}
 
     def digest(self) -> str:
-        """SHA-256 (hex) of the weights, the pooling and what the configuration says about the computation."""
+        """SHA-256 (hex) of the weights, the pooling and the configuration fields that affect the computation."""
         config = {k: v for k, v in self.hf_model.config.to_dict().items() if k not in _NOT_DIGESTED}
         text = json.dumps({"pooling": self.pooling, "config": config}, sort_keys=True, default=str)
         return hashlib.sha256(f"{text}\0{params_digest(dict(self.named_parameters()))}".encode()).hexdigest()
 
     def export_hf(self, params: Params, head: Tensor, label_names: Sequence[str]) -> Any:
-        """A stand-alone `ForSequenceClassification` with these weights, this head (C, D) and zero bias.
+        """Build a stand-alone `ForSequenceClassification` with these weights, this head (C, D) and zero bias.
 
-        Only with `native` pooling: other poolings have no such class.
+        Only for `native` pooling: other poolings have no such class.
         """
         assert self.pooling == "native", self.pooling
         model = copy.deepcopy(self.hf_model)

@@ -1,4 +1,4 @@
-"""The published comparison as one command: fixed models under fixed attackers, with a verdict for each claim."""
+"""Reproduction of published comparisons: fixed models under fixed attackers, with a verdict on each claim."""
 
 from sdm_ray.reproduce.claims import Finding, judge
 from sdm_ray.reproduce.measured import Measured, read_measured

@@ -1,8 +1,7 @@
-"""Claims as quantities with bounds, written down before anything runs, and how a measurement decides each.
+"""Claims, fixed in advance as quantities with bounds, and the verdict on each claim from measurements.
 
-A quantity has one value for each training seed. The claim is *reproduced* when the 95 % interval of its mean lies
-wholly on the claimed side of the bound, *not reproduced* when it lies wholly on the other side, and *inconclusive*
-otherwise.
+A quantity has one value for each training seed. A claim is *reproduced* if the 95 % interval of the mean lies entirely
+on the claimed side of the bound, *not reproduced* if it lies entirely on the other side, and *inconclusive* otherwise.
 """
 
 from __future__ import annotations
@@ -19,26 +18,26 @@ Verdict = Literal["reproduced", "not reproduced", "inconclusive"]
 
 
 class Quantity(Protocol):
-    """A number that a claim is about, measured once for each training seed."""
+    """Number that a claim bounds, measured once for each training seed."""
 
     @property
     def models(self) -> tuple[str, ...]:
-        """Models that it needs."""
+        """Models that are needed to compute it."""
         ...
 
     @property
     def says(self) -> str:
-        """A description of the quantity."""
+        """Description of the quantity."""
         ...
 
     def values(self, measured: Measured, attacker: str) -> dict[int, float]:
-        """Its value by training seed."""
+        """Values by training seed."""
         ...
 
 
 @dataclass(frozen=True)
 class HeadStart:
-    """Accuracy after the attack minus that of random initialisation, mean over n or at one n."""
+    """Accuracy after the attack minus that of random initialisation, as a mean over n or at one n."""
 
     model: str
     num_examples: int | None = None
@@ -78,7 +77,7 @@ class LongHeadStart:
         return f"head start of {self.model} under {self.family} of {self.least_steps} steps or more, mean over n"
 
     def values(self, measured: Measured, attacker: str) -> dict[int, float]:
-        """See `Quantity`; the attacker is `family`, whichever is asked for."""
+        """See `Quantity`; always uses the attacker `family` and ignores `attacker`."""
         return measured.long_head_start(self.model, self.family, self.least_steps)
 
 
@@ -106,7 +105,7 @@ class HarmfulDifference:
 
 @dataclass(frozen=True)
 class DesiredDrop:
-    """Desired accuracy of the tuned model, trained for as many steps, minus that of a model; no attacker matters."""
+    """Desired accuracy of the tuned model minus that of a model trained for as many steps; ignores the attacker."""
 
     model: str
     than: str = "tuned"
@@ -128,7 +127,7 @@ class DesiredDrop:
 
 @dataclass(frozen=True)
 class Kept:
-    """Head start of the public encoder that a model keeps; no single attacker matters."""
+    """Share of the public encoder's head start that a model keeps; ignores the attacker."""
 
     model: str
     side: Literal["harmful", "benign"]
@@ -150,7 +149,7 @@ class Kept:
 
 @dataclass(frozen=True)
 class Blocking:
-    """Benign head start kept minus harmful head start kept: 0 is forgetting, 1 the ideal."""
+    """Share of the benign head start kept minus that of the harmful one: 0 for plain forgetting, ideally 1."""
 
     model: str
 
@@ -171,23 +170,23 @@ class Blocking:
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """A bound on a quantity, written down before anything runs."""
+    """Bound on a quantity, fixed before anything runs."""
 
     name: str
     says: str
-    """The claim, in words."""
+    """Text of the claim."""
     quantity: Quantity
     side: Literal["above", "below"]
-    """The side of the bound on which the quantity is claimed to lie."""
+    """Claimed side of the bound."""
     bound: float
-    """The bound, in accuracy."""
+    """Bound, in the unit of the quantity: an accuracy difference or a share."""
     source: Literal["paper", "later work", "ours"] = "paper"
-    """The source of the claim."""
+    """Source of the claim."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """The verdict on a claim under one attacker, with the estimate that decides it."""
+    """Verdict on a claim under one attacker, with the estimate behind it."""
 
     claim: Claim
     attacker: str
@@ -195,17 +194,17 @@ class Finding:
     estimate: Estimate
     num_seeds: int
     reason: str = ""
-    """Why nothing was concluded; empty otherwise."""
+    """Reason why no verdict was possible; empty otherwise."""
 
     @property
     def expected(self) -> str:
-        """The claim about the quantity, in words."""
+        """Text of the claimed bound on the quantity."""
         bound = f"{self.claim.bound:+.2f}" if self.claim.bound else "0"
         return f"{self.claim.quantity.says} {self.claim.side} {bound}"
 
 
 def judge(claims: Sequence[Claim], measured: Measured, attacker: str) -> list[Finding]:
-    """Every claim under one attacker; what cannot be measured is inconclusive, with the reason."""
+    """Judge all claims under one attacker; claims that cannot be measured are inconclusive, with the reason."""
     return [_judge(claim, measured, attacker) for claim in claims]
 
 

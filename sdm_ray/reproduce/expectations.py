@@ -1,7 +1,7 @@
-"""The claims about each suite's models, written down before it ran.
+"""Claims about the models of each suite, fixed before it ran.
 
-The claims about biographies are those of Henderson et al., arXiv 2211.14946, those about later defences their authors';
-what is marked `ours`, all of the regression's own among it, is this project's.
+Claims about biographies are from Henderson et al., arXiv 2211.14946, claims about later defences from their authors.
+Claims marked `ours`, including all that are specific to the regression, are from this project.
 """
 
 from __future__ import annotations
@@ -9,15 +9,15 @@ from __future__ import annotations
 from sdm_ray.reproduce.claims import Blocking, Claim, DesiredDrop, HarmfulDifference, HeadStart, Kept, LongHeadStart
 
 RECOVERED = 0.05
-"""A head start over random initialisation above this is called recovered, below it blocked (accuracy, mean over n)."""
+"""Head start over random initialisation (accuracy, mean over n) above which a task is recovered, otherwise blocked."""
 KEPT = 0.02
-"""A loss of desired accuracy below this is called kept."""
+"""Loss of desired accuracy below which the desired task is kept."""
 REMOVED = 0.25
-"""A harmful head start is called mostly removed where less than this share is kept."""
+"""Kept share of the harmful head start below which it is mostly removed."""
 LONG_STEPS = 500
-"""A long attack: the published one takes 100 to 1 000 steps."""
+"""Minimum number of steps of a long attack; the published attack takes 100 to 1 000 steps."""
 PAPER_ATTACKER = "fine_tune"
-"""The published attacker: Adam, the whole model or the head alone."""
+"""Attack family of the published attacker: Adam on the whole model or on the head only."""
 
 SHARED = (
     Claim(
@@ -42,7 +42,7 @@ SHARED = (
         bound=0.0,
     ),
 )
-"""Claims about biographies and vectors alike."""
+"""Claims shared by the biographies and the regression."""
 PAPER = (
     Claim(
         name="pretrained_learns_from_few",
@@ -91,7 +91,7 @@ PAPER = (
 
 
 def _blocks(model: str, title: str) -> tuple[Claim, ...]:
-    """Claims that a defence blocks, and does not merely forget."""
+    """Claims that a defence blocks the harmful task and does not merely forget."""
     return (
         Claim(
             name=f"{model}_removes",
@@ -215,11 +215,11 @@ LATER = (
     *_blocks("tar", "maximal entropy after adaptation"),
     *_blocks("seam", "coupling of gradients"),
 )
-"""What the authors of later defences say of them: TAR (arXiv 2408.00761) and SEAM (arXiv 2505.12186)."""
+"""Claims of the authors of later defences, TAR (arXiv 2408.00761) and SEAM (arXiv 2505.12186)."""
 
 
 def _beats_paper(model: str, title: str) -> tuple[Claim, ...]:
-    """Claims that a setting must meet to count as better than the paper's."""
+    """Claims that must hold for a setting to count as better than the paper's."""
     return (
         Claim(
             name=f"{model}_beats_paper",

@@ -1,4 +1,4 @@
-"""The measurements of a suite's sweep, by model, training seed, attacker and n; read from its folder alone."""
+"""Measurements of a suite's sweep, by model, training seed, attacker and n, read from its folder only."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from sdm_ray.sweep.records.folder import begun_settings
 from sdm_ray.sweep.state.ledger import read_record
 
 WORST = "worst"
-"""The attacker that takes, at each n, the family that validation finds strongest."""
+"""Name of the attacker that uses, at each n, the family with the highest validation accuracy."""
 FLOOR = "random"
-"""The model whose attack is the floor."""
+"""Name of the model whose accuracy after the attack is the floor."""
 
 
 class Estimate(NamedTuple):
-    """A mean over training seeds with its 95 % Student interval, NaN where one seed cannot tell."""
+    """Mean over training seeds with its 95 % Student t interval; the interval is NaN for a single seed."""
 
     mean: float
     low: float
@@ -31,7 +31,7 @@ class Estimate(NamedTuple):
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Estimate:
-        """The estimate from one value a seed; NaN where a value is missing (NaN)."""
+        """Estimate from one value per seed; NaN if there are none or one of them is NaN."""
         if not values or any(math.isnan(value) for value in values):
             return cls(math.nan, math.nan, math.nan)
         return cls(math.fsum(values) / len(values), *t_interval(values))
@@ -39,37 +39,37 @@ class Estimate(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Released:
-    """One released model under attack: a training seed of a model."""
+    """One training seed of a model, released and attacked."""
 
     desired: float
     """Accuracy on the desired task."""
     report: AttackReport
     audit_passed: bool = True
     kept: Mapping[str, float] = field(default_factory=dict)
-    """Share of the head start that is kept, `harmful` and `benign`; what was not measured is left out."""
+    """Kept share of the head start by side, `harmful` or `benign`; a side that was not measured is missing."""
     conditions: tuple[str, ...] = ()
-    """Data, attack, public encoder and outer steps of the sweep: what makes two results comparable."""
+    """Data, attack, public encoder and outer steps of the sweep; results are comparable if all of them are equal."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """Models in the order in which they ran, each with its training seeds."""
+    """Measurements of all models, in the order in which they ran, by training seed."""
 
     models: Mapping[str, Mapping[int, Released]]
     missing: Mapping[str, str] = field(default_factory=dict)
-    """Models of the sweep without a result, with the reason."""
+    """Reasons for missing results, by model of the sweep."""
 
     @property
     def conditions(self) -> set[tuple[str, ...]]:
-        """The conditions of the measurement; comparable models share one."""
+        """Set of all measurement conditions; a single element if all models are comparable."""
         return {one.conditions for model in self.models.values() for one in model.values()}
 
     def with_models_of(self, other: Measured) -> Measured:
-        """These models and those of another sweep that this one does not have, on the training seeds of this one alone.
+        """Add the models of another sweep that are not in this one, restricted to the training seeds of this one.
 
         Raises:
-            UsageError: when the two met different data, encoders or attacks, or trained for different numbers of steps,
-                and when the other one lacks a training seed.
+            UsageError: if data, encoder, attack or number of outer steps differ, or the other sweep lacks a training
+                seed.
         """
         if len(self.conditions | other.conditions) != 1:
             raise UsageError("they met other data, another encoder or another attack, or trained for other outer steps")
@@ -86,18 +86,18 @@ class Measured:
 
     @property
     def families(self) -> tuple[str, ...]:
-        """Attack families that were tried, in their order."""
+        """Attack families that were tried, in order of appearance."""
         cells = [cell for model in self.models.values() for one in model.values() for cell in one.report.family_cells]
         return tuple(dict.fromkeys(cell.family for cell in cells))
 
     @property
     def attackers(self) -> tuple[str, ...]:
-        """Every family, and the worst of them."""
+        """All families, and `WORST`."""
         return (*self.families, WORST)
 
     @property
     def num_examples(self) -> tuple[int, ...]:
-        """The sizes n that every model was attacked with, rising."""
+        """Sizes n at which every model was attacked, in increasing order."""
         sizes = [{cell.num_examples for cell in one.report.cells} for m in self.models.values() for one in m.values()]
         return tuple(sorted(set.intersection(*sizes))) if sizes else ()
 
@@ -106,9 +106,9 @@ class Measured:
         return {seed: one.desired for seed, one in self._of(model).items()}
 
     def harmful(self, model: str, attacker: str, num_examples: int | None = None) -> dict[int, float]:
-        """Balanced test accuracy after the attack by training seed: at one n, or the mean over all.
+        """Balanced test accuracy after the attack by training seed, at one n or as a mean over all n.
 
-        NaN where a cell is invalid, or a family was not tried on this model.
+        NaN if a cell is invalid, or the family was not tried on this model.
 
         Raises:
             UsageError: for a model or an attacker that was not measured.
@@ -136,10 +136,10 @@ class Measured:
         return paired(self.harmful(model, attacker, num_examples), self.harmful(FLOOR, attacker, num_examples))
 
     def long_head_start(self, model: str, family: str, least_steps: int) -> dict[int, float]:
-        """Head start of the best search point of at least so many steps, mean over n, on attacker-validation.
+        """Head start of the best search point with at least `least_steps` steps, mean over n, on attacker-validation.
 
-        Search points are scored on validation alone. Random initialisation is given the same points, so taking the best
-        favours both sides alike.
+        Search points are scored on validation only. Random initialisation is attacked with the same points, so that
+        selecting the best point biases both sides equally.
         """
         return paired(self._longest(model, family, least_steps), self._longest(FLOOR, family, least_steps))
 
@@ -158,16 +158,16 @@ class Measured:
 
 
 def paired(first: Mapping[int, float], second: Mapping[int, float]) -> dict[int, float]:
-    """First minus second at the seeds that both have."""
+    """First minus second, for the seeds that are in both."""
     return {seed: value - second[seed] for seed, value in first.items() if seed in second}
 
 
 def read_measured(folder: Path) -> Measured:
-    """Read the measurements of a sweep's references and variants; a model counts only with all its seeds.
+    """Read the measurements of a sweep's references and variants; a model is missing if a recorded seed is incomplete.
 
     Raises:
-        UsageError: when the sweep's settings cannot be read.
-        RunError: when the ledger or an attack's file is damaged.
+        UsageError: if the sweep's settings cannot be read.
+        RunError: if the ledger or an attack's file is damaged.
     """
     num_outer_steps = begun_settings(folder).trial.train.num_outer_steps
     models: dict[str, dict[int, Released]] = {}

@@ -1,4 +1,4 @@
-"""The suites: which sweep each one runs, which claims it decides, and which models each figure shows."""
+"""Suites: the sweep that each of them runs, its claims, and the models in each figure."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from sdm_ray.reproduce.expectations import BEAT, LATER, LEAD, PAPER, REGRESSION
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """Harmful accuracy against n for some models; those that a sweep does not have are left out."""
+    """Figure of harmful accuracy against n for some models; models that are not in the sweep are omitted."""
 
     name: str
     title: str
     models: tuple[str, ...]
     needs: str
-    """The model without which the figure is left out."""
+    """Required model; the figure is omitted without it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Suite:
-    """A comparison that one command runs."""
+    """Comparison that is run by one command."""
 
     name: str
     title: str
     file: str
-    """Sweep file below `sweeps/`, without `.yaml`; the small twin ends in `_small`."""
+    """Name of the sweep file in `sweeps/`, without `.yaml`; the small version ends in `_small`."""
     claims: tuple[Claim, ...]
     figures: tuple[Figure, ...]
     beside: tuple[str, ...] = ()
-    """Suites whose models are shown too, where their sweeps lie beside this one's and met the same data and attack."""
+    """Suites whose models are added, if their sweeps are in the same parent folder with the same data and attack."""
 
 
 METHODS = Figure(
@@ -124,10 +124,10 @@ SUITES = {
 
 
 def suite_settings(suite: Suite, *, small: bool, overrides: Sequence[str] = ()) -> SweepSettings:
-    """The sweep of a suite, from its file.
+    """Load the sweep settings of a suite.
 
     Raises:
-        UsageError: when the file is not found or invalid, or selects something, or lacks the floor.
+        UsageError: if the file is not found or invalid, includes a search, or lacks the reference `random`.
     """
     name = f"{suite.file}{'_small' if small else ''}.yaml"
     settings = load_settings(SweepSettings, _find(name), overrides)
@@ -141,7 +141,7 @@ def suite_settings(suite: Suite, *, small: bool, overrides: Sequence[str] = ()) 
 
 
 def _find(name: str) -> Path:
-    """A sweep file: below the working directory, beside the package's sources, or where the wheel put it."""
+    """Find a sweep file: in the working directory, next to the package's sources, or in the wheel's data folder."""
     for place in (Path(), Path(sdm_ray.__file__).parent.parent, Path(sys.prefix) / "share" / "sdm-ray"):
         if (place / "sweeps" / name).is_file():
             return place / "sweeps" / name

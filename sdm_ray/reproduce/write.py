@@ -1,4 +1,4 @@
-"""The results of a suite as files: tables, figures, verdicts and a report that holds them all."""
+"""Writes the results of a suite: tables, figures, verdicts, and a report with all of them."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ TABLE, MARKDOWN, CLAIMS = "table.parquet", "report.md", "claims.json"
 
 
 def write_reproduction(suite: Suite, settings: SweepSettings, measured: Measured, folder: Path) -> list[Finding]:
-    """Write `table.parquet`, `claims.json`, `report.md` and the figures, each atomically; gives the findings.
+    """Write `table.parquet`, `claims.json`, `report.md` and the figures, each atomically; returns the findings.
 
     Args:
-        suite: whose claims and figures.
-        settings: the sweep that ran.
-        measured: what it measured.
-        folder: where the files go.
+        suite: suite with the claims and figures.
+        settings: settings of the sweep.
+        measured: measurements of the sweep.
+        folder: folder for the files.
 
     Raises:
-        RunError: when the folder cannot be written.
+        RunError: if the folder cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     attackers = [name for name in (PAPER_ATTACKER, WORST) if name in measured.attackers]
@@ -50,7 +50,7 @@ def write_reproduction(suite: Suite, settings: SweepSettings, measured: Measured
 
 
 def table_rows(measured: Measured) -> list[dict[str, Any]]:
-    """A row for each model, attacker and n (`num_examples` 0 is the mean over n), NaN as null."""
+    """Rows for each model, attacker and n (`num_examples` 0 is the mean over n); NaN is converted to None."""
     rows = []
     for model, seeds in measured.models.items():
         desired = Estimate.of(list(measured.desired(model).values()))
@@ -68,7 +68,7 @@ def table_rows(measured: Measured) -> list[dict[str, Any]]:
 
 
 def models_table(measured: Measured, attacker: str) -> list[list[str]]:
-    """Desired accuracy, harmful accuracy at each n, its mean and the head start: a header and a row a model."""
+    """Table (header, then one row per model) of desired accuracy, harmful accuracy at each n, its mean, head start."""
     sizes = measured.num_examples
     header = ["model", "desired", *(f"n = {size}" for size in sizes), "mean over n", "head start"]
     rows = [header]
@@ -91,7 +91,7 @@ def models_table(measured: Measured, attacker: str) -> list[list[str]]:
 
 
 def leaderboard(measured: Measured) -> list[list[str]]:
-    """Harmful accuracy by model (rows) and attack family (columns), mean over n; the strongest family is bold."""
+    """Table of harmful accuracy by model (rows) and attack family (columns), mean over n; strongest family in bold."""
     rows = [["model", *measured.families, "worst at each n"]]
     for model in measured.models:
         means = [Estimate.of(list(measured.harmful(model, name).values())).mean for name in measured.attackers]
@@ -103,13 +103,13 @@ def leaderboard(measured: Measured) -> list[list[str]]:
 
 
 def markdown_table(rows: Sequence[Sequence[str]], *, left: int = 1) -> str:
-    """A Markdown table of a header and rows, the first `left` columns aligned left."""
+    """Format a header and rows as a Markdown table, with the first `left` columns left-aligned."""
     rule = ["---" if index < left else "---:" for index in range(len(rows[0]))]
     return "\n".join("| " + " | ".join(row) + " |" for row in [rows[0], rule, *rows[1:]])
 
 
 def claims_table(findings: Sequence[Finding], attacker: str) -> list[list[str]]:
-    """Claim, what was measured, and verdict: a header and a row a claim."""
+    """Table (header, then one row per claim) of claim, expected bound, measured value and verdict."""
     rows = [["claim", "expected", "measured", "verdict"]]
     for finding in findings:
         if finding.attacker == attacker:
@@ -120,14 +120,14 @@ def claims_table(findings: Sequence[Finding], attacker: str) -> list[list[str]]:
 
 
 def attacker_label(attacker: str) -> str:
-    """An attacker's name in reports."""
+    """Name of an attacker in reports."""
     if attacker == WORST:
         return "the strongest family at each n"
     return "the published attacker (`fine_tune`)" if attacker == PAPER_ATTACKER else f"`{attacker}`"
 
 
 def with_interval(estimate: Estimate, *, signed: bool = False) -> str:
-    """A mean with its interval; a dash where it is not known."""
+    """Format a mean with its interval; a dash if the mean is NaN."""
     if math.isnan(estimate.mean):
         return "-"
     form = "+.3f" if signed else ".3f"
@@ -150,7 +150,7 @@ def _figures(suite: Suite, measured: Measured, attacker: str, folder: Path) -> l
 
 
 def model_curve(measured: Measured, model: str, attacker: str) -> Curve:
-    """Harmful accuracy of a model against n: means over training seeds, with intervals cut to [0, 1]."""
+    """Curve of a model's harmful accuracy against n: means over training seeds, with intervals clipped to [0, 1]."""
     cells = [Estimate.of(list(measured.harmful(model, attacker, n).values())) for n in measured.num_examples]
     return Curve(
         label=model,
@@ -188,7 +188,7 @@ def _report(
 
 
 def _conditions(settings: SweepSettings) -> str:
-    """A paragraph on how all this was measured."""
+    """Paragraph that describes the measurement conditions."""
     trial, attack = settings.trial, settings.trial.attack
     untried = ", ".join(name for name in FAMILIES if name not in attack.families)
     return (
@@ -206,7 +206,7 @@ def _conditions(settings: SweepSettings) -> str:
 
 
 def _walking_back(measured: Measured) -> list[str]:
-    """A line for each model on what the families find that need the public encoder; none where none was tried."""
+    """Lines with each model's accuracy under families that use the public encoder; empty if none was tried."""
     lines = []
     for model, seeds in measured.models.items():
         values = [cell.accuracy for one in seeds.values() for cell in one.report.walking_back if cell.valid]

@@ -1,9 +1,10 @@
-"""The sweep: the only place that knows Ray and Optuna.
+"""Sweeps: the only package that uses Ray and Optuna.
 
-`run_sweep` in `runner` is the way in; importing this package imports neither.
+The entry point is `run_sweep` in `runner`. Importing this package imports neither of them.
 """
 
-from sdm_ray.sweep.runner import SweepOutcome, run_sweep
+from sdm_ray.sweep.outcome import SweepOutcome
+from sdm_ray.sweep.runner import run_sweep
 from sdm_ray.sweep.view.live import LinesView, LiveView, SilentView, View
 
 __all__ = ["LinesView", "LiveView", "SilentView", "SweepOutcome", "View", "run_sweep"]

@@ -1,4 +1,4 @@
-"""Writes the tables and pictures of the frontier on a thread of their own, so that trials never wait."""
+"""Writes the tables and figures of the frontier on a separate thread, so that the driver is not blocked."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from sdm_ray.frontier.points import Point, pareto_front
 from sdm_ray.frontier.tables import write_tables
 
 PAGE = "frontier.html"
-"""The interactive page."""
+"""File name of the interactive page."""
 BUSY_SHARE = 0.05
-"""Share of the time that a long sweep may spend on writing its frontier, which slows the driver down."""
+"""Maximum fraction of a sweep's time for writing the frontier's files, which slows the driver down."""
 CLOSE_SECONDS = 60.0
-"""How long the end of a sweep waits for the last pictures."""
+"""Maximum time to wait for the last files at the end of a sweep."""
 PUBLISH_SECONDS = 60.0
-"""A tracker gets the frontier's files this often while a sweep runs."""
+"""Interval at which the files are sent to the tracker while a sweep runs."""
 
 
 class FrontierWriter:
-    """Writes the latest points when they have changed; points that come faster than they are written are skipped.
+    """Writes the files for the latest points; intermediate points are skipped if writing takes longer than updates.
 
     Args:
-        folder: where the files go.
+        folder: folder for the files.
         warn: shows a warning.
-        pause_seconds: shortest pause after the files were written.
-        publish: is given the files every `PUBLISH_SECONDS` while the sweep runs.
-        details: what the page says of points beyond their numbers, by id.
+        pause_seconds: minimum pause after the files are written.
+        publish: called with the files every `PUBLISH_SECONDS` while the sweep runs.
+        details: returns the details of points that the page shows, by id.
     """
 
     def __init__(
@@ -53,18 +53,18 @@ class FrontierWriter:
         self._warned = False
         self.files: list[Path] = []
         self.importances: dict[str, dict[str, float]] = {}
-        """Shares of the searched settings by objective, for the page; set before the last update."""
+        """Importances of the searched settings by objective, for the page; set before the last update."""
         self._thread = threading.Thread(target=self._run, name="sdm-ray-frontier", daemon=True)
         self._thread.start()
 
     def update(self, points: list[Point]) -> None:
-        """Hand over points, which the thread writes at its next turn."""
+        """Set the points that the thread writes next."""
         with self._lock:
             self._points = points
         self._wake.set()
 
     def close(self) -> None:
-        """Write the points that wait, and end the thread."""
+        """Write pending points, and end the thread."""
         self._closing = True
         self._wake.set()
         self._thread.join(CLOSE_SECONDS)

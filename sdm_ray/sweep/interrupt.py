@@ -1,4 +1,4 @@
-"""Ending a sweep early: Ctrl-C, SIGTERM and SIGHUP ask once, a second one insists."""
+"""Ends a sweep early: the first Ctrl-C, SIGTERM or SIGHUP requests a stop; a second Ctrl-C or SIGTERM forces it."""
 
 from __future__ import annotations
 
@@ -10,22 +10,24 @@ from types import FrameType
 
 
 class StopSwitch:
-    """Asks a sweep to end; holds the reason once it is set."""
+    """Flag that asks a sweep to stop; once set, it holds the reason."""
 
     def __init__(self) -> None:
         self.reason: str | None = None
 
     def request(self, reason: str) -> None:
-        """Ask the sweep to end; the first reason stays."""
+        """Ask the sweep to stop; later reasons do not replace the first one."""
         self.reason = self.reason or reason
 
 
 @contextmanager
 def stop_on_signals(switch: StopSwitch, announce: Callable[[str], None]) -> Iterator[None]:
-    """Turn the first SIGINT, SIGTERM or SIGHUP into a request to stop, and the next into `KeyboardInterrupt`.
+    """Convert the first SIGINT, SIGTERM or SIGHUP to a stop request, and a second SIGINT or SIGTERM to
+    `KeyboardInterrupt`.
 
-    A terminal that closes may send SIGHUP more than once, which therefore never insists, and `nohup` has it ignored.
-    Outside the main thread signals are left alone. SIGUSR1, which Tune takes over, is put back as well.
+    A repeated SIGHUP is ignored, because a closing terminal may send several. If SIGHUP is ignored already, as under
+    `nohup`, it stays ignored. Outside the main thread this does nothing. On exit all handlers are restored, including
+    that of SIGUSR1, which Tune replaces.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -48,5 +50,5 @@ def stop_on_signals(switch: StopSwitch, announce: Callable[[str], None]) -> Iter
         yield
     finally:
         for number, handler in before.items():
-            if handler is not None:  # None was not set from Python and cannot be put back
+            if handler is not None:  # None: not set from Python, so it cannot be restored
                 signal.signal(number, handler)

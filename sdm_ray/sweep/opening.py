@@ -22,21 +22,21 @@ from sdm_ray.tracking.address import at_home
 def open_study(
     recorder: Recorder, folder: Path, announce: Callable[[str], None], inputs: Mapping[str, str] | None = None
 ) -> SearchStudy:
-    """Open the study that the ledger names, or create one and name it there.
+    """Open the study named in the ledger, or create one and record its name.
 
     Args:
-        recorder: the sweep.
-        folder: where `optuna.db` lies unless `storage` is set.
-        announce: shows a sentence about a warm start.
-        inputs: digests of data and encoder, where they are known, which a warm start must share.
+        recorder: the sweep's state and ledger.
+        folder: folder of `optuna.db`, unless `storage` is set.
+        announce: shows a message about a warm start or a damaged study.
+        inputs: digests of data and encoder, if known; those of a warm start must be equal.
 
     Raises:
-        UsageError: when the storage cannot be used, or does not hold the study.
+        UsageError: if the storage cannot be used, or does not hold the study.
     """
     settings, name, file = recorder.state.settings, recorder.ledger.record.study_name, folder / OWN_FILE
     storage = own_storage(folder) if settings.storage is None else at_home(settings.storage, "storage")
     numbers = {entry.number: entry.params for entry in recorder.state.entries("search") if entry.number is not None}
-    if name is None and numbers:  # a damaged ledger has lost it
+    if name is None and numbers:  # lost with a damaged line of the ledger
         study = _create(recorder, storage, announce, inputs, warm=False)
         study.rebuild(numbers)
         return study
@@ -56,9 +56,9 @@ def open_study(
 
 
 def study_damage(file: Path, name: str, num_trials: int) -> str | None:
-    """What keeps a sqlite file from being the storage of a study with so many trials; None where nothing does.
+    """Reason why an SQLite file cannot be the storage of a study with this number of trials; None if it can.
 
-    A file that is not there is not damaged, and a locked one may be sound.
+    A missing or locked file is not reported as damaged.
     """
 
     def look(database: sqlite3.Connection) -> str | None:
@@ -77,17 +77,17 @@ def study_damage(file: Path, name: str, num_trials: int) -> str | None:
 
 
 def restore_results(state: SweepState) -> list[str]:
-    """Write the `result.json` of trials that have ended anew where it is damaged; gives the ids of these trials.
+    """Rewrite damaged `result.json` files of ended trials from the ledger; returns the ids of these trials.
 
     Raises:
-        RunError: when one cannot be read or written.
+        RunError: if a file cannot be read or written.
     """
     restored = []
     for entry in state.trials.values():
         if entry.result is None or entry.result.status is Status.FAILED:
             continue
         path = entry.result.output_dir / RESULT
-        with gathered([]):  # it is not made anew by running again
+        with gathered([]):  # suppress the notice that the trial will run again
             if path.exists() and readable_result(entry.result.output_dir) is None:
                 write_result(entry.result)
                 restored.append(entry.trial_id)
@@ -114,10 +114,10 @@ def _create(
 
 
 def catch_up(state: SweepState, study: SearchStudy) -> list[TrialResult]:
-    """Bring the study level with the ledger after a driver died: fail the points that it asked for and never began.
+    """Synchronise the study with the ledger after a driver died: fail points that were asked for but never began.
 
     Returns:
-        Results of points that ended and that Optuna has not heard of.
+        Results of ended points that are not yet reported to Optuna.
     """
     points = {entry.number: entry.point for entry in state.entries("search") if entry.number is not None}
     study.reconcile(points)

@@ -1,9 +1,9 @@
-"""One sweep from its settings to its frontier: Ray Tune runs the trials, Optuna searches."""
+"""Runs a sweep from its settings to its frontier: Ray Tune runs the trials, Optuna suggests them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -12,22 +12,21 @@ from typing import TYPE_CHECKING
 from sdm_ray.config import SweepSettings, load_own_modules
 from sdm_ray.core.errors import RunError
 from sdm_ray.core.output import unbreakable_output
-from sdm_ray.core.result import RESULT, Status, TrialResult
-from sdm_ray.frontier.points import Point, pareto_front
+from sdm_ray.core.result import RESULT, TrialResult
+from sdm_ray.sweep.announcements import Announcements
 from sdm_ray.sweep.cluster.choice import ClusterChoice, check_output_dir, choose_cluster
 from sdm_ray.sweep.cluster.connection import cluster, quiet_logs, ray_environment
-from sdm_ray.sweep.cluster.mirror import Mirror, MirrorThread, below, sweep_uri, trials_uri
-from sdm_ray.sweep.cluster.worker import check_function
+from sdm_ray.sweep.cluster.functions import check_function
+from sdm_ray.sweep.copies import fetch_trial, mirrored
 from sdm_ray.sweep.frontier_writer import FrontierWriter
 from sdm_ray.sweep.interrupt import StopSwitch, stop_on_signals
+from sdm_ray.sweep.outcome import SweepOutcome
 from sdm_ray.sweep.records.details import details_of
 from sdm_ray.sweep.records.folder import RESUME_HINT, claimed_folder, settle_pooling
 from sdm_ray.sweep.search.check import check_sweep
 from sdm_ray.sweep.search.location import SETTINGS, check_location
 from sdm_ray.sweep.search.models import ordered_references
-from sdm_ray.sweep.standing import SweepReport
-from sdm_ray.sweep.state.labels import run_name, run_params, trial_tags
-from sdm_ray.sweep.state.ledger import trial_folder
+from sdm_ray.sweep.standing import SweepReport, record_again
 from sdm_ray.sweep.state.recorder import Recorder
 from sdm_ray.sweep.view.live import View, default_view
 from sdm_ray.tracking import Tracker, open_tracker
@@ -38,46 +37,9 @@ if TYPE_CHECKING:
     from sdm_ray.sweep.search.study import SearchStudy
 
 
-@dataclass(frozen=True, kw_only=True)
-class SweepOutcome:
-    """What a sweep leaves behind."""
-
-    folder: Path
-    """Holds `sweep.yaml`, `trials.jsonl`, `trials/`, the frontier's files and the logs."""
-    results: list[TrialResult]
-    """Every trial that ended, references first; `infeasible` where it misses the bound on desired accuracy."""
-    points: list[Point]
-    """Those that completed."""
-    infeasible: dict[str, str] = field(default_factory=dict)
-    """Why completed points miss a constraint, by id."""
-    infrastructure: dict[str, str] = field(default_factory=dict)
-    """Why trials were left out that were ended from outside too often, by id."""
-    interrupted: bool = False
-    """Trials are still missing; `resume_hint` says how to go on."""
-    tracking_hint: str = ""
-    """How to open the tracker's user interface."""
-    seconds: float = 0.0
-    """Wall-clock seconds of this run."""
-
-    @property
-    def front(self) -> list[Point]:
-        """The Pareto front, by rising desired accuracy."""
-        return pareto_front(self.points)
-
-    @property
-    def failures(self) -> list[TrialResult]:
-        """Trials that failed, with their reasons."""
-        return [result for result in self.results if result.status is Status.FAILED]
-
-    @property
-    def resume_hint(self) -> str:
-        """What to say after an interruption."""
-        return RESUME_HINT
-
-
 @dataclass(kw_only=True)
 class _Run:
-    """What the steps of one run share."""
+    """State that the steps of one run share."""
 
     settings: SweepSettings
     folder: Path
@@ -85,18 +47,15 @@ class _Run:
     trial_function: str
     final_function: str
     recorder: Recorder
-    """The sweep's state, with its ledger."""
+    """The sweep's state and ledger."""
     view: View
     switch: StopSwitch
     tracker: Tracker
     frontier: FrontierWriter
     report: SweepReport
-    spent_announced: bool = False
-    """People know that a budget of hours is spent."""
+    announcements: Announcements
     inputs: Mapping[str, str] = field(default_factory=dict)
-    """Digests of data and encoder, where they are known."""
-    uninformative: set[str] = field(default_factory=set)
-    """Checks of the audit that people know to say nothing here."""
+    """Digests of data and encoder, if known."""
 
 
 def run_sweep(
@@ -109,23 +68,23 @@ def run_sweep(
     view: View | None = None,
     inputs: Mapping[str, str] | None = None,
 ) -> SweepOutcome:
-    """Run a sweep, or what is missing of it.
+    """Run a sweep, or the missing trials of an interrupted one.
 
-    Ctrl-C and SIGTERM end it cleanly (`SweepOutcome.interrupted`); a trial that fails never ends it.
+    Ctrl-C and SIGTERM end it cleanly (`SweepOutcome.interrupted`). A failed trial does not end the sweep.
 
     Args:
-        settings: the sweep. Its folder is `output_dir/name`.
-        resume: go on with the sweep in that folder; a complete one is returned as it is.
-        retry_infrastructure: repeat also trials that were left out because they were ended from outside too often.
+        settings: the sweep's settings. Its folder is `output_dir/name`.
+        resume: resume the sweep in that folder; if it is complete, only failed references and final attacks run again.
+        retry_infrastructure: also repeat trials that were excluded after too many external kills.
         trial_function: `module:function` with the contract of `sdm_ray.trial.run.iterate_trial`.
-        final_function: the same of `sdm_ray.trial.final.iterate_final`.
-        view: what a person sees; by default a live table in a terminal and lines elsewhere.
-        inputs: digests of data and encoder (`sdm_ray.trial.workspace.check_inputs` gives them): earlier results of
-            others are refused before anything starts.
+        final_function: `module:function` with the contract of `sdm_ray.trial.final.iterate_final`.
+        view: view of the running sweep; by default a live table in a terminal and plain lines elsewhere.
+        inputs: digests of data and encoder, from `sdm_ray.trial.workspace.check_inputs`. If earlier results of the
+            sweep have others, it does not start.
 
     Raises:
-        UsageError: before anything starts, when the sweep cannot work as asked.
-        RunError: when Ray or storage fails; what has ended is kept, and `resume` goes on from there.
+        UsageError: before anything starts, if the sweep cannot run as requested.
+        RunError: if Ray or a storage fails; ended trials are kept, and `resume` continues from there.
     """
     settings = load_own_modules(settings)
     check_sweep(settings)
@@ -164,7 +123,7 @@ def run_sweep(
             place = choose_place(tracking, folder, own=settings.storage_path is not None)
             view.message(str(place))
             tracking = place.apply(tracking)
-        tracker = open_tracker(tracking, folder, fetch=partial(_fetch_trial, settings, folder))
+        tracker = open_tracker(tracking, folder, fetch=partial(fetch_trial, settings, folder))
         run = _Run(
             settings=settings,
             folder=folder,
@@ -182,6 +141,7 @@ def run_sweep(
                 details=partial(details_of, recorder.state, folder, run_link=tracker.run_link),
             ),
             report=SweepReport(state=recorder.state, tracker=tracker),
+            announcements=Announcements(recorder.state, view.message),
             inputs=inputs or {},
         )
         return _run_and_record(run)
@@ -193,12 +153,13 @@ def _size(settings: SweepSettings) -> str:
 
 
 def _run_and_record(run: _Run) -> SweepOutcome:
-    """Search while the side threads track, draw and copy; the tracker's schema and Ray start at the same time."""
-    with _mirrored(run.settings, run.folder):
+    """Run the search while threads track, draw and copy; the tracker's schema is created while Ray starts."""
+    with mirrored(run.settings, run.folder):
         status = "failed"
         tags = {"folder": str(run.folder)}
         run.tracker.start_sweep(run.settings.name, run.settings.model_dump(mode="json"), tags, wait=False)
-        _record_again(run)
+        if recorded := record_again(run.recorder.state, run.tracker):
+            run.view.message(f"tracking has no record of trials that have ended ({recorded}); they are recorded again")
         try:
             _search(run)
             if run.switch.reason == "tracking" and run.tracker.error is not None:
@@ -213,35 +174,8 @@ def _run_and_record(run: _Run) -> SweepOutcome:
     return _outcome(run, interrupted=status == "stopped")
 
 
-def _record_again(run: _Run) -> None:
-    """Tell the tracker of trials that have ended and that it has no record of: its journal was lost or damaged."""
-    state, lost = run.recorder.state, list[str]()
-    for entry in state.trials.values():
-        if entry.result is not None and not run.tracker.is_recorded(entry.trial_id):
-            params, name = run_params(state.settings, entry), run_name(state.settings, entry)
-            run.tracker.start_trial(entry.trial_id, params, trial_tags(entry), name=name)
-            run.tracker.finish_trial(state.judged_trial(entry.result))
-            lost.append(entry.trial_id)
-    if lost:
-        run.view.message(f"tracking has no record of trials that have ended ({len(lost)}); they are recorded again")
-
-
-@contextmanager
-def _mirrored(settings: SweepSettings, folder: Path) -> Iterator[None]:
-    """Copy the sweep's folder to its storage for the time of the block, where it has one."""
-    uri = sweep_uri(settings)
-    if uri is None:
-        yield
-        return
-    thread = MirrorThread(Mirror(folder, uri, recursive=False))
-    try:
-        yield
-    finally:
-        thread.close()
-
-
 def _search(run: _Run) -> None:
-    """Run every trial that is missing, and work out which settings mattered."""
+    """Run all missing trials, and compute the importances of the searched settings."""
     from sdm_ray.sweep.opening import catch_up, open_study
     from sdm_ray.sweep.tune.searcher import report_to_optuna
 
@@ -255,16 +189,16 @@ def _search(run: _Run) -> None:
 
 
 def _run_missing(run: _Run, study: SearchStudy, unreported: list[TrialResult]) -> None:
-    """Connect to Ray and run the trials that have no end."""
+    """Connect to Ray and run the trials that have not ended."""
     with ExitStack() as stack:
         run.recorder.state.concurrency = stack.enter_context(
             cluster(run.settings.resources, owner=run.folder, announce=run.view.message)
         )
-        stack.enter_context(stop_on_signals(run.switch, run.view.message))  # Ray has put its own SIGTERM in place
+        stack.enter_context(stop_on_signals(run.switch, run.view.message))  # Ray has replaced the SIGTERM handler
         if run.switch.reason is not None:
             return
         caches = None
-        if not run.cluster.is_private:  # nodes that may have cache folders of their own
+        if not run.cluster.is_private:  # nodes may have separate cache folders
             from sdm_ray.sweep.cluster.object_store import shared_caches
 
             caches = stack.enter_context(shared_caches(f"caches of {run.recorder.ledger.record.study_name}"))
@@ -312,42 +246,19 @@ def _tune(run: _Run, study: SearchStudy, unreported: list[TrialResult], caches: 
 
 
 def _take_result(run: _Run, result: TrialResult) -> None:
-    """Pass a trial's end on to the tracker, the frontier's files and the view."""
+    """Forward a trial's result to the tracker, the frontier's files and the view."""
     state = run.recorder.state
     judged = state.judged_trial(result)
-    if state.trials[result.trial_id].point == "tuned":
-        _announce_floor(run)
-    for name, said in result.uninformative_checks.items():
-        if name not in run.uninformative:
-            run.uninformative.add(name)
-            check = name.replace("_", " ")
-            run.view.message(f"audit: the check {check} is uninformative on these data and keeps no trial off: {said}")
+    run.announcements.of_result(result)
     run.tracker.finish_trial(judged)
     run.report.take(judged)
     run.frontier.update(state.judgement.points())
     run.view.finished(judged, state.snapshot())
-    spent = None if run.spent_announced else state.spent()
-    if spent is not None:
-        run.spent_announced = True
-        run.view.message(f"{spent}: no further point is tried")
-
-
-def _announce_floor(run: _Run) -> None:
-    """Say from which desired accuracy points are feasible, once the tuned reference has ended."""
-    judgement = run.recorder.state.judgement
-    if run.settings.search.max_desired_drop is None or judgement.floor_is_pending:
-        return
-    if judgement.desired_floor is None:
-        run.view.message(
-            "the tuned reference failed, so search.max_desired_drop has nothing to compare with: "
-            "no trial is held to it until --resume repeats the reference"
-        )
-    else:
-        run.view.message(f"feasible: desired accuracy of at least {judgement.desired_floor:.3f}")
+    run.announcements.of_budget()
 
 
 def _close(run: _Run, status: str) -> None:
-    """Write the frontier's files once more, publish them, and end the tracker."""
+    """Write the frontier's files a last time, publish them, and close the tracker."""
     run.frontier.update(run.recorder.state.judgement.points())
     run.frontier.close()
     run.report.close()
@@ -361,16 +272,10 @@ def _publish(tracker: Tracker, folder: Path, files: list[Path]) -> None:
 
 
 def _fetch_trials(run: _Run) -> None:
-    """Bring the folders of trials that ran elsewhere, so that `best` and `attack` find configs and models."""
+    """Download the folders of trials that ran on other nodes, so that `best` and `attack` find configs and models."""
     for entry in list(run.recorder.state.trials.values()):
         if entry.result is not None:
-            _fetch_trial(run.settings, run.folder, entry.trial_id)
-
-
-def _fetch_trial(settings: SweepSettings, sweep_folder: Path, trial_id: str) -> None:
-    uri, folder = trials_uri(settings), trial_folder(sweep_folder, trial_id)
-    if uri is not None and not (folder / "result.json").exists():
-        Mirror(folder, below(uri, trial_id)).pull()
+            fetch_trial(run.settings, run.folder, entry.trial_id)
 
 
 def _outcome(run: _Run, *, interrupted: bool) -> SweepOutcome:

@@ -1,4 +1,4 @@
-"""Where the trials of a sweep stand, and what a tracker is told of the sweep as a whole while it goes on."""
+"""Tracks the status of trials relative to the frontier, and metrics and description of the sweep as a whole."""
 
 from __future__ import annotations
 
@@ -13,26 +13,27 @@ from sdm_ray.figures.kinds import Kind, kinds
 from sdm_ray.figures.tables import markdown_table
 from sdm_ray.frontier.points import Point, hypervolume
 from sdm_ray.sweep.search.models import axes
+from sdm_ray.sweep.state.labels import run_name, run_params, trial_tags
 from sdm_ray.sweep.state.state import SweepState
 from sdm_ray.tracking import Tracker
 
 FRONTIER, VERDICT = "frontier", "verdict"
-"""Tags of a trial's run."""
+"""Names of tags of a trial's run."""
 AUDITED_OUT = "audited out"
 WORDS: dict[Kind, str] = {"superseded": "not attacked again", "scratch": "no better than scratch"}
-"""Kinds of points whose names do not say it."""
+"""Labels for kinds of points whose names are not self-explanatory."""
 BUSY_SHARE = 0.01
-"""Share of a sweep's time that may go into working out where its trials stand."""
+"""Maximum fraction of a sweep's time for computing and sending the tags."""
 DESCRIBE_SECONDS = 60.0
-"""The description of a sweep is written this often while it runs."""
+"""Interval at which the description of a running sweep is updated."""
 MAX_DESCRIPTION = 5000
-"""Characters of a description: what every MLflow server takes."""
+"""Maximum length of a description in characters, which every MLflow server accepts."""
 
 ARTIFACTS = "\n\nAmong the artifacts are the picture, `frontier.png`, and the interactive page, `frontier.html`."
 
 
 def standings(state: SweepState) -> dict[str, dict[str, str | None]]:
-    """Where every trial that has ended stands, as tags by its id: all trials of a point stand where it does."""
+    """Tags of every ended trial, by id: the kind of its point relative to the frontier, and the trial's verdict."""
     judgement = state.judgement
     points = judgement.points()
     by_point = {point.trial_id: _word(point, kind) for point, kind in zip(points, kinds(points), strict=True)}
@@ -55,9 +56,25 @@ def _word(point: Point, kind: Kind) -> str:
     return WORDS.get(kind, kind)
 
 
+def record_again(state: SweepState, tracker: Tracker) -> int:
+    """Record ended trials that the tracker does not know, because its journal was lost or damaged.
+
+    Returns:
+        Number of these trials.
+    """
+    count = 0
+    for entry in state.trials.values():
+        if entry.result is not None and not tracker.is_recorded(entry.trial_id):
+            params, name = run_params(state.settings, entry), run_name(state.settings, entry)
+            tracker.start_trial(entry.trial_id, params, trial_tags(entry), name=name)
+            tracker.finish_trial(state.judged_trial(entry.result))
+            count += 1
+    return count
+
+
 @dataclass(kw_only=True)
 class SweepReport:
-    """Tells a tracker of the sweep as a whole: metrics over trials, where each trial stands, a table as description."""
+    """Tracks a sweep as a whole: metrics over trials, tags of each trial, and a table as description."""
 
     state: SweepState
     tracker: Tracker
@@ -69,7 +86,7 @@ class SweepReport:
         self._num_ended = sum(entry.result is not None for entry in self.state.trials.values())
 
     def take(self, result: TrialResult) -> None:
-        """A trial has ended, and the tracker has its end."""
+        """Log the metrics of the sweep after a trial has ended and is recorded in the tracker; update tags if due."""
         self._num_ended += 1
         self._log(result if self.state.trials[result.trial_id].role == "search" else None)
         started = time.monotonic()
@@ -78,7 +95,7 @@ class SweepReport:
             self._due = time.monotonic() + (time.monotonic() - started) / BUSY_SHARE
 
     def close(self) -> None:
-        """The sweep ends: all is brought up to date."""
+        """Log final metrics, tags and description at the end of the sweep."""
         self._log(None)
         self._annotate(describe=True)
 

@@ -1,4 +1,4 @@
-"""Experiment tracking: a small protocol, a no-op, and MLflow (imported only when it is used)."""
+"""Experiment tracking: a small protocol, a no-op tracker, and MLflow (imported only if it is used)."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from sdm_ray.tracking.place import choose_place
 def open_tracker(
     settings: TrackingSettings, sweep_dir: Path, *, fetch: Callable[[str], None] = lambda trial_id: None
 ) -> Tracker:
-    """The tracker that the settings ask for; nothing is connected or written before its `start_sweep`.
+    """Create the tracker for these settings; it neither connects nor writes before its `start_sweep`.
 
     Args:
-        settings: where to track, or that nothing is tracked; what they leave out is chosen by `choose_place`.
-        sweep_dir: the sweep's folder; records wait there until they are delivered.
-        fetch: brings the folder of a trial that has ended to this machine, where trials run elsewhere.
+        settings: tracking settings, or that tracking is off; `choose_place` fills in what they leave out.
+        sweep_dir: the sweep's folder; it holds records until they are delivered.
+        fetch: copies the folder of an ended trial to this machine, if trials run elsewhere.
     """
     if not settings.enabled:
         return NoTracker()

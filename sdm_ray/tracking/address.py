@@ -1,4 +1,4 @@
-"""Where an MLflow server or database is: checks that can be made before MLflow is imported."""
+"""Location of an MLflow server or database: checks that need no import of MLflow."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _OFF = "or switch tracking off with tracking.enabled=false"
 
 
 def is_reference(text: str) -> bool:
-    """Whether a text names a run (`mlflow:RUN_ID`) and not a file."""
+    """Whether a text is a run reference (`mlflow:RUN_ID`) rather than a file."""
     return text.startswith(PREFIX)
 
 
 def sqlite_file(uri: str) -> Path | None:
-    """The file of a `sqlite:///path` URI (four slashes before an absolute path); None for any other URI."""
+    """File of a `sqlite:///path` URI (four slashes before an absolute path); None for any other URI."""
     scheme, separator, path = uri.partition(":///")
     if not separator or scheme.split("+")[0] != "sqlite":
         return None
@@ -31,31 +31,31 @@ def sqlite_file(uri: str) -> Path | None:
 
 
 def at_home(uri: str, setting: str) -> str:
-    """An address of a local file with `~` at the beginning of its path, which databases do not know, written out.
+    """Expand a leading `~` in the path of a local address, because databases do not.
 
     Raises:
-        UsageError: for a home folder that there is not; it begins with the setting.
+        UsageError: if the home folder does not exist; the message begins with the setting.
     """
     found = re.fullmatch(r"(sqlite(?:\+\w+)?:///|journal:///?)(~.*)", uri)
     return uri if found is None else f"{found[1]}{user_path(found[2], setting)}"
 
 
 def sqlite_uri(path: Path) -> str:
-    """The URI of a sqlite file."""
+    """URI of a sqlite file."""
     return f"sqlite:///{path.absolute()}"
 
 
 def sweep_id_file(sweep_dir: Path) -> Path:
-    """The file with the id that all runs of a sweep share; a sweep that was not tracked has none."""
+    """File with the id that all runs of a sweep share; it is missing if the sweep was not tracked."""
     return sweep_dir / "tracking" / "sweep_id"
 
 
 def check_address(uri: str) -> None:
-    """Refuse what cannot work and find out, within a few seconds, whether anybody listens.
+    """Reject unusable addresses, and check within a few seconds that a server is listening.
 
     Raises:
         UsageError: for a URI that MLflow cannot write to.
-        RunError: when no connection can be made.
+        RunError: if no connection can be made.
     """
     file = sqlite_file(uri)
     scheme = urlsplit(uri).scheme.split("+")[0]
@@ -77,12 +77,12 @@ def check_address(uri: str) -> None:
 
 
 def masked(uri: str) -> str:
-    """The URI without its password."""
+    """URI without its password."""
     return re.sub(r"(://[^/@:]*):[^/@]*@", r"\1:***@", uri)
 
 
 def unreachable(uri: str, reason: object) -> RunError:
-    """The error for a server that does not answer."""
+    """Error for a server that does not answer."""
     return RunError(
         f"the MLflow server at {masked(uri)} does not answer ({reason}); start it, correct tracking.uri (or "
         f"MLFLOW_TRACKING_URI), {_OFF}"
@@ -90,12 +90,12 @@ def unreachable(uri: str, reason: object) -> RunError:
 
 
 def is_refusal(words: str) -> bool:
-    """Whether an error of MLflow's client says that the server wants credentials, or others."""
+    """Whether an error of MLflow's client means that credentials are missing or wrong."""
     return re.search(r"\b(401|403)\b|UNAUTHENTICATED|PERMISSION_DENIED", words) is not None
 
 
 def refused(uri: str, reason: object) -> RunError:
-    """The error for a server that wants credentials."""
+    """Error for a server that requires credentials."""
     return RunError(
         f"the MLflow server at {masked(uri)} refuses ({reason}); set MLFLOW_TRACKING_TOKEN, or "
         f"MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, {_OFF}"

@@ -1,4 +1,4 @@
-"""Waiting for the first answer of a server or database, for so long and no longer."""
+"""Wait for the first answer of a server or database, up to a time limit."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from sdm_ray.core.errors import UsageError
 from sdm_ray.tracking.address import is_refusal, refused, unreachable
 
 ANSWER_TIMEOUT_SECONDS = 10.0
-"""How long a server may take over its first answer."""
+"""Time limit for a server's first answer."""
 SCHEMA_TIMEOUT_SECONDS = 60.0
-"""How long a database may take over it: it may have to create its tables."""
+"""Time limit for a database, which may have to create its tables."""
 
 
 def within(connect: Callable[[], None], uri: str) -> None:
-    """Connect within a time limit; a server that takes the connection and then does not answer counts as away.
+    """Connect within a time limit; a server that accepts the connection but does not answer counts as unreachable.
 
     Raises:
-        UsageError: as `connect` raises it.
-        RunError: when the server fails or does not answer in time.
+        UsageError: as raised by `connect`.
+        RunError: if the server fails or does not answer in time.
     """
     seconds = ANSWER_TIMEOUT_SECONDS if uri.startswith("http") else SCHEMA_TIMEOUT_SECONDS
     failure: list[BaseException] = []

@@ -1,4 +1,4 @@
-"""Artifacts of a tracked run: its model and other files are downloaded, and later measurements are added."""
+"""Artifacts of a tracked run: download its model and other files, and add later measurements."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from sdm_ray.tracking.series import split
 
 @contextmanager
 def model_folder(run: TrackedRun) -> Iterator[Path]:
-    """The folder of the model that a trial released: where the trial wrote it, or a download of the run's artifact.
+    """Folder of the model that a trial released: the trial's own folder, or a download of the run's artifact.
 
     Raises:
-        UsageError: when the run has no model, here or there.
-        RunError: when the download fails.
+        UsageError: if the run has no model, either locally or among its artifacts.
+        RunError: if the download fails.
     """
     if run.is_sweep:
         raise UsageError(
@@ -47,15 +47,15 @@ def model_folder(run: TrackedRun) -> Iterator[Path]:
 
 
 def check_weights(run: TrackedRun, params: Params | None, folder: str | Path) -> None:
-    """Check that weights are those that a run tracked, before results are added to it.
+    """Check that weights match those of a tracked run before results are added to it.
 
     Args:
         run: the run.
-        params: of the exported model in the folder; None where it is no export.
-        folder: where they come from.
+        params: parameters of the exported model in the folder; None (not an export) is an error.
+        folder: folder of the weights, for the error message.
 
     Raises:
-        RunError: when they are others.
+        RunError: if they differ from the tracked ones, or are missing.
     """
     from sdm_ray.models.encoder import params_digest
 
@@ -68,11 +68,11 @@ def check_weights(run: TrackedRun, params: Params | None, folder: str | Path) ->
 
 
 def download(run: TrackedRun, path: str, into: Path) -> Path | None:
-    """Download an artifact of a run; None where it has none of this path.
+    """Download an artifact of a run; None if it has no artifact at this path.
 
     Raises:
-        UsageError: when its artifacts lay in a folder that is gone, and are not beside the database either.
-        RunError: when the server does not answer, or names a file outside the folder.
+        UsageError: if its artifacts were in a folder that no longer exists, and are not beside the database either.
+        RunError: if the server does not answer, or names a file outside the folder.
     """
     client = connect(run.uri)
     parent, _, name = path.rpartition("/")
@@ -94,11 +94,11 @@ def download(run: TrackedRun, path: str, into: Path) -> Path | None:
 
 
 def _moved(client: Any, run: TrackedRun) -> Path | None:
-    """Where the artifacts of a run lie now that its database was moved with them; None where they are as it says."""
+    """Current folder of artifacts that were moved with their database; None if the recorded folder is valid."""
     file = sqlite_file(run.uri)
     parts = urlsplit(answer(run.uri, lambda: client.get_run(run.run_id)).info.artifact_uri)
     said = Path(unquote(parts.path))
-    root = said.parent.parent  # made with the first artifact
+    root = said.parent.parent  # created with the first artifact
     if file is None or parts.scheme not in ("", "file") or root.is_dir() or root.parent == file.parent:
         return None
     beside = file.parent / ARTIFACTS / run.run_id / said.name
@@ -117,13 +117,13 @@ def add_to_run(
 
     Args:
         run: the run.
-        metrics: by name; what is no finite number is left out, as is what `split` leaves out.
-        tags: more tags.
+        metrics: values by name; non-finite values and those that `split` does not log are left out.
+        tags: additional tags.
         files: artifacts.
-        folder: among the artifacts, for the files.
+        folder: artifact folder for the files.
 
     Raises:
-        RunError: when the server does not answer.
+        RunError: if the server does not answer.
     """
     from mlflow.entities import Metric, RunTag
     from mlflow.utils.time import get_current_time_millis

@@ -1,4 +1,4 @@
-"""MLflow's client: imported quietly and late, with its sqlite schema and its experiment made where they are missing."""
+"""MLflow's client: lazy, quiet import; creates a missing sqlite schema or experiment."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ _ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # two lines a run, from the delivery's thread
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # two lines per run, from the delivery thread
 }
-"""Defaults for this process: retries are the outbox's task, and nothing is reported to anybody unasked."""
+"""Environment defaults of this process: one retry per request, since the outbox retries too, and no telemetry."""
 
 
 def prepare_mlflow() -> None:
-    """Import MLflow, quietly.
+    """Import MLflow without its log output.
 
     Raises:
-        UsageError: when it is not installed.
+        UsageError: if it is not installed.
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -39,7 +39,7 @@ def prepare_mlflow() -> None:
 
 
 def new_client(uri: str) -> Any:
-    """MLflow's client; the schema of a new sqlite file is created."""
+    """Create MLflow's client, and the schema of a new sqlite file."""
     prepare_mlflow()
     from mlflow import MlflowClient
 
@@ -50,7 +50,7 @@ def new_client(uri: str) -> Any:
 
 
 def create_database(file: Path) -> None:
-    """Create the schema beside the file and link it there: a kill half-way would leave a schema that cannot be used."""
+    """Create the schema in a temporary file and link it into place, so that a kill cannot leave a partial schema."""
     from mlflow import MlflowClient
 
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
@@ -62,17 +62,17 @@ def create_database(file: Path) -> None:
             file.hardlink_to(temporary)
         except FileExistsError:  # another sweep on the same file was faster
             pass
-        except OSError:  # no hard links here
+        except OSError:  # file system without hard links
             move(temporary, file)
     finally:
         remove(temporary)
 
 
 def find_or_create_experiment(client: Any, name: str, artifact_location: str | None) -> str:
-    """The id of the experiment of this name.
+    """Id of the experiment with this name.
 
     Raises:
-        UsageError: when it was deleted.
+        UsageError: if it was deleted.
     """
     from mlflow.exceptions import MlflowException
 

@@ -1,4 +1,4 @@
-"""A sweep's folder that was copied or moved, so that a copy never writes over the runs of the original."""
+"""Handling of copied or moved sweep folders, so that a copy never overwrites the runs of the original."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from sdm_ray.tracking.address import sqlite_file, sweep_id_file
 from sdm_ray.tracking.place import FILE
 
 ARTIFACTS = "mlartifacts"
-"""Folder of artifacts, beside the database."""
+"""Folder of artifacts beside the database."""
 _COLUMNS = {
     "experiments": ("artifact_location",),
     "runs": ("artifact_uri",),
     "logged_models": ("artifact_location",),
     "model_versions": ("source", "storage_location"),
 }
-"""Where MLflow's database says in which folder artifacts are."""
+"""Columns of MLflow's database, by table, that hold artifact locations."""
 
 
 def settle_copy(sweep_dir: Path, uri: str, experiment: str) -> None:
-    """Refuse to track a copy into the runs of its original; after a move, let the database say where artifacts are now.
+    """Refuse to track a copy in the runs of its original; after a move, update the recorded artifact locations.
 
     Raises:
         UsageError: naming both folders.
@@ -36,7 +36,7 @@ def settle_copy(sweep_dir: Path, uri: str, experiment: str) -> None:
     file = sqlite_file(uri)
     if file is None or not file.is_file() or file.parent.resolve() not in (here, here.parent):
         return
-    with suppress(sqlite3.Error), closing(sqlite3.connect(file)) as database:  # MLflow says what is wrong with it
+    with suppress(sqlite3.Error), closing(sqlite3.connect(file)) as database:  # MLflow reports the fault
         found = database.execute("SELECT artifact_location FROM experiments WHERE name = ?", (experiment,)).fetchone()
         parts = urlsplit(found[0] if found and found[0] else "")
         artifacts = Path(unquote(parts.path))
@@ -48,7 +48,7 @@ def settle_copy(sweep_dir: Path, uri: str, experiment: str) -> None:
 
 
 def _original(sweep_dir: Path) -> Path | None:
-    """The folder that this one is a copy of, where it is still there."""
+    """Folder that this one was copied from, if it still exists."""
     try:
         folder = Path(json.loads((sweep_dir / "tracking" / FILE).read_text(encoding="utf-8"))["folder"])
         same_id = sweep_id_file(folder).read_text() == sweep_id_file(sweep_dir).read_text()
@@ -69,7 +69,7 @@ def _copied(here: Path, original: Path, sweep_dir: Path) -> UsageError:
 
 
 def _move(database: sqlite3.Connection, before: str, now: str) -> None:
-    """Let every address below one folder lie below another."""
+    """Replace a folder prefix in every recorded artifact location."""
     present = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     with database:
         for table, columns in _COLUMNS.items():

@@ -1,4 +1,4 @@
-"""What the run of a trial keeps when the trial has ended, its metrics aside."""
+"""Tags, artifacts and inputs of the run of an ended trial."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sdm_ray.tracking.naming import tag_values
 from sdm_ray.tracking.series import FAILED_CHECKS
 
 MAX_SAID = 300
-"""Characters of what a failed check saw, in the tag of its trial's run."""
+"""Most characters of a failed check's observation in a run's tag."""
 RUN_STATUS = {
     Status.COMPLETE: "FINISHED",
     Status.INFEASIBLE: "FINISHED",
@@ -22,13 +22,13 @@ ARTIFACTS = (
     "config.yaml", "result.json", "train.parquet", "trajectory.parquet", "trajectory.png", "attack.parquet",
     "attack.json", "audit.json", "model/README.md",
 )  # fmt: skip
-"""Files of a trial's folder that its run keeps; the folder itself is named by a tag."""
+"""Files of a trial's folder that become artifacts; a tag holds the folder's path."""
 MODEL = "model"
-"""Folder of the released model, in a trial's folder and among its run's artifacts (`tracking.log_models`)."""
+"""Folder of the released model, both in the trial's folder and among the artifacts (`tracking.log_models`)."""
 
 
 def result_tags(result: TrialResult, kept: Mapping[str, str]) -> dict[str, str]:
-    """The tags of a result; `kept` are those of metrics that are not logged."""
+    """Tags of a result; `kept` are the tags of metrics that are not logged."""
     tags = {
         "status": str(result.status),
         "method": result.method,
@@ -44,14 +44,14 @@ def result_tags(result: TrialResult, kept: Mapping[str, str]) -> dict[str, str]:
 
 
 def artifacts(result: TrialResult, *, with_model: bool) -> list[str]:
-    """Paths that the run keeps, the whole model among them where it is asked for."""
+    """Paths of the artifacts, including the model if requested."""
     folder = result.output_dir.absolute()
     whole = [str(folder / MODEL)] if with_model else []
     return [*(str(folder / name) for name in ARTIFACTS), *whole]
 
 
 def inputs(provenance: Mapping[str, str]) -> list[dict[str, str]]:
-    """Data and encoder as MLflow's inputs of a run."""
+    """Data and encoder as MLflow inputs of a run."""
     named = (("data", "data_source", "meta-training and attack"), ("encoder", "encoder_name", "encoder"))
     return [
         {
@@ -66,5 +66,5 @@ def inputs(provenance: Mapping[str, str]) -> list[dict[str, str]]:
 
 
 def _checks(failed: Mapping[str, str]) -> str | None:
-    """The tag of failed checks; None where none failed."""
+    """Tag of failed checks; None if none failed."""
     return json.dumps({name: said[:MAX_SAID] for name, said in failed.items()}) if failed else None

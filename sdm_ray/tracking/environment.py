@@ -16,7 +16,7 @@ PACKAGES = ("sdm-ray", "torch", "transformers", "ray", "optuna", "mlflow", "nump
 
 
 def environment_tags() -> dict[str, str]:
-    """Tags of the machine that drives a sweep, under MLflow's own names where it has one."""
+    """Tags of the machine that drives a sweep, under MLflow's own names if there are any."""
     tags = {
         "mlflow.source.name": "sdm-ray",
         "mlflow.source.type": "LOCAL",
@@ -39,7 +39,7 @@ def environment_tags() -> dict[str, str]:
 
 
 def git_commit(folder: Path) -> str | None:
-    """The commit of the checkout that `folder` lies in, with `-dirty` when files differ; None outside a checkout."""
+    """Commit of the checkout that contains `folder`, with `-dirty` if files differ; None outside a checkout."""
     try:
         if not _git(folder, "ls-files", "."):
             return None

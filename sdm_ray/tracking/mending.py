@@ -1,4 +1,4 @@
-"""A sweep's MLflow database that is damaged or of an earlier MLflow: moved aside or brought up to date, never lost."""
+"""Repair of a sweep's MLflow database: a damaged one is moved aside, an old schema is upgraded; nothing is deleted."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from sdm_ray.tracking.address import sqlite_uri
 log = logging.getLogger(__name__)
 
 OLD_SCHEMA = "out-of-date database schema"
-"""What MLflow says of a database that an earlier version made."""
+"""Part of MLflow's message for a database that an earlier version created."""
 UPGRADE_SECONDS = 300
 
 
 def is_own(file: Path, sweep_dir: Path) -> bool:
-    """Whether a database is where sweeps keep theirs: in the folder, or beside it."""
+    """Whether a database is at the default path of a sweep: in its folder, or beside it."""
     return file.parent in (sweep_dir.absolute(), sweep_dir.absolute().parent)
 
 
 def move_damaged(file: Path) -> Path | None:
-    """Move a file that is no whole database aside, so that a new one is made; its new path, None where it is sound.
+    """Move a damaged database file aside, so that a new one is created; its new path, or None if the file is sound.
 
     Raises:
-        RunError: when it cannot be moved.
+        RunError: if it cannot be moved.
     """
     damage = damage_of(file, lambda database: _lack(database, file))
     if damage is None:
@@ -40,7 +40,7 @@ def move_damaged(file: Path) -> Path | None:
 
 
 def _lack(database: sqlite3.Connection, file: Path) -> str | None:
-    """What an open database lacks; None where it is whole."""
+    """What an open database lacks; None if it is complete."""
     size = file.stat().st_size
     (tables,) = database.execute("SELECT count(*) FROM sqlite_master").fetchone()
     (pages,) = database.execute("PRAGMA page_count").fetchone()
@@ -51,10 +51,10 @@ def _lack(database: sqlite3.Connection, file: Path) -> str | None:
 
 
 def upgrade(file: Path) -> None:
-    """Bring a database of an earlier MLflow up to date; a copy of it as it was stays beside it.
+    """Upgrade a database of an earlier MLflow; a copy of the old file is kept beside it.
 
     Raises:
-        RunError: when MLflow cannot.
+        RunError: if MLflow cannot upgrade it.
     """
     number = 1
     while (kept := file.with_name(f"{file.name}.before-upgrade-{number}")).exists():

@@ -32,14 +32,14 @@ from sdm_ray.tracking.sink import MlflowSink
 log = logging.getLogger(__name__)
 
 CLOSE_TIMEOUT_SECONDS, AWAY_TIMEOUT_SECONDS = 45.0, 3.0
-"""How long the end of a sweep waits for the last records: from a server that answers, and from one that does not."""
+"""Longest wait for the last records at the end of a sweep: for a server that answers, and for one that does not."""
 HINT_TIMEOUT_SECONDS = 20.0
 DESCRIPTION = "mlflow.note.content"
-"""Tag with what MLflow shows as the description of a run: Markdown."""
+"""Tag that MLflow shows as the description of a run, in Markdown."""
 
 
 def _never_raising(method: Callable[..., None]) -> Callable[..., None]:
-    """A tracker's method that reports a fault of its own in the log and costs the sweep nothing."""
+    """Decorate a tracker's method: its exceptions are logged and do not stop the sweep."""
 
     @functools.wraps(method)
     def call(self: MlflowTracker, *args: Any, **options: Any) -> None:
@@ -52,12 +52,12 @@ def _never_raising(method: Callable[..., None]) -> Callable[..., None]:
 
 
 class MlflowTracker:
-    """See `Tracker`. Calls are written to a journal in the sweep's folder and delivered by a thread of its own.
+    """See `Tracker`. Calls are written to a journal in the sweep's folder; a separate thread delivers them.
 
     Args:
         settings: tracking settings.
-        sweep_dir: the sweep's folder, for `tracking/`.
-        fetch: brings the folder of a trial that has ended to this machine.
+        sweep_dir: the sweep's folder; the journal is in its subfolder `tracking/`.
+        fetch: copies the folder of an ended trial to this machine.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class MlflowTracker:
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """A copy in another process starts unconnected."""
+        """Pickle without the connection: a copy in another process starts unconnected."""
         return (MlflowTracker, (self._settings, self._sweep_dir))
 
     @property
@@ -96,11 +96,11 @@ class MlflowTracker:
         self._start(SWEEP_RUN, name, settings, self._environment | tags)
 
     def _connect(self) -> None:
-        """Find out whether the server is there; the tables of a new sqlite file are left to the first delivery.
+        """Check that the server answers; the tables of a new sqlite file are created by the first delivery.
 
         Raises:
-            UsageError: when MLflow is not installed, or the experiment cannot be used.
-            RunError: when the server does not answer.
+            UsageError: if MLflow is not installed, or the experiment cannot be used.
+            RunError: if the server does not answer.
         """
         assert self._sink is not None
         assert self._journal is not None
@@ -194,9 +194,9 @@ class MlflowTracker:
         self._journal, self._is_closed = None, True
 
     def ui_hint(self) -> str:
-        """The command that opens MLflow's interface, where one is needed, and the page that compares the trials.
+        """Command that opens MLflow's interface, if one is needed, and the page that compares the trials.
 
-        Waits some seconds for a new database, whose schema is still being created.
+        Waits a few seconds for a new database whose schema is still being created.
         """
         page = "#/experiments"
         if self._sink is not None and self._sink.wait_connected(0.0 if self._is_closed else HINT_TIMEOUT_SECONDS):
@@ -241,7 +241,7 @@ class MlflowTracker:
         self._append("start", trial=trial_id, name=name, params=flat_params(params), tags=tag_values(tags))
 
     def _append(self, call: str, **values: Any) -> None:
-        """Put a call into the journal; a full disk costs the record, never the sweep."""
+        """Append a call to the journal; if the disk is full, the record is lost but the sweep goes on."""
         record: Record = {"call": call, "time": int(time.time() * 1000), **values}
         with self._lock:
             if self._journal is None:

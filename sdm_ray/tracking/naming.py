@@ -1,4 +1,4 @@
-"""Names and values in the form that MLflow takes: flat, legal, within its limits."""
+"""Names and values in the form that MLflow accepts: flat, with legal characters, within its limits."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from numbers import Real
 from typing import Any
 
 MAX_KEY, MAX_PARAM, MAX_TAG = 250, 6000, 5000
-"""Characters of a key, a param's value and a tag's value that every supported MLflow server takes."""
+"""Most characters of a key, a param's value and a tag's value that every supported MLflow server accepts."""
 SEPARATOR = " · "
-"""Between a trial's id and its settings in the name of its run."""
+"""Separator of a trial's id and its settings in the name of its run."""
 _ILLEGAL = re.compile(r"[^\w\-. :/]", re.ASCII)
 _CUT = "..."
 
 
 def legal_key(name: str) -> str:
-    """A key with MLflow's alphabet alone; other characters become `_`. MLflow also refuses `a//b` and `../a`."""
+    """Key with characters outside MLflow's alphabet replaced by `_`. MLflow also rejects `a//b` and `../a`."""
     key = _ILLEGAL.sub("_", name)
     key = "/".join(part for part in key.split("/") if part.strip(".")) or "_"
     return key if len(key) <= MAX_KEY else key[: MAX_KEY - len(_CUT)] + _CUT
@@ -34,7 +34,7 @@ def readable(value: Any, limit: int) -> str:
 
 
 def flat_params(values: Mapping[str, Any]) -> dict[str, str]:
-    """Nested settings as dotted names; settings that are None are left out."""
+    """Flatten nested settings to dotted names; settings that are None are left out."""
     flat: dict[str, str] = {}
     for name, value in _flatten("", values):
         if value is not None:
@@ -43,12 +43,12 @@ def flat_params(values: Mapping[str, Any]) -> dict[str, str]:
 
 
 def tag_values(tags: Mapping[str, Any]) -> dict[str, str]:
-    """Tags with legal keys and values cut to MLflow's limit; None is left out."""
+    """Tags with legal keys, and values cut to MLflow's limit; None is left out."""
     return {legal_key(name): readable(value, MAX_TAG) for name, value in tags.items() if value is not None}
 
 
 def finite_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
-    """Metrics with legal names; what is no finite number is left out, for MLflow would store another one instead."""
+    """Metrics with legal names; non-finite values are left out, because MLflow would store a different number."""
     return {
         legal_key(name): float(value)
         for name, value in metrics.items()

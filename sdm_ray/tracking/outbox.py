@@ -1,8 +1,8 @@
-"""Tracking calls wait on disk, in order, and a thread delivers them at the pace of the server, never of the sweep.
+"""Durable queue of tracking calls on disk; a thread delivers them in order, without slowing down the sweep.
 
-Every call is appended to a JSON-lines file, and the length of its delivered part is kept in a second file. So a server
-that stays away, or a driver that is killed, loses nothing: the rest is delivered later, or by the next process. A call
-that was delivered just before a kill may be delivered twice; what applies them must allow for that.
+Every call is appended to a JSON-lines file; a second file holds the length of the delivered part. A long server outage
+or a killed driver therefore loses nothing: the rest is delivered later, or by the next process. A call that was
+delivered just before a kill may be delivered twice, so a sink must be idempotent.
 """
 
 from __future__ import annotations
@@ -20,31 +20,31 @@ from sdm_ray.core.files import LineFile, move, remove, write_bytes
 log = logging.getLogger(__name__)
 
 CHUNK = 64
-"""Most records that are handed over at once."""
+"""Most records per delivery."""
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.5, 30.0
-"""Wait after a failed delivery; it doubles with every failure."""
+"""First and longest wait after a failed delivery; the wait doubles with every failure."""
 SWEEP_RUN = "-"
-"""The trial id of the sweep's own run, which the runs of all trials belong to."""
+"""Trial id of the sweep's own run, the parent of all trials' runs."""
 MAX_WARNINGS = 3
-"""Skipped records that are worth a warning each."""
+"""Most skipped records that are warned about one by one."""
 FAULTS = (TypeError, KeyError, IndexError, AttributeError, NameError, AssertionError)
-"""Errors of our own code, which no waiting for the server cures."""
+"""Errors in this package's code; retrying does not help."""
 
 Record = dict[str, Any]
 
 
 class Journal:
-    """An append-only file of records with a delivered prefix; one process writes, threads may share it.
+    """An append-only file of records with a delivered prefix; one process writes, several threads may share it.
 
-    Records that an earlier process set aside come back at the end, in their order. A line that is no record is skipped,
-    and where the delivered part cannot be told, all is delivered again.
+    Records that an earlier process set aside are appended again in their order. Invalid lines are skipped. If the
+    length of the delivered part is unknown, everything is delivered again.
 
     Args:
-        folder: holds `journal.jsonl`, `delivered` and, where records were set aside, `undelivered.jsonl`; made if
+        folder: holds `journal.jsonl`, `delivered` and, if records were set aside, `undelivered.jsonl`; created if
             needed.
 
     Raises:
-        OSError: when the folder cannot be written.
+        OSError: if the folder cannot be written.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -63,7 +63,7 @@ class Journal:
             remove(self.aside)
 
     def append(self, record: Record) -> None:
-        """Add a record; raises OSError when the disk is full."""
+        """Append a record; raises OSError if the disk is full."""
         line = _line(record)
         with self._changed:
             self._file.append(line, sync=record.get("call") != "log")
@@ -71,7 +71,7 @@ class Journal:
             self._changed.notify_all()
 
     def set_aside(self, record: Record) -> None:
-        """Keep a record that cannot be sent now for the next process; raises OSError when the disk is full."""
+        """Keep a record that cannot be sent now for the next process; raises OSError if the disk is full."""
         file = LineFile(self.aside, _whole_lines(self.aside))
         try:
             file.append(_line(record))
@@ -79,20 +79,20 @@ class Journal:
             file.close()
 
     def rewind(self) -> bool:
-        """Deliver everything again, from the first record on; whether anything had been."""
+        """Mark every record as undelivered; returns whether any had been delivered."""
         with self._changed:
             anything, self._delivered = self._delivered > 0, 0
             self._changed.notify_all()
         return anything
 
     def begun(self) -> set[str]:
-        """Trials, and the sweep's own run, whose beginning has been delivered."""
+        """Ids of trials, and of the sweep's own run, whose start has been delivered."""
         with self._changed:
             size = self._delivered
         return {str(record.get("trial")) for record in _records(self.path, size) if record["call"] == "start"}
 
     def pending(self, limit: int) -> tuple[list[Record], list[int]]:
-        """The next undelivered records, at most `limit`, and for each the position that `acknowledge` takes."""
+        """The next undelivered records, at most `limit`, and the position to `acknowledge` after each."""
         records: list[Record] = []
         positions: list[int] = []
         with self._changed:
@@ -109,11 +109,11 @@ class Journal:
                 elif positions:
                     positions[-1] = position
         if not records and position > self._delivered:
-            self.acknowledge(position)  # nothing but damaged lines
+            self.acknowledge(position)  # damaged lines only
         return records, positions
 
     def acknowledge(self, position: int) -> None:
-        """Everything before `position` has been delivered."""
+        """Mark everything before `position` as delivered."""
         temporary = self._mark.with_suffix(".new")
         write_bytes(temporary, str(position).encode())
         move(temporary, self._mark)
@@ -126,18 +126,18 @@ class Journal:
         yield from _records(self.path)
 
     def wait_pending(self) -> bool:
-        """Block until there is something to deliver; False once the journal is closed and there is not."""
+        """Block until a record is pending; False if the journal is closed and none is."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed or self._delivered < self._end)
             return self._delivered < self._end
 
     def wait_delivered(self, timeout_seconds: float) -> bool:
-        """Block until everything is delivered; False when that takes longer."""
+        """Block until everything is delivered; False after the time limit."""
         with self._changed:
             return self._changed.wait_for(lambda: self._delivered >= self._end, timeout_seconds)
 
     def count_pending(self) -> int:
-        """Records that wait."""
+        """Number of pending records."""
         with self._changed:
             start, end = self._delivered, self._end
         with self.path.open("rb") as file:
@@ -145,7 +145,7 @@ class Journal:
             return file.read(end - start).count(b"\n")
 
     def close(self) -> None:
-        """No more records; `wait_pending` no longer blocks."""
+        """Accept no more records; `wait_pending` no longer blocks."""
         with self._changed:
             self._closed = True
             self._file.close()
@@ -157,7 +157,7 @@ def _line(record: Record) -> bytes:
 
 
 def _record(line: bytes) -> Record | None:
-    """What a line says; None for one that is damaged."""
+    """Parse a line; None if it is damaged."""
     try:
         record = json.loads(line)
     except ValueError:
@@ -166,20 +166,20 @@ def _record(line: bytes) -> Record | None:
 
 
 def _records(path: Path, size: int | None = None) -> Iterator[Record]:
-    """The records of a file, or of its first `size` bytes."""
+    """Records of a file, or of its first `size` bytes."""
     with path.open("rb") as file:
         position = 0
         for line in file:
             position += len(line)
             if size is not None and position > size:
                 return
-            record = _record(line) if line.endswith(b"\n") else None  # half a line was left by a kill
+            record = _record(line) if line.endswith(b"\n") else None  # a kill can leave a partial line
             if record is not None:
                 yield record
 
 
 def _whole_lines(path: Path) -> int:
-    """Bytes up to and including the last newline."""
+    """Number of bytes up to and including the last newline."""
     if not path.exists():
         return 0
     size = path.stat().st_size
@@ -195,7 +195,7 @@ def _whole_lines(path: Path) -> int:
 
 
 def _read_mark(mark: Path, path: Path, end: int) -> int:
-    """Bytes that have been delivered; 0 where the record of it cannot be right."""
+    """Number of delivered bytes; 0 if the stored number cannot be right."""
     try:
         position = int(mark.read_text())
         if not 0 < position <= end:
@@ -208,32 +208,32 @@ def _read_mark(mark: Path, path: Path, end: int) -> int:
 
 
 class RejectedError(Exception):
-    """A record that the server will never take, however often it is offered."""
+    """A record that the server will never accept."""
 
 
 class Sink(Protocol):
-    """Where records go."""
+    """Destination of records."""
 
     def apply(self, records: list[Record]) -> None:
-        """Deliver records in order; may be offered the same ones again.
+        """Deliver records in order; must be idempotent.
 
         Raises:
-            RejectedError: when one of them can never be delivered.
-            Exception: when this time it did not work.
+            RejectedError: if one of them can never be delivered.
+            Exception: if this attempt failed.
         """
 
 
 class Delivery:
-    """Delivers a journal's records in order, on a thread of its own.
+    """Delivers a journal's records in order, on its own thread.
 
-    While the server is away, it tries again; what the server refuses for good is skipped with a warning. A record on
-    which our own code fails is set aside for the next process, and so are the later ones that build on it: those of
-    the same trial, and all of them where the sweep's own run could not begin.
+    While the server is unreachable, it retries. Records that the server rejects permanently are skipped with a warning.
+    A record on which this package's own code fails is set aside for the next process, together with later ones that
+    depend on it: those of the same trial, or all of them if the sweep's own run could not start.
 
     Args:
-        journal: the records.
-        sink: where they go.
-        connect: comes first, on the thread; where it fails, nothing is delivered.
+        journal: records to deliver.
+        sink: destination.
+        connect: called first, on the thread; if it fails, nothing is delivered.
     """
 
     def __init__(self, journal: Journal, sink: Sink, connect: Callable[[], None] = lambda: None) -> None:
@@ -242,18 +242,18 @@ class Delivery:
         self._away, self._num_skipped, self._set_aside = False, 0, set[str]()
         self._sweep_is_set_aside = False
         self.error: Exception | None = None
-        """Why it could not connect at first."""
+        """Why the first connection failed."""
         self._thread = threading.Thread(target=self._run, name="sdm-ray-tracking", daemon=True)
         self._thread.start()
 
     def wait_connected(self) -> None:
-        """Block until the first attempt to connect has ended; raises what made it fail."""
+        """Block until the first attempt to connect has ended; raises its exception if it failed."""
         self._connected.wait()
         if self.error is not None:
             raise self.error
 
     def close(self, timeout_seconds: float, away_timeout_seconds: float) -> bool:
-        """Stop when all is delivered, or when the time is up; the shorter one counts while the server is away.
+        """Stop once everything is delivered or time is up; the shorter limit applies while the server is unreachable.
 
         Returns:
             Whether everything has been delivered.
@@ -305,7 +305,7 @@ class Delivery:
                 continue
             if self._away:
                 log.warning("tracking goes on")
-            # One by one as long as any trial's records are set aside.
+            # One at a time while records of any trial are set aside.
             self._away, wait, singles = False, FIRST_WAIT_SECONDS, max(len(self._set_aside), singles - 1)
             try:
                 self._journal.acknowledge(positions[-1])
@@ -317,10 +317,10 @@ class Delivery:
         return record.get("trial") in self._set_aside or self._sweep_is_set_aside
 
     def _skip(self, record: Record, error: Exception) -> bool:
-        """Go on without a record that was refused, or on which our own code failed; the latter is kept.
+        """Skip a record that was rejected or on which this package's code failed; the latter is set aside.
 
         Returns:
-            Whether that is possible; False where the latter cannot be written, so that it stays where it is.
+            Whether it could be skipped; False if setting it aside failed, so that it stays in the journal.
         """
         if isinstance(error, RejectedError):
             level = logging.WARNING if self._num_skipped < MAX_WARNINGS else logging.DEBUG
@@ -342,7 +342,7 @@ class Delivery:
         return True
 
     def _pause(self, seconds: float) -> None:
-        """Wait before the next attempt; while the sweep waits for the last records, not for long."""
+        """Wait before the next attempt; only briefly while the sweep waits for the last records."""
         self._hurry.wait(seconds)
         if self._hurry.is_set():
             self._stop.wait(min(seconds, FIRST_WAIT_SECONDS))

@@ -1,4 +1,4 @@
-"""Where a person finds runs: the command that opens MLflow's interface, and addresses in it."""
+"""Command that opens MLflow's interface, and addresses of its pages."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from sdm_ray.tracking.outbox import SWEEP_RUN
 from sdm_ray.tracking.sink import SWEEP_TAG, TRIAL_TAG, MlflowSink
 
 MAX_COMPARED_RUNS = 100
-"""MLflow's page of comparison names every run in its address."""
+"""Most runs on a comparison page, whose address lists every run."""
 UI_PORT = 5000
 UI_SERVER = f"http://127.0.0.1:{UI_PORT}"
-"""Where the printed command shows what lies in a database."""
+"""Address of the interface that the printed command starts."""
 
 
 def ui_hint(uri: str, page: str) -> str:
-    """The command that opens MLflow's interface, where one is needed, and a page in it."""
+    """Command that opens MLflow's interface, if one is needed, and a page in it."""
     if _is_server(uri):
         return f"{masked(uri).rstrip('/')}/{page}"
     command = f"mlflow ui --backend-store-uri {shlex.quote(masked(uri))} --host 127.0.0.1 --port {UI_PORT}"
@@ -27,13 +27,13 @@ def ui_hint(uri: str, page: str) -> str:
 
 
 def run_link(uri: str, experiment_id: str | None, run_id: str) -> dict[str, str]:
-    """A run and its page, as `Tracker.run_link` gives them."""
+    """Id of a run and the address of its page, see `Tracker.run_link`."""
     server = masked(uri).rstrip("/") if _is_server(uri) else UI_SERVER
     return {"mlflow_run": run_id, "mlflow_url": f"{server}/#/experiments/{experiment_id}/runs/{run_id}"}
 
 
 def sweep_page(sink: MlflowSink) -> str:
-    """The comparison of the sweep's trials, or a run without any; their list, where none began or they are too many."""
+    """Page that compares the runs of the sweep's trials, or their list if there are none or too many."""
     runs, lone = sink.trial_runs(), sink.lone_run()
     if lone is not None:
         return f"#/experiments/{sink.experiment_id}/runs/{lone}"

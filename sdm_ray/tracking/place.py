@@ -1,7 +1,7 @@
-"""Where runs go: a setting, where they have begun, MLflow's own environment variables, or a database beside the sweeps.
+"""Where runs go: a setting, the recorded place, MLflow's environment variables, or a database beside the sweeps.
 
-MLflow reads some variables by itself, wherever its client is used: `MLFLOW_TRACKING_TOKEN`, `MLFLOW_TRACKING_USERNAME`
-and `MLFLOW_TRACKING_PASSWORD`, certificates, timeouts.
+MLflow itself reads some variables wherever its client is used: `MLFLOW_TRACKING_TOKEN`, `MLFLOW_TRACKING_USERNAME` and
+`MLFLOW_TRACKING_PASSWORD`, certificates, timeouts.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from sdm_ray.core.files import move, write_bytes, write_text
 from sdm_ray.tracking.address import at_home, masked, sqlite_file, sqlite_uri, sweep_id_file
 
 URI, EXPERIMENT, CONTEXT = "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_RUN_CONTEXT"
-"""Variables of MLflow's. The last holds tags of every run, as a JSON object."""
+"""MLflow's environment variables. The last one holds tags for every run, as a JSON object."""
 DEFAULT_EXPERIMENT = "sdm-ray"
 DATABASE = "mlflow.db"
 FILE = "place.json"
-"""What a sweep keeps in `tracking/` of where its runs are."""
+"""Record in the sweep's `tracking/` of where its runs are."""
 BEGAN = "where it began"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where the runs of a sweep, or of a training, go."""
+    """Where the runs of a sweep or a training go."""
 
     uri: str
     uri_from: str
-    """What decided."""
+    """What determined the URI."""
     experiment: str
     experiment_from: str
     tags: Mapping[str, str]
-    """Of every run."""
+    """Tags of every run."""
 
     def __str__(self) -> str:
         return (
@@ -55,16 +55,16 @@ class Place:
 def choose_place(
     settings: TrackingSettings, sweep_dir: Path, *, own: bool = False, environ: Mapping[str, str] = os.environ
 ) -> Place:
-    """Where the runs of the sweep in a folder go: setting, then where they have begun, environment, default.
+    """Choose where the runs of the sweep in a folder go: setting, then the recorded place, environment, default.
 
     Args:
         settings: tracking settings.
         sweep_dir: the sweep's folder.
-        own: the default is a database in that folder, not the one that all sweeps beside it share.
+        own: make the default a database in that folder instead of the one that neighbouring sweeps share.
         environ: the environment.
 
     Raises:
-        UsageError: when the variable with tags is no JSON object, or the sweep's record of the place is damaged.
+        UsageError: if the variable with tags is not a JSON object, or the sweep's record of the place is damaged.
     """
     uri, experiment = _begun(sweep_dir)
     variable = environ.get(URI)
@@ -88,33 +88,33 @@ def choose_place(
 
 
 def place_of(sweep_dir: Path, settings: TrackingSettings | None = None) -> str:
-    """The tracking URI of the sweep in a folder."""
+    """Tracking URI of the sweep in a folder."""
     return choose_place(settings or TrackingSettings(), sweep_dir).uri
 
 
 def keep_place(sweep_dir: Path, uri: str, experiment: str) -> None:
-    """Write down where a sweep's runs are, without a password; files beside the sweep by where they lie from it.
+    """Record where a sweep's runs are, without a password; paths of files beside the sweep are relative to it.
 
     Raises:
-        OSError: when it cannot be written.
+        OSError: if it cannot be written.
     """
     file = sqlite_file(uri)
     where = {"uri": without_password(uri)}
     if file is not None and file.parent in (sweep_dir.absolute(), sweep_dir.absolute().parent):
         where = {"file": os.path.relpath(file, sweep_dir.absolute())}
-    folder = str(sweep_dir.resolve())  # by which a copy is told from the original
+    folder = str(sweep_dir.resolve())  # identifies copies
     write_text(_file(sweep_dir), json.dumps({**where, "experiment": experiment, "folder": folder}))
 
 
 def sweep_id(sweep_dir: Path) -> str:
-    """The sweep's own id, drawn once; it stays with the folder.
+    """Id of the sweep, drawn once and stored in its folder.
 
     Raises:
-        OSError: when it cannot be written.
+        OSError: if it cannot be written.
     """
     path = sweep_id_file(sweep_dir)
     known = path.read_text(errors="replace").strip() if path.exists() else ""
-    if not (known.isascii() and known.isalnum()):  # it stands in queries; an empty one would be everybody's
+    if not (known.isascii() and known.isalnum()):  # used in queries; an empty one matches all
         temporary = path.with_suffix(".new")
         write_bytes(temporary, uuid.uuid4().hex.encode(), sync=True)
         move(temporary, path)
@@ -123,10 +123,10 @@ def sweep_id(sweep_dir: Path) -> str:
 
 
 def context_tags(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """Tags that the environment gives to every run.
+    """Tags from the environment for every run.
 
     Raises:
-        UsageError: when they are no JSON object.
+        UsageError: if they are not a JSON object.
     """
     text = environ.get(CONTEXT)
     if not text:
@@ -143,12 +143,12 @@ def context_tags(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
 
 
 def without_password(uri: str) -> str:
-    """The URI without its password."""
+    """URI without its password."""
     return re.sub(r"(://[^/@:]*):[^/@]*@", r"\1@", uri)
 
 
 def _begun(sweep_dir: Path) -> tuple[str | None, str | None]:
-    """URI and experiment of the runs that a sweep has already; it kept its own database before `place.json`."""
+    """URI and experiment of the runs that a sweep already has; before `place.json`, each sweep had its own database."""
     path = _file(sweep_dir)
     if not path.is_file():
         own = sweep_dir / DATABASE

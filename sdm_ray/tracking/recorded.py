@@ -1,4 +1,4 @@
-"""What the journal of a sweep holds already, so that nothing is recorded twice."""
+"""Index of what a sweep's journal already contains, so that nothing is recorded twice."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sdm_ray.tracking.series import Series
 
 
 class Recorded:
-    """Steps, values and tags on record, by the run of the trial."""
+    """Recorded steps, values and tags, by run."""
 
     def __init__(self) -> None:
         self._last: dict[tuple[str, str], tuple[int, float]] = {}
@@ -17,12 +17,12 @@ class Recorded:
         self._tags: dict[tuple[str, str], str] = {}
         self._series: dict[tuple[str, str], list[tuple[int, float]]] = {}
         self.begun: set[str] = set()
-        """Trials whose run was begun."""
+        """Trials with a run."""
         self.finished: set[str] = set()
-        """Those among them that have ended."""
+        """Trials whose run has ended."""
 
     def remember(self, record: Record) -> None:
-        """Note up to which step each metric of a trial is on record, and with which tags."""
+        """Store the step of each metric in a record, and its tags."""
         trial_id = record.get("trial", SWEEP_RUN)
         if record["call"] == "start":
             self.begun.add(trial_id)
@@ -39,11 +39,11 @@ class Recorded:
             self._last[trial_id, name] = (step, value)
 
     def later(self, trial_id: str, metrics: Mapping[str, float], step: int) -> dict[str, float]:
-        """Metrics that are on record up to an earlier step."""
+        """Metrics whose last recorded step is earlier than `step`."""
         return {name: value for name, value in metrics.items() if self._last.get((trial_id, name), (-1, 0.0))[0] < step}
 
     def changed(self, trial_id: str, metrics: Mapping[str, float], step: int) -> dict[str, float]:
-        """Metrics that are on record up to an earlier step, or at this one with another value."""
+        """Metrics whose last recorded step is earlier than `step`, or whose value at `step` differs."""
         fresh = {}
         for name, value in metrics.items():
             last_step, last_value = self._last.get((trial_id, name), (-1, None))
@@ -52,23 +52,23 @@ class Recorded:
         return fresh
 
     def new_tags(self, trial_id: str, tags: Mapping[str, str]) -> dict[str, str]:
-        """Tags that are not on record as they are."""
+        """Tags that are not recorded with these values."""
         return {name: value for name, value in tags.items() if self._tags.get((trial_id, name)) != value}
 
     def final(self, trial_id: str, metrics: Mapping[str, float]) -> tuple[int, dict[str, float], Series]:
-        """What a trial's last metrics add: their step, those that have changed, and those that never had a step."""
+        """Step for a trial's last metrics, changed metrics, and metrics without earlier steps."""
         step = self._steps.get(trial_id, 0)
         fresh, last = {}, {}
         alone: Series = {}
         for name, value in metrics.items():
             last_step, last_value = self._last.get((trial_id, name), (-1, None))
             if last_value is None:
-                alone[name] = {0: value}  # MLflow draws bars of what has no other step
+                alone[name] = {0: value}  # MLflow draws bars for metrics without further steps
             elif value != last_value:
                 fresh[name], last[name] = value, last_step
         return step + 1 if step in last.values() else step, fresh, alone
 
     def unlogged(self, trial_id: str, series: Series) -> dict[str, list[tuple[int, float]]]:
-        """The steps and values of series that are not on record as they are."""
+        """Steps and values of series that are not yet recorded with these values."""
         steps = {name: sorted(values.items()) for name, values in series.items()}
         return {name: values for name, values in steps.items() if self._series.get((trial_id, name)) != values}

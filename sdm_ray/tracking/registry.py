@@ -1,7 +1,7 @@
-"""MLflow's model registry: a trial's model becomes a version, and the best one the champion.
+"""MLflow's model registry: a trial's model becomes a version, and the best one gets the alias `champion`.
 
-A version is of MLflow's transformers flavour, so that `mlflow.transformers.load_model("models:/NAME@champion")` gives a
-Hugging Face pipeline, or with `return_type="components"` the model and its tokenizer.
+Versions use MLflow's transformers flavour: `mlflow.transformers.load_model("models:/NAME@champion")` returns a Hugging
+Face pipeline, or with `return_type="components"` the model and its tokenizer.
 """
 
 from __future__ import annotations
@@ -28,27 +28,27 @@ from sdm_ray.tracking.runs import TrackedRun, connect, find_trial
 
 CHAMPION = "champion"
 FOLDER = "registered-model"
-"""Folder of the registered model among the artifacts of the run."""
+"""Folder of the registered model among the run's artifacts."""
 TOLERANCE = 0.005
-"""Desired accuracies this close count as the same."""
+"""Desired accuracies within this difference count as equal."""
 TAG = "sdm_ray."
 SHOWN = (
     Metric.DESIRED_ACCURACY, Metric.HARMFUL_WORST_ACCURACY, Metric.REGRET_ACCURACY, Metric.RECOVERED_SHARE,
     Metric.AUDIT_PASSED,
 )  # fmt: skip
-"""Metrics that a version carries as tags."""
+"""Metrics that a version has as tags."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Registered:
-    """A version of a registered model."""
+    """Version of a registered model."""
 
     name: str
     version: str
     alias: str | None
-    """None where it was not promoted."""
+    """None if it was not promoted."""
     uri: str
-    """What `mlflow.transformers.load_model` takes."""
+    """Argument for `mlflow.transformers.load_model`."""
     replaced: str | None = None
     """Version that had the alias before."""
 
@@ -56,21 +56,21 @@ class Registered:
 def register(
     run: TrackedRun, name: str, *, alias: str = CHAMPION, promote: bool = True, force: bool = False
 ) -> Registered:
-    """Make a version of a registered model from a trial's run; a run that has one already keeps it.
+    """Register the model of a trial's run as a version; a run that already has one keeps it.
 
     Args:
         run: the trial.
-        name: of the registered model, created if needed.
-        alias: what the version gets.
-        promote: give it the alias. That is refused, and nothing is registered, where the trial is infeasible, fails
-            the audit or is no better than training from scratch, where the version that has the alias was measured on
-            other data or by another attack, or where that one is as good at the desired task (within `TOLERANCE`) and
-            leaves an attacker less.
-        force: promote all the same.
+        name: name of the registered model, created if needed.
+        alias: alias for the version.
+        promote: give it the alias. Refused, with nothing registered, if the trial is infeasible, fails the audit or is
+            no better than training from scratch; if the current holder of the alias was measured on other data or by
+            another attack; or if that holder is as good at the desired task (within `TOLERANCE`) and leaves an attacker
+            less.
+        force: promote regardless of these checks.
 
     Raises:
-        UsageError: when the run has no model of the flavour, or may not be promoted.
-        RunError: when the registry does not answer or takes no aliases.
+        UsageError: if the run has no model in this flavour, or may not be promoted.
+        RunError: if the registry does not answer or does not support aliases.
     """
     client = connect(run.uri)
     with model_folder(run) as folder, _registry(run.uri, name):
@@ -102,7 +102,7 @@ def _meta(folder: Path, run: TrackedRun) -> ExportMeta:
 
 
 def _tags(run: TrackedRun, measured: TrackedRun, meta: ExportMeta) -> dict[str, str]:
-    """Metrics of a version, what they were measured on, and where it came from."""
+    """Metrics of a version, the data they were measured on, and its origin."""
     values: dict[str, Any] = {TAG + str(name): measured.metrics.get(str(name)) for name in SHOWN}
     values |= {
         f"{TAG}attack": measured.tags.get("provenance.attack"),
@@ -118,7 +118,7 @@ def _tags(run: TrackedRun, measured: TrackedRun, meta: ExportMeta) -> dict[str, 
 
 
 def _refuse_unworthy(run: TrackedRun, tags: Mapping[str, str], before: Any, name: str, alias: str) -> None:
-    """Say why a version may not be promoted."""
+    """Raise if a version may not be promoted."""
     who, hint = f"run {run.run_id} ({run.name})", "nothing is registered; --force promotes it all the same"
     status, passed = run.tags.get("status"), run.metrics.get(str(Metric.AUDIT_PASSED))
     if status != Status.COMPLETE:
@@ -151,10 +151,10 @@ def _number(tags: Mapping[str, str], metric: str) -> float:
 
 
 def _holder(client: Any, uri: str, name: str, alias: str) -> Any:
-    """The version that an alias points to; None where there is none.
+    """Version that an alias points to; None if there is none.
 
     Raises:
-        RunError: when the registry knows no aliases.
+        RunError: if the registry does not support aliases.
     """
     from mlflow.exceptions import MlflowException
 
@@ -175,7 +175,7 @@ def _holder(client: Any, uri: str, name: str, alias: str) -> Any:
 
 
 def _version_of(client: Any, name: str, run_id: str) -> str | None:
-    """The version that a run was registered as."""
+    """Version that a run was registered as."""
     found = client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
     return str(found[0].version) if found else None
 
@@ -204,7 +204,8 @@ def _create(client: Any, run: TrackedRun, folder: Path, name: str, tags: Mapping
 
 
 def _save(folder: Path, flavour: Path) -> None:
-    """An exported folder in MLflow's transformers flavour; requirements are given, for MLflow guesses wrong ones."""
+    """Save an exported folder in MLflow's transformers flavour; requirements are explicit because MLflow infers wrong
+    ones."""
     import mlflow.transformers
     from huggingface_hub import ModelCard
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -223,7 +224,7 @@ def _save(folder: Path, flavour: Path) -> None:
 
 @contextmanager
 def _registry(uri: str, name: str) -> Iterator[None]:
-    """Turn refusals of the registry into a `RunError` of one sentence, and keep its libraries quiet."""
+    """Turn errors of the registry into a one-sentence `RunError`, and silence its libraries."""
     from mlflow.exceptions import MlflowException
     from transformers.utils import logging as hf_logging
 

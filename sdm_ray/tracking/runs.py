@@ -1,4 +1,4 @@
-"""Runs that are tracked already: found by `mlflow:RUN_ID`, by trial or by sweep, and read."""
+"""Lookup of existing runs by `mlflow:RUN_ID`, by trial or by sweep."""
 
 from __future__ import annotations
 
@@ -34,37 +34,37 @@ from sdm_ray.tracking.series import FAILED_CHECKS, KEPT_TAG, measured
 from sdm_ray.tracking.sink import SWEEP_TAG, TRIAL_TAG
 
 MAX_NAMES = 5000
-"""Runs whose names are looked at for a suggestion."""
+"""Most runs whose names are compared for a suggestion."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrackedRun:
-    """A run of MLflow that sdm-ray made."""
+    """An MLflow run created by sdm-ray."""
 
     uri: str
-    """Tracking URI that it was found under."""
+    """Tracking URI where it was found."""
     run_id: str
     name: str
     experiment_id: str
     sweep_id: str
-    """Id of its sweep, which all its runs share."""
+    """Id of its sweep, shared by all runs of the sweep."""
     trial_id: str
     """`-` for the run of the sweep itself."""
     status: str
-    """MLflow's: RUNNING, FINISHED, FAILED, KILLED."""
+    """MLflow's status: RUNNING, FINISHED, FAILED, KILLED."""
     tags: Mapping[str, str] = field(default_factory=dict)
     params: Mapping[str, str] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
-    """As the trial measured them; of those with steps the last value."""
+    """Values as the trial measured them; the last value for metrics with steps."""
 
     @property
     def is_sweep(self) -> bool:
-        """Whether it is the parent of trials."""
+        """Whether it is a sweep's own run, the parent of its trials."""
         return self.trial_id == SWEEP_RUN
 
     @property
     def failed_checks(self) -> dict[str, str]:
-        """What failed checks of the audit saw, by name; empty for runs that were tracked before it was kept."""
+        """Observations of failed checks of the audit, by name; empty for runs tracked before this was recorded."""
         try:
             found = json.loads(self.tags.get(FAILED_CHECKS, "{}"))
             return {str(name): str(said) for name, said in found.items()}
@@ -73,17 +73,17 @@ class TrackedRun:
 
 
 def find_run(reference: str, *, uri: str | None = None, output_dir: str | Path = "runs") -> TrackedRun:
-    """The run that `mlflow:RUN_ID` names.
+    """Find the run of an `mlflow:RUN_ID`.
 
     Args:
-        reference: the text; the prefix may be missing.
-        uri: tracking URI. None takes `$MLFLOW_TRACKING_URI`, and without it the sqlite file of the sweeps in
-            `output_dir`, or of one of them, that holds the run.
-        output_dir: where sweeps lie.
+        reference: the text; the prefix is optional.
+        uri: tracking URI. None takes `$MLFLOW_TRACKING_URI`; if unset, the sqlite file in `output_dir`, shared or of
+            one sweep, that contains the run.
+        output_dir: folder of sweeps.
 
     Raises:
-        UsageError: when there is no such run, or sdm-ray did not make it; the nearest ids are suggested.
-        RunError: when the server does not answer.
+        UsageError: if there is no such run, or sdm-ray did not create it; the nearest ids are suggested.
+        RunError: if the server does not answer.
     """
     run_id = reference.removeprefix(PREFIX)
     if not run_id:
@@ -102,16 +102,16 @@ def find_run(reference: str, *, uri: str | None = None, output_dir: str | Path =
 
 
 def run_of_trial(sweep_dir: Path, trial_id: str, *, uri: str | None = None) -> TrackedRun:
-    """The run of a trial, given the folder of its sweep.
+    """Find the run of a trial, given the folder of its sweep.
 
     Args:
         sweep_dir: the sweep's folder.
         trial_id: the trial.
-        uri: `tracking.uri` of the sweep; None is where it says that its runs are.
+        uri: `tracking.uri` of the sweep; None takes the place recorded in the folder.
 
     Raises:
-        UsageError: when the sweep was not tracked, or the trial has no run.
-        RunError: when the server does not answer.
+        UsageError: if the sweep was not tracked, or the trial has no run.
+        RunError: if the server does not answer.
     """
     mark = sweep_id_file(sweep_dir)
     if not mark.is_file():
@@ -126,11 +126,11 @@ def run_of_trial(sweep_dir: Path, trial_id: str, *, uri: str | None = None) -> T
 
 
 def find_trial(uri: str, sweep_id: str, trial_id: str) -> TrackedRun | None:
-    """The run of a trial, given the id of its sweep; None where there is none.
+    """Find the run of a trial, given the id of its sweep; None if there is none.
 
     Raises:
-        UsageError: for a URI that cannot work.
-        RunError: when the server does not answer.
+        UsageError: for an invalid URI.
+        RunError: if the server does not answer.
     """
     client = connect(uri)
     query = f"tags.`{SWEEP_TAG}` = '{sweep_id}' and tags.`{TRIAL_TAG}` = '{trial_id}'"
@@ -140,10 +140,10 @@ def find_trial(uri: str, sweep_id: str, trial_id: str) -> TrackedRun | None:
 
 
 def sibling_runs(run: TrackedRun) -> Iterator[TrackedRun]:
-    """All runs of a run's sweep, the sweep's own among them, in the order in which they began.
+    """All runs of a run's sweep, including the sweep's own, in order of their start.
 
     Raises:
-        RunError: when the server does not answer.
+        RunError: if the server does not answer.
     """
     client, token = connect(run.uri), None
     query = f"tags.`{SWEEP_TAG}` = '{run.sweep_id}'"
@@ -158,11 +158,11 @@ def sibling_runs(run: TrackedRun) -> Iterator[TrackedRun]:
 
 
 def connect(uri: str) -> Any:
-    """A client of a tracking server or database that is there.
+    """Connect to an existing tracking server or database.
 
     Raises:
-        UsageError: for a URI that cannot work, or a sqlite file that does not exist.
-        RunError: when nobody answers.
+        UsageError: for an invalid URI, or a sqlite file that does not exist.
+        RunError: if there is no answer.
     """
     file = sqlite_file(uri)
     if file is not None and not file.is_file():
@@ -180,7 +180,7 @@ def connect(uri: str) -> Any:
 
 
 def _holding(run_id: str, output_dir: Path) -> str:
-    """URI of the database below a folder that holds a run."""
+    """URI of the database below a folder that contains a run."""
     known: dict[str, str] = {}
     files = [*output_dir.glob(DATABASE), *sorted(output_dir.glob(f"*/{DATABASE}"))]
     for file in files:
@@ -189,7 +189,7 @@ def _holding(run_id: str, output_dir: Path) -> str:
                 if database.execute("SELECT 1 FROM runs WHERE run_uuid = ?", (run_id,)).fetchone():
                     return sqlite_uri(file)
                 known |= dict(database.execute("SELECT run_uuid, name FROM runs LIMIT ?", (MAX_NAMES,)))
-        except sqlite3.Error:  # not MLflow's, or damaged: it does not hold the run
+        except sqlite3.Error:  # not MLflow's, or damaged: it cannot contain the run
             continue
     looked = f"the {len(files)} database(s) of {output_dir}" if files else f"{output_dir}, which holds no tracked sweep"
     raise UsageError(
@@ -199,7 +199,7 @@ def _holding(run_id: str, output_dir: Path) -> str:
 
 
 def _ids(client: Any) -> dict[str, str]:
-    """Ids of runs and their names."""
+    """Ids and names of runs."""
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     return {run.info.run_id: run.info.run_name for run in client.search_runs(experiments, max_results=1000)}
 
@@ -241,10 +241,10 @@ def _metrics(run: Any) -> dict[str, float]:
 
 
 def answer(uri: str, ask: Any) -> Any:
-    """What a request to the server returns.
+    """Result of a request to the server.
 
     Raises:
-        RunError: when it is refused.
+        RunError: if it is refused.
     """
     from mlflow.exceptions import MlflowException
 

@@ -1,10 +1,10 @@
-"""Which of a trial's metrics MLflow shows, and as what; the others wait in tags for whoever reads the run.
+"""Which metrics of a trial are logged as MLflow metrics, and in what form; the others are kept in tags.
 
-MLflow draws a metric against its steps. So what was measured at several numbers n of labelled examples is one metric
-with n as its step, and what was measured at rungs is one with the outer step: a comparison of runs draws the curves of
-the attack. Intervals, and what only a table needs, would be charts of a single dot each. They are not logged but kept
-as JSON in tags, together with the values of the series under their own names, so that `measured` gives a run's metrics
-as its trial had them.
+MLflow plots a metric against its steps. Measurements at several numbers n of labelled examples are therefore one metric
+with n as its step, and measurements at rungs one with the outer step: a comparison of runs then shows the attack's
+curves. Intervals and values for tables only would be charts of a single point each. They are kept as JSON in tags
+instead, together with the series' values under their own names, so that `measured` restores a run's metrics as the
+trial had them.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from functools import lru_cache
 from sdm_ray.tracking.naming import MAX_TAG
 
 BY_N = "_by_n"
-"""Ends the name of a metric whose steps are numbers of labelled examples."""
+"""Suffix of metrics whose steps are numbers of labelled examples."""
 FAILED_CHECKS = "sdm_ray.failed_checks"
-"""Tag of a trial's run: what failed checks of the audit saw, by name, as JSON."""
+"""Tag of a trial's run: observations of failed checks of the audit, by name, as JSON."""
 KEPT_TAG = "sdm_ray.metrics."
-"""Begins the tags with metrics that are not logged under their own names; a number follows."""
+"""Prefix of the tags with metrics that are not logged under their own names; a number follows."""
 _AT_N = re.compile(r"(?P<head>.+)/n(?P<n>\d+)(?:/(?P<tail>[^/]+))?")
 _AT_RUNG = re.compile(r"rung/(?P<step>\d+)/(?P<tail>.+)")
 _NOT_SHOWN = re.compile(
@@ -31,15 +31,15 @@ _NOT_SHOWN = re.compile(
 )
 
 Series = dict[str, dict[int, float]]
-"""Values by step, by the name of a metric."""
+"""Values by step, by metric name."""
 
 
 def split(metrics: Mapping[str, float], objectives: Collection[str] = ()) -> tuple[dict[str, float], Series]:
-    """What of some metrics is logged: those of one value, and those that have steps of their own.
+    """Metrics to log: single values, and series with steps of their own.
 
     Args:
-        metrics: by legal names.
-        objectives: metrics that are logged under their own names whatever they are.
+        metrics: values by legal names.
+        objectives: metrics that are always logged under their own names.
     """
     single: dict[str, float] = {}
     series: Series = {}
@@ -54,7 +54,7 @@ def split(metrics: Mapping[str, float], objectives: Collection[str] = ()) -> tup
 
 @lru_cache(maxsize=4096)
 def _place(name: str) -> tuple[str, int | None]:
-    """The name that a metric is logged under, empty where it is not, and its own step where it has one."""
+    """Name that a metric is logged under, empty if it is not logged, and its own step if it has one."""
     if _NOT_SHOWN.fullmatch(name):
         return "", None
     if match := _AT_RUNG.fullmatch(name):
@@ -66,24 +66,24 @@ def _place(name: str) -> tuple[str, int | None]:
 
 
 def kept_tags(metrics: Mapping[str, float], logged: Collection[str]) -> dict[str, str]:
-    """Tags with the metrics that are not among the logged names; none where all are."""
+    """Tags with the metrics that are not among the logged names; empty if all are."""
     rest = {name: value for name, value in sorted(metrics.items()) if name not in logged}
     text = json.dumps(rest, separators=(",", ":")) if rest else ""
     return {f"{KEPT_TAG}{at // MAX_TAG}": text[at : at + MAX_TAG] for at in range(0, len(text), MAX_TAG)}
 
 
 def measured(metrics: Mapping[str, float], tags: Mapping[str, str]) -> dict[str, float]:
-    """The metrics of a trial as it measured them, from the last values and the tags of its run.
+    """Restore a trial's metrics from the last values and the tags of its run.
 
-    A run of before, which has them all under their own names, gives them as they are.
+    Older runs have all metrics under their own names; these are returned unchanged.
 
     Raises:
-        ValueError: when the tags are damaged.
+        ValueError: if the tags are damaged.
     """
     parts = {int(name.removeprefix(KEPT_TAG)): text for name, text in tags.items() if name.startswith(KEPT_TAG)}
     if not parts:
         return dict(metrics)
     text = "".join(parts[index] for index in sorted(parts))
-    kept: dict[str, float] = json.JSONDecoder().raw_decode(text)[0]  # a longer text of before may go on behind it
+    kept: dict[str, float] = json.JSONDecoder().raw_decode(text)[0]  # rest of a longer earlier text may follow
     series = split(kept | dict(metrics))[1]
     return kept | {name: value for name, value in metrics.items() if name not in series}

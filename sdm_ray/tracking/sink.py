@@ -1,7 +1,7 @@
-"""Journaled calls applied to MLflow through its client. Applying a record twice leaves what applying it once leaves.
+"""Applies journaled calls to MLflow through its client; applying a record twice has the same effect as once.
 
-Runs are found by two tags, the id of the sweep and that of the trial, before one is created; metrics carry the time of
-the call, so MLflow recognises those that it has; params and tags are the same when they are written again.
+Before a run is created, it is looked up by two tags, the ids of the sweep and the trial. Metrics have the time of the
+call, so MLflow recognises duplicates; params and tags are the same when they are written again.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SWEEP_TAG, TRIAL_TAG = "sdm_ray.sweep_id", "sdm_ray.trial_id"
 MAX_DIGEST = 36
 """Characters of a dataset's digest."""
 MAX_METRICS, MAX_PARAMS, MAX_TAGS = 1000, 100, 100
-"""Entries that one call of MLflow takes."""
+"""Most entries in one call of MLflow."""
 _FINAL_CODES = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST", "INVALID_STATE"}
 
 
@@ -34,10 +34,10 @@ class MlflowSink:
     Args:
         uri: tracking URI.
         experiment: name of the experiment, created if needed.
-        artifact_location: where a new experiment keeps artifacts; None leaves it to the server.
-        sweep_id: identifies the sweep's runs.
-        system_metrics: sample what the machine is busy with, into the sweep's run.
-        fetch: brings the folder of a trial that has ended to this machine, before its artifacts are sent.
+        artifact_location: artifact location of a new experiment; None leaves it to the server.
+        sweep_id: id of the sweep, which identifies its runs.
+        system_metrics: log the machine's load to the sweep's run.
+        fetch: copies the folder of an ended trial to this machine, before its artifacts are sent.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class MlflowSink:
         self._fetch = fetch
 
     def connect(self) -> None:
-        """Import MLflow, create what is missing (a sqlite schema, the experiment), look up the sweep's runs."""
+        """Import MLflow, create a missing sqlite schema or experiment, and look up the sweep's runs."""
         if self._client is not None:
             return
         client = new_client(self.uri)
@@ -76,7 +76,7 @@ class MlflowSink:
         self._connected.set()
 
     def lost(self, begun: set[str]) -> set[str]:
-        """Which of these trials, whose runs there once were, have none any more, and were not deleted by a person."""
+        """Trials among `begun` whose runs no longer exist, except runs that were deleted through MLflow."""
         missing = begun - self._runs.keys()
         if missing:
             missing -= {run.data.tags[TRIAL_TAG] for run in self._found(self._client, deleted=True)}
@@ -98,19 +98,19 @@ class MlflowSink:
                 return
 
     def trial_runs(self) -> list[str]:
-        """Run ids of the sweep's trials, in the order in which they began."""
+        """Run ids of the sweep's trials, in order of their start."""
         return [run_id for trial_id, run_id in self._runs.items() if trial_id != SWEEP_RUN]
 
     def run_id(self, trial_id: str) -> str | None:
-        """Id of a trial's run; None where it is not there yet."""
+        """Id of a trial's run; None if it does not exist yet."""
         return self._runs.get(trial_id)
 
     def lone_run(self) -> str | None:
-        """Run id of a sweep that has ended without trials, or of a training that is none."""
+        """Run id of a sweep that ended without trials, or of a single training."""
         return None if self._open or len(self._runs) != 1 else self._runs.get(SWEEP_RUN)
 
     def wait_connected(self, seconds: float) -> bool:
-        """Whether the experiment is known, after waiting for it."""
+        """Wait until the experiment is known; False after the time limit."""
         return self._connected.wait(seconds)
 
     def apply(self, records: list[Record]) -> None:
@@ -127,12 +127,12 @@ class MlflowSink:
         except RejectedError:
             raise
         except Exception:
-            # A call whose answer was lost may have made its run: look the runs up again before the next attempt.
+            # A call whose answer was lost may have created its run: look the runs up again before the next attempt.
             self._client = None
             raise
 
     def _apply_start(self, record: Record) -> None:
-        """The sweep or a trial begins, or begins again."""
+        """Start or restart the run of the sweep or a trial."""
         trial_id = record["trial"]
         run_id = self._runs.get(trial_id)
         if run_id is None:
@@ -148,7 +148,7 @@ class MlflowSink:
             self._client.update_run(run_id, status="RUNNING")
             known = self._client.get_run(run_id).data.params
         self._open.add(trial_id)
-        # MLflow refuses another value for a param that it has; a resumed sweep may raise its number of trials.
+        # MLflow rejects a new value for an existing param; a resumed sweep may raise its number of trials.
         changed = {
             f"changed.{name}": value for name, value in record["params"].items() if known.get(name, value) != value
         }
@@ -165,13 +165,13 @@ class MlflowSink:
             self._log_metrics(self._run(trial_id), group)
 
     def _apply_finish(self, record: Record) -> None:
-        """A trial ends: last metrics, tags, artifacts, status."""
+        """End a trial's run: last metrics, tags, artifacts, status."""
         run_id = self._run(record["trial"])
         self._log_metrics(run_id, [record, *_by_step(record)])
         self._log_tags(run_id, record["tags"])
         try:
             self._fetch(record["trial"])
-        except Exception as error:  # metrics matter more; what lies here already is sent
+        except Exception as error:  # metrics matter more; send the files that are here
             log.warning("artifacts of %s cannot be fetched: %s", record["trial"], " ".join(str(error).split())[:200])
         for path in record["artifacts"]:
             self._log_artifact(run_id, Path(path))
@@ -180,7 +180,7 @@ class MlflowSink:
         self._open.discard(record["trial"])
 
     def _apply_finish_sweep(self, record: Record) -> None:
-        """The sweep ends; trials that never did, because their process was lost, end with it."""
+        """End the sweep's run, and those of trials whose process was lost."""
         for trial_id in sorted(self._open - {SWEEP_RUN}):
             self._client.set_terminated(self._runs[trial_id], status="KILLED", end_time=record["time"])
         if self._monitor is not None:
@@ -203,7 +203,7 @@ class MlflowSink:
             self._client.log_artifacts(run_id, str(path), path.name)
 
     def _log_inputs(self, run_id: str, inputs: list[dict[str, str]]) -> None:
-        """Log data and encoder as MLflow's datasets, which it recognises by name and digest."""
+        """Log data and encoder as MLflow datasets, which it identifies by name and digest."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         datasets = [
@@ -253,7 +253,7 @@ class MlflowSink:
 
 @contextmanager
 def _rejections() -> Iterator[None]:
-    """Turn what MLflow refuses for good into `RejectedError`, so that one bad record does not stop the rest."""
+    """Turn permanent errors of MLflow into `RejectedError`, so that one bad record does not block the rest."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -265,20 +265,20 @@ def _rejections() -> Iterator[None]:
 
 
 def _by_step(record: Record) -> Iterator[Record]:
-    """The values of a record's series as records of their own steps."""
+    """Split the series of a record into one record per step."""
     for name, values in record.get("series", {}).items():
         for step, value in values:
             yield {"time": record["time"], "step": step, "metrics": {name: value}}
 
 
 def _monitor(run_id: str, uri: str) -> Any:
-    """Samples the machine into a run, on a thread of its own; None, with a warning, where it cannot."""
+    """Start a thread that logs the machine's load to a run; None, with a warning, if that fails."""
     try:
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
         monitor = SystemMetricsMonitor(run_id, resume_logging=True, tracking_uri=uri)
         monitor.start()
-    except Exception as error:  # a nicety; it needs psutil, and its own connection to the server
+    except Exception as error:  # optional; needs psutil and its own connection
         log.warning("tracking.system_metrics: nothing is sampled: %s", " ".join(str(error).split())[:200])
         return None
     return monitor

@@ -1,4 +1,4 @@
-"""One config in, one result out: train, release, attack. Runs without Ray, Optuna and MLflow."""
+"""A trial: settings in, result out (train, release, attack). Runs without Ray, Optuna and MLflow."""
 
 from sdm_ray.trial.run import iterate_trial, run_trial
 

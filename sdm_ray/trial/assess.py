@@ -1,6 +1,6 @@
-"""One released model under attack: with floors, ceiling, audit, cost to recover and benign trainability beside it.
+"""Assessment of a released model: attack, floors, ceiling, audit, cost to recover, and benign trainability.
 
-A trial ends with it, and `sdm-ray attack` runs it.
+It is the last part of a trial; `sdm-ray attack` runs it too.
 """
 
 from __future__ import annotations
@@ -40,32 +40,32 @@ BENIGN = {
     "grouped": "an unseen grouping of its classes",
     "held_out": "desired classes that no training saw",
 }
-"""Benign tasks by their names in metrics; others are columns of the data."""
+"""Benign tasks by their names in metrics; the others are columns of the data."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Assessment:
-    """The attack on a released model, what it is compared with, and the metrics of both."""
+    """Attack on a released model, reports of its references, and all metrics."""
 
     report: AttackReport
     floor: AttackReport
-    """The same attack on random initialisation."""
+    """Same attack on random initialisation."""
     undefended: AttackReport | None
-    """The same attack on the public encoder; None where the encoder is not known."""
+    """Same attack on the public encoder; None if the encoder is unknown."""
     scratch: AttackReport | None = None
-    """The same attack on random initialisation trained on the desired task; None where not requested."""
+    """Same attack on random initialisation trained on the desired task; None if not requested."""
     audit: Audit
     recovery: Recovery | None
     undefended_recovery: Recovery | None
     benign: dict[str, AttackReport] = field(default_factory=dict)
     """Attacks on benign tasks, by name."""
     notes: tuple[str, ...] = ()
-    """Requested measurements that were not made, with the reason."""
+    """Requested measurements that were skipped, with the reason."""
     metrics: dict[str, float] = field(default_factory=dict)
-    """By the names of `Metric`."""
+    """Values by the names of `Metric`."""
 
     def checks(self) -> dict[str, Any]:
-        """Fields of a trial's result: what failed checks of the audit saw, by their names."""
+        """Fields of a trial's result: observations of failed checks of the audit, by check."""
         failed, uninformative = self.audit.failures, self.audit.uninformative
         return {
             "failed_checks": {check.name: check.said for check in failed},
@@ -73,7 +73,7 @@ class Assessment:
         }
 
     def write(self, folder: Path) -> None:
-        """Write `attack.parquet` (a row a fine-tune), `attack.json` and `audit.json`, each atomically."""
+        """Write `attack.parquet` (one row per fine-tune), `attack.json` and `audit.json`, each atomically."""
         self.report.write_parquet(folder / "attack.parquet")
         self.report.write_json(folder / "attack.json")
         write_json(folder / "audit.json", self.audit.to_json() | {"notes": list(self.notes)})
@@ -88,22 +88,22 @@ def assess(
     runner: RunnerFactory | None = None,
     scratch: ScratchSettings | None = None,
 ) -> Generator[Progress, None, Assessment]:
-    """Attack a released model and the references that it is compared with.
+    """Attack a released model and its references.
 
-    Floors, ceilings and benign tasks of untrained encoders are kept on disk by content, so many trials pay for them
-    once.
+    Floors, ceilings and benign tasks of untrained encoders are cached on disk by content hash, so that trials share
+    them.
 
     Args:
         work: data and device.
-        release: the model.
-        settings: the attack.
-        seed: of random initialisation.
+        release: the released model.
+        settings: settings of the attack.
+        seed: seed of random initialisation.
         runner: factory of the executor of fine-tunes; None runs them in this process.
-        scratch: training of the reference `scratch`; None leaves the reference out.
+        scratch: training of the reference `scratch`; None omits the reference.
 
     Raises:
-        UsageError: for an attack that the data cannot carry.
-        RunError: when every fine-tune crashed.
+        UsageError: if the data are too small for the attack.
+        RunError: if every fine-tune crashed.
         ValueError: for a release without encoder and architecture.
     """
     public = release.encoder
@@ -159,8 +159,7 @@ def _references(
     runner: RunnerFactory | None,
     scratch: ScratchSettings | None,
 ) -> Generator[Progress, None, tuple[dict[str, Reference], Scratch | None]]:
-    """What a release is compared with, and everything about it that is kept on disk, where trials that run at the same
-    time share the work."""
+    """References of a release. Fills the cache of their reports; concurrent trials share the work."""
     references = {"random": Reference.untrained(work, encoder, "random", settings, seed)}
     if public is not None:
         references["pretrained"] = Reference.untrained(work, public, "pretrained", settings, seed)
@@ -188,7 +187,7 @@ def _benign_references(
     runner: RunnerFactory | None,
     task: tuple[str, AttackDataset],
 ) -> Generator[Progress, None, None]:
-    """Learn a benign task on references; a task that the data cannot carry is refused where the release learns it."""
+    """Attack references on a benign task; skip it if the data are too small (the release reports that)."""
     with suppress(UsageError):
         yield from reference_reports(work, references, settings.for_benign_tasks(), runner, task)
 
@@ -196,7 +195,7 @@ def _benign_references(
 def _attack(
     work: Workspace, release: Release, settings: AttackSettings, runner: RunnerFactory | None
 ) -> Generator[Progress, None, AttackReport]:
-    """The attack on the harmful task, with everything that is public about the release."""
+    """Attack the harmful task, with all public knowledge about the release."""
     report = yield from attack_model(
         release.trunk,
         release.params,
@@ -216,8 +215,10 @@ def _benign(
     references: Mapping[str, Reference],
     runner: RunnerFactory | None,
 ) -> Generator[Progress, None, tuple[dict[str, dict[str, AttackReport]], tuple[str, ...]]]:
-    """The same search on benign tasks, on the release (`released`) and what head starts are measured between; a task
-    that the data cannot carry is noted instead."""
+    """Attack the release (`released`) and the references of head starts on benign tasks, with the same search.
+
+    A task that the data are too small for becomes a note instead.
+    """
     if not settings.benign_num_examples:
         return {}, ()
     chosen = settings.for_benign_tasks()
@@ -249,7 +250,7 @@ def _benign(
 
 
 def _metrics(work: Workspace, release: Release, found: Assessment) -> dict[str, float]:
-    """Every metric of a released model, by the names in `Metric`; what a model does not have is left out."""
+    """All metrics of a released model by the names in `Metric`; those that do not apply are left out."""
     metrics = found.report.metrics() | regret(found.report, found.floor)
     if release.desired_head is not None:
         accuracy, loss = desired_scores(release.trunk, release.params, release.desired_head, work.data, Split.TEST)

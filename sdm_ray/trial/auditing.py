@@ -1,4 +1,4 @@
-"""The audit of a release, beside those of references that hide nothing."""
+"""Audit of a release, compared with audits of references that hide nothing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sdm_ray.trial.release import Release
 from sdm_ray.trial.workspace import Workspace
 
 HONEST = {"random": "random initialisation", "scratch": "training from scratch"}
-"""References that know nothing of the harmful task and so hide nothing, with their names."""
+"""References that know nothing about the harmful task, and therefore hide nothing, with their names."""
 
 
 def audit_release(
@@ -28,11 +28,11 @@ def audit_release(
     settings: AttackSettings,
     reports: Mapping[str, AttackReport],
 ) -> Generator[Progress, None, Audit]:
-    """The audit of a release's attack, beside the signals of random initialisation, and what sites of `scratch` tell
-    where there is one, else of random initialisation.
+    """Audit a release's attack, relative to signals of random initialisation and the information in `scratch` (or, if
+    that is missing, in random initialisation).
 
-    What fails is checked on random initialisation and `scratch` too, which hide nothing: as attackers of the release
-    are told apart, so are theirs. Where one of them tells what the other does not, a site hides what neither tells.
+    If a check fails, random initialisation and `scratch`, which hide nothing, are audited in the same way. If one of
+    them fails the information check, the floor at each site becomes the higher accuracy of the two.
     """
     random = references["random"]
     floor_signals = measure_signals(random.trunk, random.params, work.data, Task.HARMFUL, settings.seed)

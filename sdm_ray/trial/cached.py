@@ -1,4 +1,4 @@
-"""A cache on disk of values that many trials share: one trial builds a value, the others wait."""
+"""Disk cache of values that several trials share: one process builds a value while the others wait."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ def built_once(
     save: Callable[[str, T], None],
     path: Callable[[str], Path],
 ) -> Generator[Progress, None, dict[str, T]]:
-    """The values of some keys: loaded where they are cached, else built and cached.
+    """Values of some keys, loaded from the cache, or built and cached.
 
-    One process builds a key at a time. One that finds it being built goes on with the next, and waits where others
-    build all that it lacks; after `PATIENCE_SECONDS` it builds as well, and either file is whole.
+    One process builds a key at a time. Another process skips that key, and waits only if all its missing keys are being
+    built elsewhere. After `PATIENCE_SECONDS` it builds them too; the files stay valid either way.
 
     Args:
-        builds: what makes each, by the content hash of everything that it depends on.
-        load: the value of a key; None where there is none that can be read.
-        save: stores the value of a key, atomically.
-        path: the file of a key; its lock lies beside it.
+        builds: generator functions that build the values, by the content hash of all their inputs.
+        load: loads the value of a key; None if there is no readable one.
+        save: stores the value of a key atomically.
+        path: file of a key; its lock is beside it.
 
     Yields:
-        The progress of building; stage `wait`, in seconds, while other processes build.
+        Progress of the builds; stage `wait`, in seconds, while other processes build.
     """
     kept: dict[str, T] = {}
     waited = 0
@@ -51,7 +51,7 @@ def built_once(
             with _turn(path(key).with_suffix(".lock")) as is_ours:
                 if not is_ours and waited < PATIENCE_SECONDS:
                     continue
-                found = load(key)  # another process may just have built it
+                found = load(key)  # another process may have built it since
                 if found is None:
                     found = yield from builds[key]()
                     save(key, found)
@@ -67,10 +67,10 @@ def in_turns(*works: Generator[Progress, None, Any]) -> Generator[Progress, None
     """Run several generators and return their results in order; while one waits for another process, the next runs.
 
     Args:
-        works: generators that yield stage `wait` while another process builds a value. They are independent.
+        works: independent generators that yield stage `wait` while another process builds a value.
 
     Yields:
-        Their progress; stage `wait` where all remaining ones wait.
+        Their progress; stage `wait` if all remaining ones wait.
     """
     results: list[Any] = [None] * len(works)
     left = list(range(len(works)))
@@ -91,7 +91,7 @@ def in_turns(*works: Generator[Progress, None, Any]) -> Generator[Progress, None
 def _until_wait(
     work: Generator[Progress, None, Any], index: int, results: list[Any], left: list[int]
 ) -> Generator[Progress, None, Progress | None]:
-    """Run a generator until it waits, which is returned, or ends, when its result is filled in."""
+    """Run a generator until it waits (returns that progress) or ends (stores its result, returns None)."""
     while True:
         try:
             progress = next(work)
@@ -106,7 +106,7 @@ def _until_wait(
 
 @contextmanager
 def _turn(path: Path) -> Iterator[bool]:
-    """Hold the lock at `path` for the block, and remove it after; False where another process holds it."""
+    """Hold the lock at `path` during the block, and remove it afterwards; yields False if another process holds it."""
     lock = FolderLock(path)
     try:
         lock.acquire()

@@ -1,4 +1,4 @@
-"""The environment of a trial in its process, apart from its settings."""
+"""Environment of a trial in its process, apart from its settings."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class TrialContext:
-    """Services that a trial may use; the defaults work without Ray and Optuna."""
+    """Services for a trial; the defaults work without Ray and Optuna."""
 
     samplers: Mapping[str, SamplerFactory] = field(default_factory=lambda: SAMPLERS)
-    """Samplers of an attack's search points, by the name that `attack.sampler` gives."""
+    """Samplers of an attack's search points, by the names that `attack.sampler` takes."""
     shared: SharedCache | None = None
-    """Cache entries that machines share; None where each has its own."""
+    """Cache entries shared between machines; None if every machine has its own."""
 
 
 ALONE = TrialContext()
-"""The context of a trial outside a sweep."""
+"""Context of a trial outside a sweep."""

@@ -1,4 +1,4 @@
-"""The cost of a trial, estimated from a few outer steps and a small part of its attack."""
+"""Cost of a trial, estimated from a few outer steps and a small part of its attack."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from sdm_ray.trial.release import Release, knowledge_of
 from sdm_ray.trial.workspace import Workspace, check_attack, general_sources, open_workspace, trunk_params
 
 WARM_UP_STEPS, TIMED_STEPS = 3, 12
-"""Outer steps before the timing starts, and timed outer steps."""
+"""Untimed outer steps at the start, and timed outer steps."""
 MAX_POINTS, MAX_RERUNS = 8, 4
-"""Search points and re-runs of the timed part of an attack: enough to fill stacks as the whole attack does."""
+"""Search points and re-runs in the timed part of an attack: enough to fill stacks as the full attack does."""
 SHORTENED = 20
-"""Divisor of its fine-tunes' steps, then halved for a second timing: extrapolated to 0 steps, scoring is left."""
+"""Divisor of fine-tune steps; a second timing uses half of it. Extrapolation to 0 steps gives the scoring time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,19 +33,18 @@ class Probe:
 
     device: str
     seconds_per_step: float
-    """Of an outer step with the largest number of inner steps."""
+    """Time of an outer step with the largest number of inner steps."""
     seconds_per_fine_tune: float
-    """Of a fine-tune of the trial's attack, mean over its search and re-runs."""
+    """Time of a fine-tune of the trial's attack, mean over search and re-runs."""
     memory_bytes: int
-    """Most memory so far: of the GPU, or of this process where there is none."""
+    """Peak memory so far: of the GPU, or of this process if there is no GPU."""
     seconds_of_first_step: float | None = None
-    """Of an outer step at the beginning, where the number of inner steps grows; None where it does not."""
+    """Time of an outer step at the beginning, if the number of inner steps grows; otherwise None."""
     seconds_per_distil_step: float = 0.0
-    """Of a step of the distillation; 0 where there is none."""
+    """Time of a distillation step; 0 without distillation."""
 
     def training_seconds(self, trial: TrialSettings) -> float:
-        """Seconds of one trial's meta-training and distillation; an outer step's time grows with the number of inner
-        steps."""
+        """Time of one trial's meta-training and distillation; an outer step's time grows with its inner steps."""
         distilling = self.seconds_per_distil_step * trial.train.distil.num_steps
         total, growing = trial.train.num_outer_steps, trial.train.adversary.growing_steps
         if self.seconds_of_first_step is None or not growing:
@@ -56,23 +55,23 @@ class Probe:
         return grown * (first + reached) / 2 + (total - grown) * last + distilling
 
     def attack_seconds(self, attack: AttackSettings, like: AttackSettings) -> float:
-        """Seconds of `attack` on one model, from fine-tunes timed with the settings `like`."""
+        """Time of `attack` on one model, from fine-tunes timed with the settings `like`."""
         longer = (attack.num_steps_min + attack.num_steps_max) / (like.num_steps_min + like.num_steps_max)
         return self.seconds_per_fine_tune * longer * num_fine_tunes(attack)
 
 
 def num_fine_tunes(attack: AttackSettings) -> int:
-    """Fine-tunes of an attack on one model, with benign tasks, without retries and halving."""
+    """Number of fine-tunes of an attack on one model, with benign tasks, without retries and halving."""
     sizes = len(attack.num_examples) + 2 * len(attack.benign_num_examples)
     return sizes * attack.num_fine_tunes
 
 
 def probe(settings: TrialSettings, context: TrialContext = ALONE) -> Probe:
-    """Time a trial's parts in this process.
+    """Time the parts of a trial in this process.
 
     Raises:
-        UsageError: when the settings cannot work.
-        RunError: when training diverges within the probe.
+        UsageError: if the settings cannot work.
+        RunError: if training diverges during the probe.
     """
     import torch
 
@@ -110,14 +109,14 @@ def probe(settings: TrialSettings, context: TrialContext = ALONE) -> Probe:
 
 
 def _probed(train: TrainSettings) -> TrainSettings:
-    """A few outer steps at full cost: inner steps have stopped growing, and no validation ends the training."""
+    """Settings of a few outer steps at full cost: no growth of inner steps, no stop by validation."""
     return train.model_copy(
         update={
             "num_outer_steps": WARM_UP_STEPS + TIMED_STEPS + 1,
             "log_every_steps": 1,
             "warmup_steps": 0,
             "adversary": train.adversary.model_copy(update={"growing_steps": 0}),
-            "erase": EraseSettings(),  # what it adds to a step is small, and finding it takes longer than all of this
+            "erase": EraseSettings(),  # cheap per step, but slow to find
             "validation": train.validation.model_copy(update={"min_desired_accuracy": None}),
         }
     )
@@ -142,7 +141,7 @@ def _seconds_per_step(trainer: Trainer) -> float:
 
 
 def _slice_seconds(work: Workspace, trunk: Trunk, settings: TrialSettings, shortened: int) -> float:
-    """Seconds of a part of the attack on the untrained encoder."""
+    """Time of a part of the attack on the untrained encoder."""
     attack = _slice(settings.attack, shortened)
     release = Release(trunk=trunk, params=trunk_params(trunk), encoder=settings.encoder)
     generator = attack_model(

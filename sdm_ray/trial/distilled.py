@@ -1,4 +1,4 @@
-"""The distillation that follows a training, as a phase with checkpoints of its own."""
+"""Distillation phase after a training, with its own checkpoints."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sdm_ray.models.erasure import Erasure
 
 CHECKPOINT = "distil"
-"""Folder of its checkpoints within that of the training's."""
+"""Folder of its checkpoints within the training's checkpoint folder."""
 
 
 def distilled(
@@ -32,23 +32,23 @@ def distilled(
     erasure: Erasure | None,
     checkpoint_dir: Path,
 ) -> Generator[Progress, None, TrainOutcome]:
-    """What `train.distil` makes of a trained model; the model itself where no step is to be taken.
+    """Distil a trained model according to `train.distil`; returns the model itself if there are no steps.
 
     Args:
         settings: the trial.
         work: data and device.
         trunk: the public encoder.
         teacher: the trained model.
-        erasure: what stays out of the residual stream of the student too.
-        checkpoint_dir: where the last checkpoint is kept and looked for.
+        erasure: directions that are also erased from the student's residual stream.
+        checkpoint_dir: folder of the last checkpoint.
 
     Returns:
-        The student, with both phases' log (steps counted on), seconds, and the trajectory that the training ended with
-        where the distillation has no adversaries.
+        The student with the log of both phases (steps count on), seconds, and the training's final trajectory if the
+        distillation has no adversaries.
 
     Raises:
-        UsageError: for texts that cannot be used.
-        RunError: as `Trainer.iterate`.
+        UsageError: for unusable texts.
+        RunError: as in `Trainer.iterate`.
     """
     distil = settings.train.distil
     if not distil.moves():
@@ -91,10 +91,10 @@ def distilled(
 
 
 def distillation_of(settings: TrialSettings, work: Workspace, trunk: Trunk, teacher: Model) -> Distillation:
-    """A teacher, its shrunk and perturbed student and the texts that `train.distil` names.
+    """Set up a distillation: teacher, shrunk and perturbed student, and the texts named by `train.distil`.
 
     Raises:
-        UsageError: for texts that cannot be used.
+        UsageError: for unusable texts.
     """
     distil = settings.train.distil
     desired, general = distillation_texts(work, settings, distil, trunk)
@@ -110,6 +110,6 @@ def distillation_of(settings: TrialSettings, work: Workspace, trunk: Trunk, teac
 
 
 def _counted_on(row: dict[str, float], before: int) -> dict[str, float]:
-    """A row of the log with the steps of the training counted in."""
+    """Row of the log, with its step offset by the training's steps."""
     step = str(Metric.TRAIN_STEP)
     return row | ({step: row[step] + before} if step in row else {})

@@ -1,4 +1,4 @@
-"""One pass of the real path over two texts, forwards and backwards, before hours of training, and not after."""
+"""A dry run: one forward and backward pass with the real encoder on two texts, before hours of training."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from sdm_ray.trial.workspace import Workspace
 
 NUM_TEXTS = 2
 FAULTS = (RuntimeError, ValueError, LookupError, TypeError, AttributeError, AssertionError, NotImplementedError)
-"""What an architecture raises whose shapes or outputs are not those of an encoder of texts."""
+"""Exceptions raised by architectures whose shapes or outputs do not fit a text encoder."""
 
 
 def dry_pass(work: Workspace, trunk: object, settings: TrialSettings) -> None:
-    """Compute what training and attack compute with an encoder, once, with its own weights and widths.
+    """Run each operation of training and attack once with an encoder, with its real weights and widths.
 
-    Features of texts as wide as any, all hidden states, gradients, and for the method mlac gradients of gradients.
+    Covers features of the longest texts, all hidden states, gradients, and second-order gradients for the method mlac.
 
     Args:
         work: the data.
-        trunk: the encoder on the data's device; where it is no `Trunk`, as for vectors, nothing is tried.
+        trunk: the encoder on the data's device; nothing is run if it is not a `Trunk`, for example for vectors.
         settings: the trial.
 
     Raises:
-        UsageError: where one of them fails, has another shape, or is NaN or infinite.
+        UsageError: if one of them fails, has a wrong shape, or is not finite.
     """
     if not isinstance(trunk, Trunk):
         return

@@ -1,4 +1,4 @@
-"""The erasure that a training starts from, found once for all trials that share encoder, data, settings and seed."""
+"""The erasure at the start of a training, computed once for trials that share encoder, data, settings and seed."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from sdm_ray.trial.workspace import Workspace
 
 REPORT = "erasure.json"
 FORMAT_VERSION = 1
-"""Raise it when the same settings would give other directions."""
+"""Increase this when the same settings give other directions."""
 
 
 def found_erasure(
     work: Workspace, settings: TrialSettings, trunk: Trunk
 ) -> Generator[Progress, None, FoundErasure | None]:
-    """What a trial erases, found or read from the cache; None where it erases nothing.
+    """Compute a trial's erasure, or read it from the cache; None if nothing is erased.
 
     Args:
         work: data and device.
@@ -34,7 +34,7 @@ def found_erasure(
         trunk: the public encoder.
 
     Raises:
-        UsageError: for an encoder or data that it cannot be done to.
+        UsageError: for an encoder or data that erasure does not work with.
     """
     erase = settings.train.erase
     if not erase.num_directions:
@@ -56,11 +56,12 @@ def found_erasure(
 
 
 def write_erasure(found: FoundErasure, path: Path) -> None:
-    """Write how an erasure was found: `seconds`, `costs`, and of each direction the hidden state that it was found in
-    and what each site's reader told on held-out names before (`accuracies`).
+    """Write `seconds`, `costs`, and for each direction its hidden state and the readers' accuracies.
+
+    The accuracies are those of each site's reader on held-out names before the direction was erased.
 
     Raises:
-        RunError: when the file cannot be written.
+        RunError: if the file cannot be written.
     """
     write_json(path, _facts(found))
 

@@ -1,4 +1,4 @@
-"""The final attack on the model that a trial has released. Runs without Ray, Optuna and MLflow."""
+"""Final attack on the model that a trial released. Runs without Ray, Optuna and MLflow."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ def iterate_final(
     """Attack the model that another trial released, yielding wherever it may be interrupted.
 
     Args:
-        settings: those of the trial, but for the attack; `origin.trial_id` names it, and its folder lies beside this
-            one.
-        output_dir: gets `config.yaml`, `attack.parquet`, `attack.json`, `audit.json` and, last of all, `result.json`.
+        settings: the trial's settings, with another attack; `origin.trial_id` identifies the trial, whose folder is
+            beside this one.
+        output_dir: receives `config.yaml`, `attack.parquet`, `attack.json`, `audit.json` and, last, `result.json`.
         trial_id: name in the sweep.
         context: samplers and shared caches.
 
     Raises:
-        RunError: when the trial has no result or no model.
-        UsageError: when the settings cannot work, the folder holds another trial, or the data are no longer those of
-            the trial.
+        RunError: if the trial has no result or no model.
+        UsageError: if the settings cannot work, the folder holds another trial, or the data have changed since the
+            trial.
     """
     settings = with_pooling(load_own_modules(settings))
     finished = claim_folder(settings, output_dir)

@@ -1,4 +1,4 @@
-"""Reports that many trials share (random initialisation, from scratch, the public encoder), kept by content key."""
+"""Cached attack reports on references that trials share: random initialisation, scratch, the public encoder."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ Build = Callable[[], Generator[Progress, None, AttackReport]]
 
 
 class Reference(NamedTuple):
-    """A model that many trials are compared with."""
+    """A model that several trials are compared with."""
 
     name: str
     """`random`, `scratch` or `pretrained`."""
     trunk: Trunk
     params: Params
     digest: str
-    """Identifies architecture and weights."""
+    """Hash of architecture and weights."""
     knowledge: Knowledge
-    """The model that its attacker gets."""
+    """Knowledge of its attacker."""
 
     @classmethod
     def untrained(
@@ -50,8 +50,10 @@ class Reference(NamedTuple):
         settings: AttackSettings,
         seed: int,
     ) -> Reference:
-        """An encoder as it is. Nobody who starts from random initialisation has the public encoder, or there would be
-        no floor."""
+        """Reference without training.
+
+        The attacker of random initialisation does not get the public encoder; otherwise it would be no floor.
+        """
         trunk = work.trunk(encoder, initialisation, seed)
         knowledge = own_knowledge(trunk)
         if initialisation == "pretrained":
@@ -61,13 +63,13 @@ class Reference(NamedTuple):
 
     @classmethod
     def from_scratch(cls, scratch: Scratch) -> Reference:
-        """Random initialisation trained on the desired task."""
+        """Reference from random initialisation trained on the desired task."""
         identity = digest([scratch.trunk.digest(), params_digest(scratch.params)])
         return cls("scratch", scratch.trunk, scratch.params, identity, own_knowledge(scratch.trunk))
 
 
 def load_report(key: str, cache_dir: Path, shared: SharedCache | None = None) -> AttackReport | None:
-    """The report kept under `key`; None where there is none that can be read."""
+    """Cached report of `key`; None if there is no readable one."""
     path = _path(key, cache_dir)
     report = look_up(cache_dir, _entry(path), partial(_read, path, key), shared)
     if report is not None:
@@ -76,7 +78,7 @@ def load_report(key: str, cache_dir: Path, shared: SharedCache | None = None) ->
 
 
 def store_report(key: str, cache_dir: Path, report: AttackReport, shared: SharedCache | None = None) -> None:
-    """Keep a report under `key`, atomically: readers see the old file or the whole new one."""
+    """Cache a report under `key`, atomically."""
     path = _path(key, cache_dir)
     write_json(path, report.to_json() | {ASKED: key})
     offer(cache_dir, _entry(path), [path], shared)
@@ -85,15 +87,15 @@ def store_report(key: str, cache_dir: Path, report: AttackReport, shared: Shared
 def cached_reports(
     builds: Mapping[str, Build], cache_dir: Path, shared: SharedCache | None = None
 ) -> Generator[Progress, None, dict[str, AttackReport]]:
-    """Reports by their keys: those that are kept, and the others built by one process each and kept.
+    """Reports by key: cached ones, and new ones that a single process builds and caches.
 
     Args:
-        builds: what makes each report, by the content hash of everything that the report depends on; a file name.
-        cache_dir: reports lie in its folder `floors`.
-        shared: where other machines may have put them.
+        builds: generator functions that build the reports, by the content hash of all inputs, which is the file name.
+        cache_dir: reports are in its folder `floors`.
+        shared: cache entries shared between machines.
 
     Yields:
-        The progress of building; stage `wait`, in seconds, while other processes build.
+        Progress of the builds; stage `wait`, in seconds, while other processes build.
     """
     reports = yield from built_once(
         builds,
@@ -111,12 +113,12 @@ def reference_reports(
     runner: RunnerFactory | None = None,
     benign: tuple[str, AttackDataset] | None = None,
 ) -> Generator[Progress, None, dict[str, AttackReport]]:
-    """The same attack on models that many trials share, from the cache when all of it is the same as before.
+    """Run the same attack on references, or read its reports from the cache.
 
     Args:
         work: data, samplers and caches.
-        references: the models by name.
-        settings: the attack.
+        references: references by name.
+        settings: settings of the attack.
         runner: factory of the executor of fine-tunes; None runs them in this process.
         benign: name and data of the benign task to learn; None attacks the harmful task.
     """
@@ -126,7 +128,7 @@ def reference_reports(
     for name, reference in references.items():
         parts: list[Any] = [reference.digest, data.digest, settings.identity(), reference.name]
         parts += [] if benign is None else [benign[0]]
-        # A file may change while its name stays.
+        # The file's content may change under the same name.
         parts += [read_portfolio(settings.portfolio).content()] if settings.portfolio else []
         families = (*settings.families, *settings.benign_families)
         parts += [[token_probe.NAME, token_probe.VERSION]] if token_probe.NAME in families else []
@@ -156,7 +158,7 @@ def floor_report(
     seed: int,
     runner: RunnerFactory | None = None,
 ) -> Generator[Progress, None, AttackReport]:
-    """One of `floor_reports`."""
+    """Compute a single report of `floor_reports`."""
     reports = yield from floor_reports(work, {initialisation: encoder}, settings, seed, runner)
     return reports[initialisation]
 
@@ -168,7 +170,7 @@ def floor_reports(
     seed: int,
     runner: RunnerFactory | None = None,
 ) -> Generator[Progress, None, dict[Initialisation, AttackReport]]:
-    """The same attack on encoders as they are, by initialisation: `random` is the floor, `pretrained` the ceiling."""
+    """Run the same attack on untrained encoders, by initialisation: `random` is the floor, `pretrained` the ceiling."""
     references: dict[str, Reference] = {
         name: Reference.untrained(work, encoder, name, settings, seed) for name, encoder in encoders.items()
     }
@@ -177,7 +179,7 @@ def floor_reports(
 
 
 def _read(path: Path, key: str) -> AttackReport | None:
-    """A report; None where it is missing, damaged, or made from other inputs."""
+    """Cached report; None if it is missing, damaged, or made from other inputs."""
     if not path.exists():
         return None
     try:
@@ -189,7 +191,7 @@ def _read(path: Path, key: str) -> AttackReport | None:
 
 
 def _entry(path: Path) -> str:
-    """Name of a report among shared entries."""
+    """Name of a report in the shared cache."""
     return f"floors/{path.stem}"
 
 

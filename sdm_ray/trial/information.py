@@ -1,4 +1,4 @@
-"""How much of a label each site of a model reveals, cached by content key for the references."""
+"""Label information at each site of a model, cached by content hash for references."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from sdm_ray.trial.workspace import Workspace
 
 
 def told_by(work: Workspace, model: Release | Reference, seed: int) -> Generator[Progress, None, tuple[Told, ...]]:
-    """What each site of a model tells; of one that many trials are compared with, from the cache where it is there."""
+    """Measure the information at each site of a model; for references, use the cache."""
     if isinstance(model, Release):
         return measure_information(model.trunk, model.params, work.data, Task.HARMFUL, seed)
     reference = model
@@ -46,10 +46,10 @@ def told_by(work: Workspace, model: Release | Reference, seed: int) -> Generator
 
 
 def _read(path: Path, key: str) -> tuple[Told, ...] | None:
-    """The cached entry; None where it is missing, damaged, or made from other inputs."""
+    """Cached entry; None if it is missing, damaged, or made from other inputs."""
     try:
         value = read_json(path) if path.exists() else None
-        if isinstance(value, list):  # an entry of before keys were kept within
+        if isinstance(value, list):  # entry from before keys were stored in it
             value = {"told": value}
         return None if value is None or not is_asked(key, value.get(ASKED)) else tuple(Told(**t) for t in value["told"])
     except (RunError, *MALFORMED):

@@ -1,4 +1,4 @@
-"""What is trained once for all trials that share what it depends on: tensors and facts in a file, by content key."""
+"""Cache of trainings that several trials share: tensors and JSON values in a file, by content hash of the inputs."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ T = TypeVar("T")
 
 
 class Kept(NamedTuple):
-    """What a file holds."""
+    """Contents of a file."""
 
     tensors: Mapping[str, Tensor]
     facts: Mapping[str, Any]
-    """Plain values, as JSON takes them."""
+    """JSON values."""
 
 
 def trained_once(
@@ -38,15 +38,15 @@ def trained_once(
     pack: Callable[[T], Kept],
     unpack: Callable[[Kept], T],
 ) -> Generator[Progress, None, T]:
-    """What `train` gives, or the cache holds of it.
+    """Return the cached result of a training, or train and cache it.
 
     Args:
-        work: the cache, and the device that tensors are read to.
-        kind: folder of the cache.
-        key: content hash of everything that it depends on.
-        train: makes it.
-        pack: what is kept of it.
-        unpack: the inverse; KeyError and ValueError say that the file is none of ours.
+        work: workspace with the cache and the device for tensors.
+        kind: folder in the cache.
+        key: content hash of all inputs of the training.
+        train: runs the training.
+        pack: converts its result to the contents of a file.
+        unpack: inverse of `pack`; KeyError and ValueError mean that the file is invalid.
     """
 
     def path(key: str) -> Path:
@@ -77,7 +77,7 @@ def _write(path: Path, key: str, kept: Kept) -> None:
 
 
 def _read(path: Path, key: str, device: str) -> Kept | None:
-    """What a file holds; None where it is missing, damaged, or made from other inputs."""
+    """Contents of a file; None if it is missing, damaged, or made from other inputs."""
     if not path.exists():
         return None
     try:

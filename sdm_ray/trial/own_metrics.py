@@ -1,6 +1,6 @@
-"""Metrics of a user's own: functions of a released model, measured by every trial once it has been attacked.
+"""User-defined metrics: functions of a released model, evaluated in every trial after the attack.
 
-They are reported beside the others, and a sweep may optimise them.
+They are reported with the built-in metrics, and a sweep may optimise them.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ if TYPE_CHECKING:
 
 
 class Measured(NamedTuple):
-    """The argument of a user's metric."""
+    """Argument of a user-defined metric."""
 
     trunk: Trunk
-    """The architecture: a module that is called through `torch.func.functional_call` with the weights."""
+    """Architecture: a module to call with the weights through `torch.func.functional_call`."""
     params: Params
-    """The released weights by name."""
+    """Released weights by name."""
     desired_head: Tensor | None
-    """(C, D) head of the desired task; None where none was released."""
+    """(C, D) head of the desired task; None if none was released."""
     data: AttackDataset
-    """All splits, those of the attacker and the test examples among them."""
+    """All splits, including the attacker's and the test examples."""
     report: AttackReport
-    """The attack on the harmful task: every search, re-run and cell."""
+    """Attack on the harmful task: all searches, re-runs and cells."""
     metrics: Mapping[str, float]
-    """The trial's other metrics, by name."""
+    """Other metrics of the trial, by name."""
 
 
 TAKEN = frozenset(str(metric).split("/")[0] for metric in Metric) | {"benign", "rung", "again", "information"}
-"""Prefixes of the names of this package's metrics."""
+"""Prefixes of this package's metric names."""
 
 Function = TypeVar("Function", bound=Callable[[Measured], float])
 
@@ -48,10 +48,10 @@ Function = TypeVar("Function", bound=Callable[[Measured], float])
 def trial_metric(name: str) -> Callable[[Function], Function]:
     """Register a metric by name, such as `mine/spread`.
 
-    The same function may be registered again, as happens when a notebook's cell runs twice; the later one counts.
+    The same function may be registered again, for example if a notebook cell runs twice; the later one counts.
 
     Raises:
-        ValueError: for a name that cannot be one, begins as those of this package, or belongs to another function.
+        ValueError: for a name that is invalid, has a prefix of this package, or belongs to another function.
     """
     if not re.fullmatch(r"[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)+", name) or name.split("/")[0] in TAKEN:
         raise ValueError(
@@ -70,16 +70,16 @@ def trial_metric(name: str) -> Callable[[Function], Function]:
 
 
 def own_metrics(measured: Measured) -> dict[str, float]:
-    """All registered metrics of a model; one that is not finite is left out.
+    """Evaluate all registered metrics of a model; non-finite values are left out.
 
     Raises:
-        RunError: when a function fails.
+        RunError: if a function fails.
     """
     found = {}
     for name, function in OWN_METRICS.items():
         try:
             value = float(function(measured))
-        except Exception as error:  # whatever a user's function raises means the same
+        except Exception as error:  # a user's function may raise anything
             where = f"{function.__module__}.{function.__qualname__}"
             raise RunError(f"metric {name!r} ({where}) failed: {type(error).__name__}: {error}") from error
         if math.isfinite(value):

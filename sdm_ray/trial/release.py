@@ -1,4 +1,4 @@
-"""A trained model as an attacker gets it, and what is public about it."""
+"""A trained model as an attacker receives it, and the public knowledge about it."""
 
 from __future__ import annotations
 
@@ -22,31 +22,31 @@ if TYPE_CHECKING:
 
 
 ReferenceName = Literal["pretrained", "random", "scratch"]
-"""Models that every trial may be compared with."""
+"""Names of the references that every trial may be compared with."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Release:
-    """A model as it is released."""
+    """A released model."""
 
     trunk: Trunk
     """The architecture."""
     params: Params
     """The weights."""
     encoder: EncoderSettings | None = None
-    """The public encoder that it was made from; None where that is not known."""
+    """Public encoder that it was trained from; None if unknown."""
     architecture: EncoderSettings | None = None
     """Source of the architecture for random initialisation; None takes `encoder`."""
     desired_head: Tensor | None = None
-    """(C, D) head of the desired task; None where there is none to score."""
+    """(C, D) head of the desired task; None if there is none."""
     trained_against: Sequence[Support] = ()
-    """What the adversaries of its training could be."""
+    """Possible adversaries of its training."""
     shared: ReferenceName | None = None
-    """Which reference it is, where it is one that all trials are compared with: its attack is then kept for others."""
+    """Name of the reference, if it is one that all trials share: its attack is then cached."""
 
     @classmethod
     def of(cls, settings: TrialSettings, *, trunk: Trunk, params: Params, desired_head: Tensor | None) -> Release:
-        """The trained model of a trial with these settings, as an attacker gets it."""
+        """Release of a trained model of a trial with these settings."""
         method = settings.train.method
         return cls(
             trunk=trunk,
@@ -64,13 +64,13 @@ def own_knowledge(trunk: Trunk) -> Knowledge:
 
 
 def knowledge_of(work: Workspace, release: Release, settings: AttackSettings) -> Knowledge:
-    """Public knowledge about a release, as far as the families of the attack use it."""
+    """Public knowledge about a release, as far as the attack's families use it."""
     public = masked_lm = None
     if release.encoder is not None and set(WALKING_BACK) & set(settings.families):
         public = trunk_params(work.trunk(release.encoder, "pretrained", 0))
     chained = "composed" in settings.families and any("masked_lm" in chain for chain in settings.edit_chains)
     if release.encoder is not None and (chained or "masked_lm" in settings.families):
-        masked_lm = work.masked_lm(release.encoder)  # without such a head the family says what is missing
+        masked_lm = work.masked_lm(release.encoder)  # without such a head the family raises
     return Knowledge(
         public=public,
         own_head=release.desired_head,

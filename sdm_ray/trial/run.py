@@ -1,4 +1,4 @@
-"""One config in, one result out: train, release, attack. Runs without Ray, Optuna and MLflow."""
+"""Run of a trial: settings in, result out (train, release, attack). Works without Ray, Optuna and MLflow."""
 
 from __future__ import annotations
 
@@ -54,20 +54,20 @@ def iterate_trial(
 ) -> Generator[Progress, None, TrialResult]:
     """Train, release and attack one model, yielding wherever it may be interrupted.
 
-    Called again with the same settings and folder, it resumes from its last checkpoint, or returns the result that is
-    already there. A training that validation stops ends as infeasible: it is neither attacked nor exported.
+    Called again with the same settings and folder, it resumes from the last checkpoint, or returns the existing result.
+    A trial whose training is stopped by validation ends as infeasible: it is neither attacked nor exported.
 
     Args:
         settings: the trial.
-        output_dir: its folder: `config.yaml`, `checkpoint/` while it trains, `rungs.json` where there are rungs,
-            `erasure.json` where directions are erased, then `train.parquet`, `trajectory.parquet` and
-            `trajectory.png`, `attack.parquet`, `attack.json`, `audit.json`, `model/` and, last of all, `result.json`.
+        output_dir: its folder: `config.yaml`, `checkpoint/` during training, `rungs.json` if there are rungs,
+            `erasure.json` if directions are erased, then `train.parquet`, `trajectory.parquet` and `trajectory.png`,
+            `attack.parquet`, `attack.json`, `audit.json`, `model/` and, last, `result.json`.
         trial_id: name of the trial in its sweep.
         context: samplers and shared caches; the default needs neither Ray nor Optuna.
 
     Raises:
-        UsageError: when the settings cannot work, or the folder holds another trial or one on other data.
-        RunError: when training diverges or a file cannot be written.
+        UsageError: if the settings cannot work, or the folder holds another trial or one on other data.
+        RunError: if training diverges or a file cannot be written.
     """
     settings = with_pooling(load_own_modules(settings))
     finished = claim_folder(settings, output_dir)
@@ -77,7 +77,7 @@ def iterate_trial(
     if finished is not None:
         check_inputs_of(finished, work, work.trunk(settings.encoder, initialisation, settings.seed))
         return finished
-    check_attack(work, settings.attack)  # before hours of training, not after
+    check_attack(work, settings.attack)  # before hours of training
     trunk = work.trunk(settings.encoder, initialisation, settings.seed)
     if not (output_dir / "checkpoint").exists():
         dry_pass(work, trunk, settings)
@@ -120,16 +120,16 @@ def run_trial(
     on_progress: Callable[[Progress], None] | None = None,
     context: TrialContext = ALONE,
 ) -> TrialResult:
-    """`iterate_trial` to its end; `on_progress` sees every step on the way."""
+    """Run `iterate_trial` to its end; `on_progress` is called with every step."""
     work = iterate_trial(settings, output_dir, trial_id=trial_id, context=context)
     return run_through(work, on_progress or (lambda progress: None))
 
 
 def claim_folder(settings: TrialSettings, output_dir: Path) -> TrialResult | None:
-    """Write `config.yaml` into a trial's folder, or give the result that it holds; a damaged one is moved aside.
+    """Write `config.yaml` into a trial's folder, or return the result that is there; a damaged one is moved aside.
 
     Raises:
-        UsageError: when it holds the result of other settings.
+        UsageError: if it holds the result of other settings.
     """
     finished = readable_result(output_dir)
     if finished is not None and finished.config_hash != content_hash(settings):
@@ -143,7 +143,7 @@ def claim_folder(settings: TrialSettings, output_dir: Path) -> TrialResult | Non
 
 
 def check_inputs_of(finished: TrialResult, work: Workspace, trunk: Trunk | None = None) -> None:
-    """Refuse a result that was measured on other data, or where a trunk is given with another encoder.
+    """Reject a result that was measured on other data or, if a trunk is given, with another encoder.
 
     Raises:
         UsageError: naming both.
@@ -158,7 +158,7 @@ def check_inputs_of(finished: TrialResult, work: Workspace, trunk: Trunk | None 
 
 
 def attack_digest(attack: AttackSettings) -> str:
-    """What makes two attacks comparable: all their settings but the seed, and families of a user's own."""
+    """Hash of everything that makes attacks comparable: settings except the seed, and user-defined families."""
     own = own_families((*attack.families, *attack.benign_families))
     settings = attack.identity(exclude={"seed"})
     return digest(settings | {"own_families": own} if own else settings)
@@ -182,7 +182,7 @@ def _provenance(settings: TrialSettings, work: Workspace, trunk: Trunk) -> dict[
 def _train(
     settings: TrialSettings, work: Workspace, trunk: Trunk, output_dir: Path
 ) -> Generator[Progress, None, TrainOutcome]:
-    """Train, attack the model at its rungs, and distil it; where training fails, the log so far is left behind."""
+    """Train, attack the model at its rungs, and distil it; if training fails, the log so far is written."""
     rungs = Rungs(settings, output_dir)
     erased = yield from found_erasure(work, settings, trunk)
     if erased is not None:
@@ -209,7 +209,7 @@ def _train(
     except StopIteration as stop:
         outcome: TrainOutcome = stop.value
     except RunError:
-        with suppress(RunError):  # the disk may be what failed
+        with suppress(RunError):  # the disk may have failed
             if trainer.log:
                 write_log(trainer.log, output_dir / LOG)
         raise
@@ -252,7 +252,7 @@ def _export(
     *,
     failed: Sequence[str],
 ) -> None:
-    """Write the model as a Hugging Face folder with a card, or as bare weights where it reads vectors."""
+    """Write the model as a Hugging Face folder with a card, or as bare weights if its inputs are vectors."""
     assert release.desired_head is not None
     if work.tokenizer is None:
         export_weights(folder, release.params, release.desired_head)
@@ -271,7 +271,7 @@ def _export(
 
 
 def _stopped_metrics(work: Workspace, trunk: Trunk, outcome: TrainOutcome) -> dict[str, float]:
-    """The metrics of an infeasible model, which is not attacked."""
+    """Metrics of an infeasible model, which is not attacked."""
     accuracy, loss = desired_scores(trunk, outcome.params, outcome.desired_head, work.data, Split.TEST)
     validated = {name: outcome.log[-1][name] for name in (Metric.VALIDATION_ACCURACY, Metric.VALIDATION_LOSS)}
     return {

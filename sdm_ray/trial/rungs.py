@@ -1,4 +1,4 @@
-"""Attacks on a model while it trains, scored on validation examples: by them a sweep stops trials early."""
+"""Attacks on a model during training, scored on validation examples; a sweep uses them to stop trials early."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ FILE = "rungs.json"
 
 
 class Rungs:
-    """The rungs of one trial, each measured once however often the trial is interrupted.
+    """Rungs of one trial; each is measured once, even if the trial is interrupted.
 
     Args:
         settings: the trial.
-        folder: keeps `rungs.json`.
+        folder: folder of `rungs.json`.
     """
 
     def __init__(self, settings: TrialSettings, folder: Path) -> None:
@@ -44,22 +44,22 @@ class Rungs:
 
     @property
     def steps(self) -> tuple[int, ...]:
-        """The outer steps of the rungs; there are none for what is not trained."""
+        """Outer steps of the rungs; empty without training."""
         if self._settings.train.method in (*UNTRAINED, "scratch"):
             return ()
         return tuple(rung.step for rung in self._settings.rungs)
 
     def measured_before(self) -> Generator[Progress, None, None]:
-        """Measurements from before an interruption, reported again, since the driver may have missed them."""
+        """Measurements from before an interruption, reported again because the driver may have missed them."""
         for step, metrics in sorted(self._measured.items()):
             yield Progress("rung", step, self._settings.train.num_outer_steps, metrics)
 
     def is_due(self, step: int) -> bool:
-        """Whether a model is attacked after so many outer steps and has not been."""
+        """Whether there is a rung at this outer step that has not been measured."""
         return step in self.steps and step not in self._measured
 
     def measure(self, step: int, work: Workspace, release: Release) -> Generator[Progress, None, None]:
-        """Attack the model in its present state; yields progress and, last, the measurements."""
+        """Attack the model in its current state; yields progress and, last, the measurements."""
         assert release.desired_head is not None
         attack = self._settings.rung_attack(self.steps.index(step))
         report: AttackReport = yield from attack_model(
@@ -79,7 +79,7 @@ class Rungs:
 
 
 def worst_on_validation(report: AttackReport) -> float:
-    """Mean over n of the highest validation accuracy of any family; NaN where a size has no valid one."""
+    """Mean over n of the highest validation accuracy of any family; NaN if an n has no valid one."""
     worst: dict[int, float] = {}
     for cell in report.cells:
         value = cell.val_accuracy if cell.valid else -math.inf

@@ -1,8 +1,8 @@
 """The reference `scratch`: random initialisation trained on the desired task, with the best of a few learning rates.
 
-It has no head start on anything but what the desired labels give away, so a defence that keeps no more than it does,
-and blocks no more, has not used the encoder. It is trained once for all trials that share data, architecture and seed,
-and kept by content key.
+Its only head start is what the desired labels reveal, so a defence that keeps no more and blocks no more than this
+reference has not used the encoder. It is trained once for all trials that share data, architecture and seed, and cached
+by content hash.
 """
 
 from __future__ import annotations
@@ -28,28 +28,28 @@ from sdm_ray.trial.workspace import Workspace
 FORMAT_VERSION = 1
 """Version of the training; increase it when the same settings give other weights."""
 HEAD_RATE_FACTOR = 3.0
-"""The desired head trains at this multiple of the trunk's learning rate."""
+"""Learning rate of the desired head, relative to the trunk's."""
 _HEAD = "sdm_ray.desired_head"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scratch:
-    """A trained encoder."""
+    """An encoder trained from scratch."""
 
     trunk: Trunk
-    """The architecture; its own weights are those of the initialisation."""
+    """Architecture; its own weights are those of the initialisation."""
     params: Params
     """Trained weights."""
     head: Tensor
     """(C, D) head of the desired task."""
     learning_rate: float
-    """The best of the settings'."""
+    """Best learning rate of the settings."""
     num_steps: int
-    """Steps after which attacker-validation showed the best desired accuracy."""
+    """Steps up to the best desired accuracy on attacker-validation."""
     seconds: float
-    """That training took, all learning rates together."""
+    """Training time of all learning rates together."""
     costs: dict[str, float] = field(default_factory=dict)
-    """Texts and FLOPs of all learning rates together, as metrics; empty for one of before they were counted."""
+    """Texts and FLOPs of all learning rates together, as metrics; empty for results from before they were counted."""
 
 
 @dataclass
@@ -72,14 +72,14 @@ def train_scratch(
 ) -> Generator[Progress, None, Scratch]:
     """Train the reference, or read it from the cache.
 
-    Every learning rate is tried for `settings.screen_steps` steps; the best goes on until the desired accuracy on
-    attacker-validation has not risen for `settings.patience` scorings. The best weights on the way are kept.
+    Every learning rate is tried for `settings.screen_steps` steps; the best one continues until the desired accuracy on
+    attacker-validation has not risen for `settings.patience` scorings. The best weights are kept.
 
     Args:
         work: data and device.
         encoder: the architecture.
         settings: learning rates and steps.
-        seed: of initialisation and batches.
+        seed: seed of initialisation and batches.
     """
     trunk = work.trunk(encoder, "random", seed)
     key = digest([FORMAT_VERSION, trunk.digest(), work.data.digest, settings.identity(), seed])
@@ -135,7 +135,7 @@ def _run(work: Workspace, trunk: Trunk, settings: ScratchSettings, rate: float, 
 
 
 def _advance(run: _Run, work: Workspace, trunk: Trunk) -> None:
-    """Train up to the next row of the log, and score."""
+    """Train up to the next row of the log, then score."""
     next(run.steps)
     params, head = run.trainer.weights()
     accuracy, loss = desired_scores(trunk, params, head, work.data, Split.ATTACKER_VAL)

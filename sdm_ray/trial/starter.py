@@ -1,4 +1,4 @@
-"""Makes a user's first sweep from data and an encoder: fitting settings, and an estimate of its duration."""
+"""Creates a first sweep file from data and an encoder: suitable settings, and an estimate of the duration."""
 
 from __future__ import annotations
 
@@ -18,42 +18,42 @@ from sdm_ray.models.encoder import Trunk, load_tokenizer, load_trunk
 from sdm_ray.models.pooling import choose_pooling
 
 CUT_SHARE = 0.05
-"""Share of texts that may be cut."""
+"""Largest share of texts that may be truncated."""
 MOST_TOKENS = {"cpu": 64, "cuda": 256}
-"""Widest texts that are proposed, by device."""
+"""Largest proposed text length in tokens, by device."""
 LAYERS_ON_CPU = 2
 LOOKED_AT = 2000
-"""Texts whose tokens are counted."""
+"""Number of texts whose tokens are counted."""
 TIMED_STEPS, TIMED_TEXTS = 3, 16
 START_SECONDS = 60.0
-"""Import, Ray and MLflow, and the caches."""
+"""Time for imports, start of Ray and MLflow, and caches."""
 STEPS_PER_OUTER_STEP = 4.0
-"""What an outer step with persistent adversaries costs, in plain training steps."""
+"""Cost of an outer step with persistent adversaries, in plain training steps."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """The measured time of a plain training step, and the estimate from it."""
+    """Measured time of a plain training step, and the estimate based on it."""
 
     step_seconds: float
-    """Of `TIMED_TEXTS` texts, forward and backward."""
+    """Time of a forward and backward pass of `TIMED_TEXTS` texts."""
     seconds: float
-    """Of the whole sweep."""
+    """Duration of the whole sweep."""
 
 
 def make_starter(look: Look, encoder_name: str, *, name: str, command: str, cache_dir: Path) -> tuple[Starter, Trunk]:
-    """The content of a first sweep file, and the encoder on this machine's device.
+    """Contents of a first sweep file, and the encoder on this machine's device.
 
     Args:
         look: the data with their splits.
         encoder_name: a local folder or a hub id.
-        name: of the sweep.
+        name: name of the sweep.
         command: the command line that requested the file.
-        cache_dir: as of `load_trunk`.
+        cache_dir: as in `load_trunk`.
 
     Raises:
-        UsageError: for an encoder that cannot be a trunk, or texts that it cannot read.
-        RunError: when the hub cannot be reached.
+        UsageError: for an encoder that cannot be a trunk, or texts that it cannot process.
+        RunError: if the hub cannot be reached.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     encoder, note = choose_pooling(EncoderSettings(name=encoder_name))
@@ -98,13 +98,13 @@ def make_starter(look: Look, encoder_name: str, *, name: str, command: str, cach
 
 
 def estimate(settings: SweepSettings, trunk: Trunk, num_scored: int, num_at_once: int) -> Estimate:
-    """About how long a sweep takes, from the seconds of a few training steps.
+    """Estimate the duration of a sweep from a few timed training steps.
 
     Args:
         settings: the sweep.
         trunk: its encoder.
-        num_scored: texts of attacker-validation and test.
-        num_at_once: trials at once.
+        num_scored: number of texts in attacker-validation and test.
+        num_at_once: number of concurrent trials.
     """
     trial, width = settings.trial, settings.trial.data.max_length
     step = _step_seconds(trunk, width)
@@ -112,7 +112,7 @@ def estimate(settings: SweepSettings, trunk: Trunk, num_scored: int, num_at_once
     steps = (attack.num_steps_min + attack.num_steps_max) / 2 * attack.batch_sizes[0] / TIMED_TEXTS
     forward = num_scored / TIMED_TEXTS / 3  # a forward pass is a third of a step
     tunes = attack.num_fine_tunes * len(attack.num_examples)
-    per_attack = step * (tunes * (steps + forward) + 12 * forward)  # the readers of tokens share a few passes
+    per_attack = step * (tunes * (steps + forward) + 12 * forward)  # token probes share a few passes
     per_training = (
         step * trial.train.num_outer_steps * STEPS_PER_OUTER_STEP * trial.train.desired_batch_size / TIMED_TEXTS
     )
@@ -126,15 +126,15 @@ def estimate(settings: SweepSettings, trunk: Trunk, num_scored: int, num_at_once
 
 
 def _step_seconds(trunk: Trunk, width: int) -> float:
-    """Seconds of a training step of `TIMED_TEXTS` texts."""
+    """Time of a training step of `TIMED_TEXTS` texts."""
     device = next(trunk.parameters()).device
     ids = torch.full((TIMED_TEXTS, width), 5 % trunk.vocab_size, device=device)
     mask = torch.ones_like(ids)
     weights = list(trunk.parameters())
-    # On a CPU its time counts, not the clock's, or whatever else runs there would be counted too.
+    # On a CPU, process time is measured instead of wall time, which other processes would inflate.
     clock = time.perf_counter if device.type == "cuda" else time.process_time
     seconds, threads = [], torch.get_num_threads()
-    torch.set_num_threads(1)  # as a trial has
+    torch.set_num_threads(1)  # as in a trial
     for _ in range(TIMED_STEPS):
         started = clock()
         torch.autograd.grad(trunk(ids, mask).square().sum(), weights)

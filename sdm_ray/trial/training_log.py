@@ -1,4 +1,4 @@
-"""The training log and the trajectory of a trial, as Parquet."""
+"""Training log and trajectory of a trial, as Parquet files."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ LOG, TRAJECTORY = "train.parquet", "trajectory.parquet"
 
 
 def write_log(rows: Sequence[Mapping[str, float]], path: Path) -> None:
-    """Write the rows of a training log to Parquet, atomically: a column for each metric, null where a row lacks it.
+    """Write a training log to Parquet, atomically: one column per metric, null where a row lacks it.
 
     Raises:
-        RunError: when the file cannot be written.
+        RunError: if the file cannot be written.
     """
     names = sorted({name for row in rows for name in row})
     table = pa.table({name: pa.array([row.get(name) for row in rows], pa.float64()) for name in names})
@@ -30,7 +30,7 @@ def write_trajectory(start: Mapping[int, float], end: Mapping[int, float], path:
     """Write both trajectories to Parquet, atomically: `when` (before or after training), `inner_step`, `harmful_loss`.
 
     Raises:
-        RunError: when the file cannot be written.
+        RunError: if the file cannot be written.
     """
     rows = [(when, k, loss) for when, losses in ((BEFORE, start), (AFTER, end)) for k, loss in losses.items()]
     when, steps, losses = zip(*rows, strict=True)

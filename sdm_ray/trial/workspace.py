@@ -1,4 +1,4 @@
-"""Shared by trials and commands: data on the device, encoders, and the check that an attack fits the data."""
+"""Workspace of trials and commands: data on the device, encoders, and the check that an attack fits the data."""
 
 from __future__ import annotations
 
@@ -49,13 +49,13 @@ Initialisation = Literal["pretrained", "random"]
 
 @dataclass(frozen=True)
 class Workspace:
-    """What a trial works on: data on the device, and the encoders that it compares, each loaded once."""
+    """Data on the device, and encoders, each loaded once."""
 
     data: DeviceData | SignedVectors
     tokenizer: Any
-    """None where the data are vectors."""
+    """None if the data are vectors."""
     world: SyntheticWorld
-    """The world whose corpus the built-in encoder has read."""
+    """World whose corpus the built-in encoder was trained on."""
     cache_dir: Path
     device: torch.device
     context: TrialContext = ALONE
@@ -63,7 +63,7 @@ class Workspace:
     _heads: dict[str, MaskedLmHead | None] = field(default_factory=dict, compare=False, repr=False)
 
     def sampler(self, name: str) -> SamplerFactory:
-        """The sampler of an attack's search points that is called `name`.
+        """Sampler of an attack's search points, by name.
 
         Raises:
             UsageError: for an unknown name.
@@ -71,14 +71,14 @@ class Workspace:
         return the_sampler(name, self.context.samplers)
 
     def trunk(self, encoder: EncoderSettings, initialisation: Initialisation, seed: int) -> Trunk:
-        """An encoder on the device, pretrained or freshly initialised from `seed`; loaded once, never written to."""
+        """Encoder on the device, pretrained or freshly initialised from `seed`; loaded once and never modified."""
         key = (encoder.model_dump_json(), initialisation, seed if initialisation == "random" else 0)
         if key not in self._loaded:
             self._loaded[key] = _load_trunk(self, encoder, initialisation, seed)
         return self._loaded[key]
 
     def masked_lm(self, encoder: EncoderSettings) -> MaskedLmHead | None:
-        """The masked-LM head of an encoder on the device; None where it has none."""
+        """Masked-LM head of an encoder, on the device; None if it has none."""
         key = encoder.model_dump_json()
         if key not in self._heads:
             try:
@@ -90,10 +90,10 @@ class Workspace:
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device that a setting names; `auto` prefers CUDA.
+    """Device of a setting; `auto` prefers CUDA.
 
     Raises:
-        UsageError: for a name that torch does not know or a device that the machine lacks.
+        UsageError: for a name unknown to torch, or a device that the machine lacks.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -107,13 +107,13 @@ def resolve_device(name: str) -> torch.device:
 
 
 def with_pooling(settings: TrialSettings) -> TrialSettings:
-    """The settings with `encoder.pooling: auto` settled by the encoder's own files."""
+    """Settings with `encoder.pooling: auto` resolved from the encoder's own files."""
     encoder = choose_pooling(settings.encoder).encoder
     return settings if encoder == settings.encoder else settings.model_copy(update={"encoder": encoder})
 
 
 def open_workspace(settings: TrialSettings, context: TrialContext = ALONE) -> Workspace:
-    """Tokenised data on the device; the last data are kept, so that trials of a sweep in one process share them."""
+    """Load tokenised data onto the device; the last data are cached for further trials in the same process."""
     runtime, modules = settings.runtime, load_own_modules(settings).modules
     device = str(resolve_device(runtime.device))
     sources = tuple(sorted(modules.items()))
@@ -144,10 +144,10 @@ def _open_data(
 
 
 def check_attack(work: Workspace, attack: AttackSettings) -> None:
-    """Refuse an attack that the data are too small for, or that names something unknown.
+    """Reject an attack that the data are too small for, or that uses unknown names.
 
     Raises:
-        UsageError: naming the setting that does not fit.
+        UsageError: naming the invalid setting.
     """
     check_data(work.data, attack, Task.HARMFUL)
     work.sampler(attack.sampler)
@@ -161,24 +161,24 @@ def check_inputs(
     distillations: Sequence[DistilSettings] = (),
     terms: Sequence[tuple[Collection[str], TermSettings]] = (),
 ) -> dict[str, str]:
-    """Load data and encoder once on the CPU, so that bad settings are refused before many trials start.
+    """Load data and encoder once on the CPU, so that bad settings are rejected before trials start.
 
     Faults of the data are reported together, before an encoder is loaded.
 
     Args:
         settings: the trial.
-        context: its samplers.
-        further: attacks beside the trial's own and those of its rungs.
-        erasures: erasures beside the trial's own.
-        distillations: distillations beside the trial's own.
-        terms: names of blocking terms with settings of single terms, beside the trial's own.
+        context: context with its samplers.
+        further: attacks besides the trial's own and those of its rungs.
+        erasures: erasures besides the trial's own.
+        distillations: distillations besides the trial's own.
+        terms: names of blocking terms with settings of single terms, besides the trial's own.
 
     Returns:
-        Digests of `data` and of `encoder`, which is left out where it is drawn from a seed.
+        Digests of `data` and of `encoder`; the latter is left out if it is initialised from a seed.
 
     Raises:
-        UsageError: for data, an encoder or an attack that do not fit together; several faults are a line each.
-        RunError: when a hub cannot be reached or the cache cannot be written.
+        UsageError: if data, encoder and attack do not fit together; one line per fault.
+        RunError: if a hub cannot be reached or the cache cannot be written.
     """
     cpu = settings.model_copy(update={"runtime": settings.runtime.model_copy(update={"device": "cpu"})})
     work = open_workspace(cpu, context)
@@ -212,11 +212,11 @@ def check_inputs(
 
 
 def general_sources(work: Workspace, settings: TrialSettings, trunk: Trunk) -> GeneralSources | None:
-    """General text and masked-LM head of the `retain_*` terms; None where no weight asks for them.
+    """General text and masked-LM head for the `retain_*` terms; None if all their weights are zero.
 
     Raises:
-        UsageError: for text or an encoder that cannot be used.
-        RunError: when a hub cannot be reached.
+        UsageError: for unusable text or an unusable encoder.
+        RunError: if a hub cannot be reached.
     """
     return load_general_sources(
         settings.train,
@@ -233,11 +233,11 @@ def general_sources(work: Workspace, settings: TrialSettings, trunk: Trunk) -> G
 def distillation_texts(
     work: Workspace, settings: TrialSettings, distil: DistilSettings, trunk: Trunk
 ) -> tuple[GeneralText, GeneralText | None]:
-    """Desired and general texts of a distillation; None for the latter where a step reads none.
+    """Desired and general texts of a distillation; None for the latter if no step uses any.
 
     Raises:
-        UsageError: for a source that cannot be used, or what is no encoder of texts.
-        RunError: when a hub cannot be reached.
+        UsageError: for an unusable source, or an encoder that does not take text.
+        RunError: if a hub cannot be reached.
     """
     if not isinstance(trunk, Trunk):
         raise UsageError("train.distil needs an encoder of texts: set train.distil.num_steps to 0")
@@ -271,5 +271,5 @@ def _load_trunk(work: Workspace, encoder: EncoderSettings, initialisation: Initi
 
 
 def trunk_params(trunk: Trunk) -> Params:
-    """The trunk's parameters, detached and shared with it."""
+    """Parameters of the trunk, detached; they share its memory."""
     return {name: value.detach() for name, value in trunk.named_parameters()}

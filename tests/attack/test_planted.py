@@ -239,7 +239,10 @@ def test_a_collapsed_pooler_hides_nothing() -> None:
 def test_a_saturated_pooler_hides_nothing() -> None:
     """Gradients end at a tanh that is always 1 or -1."""
     trunk = bert(pooler=1e5)
-    report = run(trunk, ("full", "linear_probe"), num_search_trials=4, num_rerun_seeds=2, num_steps_max=80)
+    report = run(
+        trunk, ("full", "linear_probe"), num_examples=(40,), num_search_trials=4, num_rerun_seeds=2, num_steps_min=40,
+        num_steps_max=60,
+    )  # fmt: skip
     assert report.worst_accuracy > 0.85
     audited = checked(trunk, report, bert(knows=False))
     assert not audited.passed, [check.said for check in audited.checks]
@@ -267,6 +270,8 @@ def test_texts_that_splits_share_are_told() -> None:
 
 
 ATTACKED_ABOVE = {"full", "head", "linear_probe"}
+SLOW_TO_LEARN = {"composed", "noise", "partial", "rescale", "token_probe"}
+"""Families that need more than twenty steps, or more than one draw, to be far above chance here."""
 
 
 @pytest.mark.parametrize("family", sorted(REGISTERED.keys() - ATTACKED_ABOVE))
@@ -287,8 +292,11 @@ def test_every_family_breaks_an_undefended_encoder(
         return {name: value.clone() for name, value in params_of(fresh).items()}
 
     knowledge = Knowledge(public=params_of(bert()), masked_lm=head, redraw=redraw)
-    quickly: dict[str, Any] = {"num_search_trials": 4, "num_rerun_seeds": 2, "num_steps_min": 30, "num_steps_max": 60}
-    quickly |= {"num_curve_points": 0, "optimizers": ("adam", "rmsprop"), "learning_rate": {"low": 1e-3, "high": 5e-3}}
+    quickly: dict[str, Any] = {"num_search_trials": 3, "num_rerun_seeds": 2, "num_steps_min": 20, "num_steps_max": 20}
+    quickly |= {"num_curve_points": 0, "optimizers": ("adam",), "learning_rate": {"low": 2e-3, "high": 5e-3}}
+    if family in SLOW_TO_LEARN:
+        quickly |= {"num_search_trials": 4, "num_steps_min": 30, "num_steps_max": 60, "optimizers": ("adam", "rmsprop")}
+        quickly |= {"learning_rate": {"low": 1e-3, "high": 5e-3}}
     beside = ("knn",) if family in WALKING_BACK else ()
     report = run(trunk, (family, *beside), knowledge=knowledge, num_examples=("all",), **quickly)
     (cell,) = report.walking_back if beside else report.cells

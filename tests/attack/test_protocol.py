@@ -13,8 +13,9 @@ import torch
 import sdm_ray.attack.engine.executor as execute_module
 import sdm_ray.attack.engine.stack as batch_module
 from sdm_ray.attack.engine.executor import Executor
+from sdm_ray.attack.engine.plan import Plan
 from sdm_ray.attack.engine.sizes import LARGEST_STACK
-from sdm_ray.attack.engine.stack import HEAD, Plan, Trained
+from sdm_ray.attack.engine.stack import HEAD, Trained
 from sdm_ray.attack.families import FAMILIES, Attacker
 from sdm_ray.attack.findings.regret import regret
 from sdm_ray.attack.protocol import AttackReport, attack_model

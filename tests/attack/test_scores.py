@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import itertools
 import math
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from sdm_ray.attack.findings.audit import _label_flip
 from sdm_ray.attack.scores import (
     Calibration,
     best_permutation,
@@ -162,24 +159,3 @@ def test_bootstrap_interval() -> None:
     assert narrow[1] - narrow[0] == pytest.approx((high - low) / 2, rel=0.1)
     assert bootstrap_interval([[1.0, 1.0]]) == (1.0, 1.0)
     assert all(math.isnan(value) for value in bootstrap_interval([[1.0, 2.0], [1.0]]))
-
-
-def _rerun(accuracy: float, raw: float, own_head: bool = False) -> Any:
-    return SimpleNamespace(phase="rerun", status="ok", own_head=own_head, val_accuracy=accuracy, val_raw_accuracy=raw)
-
-
-FLIPS: dict[str, tuple[list[Any], bool]] = {
-    "all of three": ([_rerun(0.9, 0.1)] * 3, False),
-    "half of ten": ([_rerun(0.9, 0.1)] * 5 + [_rerun(0.9, 0.9)] * 5, False),
-    "those with the released head": ([_rerun(0.9, 0.9)] * 30 + [_rerun(0.9, 0.1, own_head=True)] * 4, False),
-    "one of three": ([_rerun(0.9, 0.1)] + [_rerun(0.9, 0.9)] * 2, True),
-    "one alone": ([_rerun(0.9, 0.1)], True),
-    "noise at chance, the better naming of which lies above it": ([_rerun(0.58, 0.42)] * 20, True),
-    "nobody": ([], True),
-}
-
-
-@pytest.mark.parametrize(("records", "passed"), FLIPS.values(), ids=FLIPS)
-def test_label_flips_are_told_from_noise(records: list[Any], passed: bool) -> None:
-    report: Any = SimpleNamespace(records=records, num_classes=2, num_validation=300)
-    assert _label_flip(report).passed is passed

@@ -20,7 +20,7 @@ from tests.attack.test_planted import NameData, bert, run
 from tests.fakes.attack_world import params_of, quick
 
 BUDGET: dict[str, Any] = {
-    "num_examples": (40,), "num_search_trials": 4, "num_rerun_seeds": 2, "num_steps_min": 30, "num_steps_max": 60,
+    "num_examples": (40,), "num_search_trials": 3, "num_rerun_seeds": 2, "num_steps_min": 20, "num_steps_max": 30,
     "optimizers": ("adam",), "learning_rate": {"low": 1e-3, "high": 5e-3},
 }  # fmt: skip
 

@@ -17,10 +17,9 @@ import yaml
 
 import sdm_ray
 from sdm_ray.cli import diagnosis, main
-from sdm_ray.cli.attack import attack_settings
 from sdm_ray.cli.diagnosis import Check
 from sdm_ray.cli.train import audit_lines
-from sdm_ray.config import AttackSettings, TrialSettings, load_settings
+from sdm_ray.config import TrialSettings, load_settings
 from sdm_ray.core.result import Status, TrialResult
 from sdm_ray.frontier.points import Point
 from sdm_ray.frontier.tables import read_tables, write_tables
@@ -255,37 +254,6 @@ def test_options_that_mean_nothing_together_are_refused(
         code, _, err = run(capsys, *arguments)
         assert code == 2
         assert message in err
-
-
-def test_a_preset_takes_any_trial_file(tmp_path: Path) -> None:
-    """An empty file is the defaults, and numbers are read as everywhere: YAML 1.1 takes `1e-8` for text."""
-    empty, file = tmp_path / "empty.yaml", tmp_path / "trial.yaml"
-    empty.write_text("")
-    assert attack_settings(empty, "quick", (), None).attack == AttackSettings(preset="quick")
-    file.write_text("train: {learning_rate: 1e-8}\nattack: {seed: 7}\n")
-    settings = attack_settings(file, "quick", (), None)
-    assert settings.train.learning_rate == 1e-8
-    assert settings.attack == AttackSettings(preset="quick", seed=7)
-
-
-def test_a_released_folder_does_not_steer_its_attack(tmp_path: Path) -> None:
-    """Its author could put floors into a cache of their own, weaken the attack, or have code loaded."""
-    released = TrialSettings.model_validate(
-        {
-            "name": "theirs", "seed": 7, "modules": {"gone": "0123456789ab"},
-            "data": {"max_length": 24}, "train": {"method": "tuned", "term_modules": ["gone"]},
-            "scratch": {"patience": 1}, "attack": {"num_search_trials": 1, "num_examples": [20]},
-            "runtime": {"cache_dir": str(tmp_path), "num_threads": 64},
-        }
-    )  # fmt: skip
-    for preset in (None, "quick"):
-        settings = attack_settings(None, preset, (), released)
-        assert settings.data == released.data, "what it says it was trained for"
-        assert settings.train == released.train.model_copy(update={"term_modules": ()})
-        defaults = TrialSettings(attack=AttackSettings(preset=preset))
-        for name in TrialSettings.model_fields.keys() - {"data", "encoder", "train"}:
-            assert getattr(settings, name) == getattr(defaults, name), name
-    assert attack_settings(None, None, ("attack.seed=3",), released).attack.seed == 3
 
 
 def test_a_sweep_is_found_by_its_name(

@@ -8,22 +8,18 @@ import pytest
 
 from sdm_ray.cli import sweep as sweep_module
 from sdm_ray.cli.progress import IMPORTING, READING
-from sdm_ray.cli.sweep import run_checked, shortfalls, show_frontier
-from sdm_ray.core.errors import RunError, UsageError
+from sdm_ray.cli.sweep import run_checked, shortfalls
+from sdm_ray.core.errors import UsageError
 from sdm_ray.core.result import Status, TrialResult
-from sdm_ray.frontier.points import Point
-from sdm_ray.frontier.tables import write_tables
 from sdm_ray.sweep import SweepOutcome
 from sdm_ray.sweep.records.folder import begun_settings, claimed_folder
 from sdm_ray.sweep.view.status import list_sweeps
 from tests.fakes import sweep as sweep_fakes
+from tests.fakes.results import trial_result
 
 
 def result(trial_id: str, status: Status, error: str | None = None) -> TrialResult:
-    return TrialResult(
-        trial_id=trial_id, config_hash="", method="mlac", seed=0, status=status, metrics={}, output_dir=Path(trial_id),
-        error=error,
-    )  # fmt: skip
+    return trial_result(trial_id, status=status, error=error)
 
 
 OUTCOME = SweepOutcome(
@@ -93,27 +89,6 @@ def test_a_sweep_is_told_the_data_and_encoder_of_now(
         run_checked(parse_settings(SweepSettings, document), resume=True)
     assert given.keys() == {"data", "encoder"}
     assert all(len(digest) == 64 for digest in given.values())
-
-
-def test_a_frontier_in_a_folder_that_may_only_be_read_is_printed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The table comes first, and pictures that cannot be drawn are said; the exit code is that of a success."""
-    point = Point(trial_id="t0007", method="mlac", desired=0.9, harmful=0.2)
-    write_tables([point], tmp_path)
-    (tmp_path / "sweep.yaml").write_text("name: colleague\n")
-
-    def refuse(*_: object, **__: object) -> None:
-        raise RunError("cannot write frontier.png: Permission denied")
-
-    monkeypatch.setattr(sweep_module, "frontier_figure", refuse)
-    show_frontier(str(tmp_path))
-    shown = capsys.readouterr()
-    assert "t0007" in shown.out
-    assert "picture " not in shown.out
-    assert "no picture is drawn: cannot write frontier.png: Permission denied" in " ".join(shown.err.split())
-    show_frontier(str(tmp_path), as_json=True)
-    assert '"picture": null' in capsys.readouterr().out
 
 
 def test_an_emptied_sweep_file_is_said_and_is_no_changed_sweep(tmp_path: Path) -> None:

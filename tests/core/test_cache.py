@@ -15,8 +15,9 @@ from sdm_ray.config.data import SyntheticWorld
 from sdm_ray.core.cache import Files, fetch, offer
 from sdm_ray.core.errors import RunError
 from sdm_ray.data import tokenized
+from sdm_ray.data.synthetic import pretraining_texts
 from sdm_ray.data.tokenized import prepare
-from sdm_ray.models import builtin
+from sdm_ray.models import builtin, pretrain
 from sdm_ray.models.encoder import load_tokenizer
 from sdm_ray.models.pretrain_settings import PretrainSettings
 from sdm_ray.sweep import SilentView, run_sweep
@@ -80,6 +81,8 @@ def test_a_damaged_entry_is_built_again(data_file: Path, encoder_folder: Path, t
 def test_encoders_are_pretrained_once(tmp_path: Path, memory: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
     world = SyntheticWorld(version=1, seed=5, num_examples=400)
     tiny = PretrainSettings(num_steps=2, batch_size=8)
+    texts = pretraining_texts(world)[:50]
+    monkeypatch.setattr(pretrain, "pretraining_texts", lambda world: texts)
     first = builtin.builtin_folder(world, cache_dir=tmp_path / "node1", settings=tiny, shared=memory)
     monkeypatch.setattr(builtin, "pretrain_builtin", refuse)
     second = builtin.builtin_folder(world, cache_dir=tmp_path / "node2", settings=tiny, shared=memory)

@@ -121,7 +121,7 @@ def test_hub_dataset_concatenates_its_splits_and_names_its_classes(monkeypatch: 
         return datasets.DatasetDict({"train": labelled_dataset(), "test": labelled_dataset()})
 
     monkeypatch.setattr(datasets, "load_dataset", fake)
-    monkeypatch.setattr("sdm_ray.data.readers.is_away", lambda: False)
+    monkeypatch.setattr("sdm_ray.data.hub.is_away", lambda: False)
     examples = load("owner/name", revision="v2")
     assert asked == [("owner/name", "v2")]
     assert examples.texts == ["one", "two", "three", "four"] * 2
@@ -143,7 +143,7 @@ def test_a_hub_id_without_network(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_hub_that_is_away_is_asked_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its client tries five times, which takes twenty seconds or more."""
     asked: list[Any] = []
-    monkeypatch.setattr("sdm_ray.data.readers.is_away", lambda: True)
+    monkeypatch.setattr("sdm_ray.data.hub.is_away", lambda: True)
     monkeypatch.setattr("huggingface_hub.utils._http.http_backoff", lambda *args, **options: asked.append(args))
     before = datasets.config.HF_HUB_OFFLINE
     started = time.monotonic()
@@ -154,12 +154,44 @@ def test_a_hub_that_is_away_is_asked_for_nothing(monkeypatch: pytest.MonkeyPatch
     assert before == datasets.config.HF_HUB_OFFLINE
 
 
+@pytest.mark.parametrize(
+    ("revision", "reference", "works"),
+    [(None, None, True), ("a" * 40, None, True), ("b" * 40, None, False), ("v2", None, False), ("v2", "a" * 40, True),
+     ("v2", "b" * 40, False)],
+)  # fmt: skip
+def test_without_the_hub_no_other_revision_is_read_from_the_cache(
+    revision: str | None, reference: str | None, works: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`datasets` itself takes the latest version that it finds in its cache, whatever revision is asked for."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("sdm_ray.data.hub.is_away", lambda: True)
+    labelled_dataset().to_parquet(tmp_path / "rows.parquet")
+    datasets.load_dataset("parquet", data_files=str(tmp_path / "rows.parquet"), cache_dir=str(tmp_path / "prepared"))
+    (info,) = (tmp_path / "prepared").glob("parquet/*/*/*/dataset_info.json")
+    kept = tmp_path / "datasets" / "owner___name" / "default" / "0.0.0" / ("a" * 40)
+    kept.mkdir(parents=True)
+    for path in info.parent.iterdir():
+        path.rename(kept / path.name.replace("parquet-", "name-"))
+    if reference is not None:
+        file = tmp_path / "hub" / "datasets--owner--name" / "refs" / "v2"
+        file.parent.mkdir(parents=True)
+        file.write_text(reference)
+    if works:
+        assert load("owner/name", revision=revision).texts == ["one", "two", "three", "four"]
+    else:
+        with pytest.raises(
+            RunError, match=f"revision '{revision}' is not in the cache, which has {'a' * 40}.*set data"
+        ):
+            load("owner/name", revision=revision)
+
+
 def test_a_hub_dataset_with_several_configurations(monkeypatch: pytest.MonkeyPatch) -> None:
     def fake(name: str, revision: str | None = None) -> None:
         raise ValueError("Config name is missing.\nPlease pick one among the available configs: ['a', 'b']")
 
     monkeypatch.setattr(datasets, "load_dataset", fake)
-    monkeypatch.setattr("sdm_ray.data.readers.is_away", lambda: False)
+    monkeypatch.setattr("sdm_ray.data.hub.is_away", lambda: False)
     with pytest.raises(UsageError, match=r"'owner/name': Config name is missing; point data.source at a local file"):
         load("owner/name")
 

@@ -145,12 +145,18 @@ def troubled(trial: TrialSettings, output_dir: Path, *, trial_id: str = "trial")
     """t0000 raises, t0001 reports NaN, t0002 lacks an objective, t0003 exits; t0004 is killed once, t0005 always.
 
     The process of t0006 dies after its result, while it waits for its next trial or is reset for it. Where it dies
-    before the result has arrived, the next process finds the result.
+    before the result has arrived, the next process finds the result. t0007 runs out of memory once, t0008 hangs once,
+    t0009 hangs always.
     """
     if (result := finished(output_dir)) is not None:
         return result
     note(output_dir, "started")
+    is_first = len(events(output_dir, "started")) == 1
     yield Progress("train", 1, 2, {})
+    if trial_id == "t0007" and is_first:
+        raise MemoryError
+    if trial_id == "t0009" or (trial_id == "t0008" and is_first):
+        time.sleep(600)
     metrics = measures(trial)
     if trial_id == "t0000":
         raise RuntimeError("the loss is\nnot finite")
@@ -160,7 +166,7 @@ def troubled(trial: TrialSettings, output_dir: Path, *, trial_id: str = "trial")
         del metrics[str(Metric.DESIRED_ACCURACY)]
     if trial_id == "t0003":
         raise SystemExit(3)
-    if trial_id == "t0005" or (trial_id == "t0004" and len(events(output_dir, "started")) == 1):
+    if trial_id == "t0005" or (trial_id == "t0004" and is_first):
         os.kill(os.getpid(), signal.SIGKILL)
     result = finish(trial, output_dir, trial_id, metrics)
     if trial_id == "t0006":
@@ -185,30 +191,6 @@ def disk_full(trial: TrialSettings, output_dir: Path, *, trial_id: str = "trial"
 def forgetful(trial: TrialSettings, output_dir: Path, *, trial_id: str = "trial") -> Steps:
     """One step and a result, whatever lies in the folder."""
     note(output_dir, "started")
-    yield Progress("train", 1, 1, {})
-    return finish(trial, output_dir, trial_id, measures(trial))
-
-
-def leaky(trial: TrialSettings, output_dir: Path, *, trial_id: str = "trial") -> Steps:
-    """Records the global state that it finds, then spoils it."""
-    import numpy as np
-    import torch
-
-    found = [
-        os.getpid(),
-        random.random(),
-        float(np.random.random()),
-        float(torch.rand(())),
-        torch.get_num_threads(),
-        str(torch.get_default_dtype()),
-        torch.is_grad_enabled(),
-        str(Path.cwd()),
-    ]
-    (output_dir / "found.json").write_text(json.dumps(found))
-    torch.set_num_threads(2)
-    torch.set_default_dtype(torch.float64)
-    torch.set_grad_enabled(False)
-    os.chdir(output_dir)
     yield Progress("train", 1, 1, {})
     return finish(trial, output_dir, trial_id, measures(trial))
 
@@ -250,10 +232,39 @@ def final(trial: TrialSettings, output_dir: Path, *, trial_id: str = "trial") ->
     return finish(trial, output_dir, trial_id, source.metrics | {name: source.metrics[name] + 0.1})
 
 
+def leak(output_dir: Path) -> None:
+    """Record the global state that is found, then spoil it."""
+    import numpy as np
+
+    found = [
+        os.getpid(),
+        random.random(),
+        float(np.random.random()),
+        float(torch.rand(())),
+        torch.get_num_threads(),
+        str(torch.get_default_dtype()),
+        torch.is_grad_enabled(),
+        str(Path.cwd()),
+    ]
+    (output_dir / "found.json").write_text(json.dumps(found))
+    torch.set_num_threads(2)
+    torch.set_default_dtype(torch.float64)
+    torch.set_grad_enabled(False)
+    os.chdir(output_dir)
+
+
+def leaky(trial: TrialSettings, output_dir: Path, *, trial_id: str = "trial") -> Steps:
+    """Records the global state that it finds, then spoils it."""
+    leak(output_dir)
+    yield Progress("train", 1, 1, {})
+    return finish(trial, output_dir, trial_id, measures(trial))
+
+
 def climbing(trial: TrialSettings, output_dir: Path, *, trial_id: str = "trial") -> Steps:
-    """A rung after 2 of 4 steps, where it measures what it will measure in the end."""
+    """A rung after 2 of 4 steps, where it measures what it will measure in the end; it leaves its process spoilt."""
     if (result := finished(output_dir)) is not None:
         return result
+    leak(output_dir)
     metrics = measures(trial)
     desired, harmful = (metrics[str(name)] for name in (Metric.DESIRED_ACCURACY, Metric.HARMFUL_WORST_ACCURACY))
     for done in range(1, 5):
@@ -265,20 +276,6 @@ def climbing(trial: TrialSettings, output_dir: Path, *, trial_id: str = "trial")
             time.sleep(1.0)  # a report goes out, and the driver answers
             yield Progress("train", done, 4, {})
     return finish(trial, output_dir, trial_id, metrics)
-
-
-def hungry(trial: TrialSettings, output_dir: Path, *, trial_id: str = "trial") -> Steps:
-    """t0000 runs out of memory once, t0001 hangs once, t0002 hangs always."""
-    if (result := finished(output_dir)) is not None:
-        return result
-    note(output_dir, "started")
-    times = len(events(output_dir, "started"))
-    yield Progress("train", 1, 2, {})
-    if trial_id == "t0000" and times == 1:
-        raise MemoryError
-    if trial_id == "t0002" or (trial_id == "t0001" and times == 1):
-        time.sleep(600)
-    return finish(trial, output_dir, trial_id, measures(trial))
 
 
 def starved(trial: TrialSettings, output_dir: Path, *, trial_id: str = "trial") -> Steps:

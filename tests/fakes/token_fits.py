@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +15,13 @@ from sdm_ray.core.types import Params
 
 Losses = Callable[[Params], Tensor]
 """(A,) losses on all examples."""
+
+
+@contextmanager
+def few_steps() -> Iterator[None]:
+    """Readers of this process take few steps, for tests that do not ask how well they read."""
+    with mock.patch.multiple(fits, QUERY_STEPS=3, LOGISTIC_STEPS=3, PERCEPTRON_STEPS=3):
+        yield
 
 
 def query_losses(states: Tensor, mask: Tensor, labels: Tensor) -> Losses:

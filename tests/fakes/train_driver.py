@@ -41,13 +41,8 @@ def written(outcome: TrainOutcome) -> str:
 def main(folder: Path) -> None:
     """Train to the end, saying every step."""
     torch.set_num_threads(1)
-    work = trainer(folder).iterate()
-    while True:
-        try:
-            print(next(work).done, flush=True)
-        except StopIteration as stop:
-            (folder / "outcome.json").write_text(written(stop.value))
-            return
+    for progress in trainer(folder).iterate():
+        print(progress.done, flush=True)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,8 @@ import optuna
 import pytest
 
 from sdm_ray.config import digest
+from sdm_ray.core.lock import InUse
+from sdm_ray.sweep import SilentView, run_sweep
 from sdm_ray.sweep.state.ledger import Entry, read_record
 from tests import ROOT
 from tests.fakes import sweep as sweep_fakes
@@ -163,7 +165,7 @@ def check_complete(folder: Path, outcome: dict[str, Any], num_kills: int, num_tr
 
 
 def test_killed_then_resumed(tmp_path: Path) -> None:
-    """SIGKILL takes two drivers whose trials run and one that starts; a fourth one completes the sweep.
+    """SIGKILL takes a driver whose trials run and one that starts; a third one completes the sweep.
 
     The processes of the first end by themselves.
     """
@@ -172,18 +174,13 @@ def test_killed_then_resumed(tmp_path: Path) -> None:
     family = killed.family()
     assert len(family) > 5
     assert set(listeners(family)) <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
-    other = subprocess.run(
-        [sys.executable, "-m", "tests.fakes.sweep_driver", str(tmp_path), "slow", "--resume", *changes(NUM_TRIALS)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert f"is in use by process {killed.process.pid} on" in other.stderr
+    settings = sweep_fakes.settings(tmp_path, **dict(text.split("=", 1) for text in changes(NUM_TRIALS)))
+    with pytest.raises(InUse, match=f"is in use by process {killed.process.pid} on"):
+        run_sweep(settings, resume=True, trial_function="tests.fakes.sweep:slow", view=SilentView())
     killed.process.kill()
     killed.process.wait()
-    resume = kill_at_random_moments(tmp_path, 2, seed=1, resume=["--resume"], family=family, every=2)
-    check_complete(tmp_path, Driver(tmp_path, *resume).outcome(), num_kills=3)
+    resume = kill_at_random_moments(tmp_path, 1, seed=1, resume=["--resume"], family=family, every=1)
+    check_complete(tmp_path, Driver(tmp_path, *resume).outcome(), num_kills=2)
     wait_gone(family, 120)
     assert not list(Path("/tmp").glob(f"sdm-{digest(str(tmp_path / 'fake'))}"))
 

@@ -115,27 +115,39 @@ def run_sweep_again(outcome: SweepOutcome, folder: Path, **changes: Any) -> Swee
 
 @on_ray
 def test_failures_of_every_kind(tmp_path: Path) -> None:
-    """None ends the sweep, none becomes a point, each has its reason; a killed process is started again."""
+    """None ends the sweep, none becomes a point, each has its reason; a killed process is started again.
+
+    So are trials that hang or run out of memory.
+    """
     view = SilentView()
     outcome = run(
-        tmp_path, "troubled", view=view, search__num_trials=9, references="[tuned]", resources__max_failures=1
-    )
+        tmp_path, "troubled", view=view, search__num_trials=11, references="[tuned]", resources__max_failures=1,
+        resources__max_silent_seconds=4,
+    )  # fmt: skip
     results = {result.trial_id: result for result in outcome.results}
-    assert list(results) == ["tuned", *(name for name in ids(9) if name != "t0005")]
+    assert list(results) == ["tuned", *(name for name in ids(11) if name != "t0005")]
     failed = {result.trial_id: str(result.error) for result in outcome.failures}
-    assert list(failed) == ["t0000", "t0001", "t0002", "t0003"]
+    assert list(failed) == ["t0000", "t0001", "t0002", "t0003", "t0009"]
     assert failed["t0000"].startswith("RuntimeError: the loss is not finite")
     assert failed["t0001"] == "harmful/worst_accuracy is nan"
     assert failed["t0002"] == "the trial reported no desired/accuracy"
     assert failed["t0003"].startswith("SystemExit")
+    error = "it made no progress for 4 s, twice (hang.txt in its folder says where); resources.max_failures"
+    assert failed["t0009"].startswith(error)
     said = "trial t0005: its process died twice: killed, or crashed without a word; it stays unfinished"
     assert sum(message.startswith(said) for message in view.messages) == 1, "and not that it hung"
     assert outcome.interrupted, "what was killed from outside is no result, and --resume goes on with it"
     assert {point.trial_id for point in outcome.points} == results.keys() - failed.keys()
-    assert len(sweep_fakes.events(results["t0004"].output_dir, "started")) == 2
     assert len(sweep_fakes.events(results["t0006"].output_dir, "finished")) == 1
+    for name in ("t0004", "t0007", "t0008"):
+        assert len(sweep_fakes.events(results[name].output_dir, "started")) == 2
+    hang = (outcome.folder / "trials" / "t0009" / "hang.txt").read_text()
+    assert "in troubled" in hang, "every thread's stack"
+    assert not (outcome.folder / "trials" / "t0008" / "hang.txt").exists()
+    shrunk = "trial t0007: out of memory; it goes on from its checkpoint, and from now on 1 run at once"
+    assert view.messages.count(shrunk) == 1
     states = [trial.state.name for trial in stored_trials(outcome)]
-    expected = {trial_id: "FAIL" if trial_id in failed else "COMPLETE" for trial_id in ids(9)} | {"t0005": "RUNNING"}
+    expected = {trial_id: "FAIL" if trial_id in failed else "COMPLETE" for trial_id in ids(11)} | {"t0005": "RUNNING"}
     assert states == list(expected.values()), "Optuna hears nothing of a process that was killed"
 
 
@@ -172,17 +184,9 @@ def interrupt_when(trial: Path) -> None:
 
 
 @on_ray
-def test_reused_processes_keep_nothing(tmp_path: Path) -> None:
-    outcome = run(tmp_path, "leaky", search__num_trials=6, references="[]", resources__max_concurrent_trials=1)
-    found = [json.loads((result.output_dir / "found.json").read_text()) for result in outcome.results]
-    assert len({tuple(trial[1:]) for trial in found}) == 1
-    assert len({trial[0] for trial in found}) == 1, "one process ran all trials"
-
-
-@on_ray
-def test_a_hopeless_trial_is_stopped_at_its_rung_and_told_as_that(tmp_path: Path) -> None:
+def test_a_hopeless_trial_is_stopped_at_its_rung_and_its_process_used_again_keeps_nothing(tmp_path: Path) -> None:
     """Weight 0 blocks no more than tuning does; one far below the bound on desired accuracy is beyond repair."""
-    points = json.dumps([{WEIGHT: 1.0}, {WEIGHT: 0.1}, {WEIGHT: 4.0}])
+    points = json.dumps([{WEIGHT: 1.0}, {WEIGHT: 4.0}, {WEIGHT: 0.1}])
     space = {WEIGHT: {"type": "float", "low": 0.1, "high": 4.0}}
     outcome = run(
         tmp_path, "climbing", search__num_trials=3, search__points=points, search__max_desired_drop=0.04,
@@ -191,35 +195,18 @@ def test_a_hopeless_trial_is_stopped_at_its_rung_and_told_as_that(tmp_path: Path
     )  # fmt: skip
     results = {result.trial_id: result for result in outcome.results}
     assert results["t0000"].status is Status.COMPLETE
-    assert results["t0001"].status is Status.COMPLETE, "0.794 is below 0.8, the tuned reference's"
-    assert results["t0002"].status is Status.STOPPED
-    assert results["t0002"].error == "stopped at outer step 2: its desired accuracy, 0.840, is below 0.900"
+    assert results["t0001"].status is Status.STOPPED
+    assert results["t0002"].status is Status.COMPLETE, "0.794 is below 0.8, the tuned reference's"
+    assert results["t0001"].error == "stopped at outer step 2: its desired accuracy, 0.840, is below 0.900"
     trials = outcome.folder / "trials"
     assert sweep_fakes.events(trials / "t0000", "step4")
-    assert not sweep_fakes.events(trials / "t0002", "finished")
+    assert not sweep_fakes.events(trials / "t0001", "finished")
     told = stored_trials(outcome)
-    assert [trial.state.name for trial in told] == ["COMPLETE", "COMPLETE", "PRUNED"]
-    assert told[2].constraints == {"stopped": 1.0}
+    assert [trial.state.name for trial in told] == ["COMPLETE", "PRUNED", "COMPLETE"]
+    assert told[1].constraints == {"stopped": 1.0}
     assert read_record(outcome.folder).rungs[2].keys() == {"tuned", *ids(3)}
     assert not outcome.interrupted
-
-
-@on_ray
-def test_hung_and_hungry_trials_are_started_again(tmp_path: Path) -> None:
-    view = SilentView()
-    outcome = run(
-        tmp_path, "hungry", view=view, references="[]", resources__max_silent_seconds=4, resources__max_failures=1
-    )
-    results = {result.trial_id: result for result in outcome.results}
-    assert {name: result.status.value for name, result in results.items()} == {
-        "t0000": "complete", "t0001": "complete", "t0002": "failed", "t0003": "complete",
-    }  # fmt: skip
-    error = "it made no progress for 4 s, twice (hang.txt in its folder says where); resources.max_failures"
-    assert str(results["t0002"].error).startswith(error)
-    hang = (outcome.folder / "trials" / "t0002" / "hang.txt").read_text()
-    assert "in hungry" in hang, "every thread's stack"
-    assert not (outcome.folder / "trials" / "t0001" / "hang.txt").exists()
-    shrunk = "trial t0000: out of memory; it goes on from its checkpoint, and from now on 1 run at once"
-    assert view.messages.count(shrunk) == 1
-    assert len(sweep_fakes.events(outcome.folder / "trials" / "t0000", "started")) == 2
-    assert [trial.state.name for trial in stored_trials(outcome)] == ["COMPLETE", "COMPLETE", "FAIL", "COMPLETE"]
+    found = [json.loads((result.output_dir / "found.json").read_text()) for result in outcome.results]
+    assert len(found) == 4
+    assert len({tuple(trial[1:]) for trial in found}) == 1
+    assert len({trial[0] for trial in found}) == 1, "one process ran all trials"

@@ -15,6 +15,7 @@ from sdm_ray.sweep.state.ledger import Entry
 from sdm_ray.sweep.state.state import SweepState
 from sdm_ray.tracking import NoTracker
 from tests.fakes import sweep as sweep_fakes
+from tests.fakes.results import accuracies, trial_result
 
 REGRET = str(Metric.REGRET_ACCURACY)
 DESIRED, HARMFUL = str(Metric.DESIRED_ACCURACY), str(Metric.HARMFUL_WORST_ACCURACY)
@@ -40,11 +41,9 @@ class Heard(NoTracker):
 def ended(
     trial_id: str, desired: float, harmful: float, status: Status = Status.COMPLETE, **more: float
 ) -> TrialResult:
-    metrics = {} if status in (Status.FAILED, Status.STOPPED) else {DESIRED: desired, HARMFUL: harmful}
-    return TrialResult(
-        trial_id=trial_id, config_hash="0", method="mlac", seed=0, status=status,
-        metrics=metrics | {name.replace("__", "/"): value for name, value in more.items()}, output_dir=Path(trial_id),
-    )  # fmt: skip
+    metrics = {} if status in (Status.FAILED, Status.STOPPED) else accuracies(desired, harmful)
+    further = {name.replace("__", "/"): value for name, value in more.items()}
+    return trial_result(trial_id, status=status, metrics=metrics | further)
 
 
 def take(state: SweepState, result: TrialResult) -> TrialResult:

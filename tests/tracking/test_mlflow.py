@@ -35,6 +35,7 @@ from sdm_ray.tracking.client import create_database, new_client
 from sdm_ray.tracking.outbox import SWEEP_RUN, Journal
 from sdm_ray.tracking.runs import find_run
 from sdm_ray.tracking.sink import SWEEP_TAG, TRIAL_TAG, MlflowSink
+from tests.fakes.results import trial_result
 from tests.tracking.test_series import all_metrics
 
 SETTINGS = {"name": "unit", "search": {"num_trials": 4}, "storage": None}
@@ -71,11 +72,8 @@ def runs_of(sweep_dir: Path) -> dict[str, Any]:
 
 
 def result_of(trial_id: str, output_dir: Path, status: Status = Status.COMPLETE, **metrics: float) -> TrialResult:
-    return TrialResult(
-        trial_id=trial_id,
-        config_hash="abc",
-        method="mlac",
-        seed=0,
+    return trial_result(
+        trial_id,
         status=status,
         metrics={"desired/accuracy": 0.9, **metrics},
         output_dir=output_dir,

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers import pipeline
 
+from sdm_ray.attack.families.edits import Editor
 from sdm_ray.attack.report import AttackReport
 from sdm_ray.config import DataSettings, EncoderSettings, Origin, TrialSettings, load_settings, override, parse_settings
 from sdm_ray.core.errors import RunError, UsageError
@@ -357,6 +358,8 @@ def test_every_encoder_is_loaded_once(alone: TrialSettings, tmp_path: Path, monk
         return load_trunk(encoder, initialisation=initialisation, **options)
 
     monkeypatch.setattr("sdm_ray.trial.workspace.load_trunk", counted)
+    pretrain = Editor._masked_lm
+    monkeypatch.setattr(Editor, "_masked_lm", lambda self, params, amount, seed: pretrain(self, params, 2.0, seed))
     few = {"attack.num_examples": (4,), "attack.num_search_trials": 1, "attack.num_rerun_seeds": 1}
     families = ("fine_tune", "interpolate", "masked_lm")
     run_trial(override(alone, {"attack.families": families, **few}), tmp_path / "trial")

@@ -15,9 +15,10 @@ from torch import Tensor
 from sdm_ray.attack.engine.flops import Counter
 from sdm_ray.attack.engine.frozen import FrozenTrunk
 from sdm_ray.attack.engine.outcome import Outcome, StackResult, outcomes_of
+from sdm_ray.attack.engine.plan import AttackTimeoutError, Plan
 from sdm_ray.attack.engine.planner import Planner
 from sdm_ray.attack.engine.sizes import StackSizes
-from sdm_ray.attack.engine.stack import AttackTimeoutError, Curves, Plan, Trained, train_stack
+from sdm_ray.attack.engine.stack import Curves, Trained, train_stack
 from sdm_ray.attack.engine.target import AttackTarget
 from sdm_ray.attack.engine.tuned import TunedModels
 from sdm_ray.attack.families import token_probe

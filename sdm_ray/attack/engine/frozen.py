@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sdm_ray.attack.engine.plan import Plan
 from sdm_ray.attack.engine.readings import Readings
-from sdm_ray.attack.engine.stack import Curves, Plan, train_heads
+from sdm_ray.attack.engine.stack import Curves, train_heads
 from sdm_ray.attack.engine.target import AttackTarget
 from sdm_ray.attack.engine.token_readers import TokenReaders
 from sdm_ray.attack.families import token_probe
@@ -23,8 +24,8 @@ class FrozenTrunk:
     """Classifiers on top of frozen weights, released or edited.
 
     Args:
-        target: what is attacked.
-        editor: its edited weights.
+        target: the attacked model.
+        editor: computes its edited weights.
     """
 
     def __init__(self, target: AttackTarget, editor: Editor) -> None:

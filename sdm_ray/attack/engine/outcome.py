@@ -10,7 +10,8 @@ from typing import NamedTuple
 from torch import Tensor
 
 from sdm_ray.attack.engine.flops import Counter
-from sdm_ray.attack.engine.stack import Curves, Plan
+from sdm_ray.attack.engine.plan import Plan
+from sdm_ray.attack.engine.stack import Curves
 from sdm_ray.attack.families.base import Attacker
 from sdm_ray.attack.report import RecordStatus
 from sdm_ray.core.types import Split

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sdm_ray.attack.engine.draws import batch_order, choose_subset, head_generator, order_generator, subset_generator
-from sdm_ray.attack.engine.stack import Plan
+from sdm_ray.attack.engine.plan import Plan
 from sdm_ray.attack.engine.target import AttackTarget
 from sdm_ray.attack.families.base import Attacker
 from sdm_ray.attack.families.edits import PREPARING_BATCH, PREPARING_RATE
@@ -24,14 +24,14 @@ class Planner:
 
     Args:
         target: what is attacked.
-        width: of the pooled features.
+        width: width of the pooled features.
     """
 
     def __init__(self, target: AttackTarget, *, width: int) -> None:
         self._target, self._settings, self._width = target, target.settings, width
 
     def plan(self, stack: Sequence[Attacker], seconds: float | None = None) -> Plan:
-        """Sample what a stack of attackers trains on; training stops with an error after `seconds`."""
+        """Sample the training data of a stack of attackers; training is stopped with an error after `seconds`."""
         seed = self._settings.seed
         return Plan(
             attackers=tuple(stack),
@@ -45,7 +45,7 @@ class Planner:
         )
 
     def desired(self, num_steps: int) -> Plan:
-        """Plan of the training on desired labels that `benign_first` does first: Adam, from a new head."""
+        """Plan of the initial training of `benign_first` on desired labels: Adam, from a new head."""
         data, seed = self._target.data, self._settings.seed
         pool = labelled(data, self._target.pool, Task.DESIRED)
         attacker = Attacker(

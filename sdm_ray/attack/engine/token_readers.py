@@ -14,8 +14,8 @@ from torch import Tensor
 
 from sdm_ray.attack.engine.missing_readers import MissingReader, NameVectors
 from sdm_ray.attack.engine.name_readings import NameReadings
+from sdm_ray.attack.engine.plan import AttackTimeoutError
 from sdm_ray.attack.engine.scoring import ScoringSet
-from sdm_ray.attack.engine.stack import AttackTimeoutError
 from sdm_ray.attack.engine.token_cache import Passes
 from sdm_ray.attack.engine.token_fits import forward, train_logistic, train_perceptrons, train_queries
 from sdm_ray.attack.engine.token_states import Names, OfNames, Scaling, Tokens, known_of, read

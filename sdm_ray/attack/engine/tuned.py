@@ -18,10 +18,10 @@ from sdm_ray.models.trunk import Trunk
 
 
 class TunedModels:
-    """Models to fine-tune, of one released model.
+    """Fine-tunable versions of one released model.
 
     Args:
-        target: what is attacked.
+        target: the attacked model.
     """
 
     def __init__(self, target: AttackTarget) -> None:
@@ -40,7 +40,7 @@ class TunedModels:
         return self.full(params, first.depth, starts)
 
     def full(self, params: Params, depth: int = 0, starts: tuple[Params, ...] = ()) -> Model:
-        """Full fine-tuning from a depth on; all attackers start at `params`, or each at its own of `starts`."""
+        """Full fine-tuning above a depth; all attackers start at `params`, or each at its own of `starts`."""
         moving = {name: value for name, value in params.items() if self._trunk.depth_of(name) >= depth}
         shared = {name: value for name, value in params.items() if name not in moving}
         embedding = self._target.embedding

@@ -1,1 +1,1 @@
-"""What the outcome of an attack means: audit, regret, recovery, and how desired and benign tasks fare."""
+"""Conclusions from an attack: audit, regret, recovery, and accuracy on the desired and benign tasks."""

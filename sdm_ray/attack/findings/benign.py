@@ -1,7 +1,7 @@
 """Whether a released model can still be fine-tuned on benign tasks.
 
-A defence that makes weights untrainable blocks every task alike. The same search is run on the desired task and on
-tasks that no training saw: those of the data, and a grouping of the desired task's classes.
+A defence that makes weights untrainable blocks every task. The attack's search is therefore also run on the desired
+task and on tasks that were not trained on: those in the data, and one that merges the desired classes into groups.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ GROUPING_SEED = 20_231
 
 
 class RelabelledData:
-    """Data under the labels of a benign task, whichever task is asked for; examples without one are left out.
+    """Data with the labels of a benign task, whichever task is requested; examples without a label are left out.
 
     Args:
         data: the examples.
         benign: labels and class names.
-        name: of the task; part of the digest.
+        name: name of the task; part of the digest.
     """
 
     def __init__(self, data: AttackDataset, benign: BenignTask, name: str) -> None:
@@ -73,18 +73,18 @@ class RelabelledData:
         return self._data.lengths_host()
 
     def known_positions_host(self) -> Tensor | None:
-        """(N, 2) int64 tokens at which each text names somebody, on the host; see `KnowsPositions`."""
+        """(N, 2) int64 token positions of the name in each text, on the host; see `KnowsPositions`."""
         return known_positions(self._data)
 
     def batch(self, indices: Tensor, task: Task, *, pad_to: int | None = None, coarse: bool = False) -> Batch:
-        """Examples by index under the benign labels; arguments as of `Dataset.batch`."""
+        """Batch of examples with benign labels; arguments as in `Dataset.batch`."""
         batch = self._data.batch(indices, Task.DESIRED, pad_to=pad_to, coarse=coarse)
         rows = indices.to(self._on_device.device, non_blocking=True)
         return batch._replace(labels=self._on_device[rows])
 
 
 class GroupedData(RelabelledData):
-    """Data whose desired classes are merged at random into groups of about the same size.
+    """Data whose desired classes are merged at random into groups of similar size.
 
     Args:
         data: the examples.
@@ -104,8 +104,8 @@ class GroupedData(RelabelledData):
 
 
 def benign_data(data: AttackDataset, num_groups: int) -> dict[str, AttackDataset]:
-    """Data under the labels of every benign task by name: `desired`, `grouped` where there are more than `num_groups`
-    desired classes, and those that the data have."""
+    """Data for each benign task by name: `desired`, `grouped` if there are more than `num_groups` desired classes, and
+    the benign tasks in the data."""
     desired = BenignTask(data.labels_host(Task.DESIRED), data.label_names(Task.DESIRED))
     tasks: dict[str, AttackDataset] = {"desired": data}
     if bool((desired.labels == UNLABELLED).any()):

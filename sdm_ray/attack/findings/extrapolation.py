@@ -1,8 +1,8 @@
-"""Accuracy by budget: the expected maximum of search points, and the extrapolation of a rising curve.
+"""Accuracy as a function of budget: the expected maximum of search points, and extrapolation of a rising curve.
 
-A curve is extrapolated by two kinds of fit: linear in the log of the budget, which never ends, and a power law towards
-an asymptote. The forecast is that of the kind with the smaller error on budgets above `FITTED_SHARE` of the largest,
-which it was not fitted to there; its interval holds the bootstraps of both, so that it covers the choice.
+Two models are fitted: linear in the log of the budget (unbounded), and a power law with an asymptote. The model with
+the smaller error on held-out budgets (above `FITTED_SHARE` of the largest) makes the forecast. Its interval covers the
+bootstraps of both models, and so the uncertainty of this choice.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from scipy.special import gammaln
 Array: TypeAlias = NDArray[np.float64]
 
 EXPONENTS = (0.15, 0.3, 0.5, 0.75, 1.0, 1.5)
-"""Exponents of the power law that are tried."""
+"""Candidate exponents of the power law."""
 FITTED_SHARE = 1 / 3
-"""Budgets up to this share of the largest are fitted where the two kinds are compared."""
+"""For the comparison of both models, they are fitted to budgets up to this share of the largest."""
 
 
 class Forecast(NamedTuple):
-    """Values (A,) at budgets ahead, with the ends of their 95 % intervals."""
+    """Values (A,) at larger budgets, with 95 % intervals."""
 
     expected: Array
     low: Array
@@ -31,14 +31,14 @@ class Forecast(NamedTuple):
 
 
 def expected_maximum(values: Array, counts: Sequence[int]) -> Array:
-    """Expected maximum of a subset of N values, drawn without replacement, for K subset sizes.
+    """Expected maximum of a random subset of N values, drawn without replacement, for K subset sizes.
 
     Args:
         values: (..., N).
         counts: K numbers from 1 to N.
 
     Returns:
-        (..., K), rising along K where `counts` do.
+        (..., K), increasing in K if `counts` are.
     """
     total = values.shape[-1]
     rank, count = np.arange(1, total + 1)[None, :], np.asarray(counts)[:, None]
@@ -55,17 +55,16 @@ def _log_choose(total: NDArray[np.int64], count: NDArray[np.int64]) -> Array:
 
 
 def forecast(budgets: Array, curve: Array, draws: Array, ahead: Array) -> Forecast:
-    """The forecast of a rising curve at larger budgets.
+    """Forecast a rising curve at larger budgets.
 
-    The rise is that of a fit, added to the last value that was measured. For each kind of fit the interval is the wider
-    of the percentile and the basic bootstrap at either end: the largest of a resample lies below the largest of the
-    sample, so that the first alone is too low.
+    The fitted increase is added to the last measured value. For each model the interval is the union of the percentile
+    and the basic bootstrap: the maximum of a resample is biased low, so the percentile interval alone would be too low.
 
     Args:
         budgets: (K,), rising, K at least 3.
         curve: (K,) accuracies.
-        draws: (R, K) resamples of the curve.
-        ahead: (A,) budgets beyond the last.
+        draws: (R, K) bootstrap resamples of the curve.
+        ahead: (A,) budgets above the last.
     """
     best = _better_kind(budgets, curve)
     lows, highs, expected = [], [], curve[-1:]
@@ -79,7 +78,7 @@ def forecast(budgets: Array, curve: Array, draws: Array, ahead: Array) -> Foreca
 
 
 def _better_kind(budgets: Array, curve: Array) -> int:
-    """0 for linear in the log, 1 for a power law: the smaller error on budgets that were not fitted."""
+    """0 for linear in the log, 1 for a power law: the one with the smaller error on held-out budgets."""
     fitted = budgets <= FITTED_SHARE * budgets[-1]
     if fitted.sum() < 3:
         fitted = budgets < budgets[-1]
@@ -91,14 +90,14 @@ def _better_kind(budgets: Array, curve: Array) -> int:
 
 
 def _ahead(budgets: Array, curves: Array, ahead: Array, kind: int) -> Array:
-    """(R, A) values of curves (R, K) ahead: never below where they end, at most 1."""
+    """(R, A) extrapolated values of curves (R, K), between their last value and 1."""
     fitted = _fit(budgets, curves, np.concatenate([budgets[-1:], ahead]), kind)
     result: Array = np.minimum(curves[:, -1:] + np.maximum(fitted[:, 1:] - fitted[:, :1], 0), 1)
     return result
 
 
 def _fit(budgets: Array, curves: Array, wanted: Array, kind: int) -> Array:
-    """(R, A) values at other budgets of the least-squares fits to curves (R, K), which never fall."""
+    """(R, A) values at other budgets of non-decreasing least-squares fits to curves (R, K)."""
     values, errors = [], []
     for power in (0.0,) if kind == 0 else EXPONENTS:
         scaled, there = _shape(budgets / budgets[0], power), _shape(wanted / budgets[0], power)
@@ -114,6 +113,6 @@ def _fit(budgets: Array, curves: Array, wanted: Array, kind: int) -> Array:
 
 
 def _shape(budgets: Array, power: float) -> Array:
-    """The curve's shape: log of the budget, or minus a negative power of it."""
+    """Shape of the curve: log of the budget, or minus a negative power of it."""
     result: Array = -np.power(budgets, -power) if power else np.log(budgets)
     return result

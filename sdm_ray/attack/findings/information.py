@@ -1,7 +1,7 @@
-"""How well readers with all labels predict the harmful label from each site of a model, beside those of `scratch`.
+"""How well readers with all labels predict the harmful label from each site of a model, compared with `scratch`.
 
-An attack has few labels and little time, so information that it misses may be erased or hidden. A reader fitted to all
-of attacker-train tells the two apart. The floor is its accuracy on a model without pretraining.
+An attack has few labels and little time, so information that it misses may be erased or only hidden. A reader fitted to
+all of attacker-train tells which. The floor is its accuracy on a model without pretraining.
 """
 
 from __future__ import annotations
@@ -30,51 +30,51 @@ if TYPE_CHECKING:
     from sdm_ray.data.interface import AttackDataset
 
 VERSION = 4
-"""Raise it when the same weights and data would give other numbers."""
+"""Increase this when the same weights and data give other numbers."""
 MAX_EXAMPLES, MAX_VALIDATION, MAX_TEST = 3000, 1000, 3000
-"""Texts that readers are fitted to, chosen on and scored on, at most."""
+"""Most texts for fitting, selecting and scoring readers."""
 WAYS = (
     ("standardised", "logistic", 1e-2),
     ("whitened", "logistic", 1e-2),
     ("whitened", "perceptron", 1.0),
 )
-"""Scaling, read-out and penalty of the readers at each site; those of names have one way each."""
+"""Scaling, readout and penalty of the readers at each site; readers of names have one combination each."""
 INTERACTION_PENALTY = 0.1
-"""Of what a name's pieces tell together."""
+"""Penalty for the joint effect of a name's tokens."""
 CONFIDENT = 1.96
-"""Standard errors on either side of an accuracy that its interval holds."""
+"""Half-width of an accuracy's interval in standard errors."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Told:
-    """The result of a site's best reader; chosen on attacker-validation, scored on test."""
+    """Result of a site's best reader; selected on attacker-validation, scored on test."""
 
     layer: int
     """Hidden state 0 (the embeddings) to L; -1 the pooled features, -2 rows of the token embedding."""
     accuracy: float
     """Balanced accuracy on test."""
     low: float
-    """Lower end of its 95 % interval over names, where it is known who is named, or over texts."""
+    """Lower end of its 95 % interval, over names if they are known, otherwise over texts."""
     high: float
     reader: str
-    """The reader, as a phrase."""
+    """Description of the reader."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Site:
-    """A site of a released model, beside that of a model without pretraining."""
+    """A site of a released model, compared with that of a model without pretraining."""
 
     released: Told
     floor: Told
 
     @property
     def name(self) -> str:
-        """The site, as a phrase."""
+        """Description of the site."""
         return site_words(self.released.layer)
 
 
 def beside(released: Sequence[Told], *floors: Sequence[Told]) -> tuple[Site, ...]:
-    """Sites that all models have, each beside the floor of highest accuracy there."""
+    """Pair each site that all models have with the most accurate floor there."""
     found = []
     for told in released:
         same = [other for floor in floors for other in floor if other.layer == told.layer]
@@ -86,14 +86,14 @@ def beside(released: Sequence[Told], *floors: Sequence[Told]) -> tuple[Site, ...
 def measure_information(
     trunk: TrunkLike, params: Params, data: AttackDataset, task: Task, seed: int
 ) -> tuple[Told, ...]:
-    """Read every site of a model with all labels of attacker-train.
+    """Fit readers to every site of a model with all labels of attacker-train.
 
     Args:
         trunk: the architecture.
         params: its weights.
         data: attacker-train, attacker-validation and test are used.
-        task: whose labels.
-        seed: of samples and readers.
+        task: task of the labels.
+        seed: seed of samples and readers.
 
     Returns:
         The best reader of the pooled features and, of a transformers encoder, of each layer's token states.
@@ -123,7 +123,7 @@ def measure_information(
 
 
 def balanced_with_error(right: Tensor, labels: Tensor, names: Tensor) -> tuple[float, float]:
-    """Balanced accuracy and its standard error, texts about one name counting as one draw.
+    """Balanced accuracy and its standard error, clustered by name.
 
     Args:
         right: (N,) bool.
@@ -150,7 +150,7 @@ def _sample(data: AttackDataset, split: Split, most: int, task: Task, seed: int)
 
 
 def _names(data: AttackDataset, examples: ScoringSet) -> Tensor:
-    """(N,) what is equal for texts whose names are the same tokens; all different where no name is known."""
+    """(N,) ids that are equal for texts with the same name tokens; all different if no name is known."""
     known, texts = known_positions(data), torch.arange(len(examples))
     if known is None:
         return texts
@@ -165,10 +165,10 @@ def _names(data: AttackDataset, examples: ScoringSet) -> Tensor:
 
 
 def _attackers(layer: int, facts: Facts, num_examples: int) -> list[Attacker]:
-    """The readers of a site."""
+    """Readers of a site."""
     ways = readings(facts) if layer != POOLED else (("position", 0),)
     if layer <= 0:
-        # Tokens of the embeddings have not met.
+        # In the embeddings, tokens have not interacted yet.
         ways = tuple(way for way in ways if way[0] != "interaction")
     return [
         Attacker(
@@ -189,5 +189,5 @@ def _attackers(layer: int, facts: Facts, num_examples: int) -> list[Attacker]:
 
 
 def _phrase(attacker: Attacker) -> str:
-    """A reader's name in reports."""
+    """Name of a reader in reports."""
     return f"{attacker.readout} on {reading_words(attacker)}, {attacker.scaling}"

@@ -1,4 +1,4 @@
-"""The accuracy that an attacker recovers and its cost, beside the undefended encoder under the same attack."""
+"""Accuracy that an attacker recovers and its cost, relative to the same attack on the undefended encoder."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from sdm_ray.core.metric_names import Metric
 
 @dataclass(frozen=True, kw_only=True)
 class Recovery:
-    """The least cost at which an attacker reaches a target accuracy. Where it is not reached, costs are NaN: they
-    exceed the largest budget that was tried (`largest_examples`)."""
+    """Lowest cost at which an attacker reaches a target accuracy. If it is not reached, costs are NaN: they exceed the
+    largest budget that was tried (`largest_examples`)."""
 
     target: float
     """Balanced accuracy that counts as recovered."""
     examples: float
-    """Smallest n whose worst attack reaches it on test."""
+    """Smallest n at which the strongest attack reaches the target on test."""
     steps: float
-    """Median over that n's re-runs of the first step at which attacker-validation shows it."""
+    """Median over the re-runs at that n of the first step that reaches it on attacker-validation."""
     trials: float
-    """Search points, family after family up to the winner's, until one shows it on attacker-validation."""
+    """Search points, counted family by family up to the winner, until one reaches it on attacker-validation."""
     flops: float
     """FLOPs of these search points."""
     largest_examples: int
@@ -32,11 +32,11 @@ class Recovery:
 
     @property
     def reached(self) -> bool:
-        """Whether any attack reached the target."""
+        """Whether an attack reached the target."""
         return not math.isnan(self.examples)
 
     def describe(self) -> str:
-        """One sentence."""
+        """Summary in one sentence."""
         if not self.reached:
             return f"{self.target:.3f} was not reached with up to {self.largest_examples} examples"
         steps = "" if math.isnan(self.steps) else f", {self.steps:.0f} steps"
@@ -54,14 +54,14 @@ class Recovery:
 
 
 def target_accuracy(undefended: AttackReport, share: float) -> float:
-    """Chance plus a share of what the undefended encoder's worst attack has above it at the best n."""
+    """Chance plus a share of the strongest attack's margin over chance on the undefended encoder, at its best n."""
     chance = 1 / undefended.num_classes
     best = max((cell.accuracy for cell in undefended.cells if cell.valid), default=math.nan)
     return chance + share * (best - chance)
 
 
 def cost_to_recover(report: AttackReport, target: float) -> Recovery:
-    """The least cost at which the attack of a report reaches a balanced accuracy."""
+    """Lowest cost at which the attack of a report reaches a balanced accuracy."""
     reached = [cell for cell in report.cells if cell.valid and cell.accuracy >= target]
     largest = max(cell.num_examples for cell in report.cells)
     if not reached:
@@ -95,7 +95,7 @@ def _steps(report: AttackReport, cell: Cell, target: float) -> float:
 
 
 def _search_cost(report: AttackReport, cell: Cell, target: float) -> tuple[float, float]:
-    """Points and FLOPs of the first search at a cell's n: the other families' in full, its own up to the target."""
+    """Points and FLOPs of the first search at a cell's n: all of the other families', the winner's up to the target."""
     count, flops = 0, 0.0
     for other in report.family_cells:
         if other.num_examples != cell.num_examples or other.family in WALKING_BACK:
@@ -119,8 +119,8 @@ def _search_cost(report: AttackReport, cell: Cell, target: float) -> tuple[float
 def recovered_shares(report: AttackReport, floor: AttackReport, undefended: AttackReport) -> dict[str, float]:
     """Share of the undefended encoder's head start over random initialisation that the attack recovers, by n.
 
-    1 is all of it, 0 none. Seeds are paired; the intervals are 95 % bootstraps of the ratio of means over them. NaN
-    where the undefended encoder itself has no head start to speak of.
+    1 is all of it, 0 none. Seeds are paired; intervals are 95 % bootstraps of the ratio of means over seeds. NaN if the
+    undefended encoder has too small a head start itself.
     """
     cells = paired_cells(report, floor, undefended)
     result: dict[str, float] = {}

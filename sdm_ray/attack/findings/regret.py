@@ -15,11 +15,11 @@ from sdm_ray.core.statistics import bootstrap_interval
 
 
 def regret(report: AttackReport, floor: AttackReport) -> dict[str, float]:
-    """Regret against random initialisation, in loss and in accuracy, each n and their means, with 95 % intervals.
+    """Regret against random initialisation in loss and in accuracy, at each n and on average, with 95 % intervals.
 
-    Both attacks used the same subsets, orders and heads at the same seed index, so differences are taken seed by seed;
-    a seed that is missing on either side is left out. Positive values are a head start of the model. The intervals are
-    paired percentile bootstraps over seeds: the shared test set's sampling error is not in them.
+    At the same seed index both attacks used the same subsets, orders and heads, so differences are paired by seed; a
+    seed that is missing in either attack is left out. Positive values are a head start of the model. The intervals are
+    paired percentile bootstraps over seeds; they do not include the sampling error of the shared test set.
 
     Args:
         report: the attack on the model.

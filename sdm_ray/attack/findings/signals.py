@@ -1,4 +1,4 @@
-"""Signals of released weights without fine-tuning: spread of features, gradients, and the loss along them."""
+"""Diagnostics of released weights without fine-tuning: spread of features, gradient norms, loss along the gradient."""
 
 from __future__ import annotations
 
@@ -21,34 +21,34 @@ if TYPE_CHECKING:
     from sdm_ray.data.interface import AttackDataset
 
 NUM_EXAMPLES, NUM_HEADS = 128, 3
-"""Attacker-validation examples that are evaluated, and fresh heads that gradients are averaged over."""
+"""Number of attacker-validation examples, and of fresh heads over which gradients are averaged."""
 RELATIVE_STEPS = tuple(10.0**power for power in (-5, -4, -3.5, -3, -2.5, -2, -1.5, -1))
-"""Lengths of steps against the gradient, as shares of the weights' norm."""
+"""Lengths of steps along the negative gradient, relative to the weights' norm."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Signals:
-    """Measured on attacker-validation examples."""
+    """Diagnostics on attacker-validation examples."""
 
     effective_rank: float
     """exp(entropy) of the shares of variance along principal axes of the pooled features (Roy and Vetterli, 2007)."""
     relative_spread: float
     """Variance of the pooled features between examples over their mean squared norm."""
     sensitivity: float
-    """Norm of the harmful loss's gradient times that of the weights: the slope of the loss for a relative step."""
+    """Gradient norm of the harmful loss times the weights' norm: the slope of the loss for a relative step."""
     best_decrease: float
-    """Largest share of the harmful loss that one step against its gradient takes away, over lengths of the step."""
+    """Largest relative decrease of the harmful loss by one gradient step, over step lengths."""
 
 
 def measure_signals(trunk: TrunkLike, params: Params, data: AttackDataset, task: Task, seed: int) -> Signals:
-    """Measure the signals of released weights.
+    """Compute the diagnostics of released weights.
 
     Args:
         trunk: the architecture.
         params: its weights.
         data: attacker-validation is used.
-        task: whose labels.
-        seed: of the sample and the heads.
+        task: task of the labels.
+        seed: seed of the sample and the heads.
     """
     candidates, num_classes = data.indices(Split.ATTACKER_VAL), data.num_classes(task)
     labels = data.labels_host(task)[candidates]
@@ -86,7 +86,7 @@ def _spread(features: Tensor) -> tuple[float, float]:
 
 
 def _along_gradient(trunk: TrunkLike, params: Params, examples: ScoringSet, head: Tensor) -> tuple[float, float]:
-    """Sensitivity, and the largest share of the loss that a step against the gradient takes away."""
+    """Sensitivity, and the largest relative decrease of the loss by a gradient step."""
     leaves = {name: value.detach().requires_grad_() for name, value in params.items()}
     with torch.enable_grad():
         moving_head = head.detach().requires_grad_()

@@ -1,13 +1,13 @@
-"""How strong an attack was: what it finds by its budget, and what ten times that budget is expected to find.
+"""Strength of an attack: accuracy as a function of its budget, and the forecast for ten times that budget.
 
-Search: with k of a search's points drawn in random order, the best of them scores the expected maximum of k values
+Search: the best of k random search points scores the expected maximum of k values
 (Dodge et al., arXiv 1909.03004; without replacement, which is unbiased, Tang et al., arXiv 2004.07453). Examples: the
-worst case at each n. Both are extrapolated as `extrapolation` says.
+worst case at each n. `extrapolation` describes how both are extrapolated.
 
 In simulations (values of search points normal, uniform, beta or of two kinds; 12 to 200 points at four n) the 95 %
-interval of the search held the truth in 85 to 100 % of cases. Nothing foresees attacks that no point came near: where
-one point in fifty wins, it held in 56 to 91 %. Points are taken as independent draws, which a sampler that learns from
-earlier ones does not make, and scores on attacker-validation rise with the number of points by choice alone.
+interval of the search covered the truth in 85 to 100 % of cases. Attacks that no search point came near cannot be
+forecast: if one point in fifty succeeds, coverage was 56 to 91 %. Points are treated as independent draws, which those
+of an adaptive sampler are not, and the best validation score rises with the number of points by selection alone.
 """
 
 from __future__ import annotations
@@ -25,27 +25,27 @@ from sdm_ray.attack.report import AttackReport, units
 from sdm_ray.core.metric_names import Metric
 
 TIMES = 10
-"""The forecast budget, as a multiple of the spent one."""
+"""Forecast budget as a multiple of the budget that was used."""
 LEAST_POINTS, LEAST_SIZES = 8, 3
-"""Search points at each n, and sizes n, below which nothing is extrapolated."""
+"""Fewest search points at each n, and fewest sizes n, for an extrapolation."""
 NUM_RESAMPLES = 1000
-"""Resamples of the bootstrap."""
+"""Number of bootstrap resamples."""
 NUM_BUDGETS, NUM_AHEAD = 16, 9
-"""Budgets, evenly apart on a log axis, at which curves are fitted and forecasts are drawn."""
+"""Number of log-spaced budgets for fitting curves and for drawing forecasts."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trend:
-    """Accuracy against a budget: as measured, and ahead of it. Ends of intervals that are unknown are NaN."""
+    """Accuracy as a function of budget, measured and forecast. Unknown interval ends are NaN."""
 
     budgets: tuple[float, ...]
-    """Rising."""
+    """In increasing order."""
     accuracy: tuple[float, ...]
     low: tuple[float, ...]
     """Of 95 % intervals."""
     high: tuple[float, ...]
     ahead: tuple[float, ...] = ()
-    """Budgets from the largest measured one to `TIMES` that; empty without a forecast."""
+    """Budgets from the largest measured one up to `TIMES` times as much; empty without a forecast."""
     ahead_accuracy: tuple[float, ...] = ()
     ahead_low: tuple[float, ...] = ()
     ahead_high: tuple[float, ...] = ()
@@ -62,23 +62,23 @@ class Trend:
 
 @dataclass(frozen=True, kw_only=True)
 class Strength:
-    """What an attack finds by its two budgets."""
+    """Accuracy of an attack as a function of both of its budgets."""
 
     search: Trend
-    """Best validation accuracy, mean over n, against the FLOPs of the search at all n."""
+    """Best validation accuracy, mean over n, against total search FLOPs."""
     unit: str
-    """Of the search's budget: FLOPs, or search points at each n where FLOPs are not on record."""
+    """Unit of the search budget: FLOPs, or search points at each n if FLOPs were not recorded."""
     examples: Trend
     """Worst-case test accuracy against n."""
 
     def describe(self) -> str:
-        """One sentence."""
+        """Summary in one sentence."""
         return (
             f"{_said(self.search, 'search', 'on attacker-validation')}; {_said(self.examples, 'examples', 'on test')}"
         )
 
     def metrics(self) -> dict[str, float]:
-        """Forecasts by metric name; missing ones are left out."""
+        """Forecasts by metric name, without missing ones."""
         result: dict[str, float] = {}
         for metric, trend in ((Metric.STRENGTH_SEARCH, self.search), (Metric.STRENGTH_EXAMPLES, self.examples)):
             if trend.ahead:
@@ -88,11 +88,11 @@ class Strength:
 
 
 def attack_strength(report: AttackReport, *, seed: int = 0) -> Strength:
-    """Strength of an attack from its records.
+    """Compute an attack's strength from its records.
 
     Args:
-        report: the attack; repetitions of its search count as one longer search.
-        seed: of the bootstrap.
+        report: the attack; repeated searches count as one longer search.
+        seed: seed of the bootstrap.
     """
     generator = np.random.default_rng(seed)
     search, unit = _search_trend(report, generator)
@@ -121,9 +121,9 @@ def _search_trend(report: AttackReport, generator: np.random.Generator) -> tuple
 
 
 def _search_points(report: AttackReport) -> tuple[list[tuple[Array, Array]], list[int]]:
-    """Validation accuracy and FLOPs of the search points at each n, and the n where none finished.
+    """Validation accuracy and FLOPs of the search points at each n, and the sizes n at which none finished.
 
-    A failed point counts as a guess at chance.
+    A failed point counts as chance.
     """
     found: dict[int, dict[tuple[str, int, int], list[tuple[float, float]]]] = defaultdict(lambda: defaultdict(list))
     for record in report.records:
@@ -155,7 +155,7 @@ def _examples_trend(report: AttackReport, generator: np.random.Generator) -> Tre
     if reason:
         low, high = [cell.accuracy_low for cell in cells], [cell.accuracy_high for cell in cells]
         return _trend(budgets, accuracy, reason=reason, low=low, high=high)
-    # A few seeds: Student's distribution of each mean, not their resamples, which spread too little.
+    # With few seeds, intervals come from Student's t distribution; a bootstrap would be too narrow.
     errors = np.array([values.std(ddof=1) / math.sqrt(len(values)) for values in known])
     shifts = np.stack([generator.standard_t(len(values) - 1, NUM_RESAMPLES) for values in known], axis=1)
     draws = np.clip(accuracy + shifts * errors, 0, 1)
@@ -177,15 +177,15 @@ def _trend(
     low: Sequence[float] | None = None,
     high: Sequence[float] | None = None,
 ) -> Trend:
-    """A curve with its intervals and, where it has draws, its forecast.
+    """A curve with intervals and, if there are resamples, a forecast.
 
     Args:
         budgets: (K,), rising.
         curve: (K,) accuracies.
         draws: (R, K) resamples of the curve.
-        scale: what a unit of `budgets` costs.
-        reason: why there are no draws.
-        low: lower ends of intervals; None takes those of the draws.
+        scale: cost of one unit of `budgets`.
+        reason: why there are no resamples.
+        low: lower ends of intervals; None computes them from the resamples.
         high: upper ends.
     """
     unknown = np.full(len(budgets), math.nan)

@@ -57,7 +57,7 @@ def gendered_words() -> frozenset[str]:
 
 
 def telling_words(world: SyntheticWorld) -> frozenset[str]:
-    """The words that a text must lack to tell no gender: all names and their pieces, and gendered words."""
+    """Words that must not occur in a gender-neutral text: all names and their pieces, and gendered words."""
     return gendered_words() | {piece for name in people(world) for piece in name.split()}
 
 

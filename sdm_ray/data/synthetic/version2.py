@@ -165,7 +165,7 @@ def _biography(
 ) -> list[str]:
     """Two sentences about a person, a trade, a place and a pastime.
 
-    `indicate` gives the indicator phrase of a trade, place or pastime; None writes none.
+    `indicate` returns the indicator phrase of a trade, place or pastime; None adds no indicator phrases.
     """
     person, craft, place, pastime = about
 

@@ -1,7 +1,7 @@
-"""Fresh adversaries: sampled for one outer step, grouped into those that are alike, and rolled out group by group.
+"""Fresh adversaries: sampled for one outer step, grouped by shape, and rolled out group by group.
 
-On a CPU each is a group of its own: four adversaries as one batch took 1.4 times as long there as one after the other
-(`tests.benchmarks.inner_loop`), for they share embedding rows and outgrow the caches.
+On a CPU every adversary is its own group: a batch of four took 1.4 times as long as the four in sequence
+(`tests.benchmarks.inner_loop`), because a batch updates the union of their embedding rows and outgrows the caches.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ BATCHING = ("cuda",)
 
 
 class MetaParameters(NamedTuple):
-    """The trunk, head and learning rate that the adversaries of an outer step may start from."""
+    """Trunk, head and learning rate that the adversaries of an outer step start from."""
 
     trunk: Tensor
     """(P,)."""
     head: Tensor
-    """(C, D) the meta-learned head; for the desired task, the model's own head."""
+    """(C, D) meta-learned head; for the desired task, the model's own head."""
     log_learning_rate: Tensor
-    """0-d, meta-learned or not."""
+    """0-d; may require gradients."""
 
 
 class GroupGradients(NamedTuple):
@@ -49,26 +49,26 @@ class GroupGradients(NamedTuple):
     share: float
     """The group's share of the adversaries."""
     learned_head: Tensor | None
-    """(C, D) mean gradient over those that start from the meta-learned head; None where none does."""
+    """(C, D) mean gradient over those that start from the meta-learned head; None if none does."""
     learned_rate: Tensor | None
-    """0-d mean gradient of the logarithm of the meta-learned learning rate; None where none uses it."""
+    """0-d mean gradient of the logarithm of the meta-learned learning rate; None if none uses it."""
     draw: str
     """Description of the adversaries."""
 
 
 class Simulator:
-    """Samples fresh adversaries and takes their meta-gradients.
+    """Samples fresh adversaries and computes their meta-gradients.
 
     Args:
         settings: the training.
         model: the trunk as a function.
         data: examples on the device.
-        task: what the adversaries adapt to.
+        task: task that the adversaries train on.
         indices: (N,) host indices of meta-training.
         few_shot: draws the subsets.
         generator: CPU generator of all draws.
-        execution: how their episodes are computed.
-        starts: samples what they start from; None starts all from the current weights.
+        execution: execution options of their episodes.
+        starts: samples the weights they start from; None starts all of them from the current weights.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class Simulator:
         self._inner = InnerBatches(indices, few_shot, settings.adversary, generator)
 
     def draw(self, step: int, *, takes_steps: bool = True) -> list[Adversary]:
-        """The adversaries of an outer step; one, the un-adapted model, where `takes_steps` is false."""
+        """Sample the adversaries of an outer step; if `takes_steps` is false, a single one, the un-adapted model."""
         adversary, depths = self._settings.adversary, self._model.trunk.num_depths
         count = adversary.num_adversaries if takes_steps else 1
         drawn = [draw_fresh(adversary, self._generator, step=step, num_depths=depths) for _ in range(count)]
@@ -106,16 +106,16 @@ class Simulator:
         takes_steps: bool = True,
         predictors: Tensor | None = None,
     ) -> list[GroupGradients]:
-        """Meta-gradients of all adversaries; those that are alike run as one batch where that is faster.
+        """Meta-gradients of all adversaries; those of one shape run as one batch on devices where that is faster.
 
         Args:
             adversaries: from `draw`.
-            parameters: that they may start from.
+            parameters: trunk, head and learning rate to start from.
             evaluation: the evaluation batches.
             evaluation_indices: host indices of their examples.
             weights: blocking terms and their weights.
-            takes_steps: whether they adapt at all (else the un-adapted model is evaluated).
-            predictors: (K+1, C, D), where a term reads them.
+            takes_steps: whether they take inner steps (otherwise the un-adapted model is evaluated).
+            predictors: (K+1, C, D), if a term needs them.
         """
         gradients = []
         for group in self._groups(adversaries):
@@ -159,11 +159,11 @@ class Simulator:
         return found
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Where the sampler of inner batches is."""
+        """State of the sampler of inner batches."""
         return self._inner.state_dict()
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Continue where `state_dict` was taken."""
+        """Restore the state from `state_dict`."""
         self._inner.load_state_dict(state)
 
     def _groups(self, adversaries: Sequence[Adversary]) -> list[list[Adversary]]:

@@ -1,8 +1,8 @@
-"""Adversaries that start from an edit of the current weights, as attackers do who edit weights before they fine-tune.
+"""Adversaries that start from edited weights, like attackers who edit weights before they fine-tune.
 
-Every edit is an affine map of the weights, element by element: the start is `factor * theta + shift`. Factor and shift
-are constants (masks, scales, means, draws) that are computed anew for every adversary, so meta-gradients reach `theta`
-through the factor: none reaches weights that were pruned or drawn anew.
+Every edit is an elementwise affine map of the weights: the start is `factor * theta + shift`. Factor and shift
+(masks, scales, means, random draws) are recomputed for each adversary and treated as constants. Meta-gradients reach
+`theta` through the factor, so weights that were pruned or re-initialised get none.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ class StartMap(NamedTuple):
 
 
 class Starts:
-    """Samples what adversaries start from.
+    """Samples the weights that adversaries start from.
 
     Args:
         settings: the distribution.
         model: gives the layout of the parameters.
-        generator: CPU generator of all draws; none is taken where every adversary starts from the current weights.
-        public: (P,) the public encoder, which `interpolated` moves to; None where it is not needed.
-        redraw: function for fresh weights of the architecture; None where there is none.
+        generator: CPU generator of all draws; unused if every adversary starts from the current weights.
+        public: (P,) the public encoder, for `interpolated`; None if it is not needed.
+        redraw: function that initialises the architecture's weights from a seed; None if there is none.
 
     Raises:
-        UsageError: for `redrawn_layers` of a trunk that has one block, or that cannot be drawn anew.
+        UsageError: for `redrawn_layers` if the trunk has one block only, or cannot be re-initialised.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Starts:
         return replace(adversary, start=chosen.kind, start_amount=amount, start_seed=seed)
 
     def map(self, adversary: Adversary, trunk: Tensor) -> StartMap | None:
-        """The map to an adversary's start from the current weights (P,); None where it starts from these."""
+        """Map from the current weights (P,) to an adversary's start; None if it starts from the current weights."""
         if adversary.start == "released":
             return None
         trunk = trunk.detach()
@@ -91,7 +91,7 @@ class Starts:
         return found
 
     def _edit(self, adversary: Adversary, trunk: Tensor) -> dict[str, Affine]:
-        """The edit of each parameter that it changes."""
+        """Edit of each parameter that is changed."""
         layout, amount = self._model.layout, adversary.start_amount
         params = layout.unflatten(trunk)
         if adversary.start == "rescaled":

@@ -13,7 +13,8 @@ from sdm_ray.meta.inner.kernels import Kernels
 from sdm_ray.meta.inner.optim import OptimizerState, make_optimizer, rate_factors
 from sdm_ray.meta.inner.problems import Base, Data, TrunkProblem
 from sdm_ray.meta.inner.readout import Readout, StackedOutputs
-from sdm_ray.meta.inner.rollout import GradientFunction, InnerLoop, StepFunctions, StepSchedule, UpdateRule
+from sdm_ray.meta.inner.rollout import InnerLoop
+from sdm_ray.meta.inner.steps import GradientFunction, StepFunctions, StepSchedule, UpdateRule
 from sdm_ray.meta.objectives import TERMS
 
 

@@ -15,8 +15,8 @@ Trunk and adversaries minimise different losses of the same rollout, so M cotang
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -31,49 +31,9 @@ from sdm_ray.meta.inner.cotangents import (
 )
 from sdm_ray.meta.inner.kernels import Kernels
 from sdm_ray.meta.inner.memory import saved_bytes
-from sdm_ray.meta.inner.optim import InnerOptimizer, OptimizerState, clip_adjoint, clip_by_norm
+from sdm_ray.meta.inner.optim import OptimizerState, clip_adjoint, clip_by_norm
 from sdm_ray.meta.inner.problems import Base, Data, Outputs, Problem
-
-GradientFunction = Callable[[Tensor], Tensor]
-"""A scalar function of inner gradients (A, N)."""
-
-
-class UpdateRule(NamedTuple):
-    """The update of A adversaries that share optimiser and schedule."""
-
-    optimizer: InnerOptimizer
-    learning_rates: Tensor
-    """(A, 1)."""
-    factors: tuple[float, ...]
-    """(K,) factor of the learning rate at each step."""
-    gradient_clip: float
-    """Norm that each adversary's gradient is clipped to."""
-
-    def rate_at(self, step: int) -> Tensor:
-        """(A, 1) learning rates of a step."""
-        return self.learning_rates * self.factors[step]
-
-
-class StepSchedule(NamedTuple):
-    """How many steps are taken, and which of them are evaluated and differentiated."""
-
-    num_steps: int
-    """K."""
-    evaluated: tuple[int, ...]
-    """Steps (0 is before the first, K after the last) at which the evaluation batches are run; sorted."""
-    num_differentiated: int
-    """Number of last updates that meta-gradients pass through."""
-    keep_graphs: bool
-    """Keep the graphs of differentiated steps. Those of evaluations cost more memory than they save time."""
-
-
-class StepFunctions(NamedTuple):
-    """How the functions of a step are computed."""
-
-    autocast: Callable[[], AbstractContextManager[object]] = nullcontext
-    """Context of evaluations, and of steps that are not differentiated."""
-    kernels: Kernels | None = None
-    """Compiled step functions, for schedules that keep no graphs; None computes eagerly."""
+from sdm_ray.meta.inner.steps import GradientFunction, StepFunctions, StepSchedule, UpdateRule
 
 
 class Rollout(NamedTuple):
@@ -117,11 +77,8 @@ class InnerLoop:
         assert functions.kernels is None or not schedule.keep_graphs
         self._problem, self._data, self._rule, self._schedule = problem, data, rule, schedule
         self._base = tuple(value.detach().requires_grad_() for value in base)
-        self._gradient_function, self._autocast, self._kernels = (
-            gradient_function,
-            functions.autocast,
-            functions.kernels,
-        )
+        self._gradient_function = gradient_function
+        self._autocast, self._kernels = functions.autocast, functions.kernels
         self._first_differentiated = schedule.num_steps - schedule.num_differentiated
         self._points: History
         self._moments: tuple[History, ...]

@@ -1,9 +1,9 @@
-"""Shrink, perturb and distil: a trained model's weights are mixed with fresh ones, and what it computes is taught anew.
+"""Shrink, perturb and distil: trained weights are mixed with fresh ones, then the trained model is distilled into them.
 
-Shrinking towards a fresh draw is that of Ash and Adams (arXiv 1910.08475); distilling a model that refuses into a
-damaged copy of itself, so that what it only hides is not passed on, is that of Lee et al. (arXiv 2506.06278). Whatever
-the texts of the distillation do not touch, such as the embeddings of names that no text holds, stays the mixture that
-it was: only the share alpha of it is gone. Whoever knows the seed can draw the same fresh weights.
+Shrink and perturb is by Ash and Adams (arXiv 1910.08475); distilling an unlearned model into a damaged copy of itself,
+so that hidden knowledge is not passed on, by Lee et al. (arXiv 2506.06278). Weights that the distillation texts never
+touch, such as embeddings of absent names, remain the initial mixture: only the share alpha of them is gone. Anyone who
+knows the seed can reproduce the fresh weights.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from sdm_ray.models.heads import init_head, logits
 from sdm_ray.models.interface import TrunkLike
 
 OUTPUTS, FEATURES = "distil_outputs", "distil_features"
-"""The parts of the loss, as metrics name them."""
+"""Names of the parts of the loss in metrics."""
 
 
 class Model(NamedTuple):
-    """Weights of a trunk with its desired head."""
+    """Weights of a trunk and its desired head."""
 
     params: Params
     head: Tensor
@@ -43,9 +43,9 @@ class Model(NamedTuple):
 
 
 def alpha_of(depth: int, num_depths: int, alphas: Alphas) -> float:
-    """The share of fresh initialisation at a depth of a trunk (`TrunkLike.depth_of`).
+    """Share of fresh initialisation at a depth of a trunk (`TrunkLike.depth_of`).
 
-    Lower is the first half of the depths above the embeddings, rounded down.
+    `lower` is the first half of the depths above the embeddings, rounded down.
     """
     if depth == 0:
         return alphas.embedding
@@ -53,17 +53,17 @@ def alpha_of(depth: int, num_depths: int, alphas: Alphas) -> float:
 
 
 def perturbed(trunk: TrunkLike, teacher: Model, alphas: Alphas, seed: int) -> Model:
-    """A teacher's weights, each shrunk by (1 - alpha) and with alpha times a fresh draw added.
+    """A teacher's weights, scaled by (1 - alpha), plus alpha times fresh weights.
 
     Args:
         trunk: the architecture.
-        teacher: the model; it is not written to.
-        alphas: shares by depth; the head counts to the upper ones. 0 gives the teacher's weights and 1 the fresh ones,
-            to the bit.
-        seed: of the draw.
+        teacher: the model; it is not modified.
+        alphas: shares by depth; the head has that of the upper layers. 0 gives exactly the teacher's weights and 1
+            exactly the fresh ones.
+        seed: seed of the fresh weights.
 
     Raises:
-        UsageError: for what is no encoder of texts.
+        UsageError: if the trunk is not a text encoder.
     """
     if not isinstance(trunk, Trunk):
         raise UsageError(
@@ -84,16 +84,16 @@ def _mixed(value: Tensor, fresh: Tensor, alpha: float) -> Tensor:
 
 
 class Distillation:
-    """A teacher, the student that it is distilled into, and the loss between them on batches of texts.
+    """A teacher, its student, and the loss between them on batches of texts.
 
     Args:
         settings: weights, temperature, features and batch sizes are used.
-        trunk: the architecture of both; not written to.
-        teacher: not written to.
-        student: where the student starts.
+        trunk: the architecture of both; not modified.
+        teacher: not modified.
+        student: initial weights of the student.
         desired: desired texts.
-        general: general texts; None distils on desired texts alone.
-        seed: of the order of texts.
+        general: general texts; None uses desired texts only.
+        seed: seed of the order of texts.
     """
 
     def __init__(
@@ -121,11 +121,11 @@ class Distillation:
 
     @property
     def metric_names(self) -> tuple[str, ...]:
-        """Parts of the loss that have a weight."""
+        """Parts of the loss with a positive weight."""
         return tuple(self._weights)
 
     def gradient(self, params: Params, head: Tensor, flat: Tensor) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
-        """The loss's gradient on the next batch of desired and of general texts.
+        """Gradient of the loss on the next batch of desired and general texts.
 
         Args:
             params: the student's trunk, as differentiable views of `flat`.
@@ -133,8 +133,8 @@ class Distillation:
             flat: (P,) leaf that requires gradients.
 
         Returns:
-            (P,) and (C, D) weighted gradients, the latter None where no outputs are read, and each part (0-d,
-            detached), its mean over both kinds of texts by their weights, by name.
+            (P,) and (C, D) weighted gradients, the latter None if no outputs are used, and each part of the loss by
+            name (0-d, detached), its weighted mean over both kinds of texts.
         """
         parts: dict[str, list[Tensor]] = {name: [] for name in self._weights}
         shares = []
@@ -149,17 +149,17 @@ class Distillation:
         return trunk, last, {name: value.detach() / sum(shares) for name, value in sums.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the next batch depends on."""
+        """State that the next batch depends on."""
         return {
             str(index): {"text": text.digest, "sampler": sampler.state_dict()}
             for index, (text, sampler, _) in enumerate(self._texts)
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where `state_dict` was taken.
+        """Restore the state from `state_dict`.
 
         Raises:
-            UsageError: when that was with other texts.
+            UsageError: if the state belongs to other texts.
         """
         for index, (text, sampler, _) in enumerate(self._texts):
             if state[str(index)]["text"] != text.digest:
@@ -184,7 +184,7 @@ class Distillation:
         return found
 
     def _features(self, params: Params, inputs: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor | None]:
-        """(B, D) features and, where they are asked for, (H, B, L, D) hidden states."""
+        """(B, D) features and, if requested, (H, B, L, D) hidden states."""
         if self._settings.features == "hidden_states" and FEATURES in self._weights:
             features, states = functional_call(self._trunk, params, inputs, {"hidden_states": True})
             return features, states

@@ -1,1 +1,1 @@
-"""Where trials run: the Ray cluster, its workers, and what machines share."""
+"""Execution of trials on a Ray cluster: connection, worker processes, and storage shared between nodes."""

@@ -1,4 +1,4 @@
-"""Fine-tunes of an attack spread over the worker processes of a Ray cluster."""
+"""Runs the fine-tunes of an attack in parallel on a Ray cluster."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from sdm_ray.core.extensions import load_modules
 from sdm_ray.core.types import Params, Task
 
 CHUNKS_PER_WORKER = 3
-"""Parts that each worker's share of alike attackers is cut into, so that no worker waits long for the last one."""
+"""Chunks per worker that the attackers are split into; small chunks keep workers from idling at the end."""
 
 
 class Target(NamedTuple):
-    """What is attacked; it travels to the workers once, on the CPU."""
+    """The attacked model with its data and settings; sent to the workers once, as CPU tensors."""
 
     trunk: Any
     params: Params
@@ -37,7 +37,7 @@ class Target(NamedTuple):
     knowledge: Knowledge | None
 
     def to(self, device: torch.device) -> Target:
-        """The same on a device."""
+        """Return a copy on a device."""
         knowledge = self.knowledge
         if knowledge is not None:
             public, head, masked_lm = knowledge.public, knowledge.own_head, knowledge.masked_lm
@@ -56,13 +56,13 @@ class Target(NamedTuple):
 
 
 class AttackWorker:
-    """A process that runs attackers on one model.
+    """Ray actor that runs attackers on one model.
 
     Args:
-        target: what is attacked.
-        num_threads: of torch.
-        modules: of a user's own, by name, with the digests of their sources; families of attacks are theirs.
-        python_path: where they are found.
+        target: the attacked model.
+        num_threads: number of torch threads.
+        modules: user modules to import, which may define attack families: digest of the source by module name.
+        python_path: entries to add to `sys.path` for these modules.
     """
 
     def __init__(
@@ -79,18 +79,18 @@ class AttackWorker:
         self._executor = Executor(*target.to(device))
 
     def run(self, attackers: Sequence[Attacker], with_test: bool) -> list[Outcome]:
-        """Outcomes of all attackers."""
+        """Return the outcomes of all attackers."""
         return [outcome for part in self._executor.run(attackers, with_test=with_test) for outcome in part]
 
 
 class RayRunner:
-    """Runs attackers in worker processes. One that dies costs its attackers a retry, as any crash does.
+    """Runs attackers in Ray actors. If an actor dies, its attackers are reported as crashed and so retried.
 
     Args:
-        target: what is attacked.
+        target: the attacked model.
         resources: CPUs and GPUs of a worker.
-        num_workers: how many there are.
-        modules: that each of them loads, see `AttackWorker`.
+        num_workers: number of workers.
+        modules: user modules that each worker imports, see `AttackWorker`.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class RayRunner:
         self._actors = [worker.remote(shared, threads, *own) for _ in range(num_workers)]
 
     def run(self, attackers: Sequence[Attacker], *, with_test: bool) -> Iterator[list[Outcome]]:
-        """Outcomes in the order of the parts that attackers are cut into, which does not depend on timing."""
+        """Yield the outcomes of one chunk of attackers after the other, in an order that does not depend on timing."""
         parts = self._parts(attackers)
         pool = ActorPool(self._actors)
         for part in parts:
@@ -122,7 +122,7 @@ class RayRunner:
                 yield [Outcome(attacker, "crashed", 0.0, error=reason) for attacker in part]
 
     def _parts(self, attackers: Sequence[Attacker]) -> list[list[Attacker]]:
-        """Alike attackers together, cut into parts."""
+        """Group attackers that can run as one batch, and split the groups into chunks."""
         groups: dict[tuple[Any, ...], list[Attacker]] = defaultdict(list)
         for attacker in attackers:
             start = (attacker.edit, attacker.amount, attacker.amounts)
@@ -135,7 +135,7 @@ class RayRunner:
         return parts
 
     def close(self) -> None:
-        """End the workers."""
+        """Kill the workers."""
         for actor in self._actors:
             ray.kill(actor)
 
@@ -143,7 +143,7 @@ class RayRunner:
 def ray_runner(
     resources: ResourceSettings, num_workers: int, modules: Mapping[str, str] | None = None
 ) -> RunnerFactory:
-    """Makes runners on the cluster that this process is connected to; `modules` as for `AttackWorker`."""
+    """Return a factory of runners on the cluster that this process is connected to; `modules` as in `AttackWorker`."""
 
     def make(
         trunk: Any, params: Params, data: Any, settings: AttackSettings, task: Task, knowledge: Knowledge | None

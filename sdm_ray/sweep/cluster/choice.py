@@ -1,4 +1,4 @@
-"""Which Ray a sweep runs on, and what Ray's job server does to its folders. Reads settings and environment alone."""
+"""Selects the Ray cluster of a sweep, and checks for folders that Ray's job server deletes. Does not import Ray."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from sdm_ray.core.errors import RunError, UsageError
 from sdm_ray.core.files import user_path
 
 LOCAL = "local"
-"""The address that asks for a Ray of one's own, whatever the environment says."""
+"""Address that starts a private Ray, regardless of environment variables."""
 ADDRESS = "RAY_ADDRESS"
 CONNECT_SECONDS = 5.0
-"""How long a cluster has to take a connection."""
+"""Timeout of a test connection to a cluster."""
 JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-"""Variable in which Ray's job server hands a job its runtime environment; `ray.init` reads it."""
+"""Environment variable in which Ray's job server passes a job its runtime environment; `ray.init` reads it."""
 WORKING_COPIES = ("runtime_resources", "working_dir_files")
-"""Folders of a Ray session that hold what `--working-dir` shipped; Ray deletes them once no job uses them."""
+"""Folders of a Ray session that hold the uploads of `--working-dir`; Ray deletes them when no job uses them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterChoice:
-    """The Ray of a sweep."""
+    """The Ray cluster of a sweep."""
 
     address: str | None
-    """As `ray.init` takes it; None for one of the sweep's own, on this machine."""
+    """Address as in `ray.init`; None for a private Ray on this machine."""
     why: str
-    """What decided."""
+    """Reason for the choice, for messages."""
 
     @property
     def is_private(self) -> bool:
-        """Whether the sweep starts it."""
+        """Whether the sweep starts Ray itself."""
         return self.address is None
 
     def __str__(self) -> str:
@@ -45,10 +45,10 @@ class ClusterChoice:
 
 
 def choose_cluster(resources: ResourceSettings, environ: Mapping[str, str] = os.environ) -> ClusterChoice:
-    """The cluster that settings or environment name: `resources.ray_address`, a Ray job's own, `RAY_ADDRESS`.
+    """Choose the cluster. In order of precedence: `resources.ray_address`, the cluster of the Ray job, `RAY_ADDRESS`.
 
     Raises:
-        UsageError: for an address through which no sweep can run.
+        UsageError: for an address of Ray Client or of Ray's job server, where no sweep can run.
     """
     setting, variable = resources.ray_address, environ.get(ADDRESS)
     if setting:
@@ -72,12 +72,11 @@ def choose_cluster(resources: ResourceSettings, environ: Mapping[str, str] = os.
 
 
 def check_cluster(resources: ResourceSettings, environ: Mapping[str, str] = os.environ) -> None:
-    """Refuse within seconds what Ray would refuse after a minute: more CPUs than there are, and an address at which
-    nobody listens.
+    """Check the cluster's address and the CPUs of this machine, within seconds; Ray would fail after a minute.
 
     Raises:
-        UsageError: for an address through which no sweep can run, or more CPUs than this machine has.
-        RunError: where nobody listens.
+        UsageError: for an address where no sweep can run, or if a trial needs more CPUs than this machine has.
+        RunError: if nothing accepts connections at the address.
     """
     choice = choose_cluster(resources, environ)
     if choice.address is None:
@@ -106,10 +105,10 @@ def check_cluster(resources: ResourceSettings, environ: Mapping[str, str] = os.e
 
 
 def check_gpus(resources: ResourceSettings) -> None:
-    """Refuse more GPUs than a Ray on this machine would find.
+    """Check that this machine has the GPUs that a trial needs.
 
     Raises:
-        UsageError: with what a trial needs and what there is.
+        UsageError: if it has fewer.
     """
     if not resources.gpus_per_trial:
         return
@@ -124,7 +123,7 @@ def check_gpus(resources: ResourceSettings) -> None:
 
 
 def working_copy(path: Path) -> Path | None:
-    """The copy of a job's working directory that a path lies in; None where it lies in none."""
+    """Ray's copy of a job's working directory that contains a path; None if the path is in no such copy."""
     path = path.resolve()
     for folder in (path, *path.parents):
         if tuple(part.name for part in reversed(folder.parents[:2])) == WORKING_COPIES:
@@ -133,15 +132,15 @@ def working_copy(path: Path) -> Path | None:
 
 
 def refuse_working_copy(path: Path, name: str, fix: str) -> None:
-    """Refuse to put results where Ray deletes them.
+    """Reject a path for results that Ray deletes after the job.
 
     Args:
-        path: where results would lie.
-        name: of the setting or option that says so.
-        fix: what to give in its place.
+        path: path for the results.
+        name: setting or option that set the path, for the message.
+        fix: suggested alternative, for the message.
 
     Raises:
-        UsageError: when it lies in the copy of a job's working directory.
+        UsageError: if the path is in Ray's copy of a job's working directory.
     """
     copy = working_copy(path)
     if copy is not None:
@@ -152,19 +151,19 @@ def refuse_working_copy(path: Path, name: str, fix: str) -> None:
 
 
 def check_out(out: Path | None) -> None:
-    """Refuse a command's `--out` whose results would be deleted with the job; None is a folder in `runs/`.
+    """Reject a command's `--out` if Ray would delete the results after the job; None is a folder in `runs/`.
 
     Raises:
-        UsageError: when it is so.
+        UsageError: if it would.
     """
     refuse_working_copy(out or Path("runs"), "--out", "--out /a/folder/that/stays")
 
 
 def check_output_dir(settings: SweepSettings) -> None:
-    """Refuse an `output_dir` whose results would be deleted with the job, unless they are copied elsewhere.
+    """Reject an `output_dir` that Ray would delete after the job, unless results are copied to `storage_path`.
 
     Raises:
-        UsageError: when it is so.
+        UsageError: if it would.
     """
     if settings.storage_path is None:
         fix = "--set output_dir=/a/folder/that/stays, or set storage_path to where the sweep's files are copied"

@@ -1,4 +1,4 @@
-"""The Ray cluster of a sweep: a local one on loopback, one that is named, or one that is connected already."""
+"""Connects a sweep to Ray: a private local cluster on loopback, a cluster by address, or an existing connection."""
 
 from __future__ import annotations
 
@@ -22,40 +22,44 @@ from sdm_ray.sweep.cluster.choice import ADDRESS, JOB, ClusterChoice, choose_clu
 from sdm_ray.sweep.cluster.watch import FOLDER, abandon_ray, cluster_probe
 
 OBJECT_STORE_BYTES = 256 * 2**20
-"""Object store of a local cluster: trials exchange reports only."""
+"""Size of a local cluster's object store; small, because trials send only reports."""
 
 ENVIRONMENT = {
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # with it, a local cluster binds to 127.0.0.1 alone
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # makes a local cluster bind to 127.0.0.1 only
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_DEDUP_LOGS_SKIP_REGEX": ".",  # Ray prints raw accounts of dead workers; a view says it in a sentence
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths of the settings start where the sweep was started
+    "RAY_DEDUP_LOGS_SKIP_REGEX": ".",  # matches all logs, as the views report dead workers themselves
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths in settings refer to the folder in which the sweep was started
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
-    "RAY_AIR_NEW_OUTPUT": "0",  # the new output prints even when it is set to be silent
+    "RAY_AIR_NEW_OUTPUT": "0",  # the new output ignores `verbose=0`
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
-    "TUNE_GLOBAL_CHECKPOINT_S": "60",  # the sweep resumes from its own ledger
+    "TUNE_GLOBAL_CHECKPOINT_S": "60",  # Tune's checkpoints are not used: the sweep resumes from its own ledger
 }
 
 FREE_PORTS = {"AUTOSCALER_METRIC_PORT": "0", "DASHBOARD_METRIC_PORT": "0"}
-"""Lets a local cluster choose ports that Ray would take as fixed ones; see `free_agent_port` too."""
+"""Makes a local cluster choose free ports where Ray's defaults are fixed; see also `free_agent_port`."""
 
 
 @contextmanager
 def cluster(
     resources: ResourceSettings, *, owner: Path | None = None, announce: Callable[[str], None] = lambda text: None
 ) -> Iterator[int]:
-    """Connect to Ray, or start it, for the time of the block; gives the number of trials that fit at once.
+    """Connect to Ray, or start it, for the duration of the block; yields the number of trials that fit at once.
 
-    What is already connected in this process is used and left running; else `choose_cluster` says which. The temporary
-    folder of a local cluster belongs to `owner`, the locked folder of a sweep, so that the next driver removes what a
-    killed one left there, or one that did not start. `announce` is told which Ray it is, and why, before it is there.
+    If this process is already connected to Ray, that connection is used and left open. Otherwise `choose_cluster`
+    selects the cluster.
+
+    Args:
+        resources: CPUs and GPUs of a trial, and the address of the cluster.
+        owner: locked folder of the sweep. It determines the path of a local cluster's temporary folder, so that the
+            next driver removes the files of one that was killed or whose Ray did not start.
+        announce: called with the chosen cluster and the reason, before the connection is made.
 
     Raises:
-        RunError: when Ray does not start or does not answer.
-        UsageError: when a trial could never fit, with what it needs and what there is, or for an address that no sweep
-            can use.
+        RunError: if Ray does not start or does not answer.
+        UsageError: if the cluster is too small for a single trial, or for an address where no sweep can run.
     """
     choice = choose_cluster(resources)
     with ray_environment(local=choice.is_private):
@@ -68,7 +72,7 @@ def cluster(
         folder = _make_folder(owner) if choice.is_private else None
         try:
             _connect(choice, folder)
-        except BaseException:  # the folder stays, for its logs
+        except BaseException:  # the folder is kept for its logs
             ray.shutdown()
             raise
         lost = cluster_probe()
@@ -84,10 +88,10 @@ def cluster(
 
 
 def num_fitting(resources: ResourceSettings, available: dict[str, float]) -> int:
-    """How many trials run at once.
+    """Number of trials that run at once.
 
     Raises:
-        UsageError: when not even one fits.
+        UsageError: if not even one fits.
     """
     fits = math.inf
     for kind, setting, needed in (
@@ -108,7 +112,7 @@ def num_fitting(resources: ResourceSettings, available: dict[str, float]) -> int
 
 @contextmanager
 def quiet_logs(path: Path) -> Iterator[None]:
-    """Send what Ray, Optuna and database migrations log, and Python's warnings, to a file in place of the terminal."""
+    """Redirect the logs of Ray, Optuna and Alembic, and Python's warnings, from the terminal to a file."""
     import optuna  # noqa: F401  (both set up their loggers when they are imported)
     import ray  # noqa: F401
 
@@ -152,7 +156,7 @@ def _connect(choice: ClusterChoice, folder: str | None) -> None:
 
 
 def not_connected(choice: ClusterChoice, folder: str | None, error: BaseException) -> str:
-    """Why there is no Ray, and what to do about it."""
+    """Error message for a failed connection, with the fix."""
     message = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
     if folder is None:
         return (
@@ -171,9 +175,10 @@ def not_connected(choice: ClusterChoice, folder: str | None, error: BaseExceptio
 
 @contextmanager
 def free_agent_port() -> Iterator[None]:
-    """Let a Ray that starts in the block choose the port of its dashboard agent, as it chooses all others.
+    """Make a Ray that starts within the block choose a free port for its dashboard agent, as for all other ports.
 
-    `ray.init` has no option for it and takes 52365; a later `ray start --head` beside it could then take no jobs.
+    `ray.init` has no option for this port and uses 52365; a later `ray start --head` on this machine could then not
+    accept jobs.
     """
     from ray._private import parameter
 
@@ -191,10 +196,10 @@ def free_agent_port() -> Iterator[None]:
 
 @contextmanager
 def own_session() -> Iterator[None]:
-    """Start Ray's daemons in a session of their own.
+    """Start Ray's daemons in a new process session.
 
-    `timeout`, `scancel` and a service manager signal the whole process group: the driver is to end the sweep while its
-    Ray is still there. The daemons end with the driver all the same, and their workers with them.
+    `timeout`, `scancel` and service managers signal the whole process group; in their own session the daemons survive
+    this, so the driver can still end the sweep in order. The daemons and their workers exit when the driver does.
     """
     from ray._private import services
 
@@ -207,17 +212,18 @@ def own_session() -> Iterator[None]:
 
 
 def _worker_environment() -> dict[str, str]:
-    """What workers of a cluster need, but for what the job has set itself, with which Ray would refuse to merge it."""
+    """Environment variables for workers, except those that the Ray job sets: Ray refuses to merge conflicting ones."""
     ours = json.loads(os.environ.get(JOB) or "{}").get("runtime_env") or {}
     return {name: value for name, value in ENVIRONMENT.items() if name not in (ours.get("env_vars") or {})}
 
 
 @contextmanager
 def ray_environment(*, local: bool) -> Iterator[None]:
-    """Set what Ray reads from the environment, some of it when it is imported; what was there is put back.
+    """Set Ray's environment variables within the block, and restore the old values after it.
 
-    A local cluster gets a token of its own: Ray would write one to the home folder, which may be read-only. It is kept
-    from another cluster's address and from the runtime environment of a job there, which it could not make.
+    Ray reads some of them at import. A local cluster gets its own token, because Ray would write one to the home
+    folder, which may be read-only. `RAY_ADDRESS` and a job's runtime environment belong to another cluster, so they are
+    hidden from a local one.
     """
     values = ENVIRONMENT | (FREE_PORTS if local else {})
     hidden = {ADDRESS, JOB} if local else {name for name in (ADDRESS,) if "://" in os.environ.get(name, "")}
@@ -239,12 +245,12 @@ def ray_environment(*, local: bool) -> Iterator[None]:
 
 @cache
 def _token() -> str:
-    """One for all local clusters of this process: Ray keeps the first token that it has read."""
+    """Token of all local clusters of this process; a single one, because Ray caches the first token that it reads."""
     return secrets.token_hex(32)
 
 
 def _make_folder(owner: Path | None) -> str:
-    """Ray's sockets lie below its folder, and their paths may hold 107 bytes: a deep TMPDIR would not do."""
+    """Create Ray's temporary folder, in /tmp if possible: it holds sockets, whose paths are limited to 107 bytes."""
     parent = Path("/tmp" if os.access("/tmp", os.W_OK) else tempfile.gettempdir())
     if owner is None:
         return tempfile.mkdtemp(prefix=FOLDER, dir=parent)

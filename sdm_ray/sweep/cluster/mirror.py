@@ -1,12 +1,12 @@
-"""A folder's copy on storage that all nodes reach: `s3://`, `gs://`, `file://` and whatever else pyarrow opens.
+"""Copies a folder to storage that all nodes can access: `s3://`, `gs://`, `file://` and other pyarrow file systems.
 
-A process that dies while it copies leaves a copy that can be used: every file is written beside its place and then
-swapped in, the manifest comes after the files that it names, and what it no longer names is deleted after that. Where
-the store renames (a disk), a swap takes a moment. An object store has no rename: there a swap is a copy on the server,
-which replaces the object as a whole, and then a deletion; a death in between leaves a hidden file that nothing reads.
-Files are swapped one by one, so a copy may hold a newer version of one file beside an older one of another.
+If a process dies during a copy, the copy remains usable: every file is written to a temporary name and then moved into
+place, then the manifest is written, and files that it no longer lists are deleted last. On a disk a move is an atomic
+rename. An object store has no rename: the move is a server-side copy, which replaces the object as a whole, and a
+deletion; a death in between leaves a hidden file that nothing reads. Files are moved one by one, so a copy may contain
+a newer version of one file and an older one of another.
 
-SQLite databases are copied by SQLite's own backup, never file by file while somebody writes to them.
+SQLite databases are copied with SQLite's backup API, because the file of a database in use may be inconsistent.
 """
 
 from __future__ import annotations
@@ -31,32 +31,32 @@ log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 PUSH_SECONDS = 10.0
-"""The sweep's own files are copied this often."""
+"""Interval at which the sweep's own files are copied."""
 SQLITE_HEADER = b"SQLite format 3\0"
 
 
 def sweep_uri(settings: SweepSettings) -> str | None:
-    """Where the copy of a sweep's folder lies; None without `storage_path`."""
+    """URI of the copy of a sweep's folder; None without `storage_path`."""
     return None if settings.storage_path is None else below(settings.storage_path, settings.name)
 
 
 def trials_uri(settings: SweepSettings) -> str | None:
-    """Where the copies of its trials' folders lie."""
+    """URI of the copies of the trials' folders; None without `storage_path`."""
     uri = sweep_uri(settings)
     return None if uri is None else below(uri, "trials")
 
 
 def below(uri: str, name: str) -> str:
-    """The URI of a name in the folder of a URI, whose query (an endpoint, a region) stays at its end."""
+    """Append a name to the path of a URI; its query (such as an endpoint or a region) stays at the end."""
     path, mark, query = uri.partition("?")
     return f"{path.rstrip('/')}/{name}{mark}{query}"
 
 
 def open_uri(uri: str) -> tuple[Any, str]:
-    """pyarrow's file system of a URI, and the path in it.
+    """Return pyarrow's file system for a URI, and the path in it.
 
     Raises:
-        UsageError: when pyarrow knows no such file system, or it cannot be reached.
+        UsageError: if pyarrow does not support the file system or cannot reach it.
     """
     from pyarrow import ArrowException
     from pyarrow.fs import FileSystem
@@ -70,12 +70,12 @@ def open_uri(uri: str) -> tuple[Any, str]:
 
 
 Mark = tuple[int, ...]
-"""Sizes and times of change of a file."""
+"""Size and modification time of a file, followed by those of its SQLite log, if there is one."""
 
 
 def _mark(path: Path) -> Mark:
     stat = path.stat()
-    log_file = path.with_name(f"{path.name}-wal")  # where SQLite writes what is not in the database yet
+    log_file = path.with_name(f"{path.name}-wal")  # SQLite's write-ahead log
     with suppress(FileNotFoundError):
         more = log_file.stat()
         return stat.st_size, stat.st_mtime_ns, more.st_size, more.st_mtime_ns
@@ -84,11 +84,11 @@ def _mark(path: Path) -> Mark:
 
 @contextmanager
 def _stable(path: Path) -> Iterator[Path]:
-    """A file whose contents stand still: a snapshot of an SQLite database, any other file as it is.
+    """Yield a path with consistent contents: a snapshot of an SQLite database, or else the file itself.
 
     Raises:
-        FileNotFoundError: where it is no longer there.
-        sqlite3.Error: for a database that stays locked or is damaged.
+        FileNotFoundError: if the file no longer exists.
+        sqlite3.Error: if the database stays locked or is damaged.
     """
     with path.open("rb") as file:
         is_database = file.read(len(SQLITE_HEADER)) == SQLITE_HEADER
@@ -104,18 +104,18 @@ def _stable(path: Path) -> Iterator[Path]:
 
 
 def _aside(name: str) -> str:
-    """Where a file is written before it takes its place: hidden, in the same folder."""
+    """Temporary name of a file before it is moved into place: hidden, in the same folder."""
     path = PurePosixPath(name)
     return path.with_name(f".{path.name}.new").as_posix()
 
 
 class Mirror:
-    """One folder and its copy.
+    """Synchronises one folder with its copy.
 
     Args:
-        folder: the folder; names that begin with a dot (locks, files that are being written) are left out.
-        uri: of the copy.
-        recursive: take what lies in subfolders too.
+        folder: the local folder; names that begin with a dot (locks, temporary files) are skipped.
+        uri: URI of the copy.
+        recursive: include subfolders.
     """
 
     def __init__(self, folder: Path, uri: str, *, recursive: bool = True) -> None:
@@ -125,14 +125,14 @@ class Mirror:
         self._named: set[str] = set()
 
     def exists(self) -> bool:
-        """Whether there is a copy."""
+        """Whether the copy exists."""
         return self._manifest() is not None
 
     def push(self) -> int:
-        """Copy what has changed since the last time; gives the number of files.
+        """Copy the files that changed since the last push or pull; returns their number.
 
         Raises:
-            RunError: when the storage does not take it.
+            RunError: if writing to the storage fails.
         """
         found = dict(self._files())
         changed = [name for name, mark in found.items() if self._pushed.get(name) != mark]
@@ -141,7 +141,7 @@ class Mirror:
         try:
             for name in changed:
                 if not self._write_aside(name):
-                    del found[name]  # it vanished after it was listed
+                    del found[name]  # deleted since it was listed
             changed = [name for name in changed if name in found]
             for name in changed:
                 self._filesystem.move(self._at(_aside(name)), self._at(name))
@@ -154,10 +154,10 @@ class Mirror:
         return len(changed)
 
     def pull(self) -> bool:
-        """Make the folder equal to its copy; False, and nothing is changed, where there is none.
+        """Make the folder equal to its copy; if there is no copy, change nothing and return False.
 
         Raises:
-            RunError: when the copy cannot be read, or names files outside the folder.
+            RunError: if the copy cannot be read, or its manifest lists files outside the folder.
         """
         try:
             names = self._manifest()
@@ -177,7 +177,7 @@ class Mirror:
         return True
 
     def _write_aside(self, name: str) -> bool:
-        """Copy a file to its hidden place beside the copy; False where it is no longer there."""
+        """Copy a file to its temporary name at the destination; returns False if the file no longer exists."""
         self._make_folder(name)
         try:
             with (
@@ -214,19 +214,19 @@ class Mirror:
             path = PurePosixPath(name)
             if path.is_absolute() or ".." in path.parts:
                 raise RunError(f"{below(self._uri, MANIFEST)} names {name!r}, which lies outside its folder")
-        return [name for name in names if not name.endswith(COMPANIONS)]  # they mean nothing beside a copy
+        return [name for name in names if not name.endswith(COMPANIONS)]  # snapshots have none
 
     def _files(self) -> Iterator[tuple[str, Mark]]:
-        """Names of files to copy, each with what changes when it changes."""
+        """Yield the name of each file to copy, with its size and modification time."""
         for path in self._paths():
             name = path.relative_to(self._folder)
             if name.name.endswith(COMPANIONS):
                 continue
-            with suppress(FileNotFoundError):  # it vanished after it was listed
+            with suppress(FileNotFoundError):  # deleted since it was listed
                 yield name.as_posix(), _mark(path)
 
     def _paths(self) -> list[Path]:
-        """Every file of the folder but hidden ones and the manifest."""
+        """All files of the folder, except hidden ones and the manifest."""
         found = self._folder.rglob("*") if self._recursive else self._folder.glob("*")
         shown = [path for path in found if not any(p.startswith(".") for p in path.relative_to(self._folder).parts)]
         return sorted(path for path in shown if path.is_file() and path.name != MANIFEST)
@@ -239,7 +239,7 @@ class Mirror:
 
 
 class MirrorThread:
-    """A thread that copies a sweep's own files every `PUSH_SECONDS`, and once more at the end."""
+    """Thread that copies a sweep's own files every `PUSH_SECONDS`, and once more when it is closed."""
 
     def __init__(self, mirror: Mirror) -> None:
         self._mirror, self._closing = mirror, threading.Event()
@@ -247,10 +247,10 @@ class MirrorThread:
         self._thread.start()
 
     def close(self) -> None:
-        """End the thread and copy a last time.
+        """Stop the thread and copy a last time.
 
         Raises:
-            RunError: when the storage does not take it.
+            RunError: if writing to the storage fails.
         """
         self._closing.set()
         self._thread.join()
@@ -260,5 +260,5 @@ class MirrorThread:
         while not self._closing.wait(PUSH_SECONDS):
             try:
                 self._mirror.push()
-            except Exception as error:  # the next push tries again, and the last one raises
+            except Exception as error:  # the next push retries; only the last one raises
                 log.warning("%s", error, exc_info=not isinstance(error, RunError))

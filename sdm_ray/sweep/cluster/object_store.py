@@ -1,4 +1,4 @@
-"""Cache entries shared by the nodes of a cluster through Ray's object store: data, encoders and floors, once."""
+"""Shares cache entries (data, encoders, floors) between the nodes of a cluster through Ray's object store."""
 
 from __future__ import annotations
 
@@ -16,40 +16,40 @@ from sdm_ray.core.cache import Files, SharedCache
 log = logging.getLogger(__name__)
 
 SECONDS = 300.0
-"""A node waits this long for an entry before it builds its own."""
+"""Timeout of a request, after which a node builds the entry itself."""
 
 
 class Index:
-    """Knows which entries there are, and owns them: they outlive the processes that made them."""
+    """Ray actor that owns the shared entries, so that they outlive the processes that created them."""
 
     def __init__(self) -> None:
         self._entries: dict[str, Any] = {}
 
     def holds(self, name: str) -> bool:
-        """Whether there is an entry."""
+        """Whether an entry exists."""
         return name in self._entries
 
     def put(self, name: str, files: Files) -> None:
-        """Keep an entry; the first one of its name stays."""
+        """Store an entry, unless the name exists already."""
         if name not in self._entries:
             self._entries[name] = ray.put(files)
 
     def get(self, name: str) -> list[Any]:
-        """The reference of an entry, in a list, so that Ray does not send the entry itself."""
+        """Object reference of an entry, in a list so that Ray does not resolve it; empty if there is none."""
         return [self._entries[name]] if name in self._entries else []
 
 
 @dataclass(frozen=True)
 class ObjectStore:
-    """Entries in Ray's object store. Whatever fails there is logged: the node then builds its own."""
+    """Client of the entries in Ray's object store. Ray errors are logged, and the node builds its own entry."""
 
     name: str
-    """Of the actor `Index`; stores with the same one are equal."""
+    """Name of the `Index` actor; stores with the same name compare equal."""
     index: Any = field(compare=False, repr=False)
-    """Its handle."""
+    """Handle of the `Index` actor."""
 
     def has(self, name: str) -> bool:
-        """Whether there is an entry; an index that does not answer is offered nothing."""
+        """Whether an entry exists; also true if the index does not answer, so that nothing is sent to it."""
         try:
             return bool(ray.get(self.index.holds.remote(name), timeout=SECONDS))
         except RayError as error:
@@ -57,7 +57,7 @@ class ObjectStore:
             return True
 
     def take(self, name: str) -> Files | None:
-        """An entry, from the store of this node or another."""
+        """Fetch an entry, from this node's store or another's; None if there is none or Ray fails."""
         try:
             found = ray.get(self.index.get.remote(name), timeout=SECONDS)
             files: Files | None = ray.get(found[0], timeout=SECONDS) if found else None
@@ -67,7 +67,7 @@ class ObjectStore:
         return files
 
     def give(self, name: str, files: Files) -> None:
-        """Hand an entry to the index."""
+        """Send an entry to the index."""
         try:
             ray.get(self.index.put.remote(name, files), timeout=SECONDS)
         except RayError as error:
@@ -79,7 +79,7 @@ class ObjectStore:
 
 @contextmanager
 def shared_caches(name: str) -> Iterator[str]:
-    """Run an index for the time of the block, on the driver's node; gives its name, for `join`."""
+    """Run an index on the driver's node for the duration of the block; yields its name, for `join`."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
@@ -93,11 +93,11 @@ def shared_caches(name: str) -> Iterator[str]:
 
 
 def join(name: str | None) -> SharedCache | None:
-    """The entries that the index of that name knows; None without a name, and where the index is gone."""
+    """Connect to the index of a name; None if the name is None or the index no longer exists."""
     if name is None:
         return None
     try:
         return ObjectStore(name, ray.get_actor(name))
-    except ValueError as error:  # it died with the driver's node, and so will this process
+    except ValueError as error:  # it died with the driver's node; this process will end too
         log.warning("caches are not shared between nodes: %s", error)
         return None

@@ -1,8 +1,8 @@
-"""Finds out that Ray itself has died under a sweep, whose own calls would wait for it for a minute or for ever.
+"""Detects that Ray itself died during a sweep, because calls to a dead Ray block for a minute or forever.
 
-Of a private Ray, its processes are looked at; of one that was joined, whether its address still answers. Once it is
-lost, the sweep is asked to stop; where Tune does not come back, it is interrupted; where it still does not come back
-from Ray's own code, the sweep is ended from the watching thread and the process with it.
+For a private Ray, its processes are checked; for an external cluster, whether its address accepts connections. When Ray
+is lost, the sweep is asked to stop. If Tune does not return, its thread is interrupted by an exception. If that does
+not help either, because the thread blocks in Ray's code, the watching thread saves the sweep and ends the process.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ from pathlib import Path
 from typing import Any
 
 WATCH_SECONDS = 1.0
-"""Between two looks."""
+"""Interval between two checks."""
 ANSWER_SECONDS = 3.0
 MAX_MISSED = 3
-"""Looks in a row at which the address of a joined cluster may fail to answer."""
+"""Consecutive failed connections to an external cluster, after which it counts as lost."""
 STOP_SECONDS, INTERRUPT_SECONDS = 4.0, 6.0
-"""How long Tune may take to stop by itself, and then to be interrupted."""
+"""Time for Tune to stop by itself, and then to react to the interruption."""
 FOLDER = "sdm-"
-"""Begins the name of the temporary folder of a private Ray."""
+"""Name prefix of the temporary folder of a private Ray."""
 EXIT_CODE = 130
-"""That of an interruption."""
+"""Exit code of an interrupted process."""
 _DAEMONS = {"raylet": "raylet", "gcs_server": "GCS"}
 
 Probe = Callable[[], str | None]
 
 
 class ClusterLostError(BaseException):
-    """Raised in the thread that waits for Ray; no `except Exception` of Tune's is to take it."""
+    """Raised in the thread that waits for Ray; a `BaseException`, so that Tune's `except Exception` ignores it."""
 
 
 def cluster_probe() -> Probe:
-    """What looks whether the Ray that this process is connected to is there: gives what is lost, or None."""
+    """Return a function that checks the Ray of this process, and returns a description of the loss, or None."""
     from ray._private import worker
 
     node = getattr(worker, "_global_node", None)
@@ -55,7 +55,7 @@ def cluster_probe() -> Probe:
 
 
 class _AddressProbe:
-    """Whether somebody listens at an address; a few looks may fail."""
+    """Checks that an address accepts connections; reports a loss after `MAX_MISSED` consecutive failures."""
 
     def __init__(self, address: str) -> None:
         self._address, self._num_missed = address, 0
@@ -72,23 +72,23 @@ class _AddressProbe:
 
 
 def _is_dead(process: Any) -> bool:
-    """Whether a process of ours has ended, also where it is still a zombie; it is not reaped, for Ray looks at it."""
+    """Whether a child process has ended, even if it is still a zombie; it is not reaped, because Ray polls it too."""
     if process.returncode is not None:
         return True
     try:
         found = os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-    except ChildProcessError:  # somebody else has reaped it
+    except ChildProcessError:  # already reaped
         return True
     return found is not None
 
 
 class ClusterWatch:
-    """Watches Ray from a thread, for the time of a block in which the calling thread waits for it.
+    """Context manager that checks Ray from a thread while the calling thread waits for Ray.
 
     Args:
-        probe: see `cluster_probe`.
-        on_loss: called once from the thread, with what was lost; asks the sweep to stop.
-        end: called from the thread where the block does not end: saves what there is. The process ends after it.
+        probe: function that checks Ray, see `cluster_probe`.
+        on_loss: called once from the watching thread with a description of the loss; asks the sweep to stop.
+        end: called from the watching thread if the block does not end: saves the sweep before the process is ended.
     """
 
     def __init__(self, probe: Probe, *, on_loss: Callable[[str], None], end: Callable[[], None]) -> None:
@@ -99,7 +99,7 @@ class ClusterWatch:
         self._found: str | None = None
 
     def lost(self) -> bool:
-        """Whether Ray is lost, as far as can be told now."""
+        """Whether Ray is lost, according to the latest check."""
         if self._found is None and not self._done.is_set():
             self._found = self._probe()
         return self._found is not None
@@ -128,7 +128,7 @@ class ClusterWatch:
 
 
 def exit_now() -> None:
-    """End the process without Ray's own code, which would wait a minute for what is gone and then abort it."""
+    """End the process without Ray's exit handlers, which would wait a minute for dead daemons and then abort."""
     _kill_daemons()
     logging.shutdown()
     for stream in (sys.stdout, sys.stderr):
@@ -138,12 +138,12 @@ def exit_now() -> None:
 
 
 def abandon_ray() -> None:
-    """End what is left of a private Ray that has lost a daemon, and let this process end by `exit_now`."""
+    """Kill the rest of a private Ray that lost a daemon, and make this process exit by `exit_now`."""
     import ray
 
     atexit.unregister(ray.shutdown)
     atexit.unregister(exit_now)
-    atexit.register(exit_now)  # the last one registered comes first
+    atexit.register(exit_now)  # handlers run in reverse order of registration
     _kill_daemons()
 
 
@@ -155,7 +155,7 @@ def _kill_daemons() -> None:
     daemons = [info.process for infos in list(getattr(node, "all_processes", {}).values()) for info in infos]
     for process in daemons:
         with suppress(OSError):
-            if os.getpgid(process.pid) == process.pid:  # with the workers and agents that it started
+            if os.getpgid(process.pid) == process.pid:  # kills its workers and agents too
                 os.killpg(process.pid, signal.SIGKILL)
         with suppress(OSError):
             process.kill()

@@ -1,11 +1,8 @@
-"""Runs one trial inside a worker process, in steps of about a second, and leaves nothing of it behind. No Ray."""
+"""Runs one trial inside a worker process, in steps of about a second, without leaking state. Independent of Ray."""
 
 from __future__ import annotations
 
-import faulthandler
 import gc
-import importlib
-import importlib.util
 import inspect
 import json
 import os
@@ -13,46 +10,35 @@ import random
 import sys
 import time
 import traceback
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from enum import StrEnum
-from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
 from sdm_ray.config import TrialSettings, content_hash, load_own_modules, override
 from sdm_ray.core.cache import SharedCache
-from sdm_ray.core.errors import RunError, UsageError, machine_fault
+from sdm_ray.core.errors import RunError, UsageError
 from sdm_ray.core.files import write_bytes
 from sdm_ray.core.lock import FolderLock
 from sdm_ray.core.metric_names import Metric
 from sdm_ray.core.notices import gathered
 from sdm_ray.core.progress import Progress
 from sdm_ray.core.result import Status, TrialResult, readable_result
+from sdm_ray.sweep.cluster.failures import Failure, classify, failure_of, is_device_fault
+from sdm_ray.sweep.cluster.functions import TrialFunction, load_function
 from sdm_ray.sweep.cluster.mirror import Mirror, below
-
-TrialFunction = Callable[..., Generator[Progress, None, TrialResult]]
+from sdm_ray.sweep.cluster.watchdog import HANG, Watchdog
 
 REPORT_SECONDS = 1.0
-"""A report to the driver gathers the progress of at least this long."""
-HANG = "hang.txt"
-"""Where a hung process was, in the trial's folder."""
+"""Minimum time between two reports to the driver."""
 LOCK_SECONDS = 60.0
-"""How long a trial waits for a dying process to let go of its folder."""
-
-
-class Failure(StrEnum):
-    """Kinds of failure after which a trial runs again: at once with more memory, or with the sweep's next driver."""
-
-    MACHINE = "fault of the machine"
-    OUT_OF_MEMORY = "out of memory"
-    OUT_OF_GPU_MEMORY = "out of GPU memory"
+"""Time that a trial waits for its folder's lock, which a dying process may still hold."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """Everything that a worker process needs to run one trial; it travels as JSON."""
+    """Everything that a worker process needs to run one trial; sent as JSON."""
 
     trial_id: str
     output_dir: str
@@ -61,50 +47,50 @@ class Job:
     params: dict[str, Any] = field(default_factory=dict)
     trial_function: str = "sdm_ray.trial.run:iterate_trial"
     working_dir: str | None = None
-    """Where relative paths of the settings start."""
+    """Folder that relative paths in the settings refer to."""
     python_path: list[str] = field(default_factory=list)
-    """Where the driver finds modules, so that a worker finds the same trial function."""
+    """`sys.path` of the driver, so that a worker finds the same trial function."""
     gpu_memory_share: float | None = None
-    """Cap of a trial that shares its GPU."""
+    """Fraction of GPU memory that a trial may use if it shares its GPU."""
     max_silent_seconds: float | None = None
-    """The process ends itself when a step takes longer."""
+    """Time limit of a step, after which the process ends itself."""
     mirror: str | None = None
-    """Storage that holds copies of trials' folders, by their ids; None where every node sees them."""
+    """URI of the copies of trials' folders, by trial id; None if all nodes share a file system."""
     source: str | None = None
-    """Id of another trial whose folder this one reads: the final attack reads the model there."""
+    """Id of another trial whose folder this trial reads: the final attack loads the model from there."""
 
     def to_json(self) -> str:
-        """The job as text."""
+        """Serialise the job."""
         return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> Job:
-        """The inverse of `to_json`."""
+        """Deserialise a job from `to_json`."""
         return cls(**json.loads(text))
 
 
 @dataclass
 class Report:
-    """What a trial reports to the driver, gathered over about a second."""
+    """Report of a trial to the driver, collected over about a second."""
 
     progress: Progress | None = None
-    """The last one."""
+    """Latest progress."""
     rows: list[tuple[int, dict[str, float]]] = field(default_factory=list)
-    """Metrics with their step, in order."""
+    """(step, metrics), in order of time."""
     result: TrialResult | None = None
-    """Set on the final report alone."""
+    """Set only in the last report."""
     failure: Failure | None = None
-    """Of which kind the failure was, where the result is one of a known kind."""
+    """Kind of a failure after which the trial is rerun; None otherwise."""
     notices: list[str] = field(default_factory=list)
-    """Sentences for people."""
+    """Messages for the user."""
 
 
 class TrialWorker:
-    """Runs one trial as a generator; a failure of the trial becomes a failed result.
+    """Runs one trial as a generator; an exception of the trial is converted to a failed result.
 
     Args:
         job: the trial.
-        shared: cache entries of other machines.
+        shared: cache entries shared between nodes; None shares none.
     """
 
     def __init__(self, job: Job, shared: SharedCache | None = None) -> None:
@@ -114,10 +100,10 @@ class TrialWorker:
         self._steps: Generator[Progress, None, TrialResult] | None = None
 
     def advance(self, seconds: float = REPORT_SECONDS) -> Report:
-        """Run for about this long (at least to the next yield), or to the end.
+        """Run for about this long (at least until the next yield), or until the trial ends.
 
         Raises:
-            Exception: only a fault of the accelerator, after which the process is of no use.
+            Exception: only for a fault of the accelerator, after which the process cannot be reused.
         """
         report = Report()
         with gathered(report.notices):
@@ -158,7 +144,7 @@ class TrialWorker:
             self._mirror.push()
 
     def _keep(self, report: Report) -> None:
-        """Put the files of an ended trial where others find them; where that cannot be done, the trial has failed."""
+        """Copy the files of an ended trial to the shared storage; if this fails, the trial counts as failed."""
         try:
             self._push()
         except RunError as error:
@@ -166,9 +152,9 @@ class TrialWorker:
 
     def _begin(self) -> Generator[Progress, None, TrialResult]:
         job = self.job
-        (Path(job.output_dir) / HANG).unlink(missing_ok=True)  # of an earlier process
+        (Path(job.output_dir) / HANG).unlink(missing_ok=True)  # left by an earlier process
         if job.mirror is None and (finished := finished_result(job)) is not None:
-            return _ended(finished)  # a dying process may still hold the folder
+            return _ended(finished)  # without the lock, which a dying process may still hold
         self._lock.acquire(wait_seconds=LOCK_SECONDS)
         if job.mirror is not None:
             self._mirror = Mirror(Path(job.output_dir), below(job.mirror, job.trial_id))
@@ -186,7 +172,7 @@ class TrialWorker:
         return function(settings, Path(job.output_dir), trial_id=job.trial_id, **self._context(function))
 
     def _context(self, function: TrialFunction) -> dict[str, Any]:
-        """The keyword `context`, for a function that takes it."""
+        """Keyword argument `context`, if the function accepts it."""
         if "context" not in inspect.signature(function).parameters:
             return {}
         from sdm_ray.sweep.search.samplers import attack_samplers
@@ -199,7 +185,7 @@ class TrialWorker:
         with suppress(OSError):  # the disk may be what failed
             write_bytes(output_dir / "error.txt", "".join(traceback.format_exception(error)).encode(errors="replace"))
         settings = TrialSettings.model_validate(self.job.settings)
-        with suppress(UsageError):  # where the point itself is invalid, the base settings stand for it
+        with suppress(UsageError):  # if the point itself is invalid, use the base settings
             settings = override(settings, self.job.params)
         return TrialResult(
             trial_id=self.job.trial_id,
@@ -214,11 +200,11 @@ class TrialWorker:
 
 
 def finished_result(job: Job) -> TrialResult | None:
-    """The result that lies in a trial's folder; None where there is none, or it is damaged or of other settings.
+    """Load the result in a trial's folder; None if there is none, or it is damaged or has other settings.
 
     Raises:
-        UsageError: when the job's params do not fit its settings.
-        RunError: when the file cannot be read.
+        UsageError: if the job's params do not fit its settings.
+        RunError: if the file cannot be read.
     """
     result = readable_result(Path(job.output_dir))
     if result is None:
@@ -228,84 +214,13 @@ def finished_result(job: Job) -> TrialResult | None:
 
 
 def _ended(result: TrialResult) -> Generator[Progress, None, TrialResult]:
-    """A trial that ends at once."""
+    """Generator of a trial that has already ended."""
     yield from ()
     return result
 
 
-class Watchdog:
-    """Ends the process when a step takes too long, whatever it hangs in; `hang.txt` then holds every thread's stack.
-
-    Args:
-        folder: of the trial.
-        seconds: that a step may take; None watches nothing.
-    """
-
-    def __init__(self, folder: Path, seconds: float | None) -> None:
-        self._path, self._seconds = folder / HANG, seconds
-
-    def __enter__(self) -> Watchdog:
-        self._file = None if self._seconds is None else self._path.open("w")
-        return self
-
-    def begin_step(self) -> None:
-        """A step begins, and the one before has ended."""
-        if self._seconds is not None and self._file is not None:
-            faulthandler.dump_traceback_later(self._seconds, exit=True, file=self._file)
-
-    def __exit__(self, *error: object) -> None:
-        if self._file is not None:
-            faulthandler.cancel_dump_traceback_later()
-            self._file.close()
-            self._path.unlink(missing_ok=True)
-
-
-def hang_dump(folder: Path) -> int | None:
-    """When the process of a trial ended itself, in nanoseconds since 1970; None where none did.
-
-    One that was killed leaves the file too, with nothing in it.
-    """
-    try:
-        found = (folder / HANG).stat()
-    except OSError:
-        return None
-    return found.st_mtime_ns if found.st_size > 0 else None
-
-
-def load_function(name: str) -> TrialFunction:
-    """The function that `module:function` names."""
-    module, _, function = name.partition(":")
-    loaded: TrialFunction = getattr(importlib.import_module(module), function)
-    return loaded
-
-
-def check_function(name: str) -> None:
-    """Refuse a name whose module is not there, without importing it or its packages.
-
-    Raises:
-        UsageError: when the name has another form or the module is not found.
-    """
-    module, separator, function = name.partition(":")
-    if not (separator and function and _is_module(module)):
-        raise UsageError(f"trial_function {name!r} is not found; write it as module:function")
-
-
-def _is_module(name: str) -> bool:
-    """Whether a module can be found. `importlib.util.find_spec` alone would import its packages, torch with them."""
-    top, *parts = name.split(".")
-    try:
-        spec = importlib.util.find_spec(top)
-    except (ImportError, ValueError):
-        return False
-    for part in parts:
-        if spec is None or not part:
-            return False
-        spec = PathFinder.find_spec(f"{spec.name}.{part}", spec.submodule_search_locations or [])
-    return spec is not None
-
-
 def pristine_process(seed: int, num_threads: int, gpu_memory_share: float | None) -> None:
-    """Put the process's global state where a fresh one would have it, so that nothing leaks between trials."""
+    """Reset global state to that of a fresh process, so that nothing leaks from one trial to the next."""
     import numpy as np
     import torch
 
@@ -314,7 +229,7 @@ def pristine_process(seed: int, num_threads: int, gpu_memory_share: float | None
     torch.manual_seed(seed)
     torch.set_num_threads(num_threads)
     torch.set_default_dtype(torch.float32)
-    if torch.are_deterministic_algorithms_enabled():  # to set it costs an import of torch's compiler, two seconds
+    if torch.are_deterministic_algorithms_enabled():  # the setter imports torch's compiler, which takes two seconds
         torch.use_deterministic_algorithms(False)
     torch.set_grad_enabled(True)
     gc.collect()
@@ -322,36 +237,3 @@ def pristine_process(seed: int, num_threads: int, gpu_memory_share: float | None
         torch.cuda.empty_cache()
         if gpu_memory_share is not None:
             torch.cuda.set_per_process_memory_fraction(gpu_memory_share)
-
-
-def classify(error: BaseException) -> str:
-    """One line for people: what kind of failure, and its own words."""
-    message = " ".join(str(error).split())[:300]
-    if isinstance(error, UsageError | RunError):
-        return message
-    name, failure = type(error).__name__, failure_of(error)
-    if failure is Failure.MACHINE:
-        return str(machine_fault(error))
-    if failure is Failure.OUT_OF_MEMORY:
-        return f"{failure}: lower the batch sizes, or raise cpus_per_trial so that fewer trials run at once"
-    if failure is Failure.OUT_OF_GPU_MEMORY:
-        return f"{failure}: {message}"
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
-    frames = traceback.extract_tb(error.__traceback__)
-    where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
-    return f"{name}: {message}{where}" if message else f"{name}{where}"
-
-
-def failure_of(error: BaseException) -> Failure | None:
-    """The kind of a failure; None for one that is only reported."""
-    if isinstance(error, MemoryError):
-        return Failure.OUT_OF_MEMORY
-    if type(error).__name__ in ("OutOfMemoryError", "CudaOutOfMemoryError"):
-        return Failure.OUT_OF_GPU_MEMORY
-    return None if machine_fault(error) is None else Failure.MACHINE
-
-
-def is_device_fault(error: BaseException) -> bool:
-    """Whether an accelerator is left unusable for this process (an illegal access, a failed assertion on it)."""
-    return type(error).__name__ == "AcceleratorError"

@@ -1,1 +1,1 @@
-"""What a sweep leaves on disk, and how it is found, resumed and reused."""
+"""A sweep's files on disk: finding, resuming and reusing sweeps."""

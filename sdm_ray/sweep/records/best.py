@@ -25,21 +25,21 @@ def load_best(
     output_dir: str | Path = "runs",
     tracking_uri: str | None = None,
 ) -> TrialSettings:
-    """The settings of one point of a sweep, with where they came from in `origin`.
+    """Load the settings of one point of a sweep, with their source in `origin`.
 
     Args:
-        sweep: a sweep's folder, or its name below `output_dir`; or `mlflow:RUN_ID` of the trial to take.
-        rule: see `sdm_ray.frontier.select.select`. None takes the one to which `min_desired`, `desired_weight` or
-            `trial_id` belongs, and `constrained` where none of them is given.
-        min_desired: least desired accuracy, for `constrained`.
+        sweep: a sweep's folder, or its name in `output_dir`; or `mlflow:RUN_ID` of a trial.
+        rule: see `sdm_ray.frontier.select.select`. None chooses the rule that uses the given `min_desired`,
+            `desired_weight` or `trial_id`, and `constrained` if none of them is given.
+        min_desired: minimum desired accuracy, for `constrained`.
         desired_weight: weight of the desired accuracy, for `weighted`; None is 0.5.
-        trial_id: for `trial`.
-        output_dir: where sweeps lie.
-        tracking_uri: where a run is looked for; see `sdm_ray.tracking.runs.find_run`.
+        trial_id: id of the trial, for `trial`.
+        output_dir: parent folder of sweeps.
+        tracking_uri: MLflow server for a run; see `sdm_ray.tracking.runs.find_run`.
 
     Raises:
-        UsageError: when there is no such sweep, no point qualifies, or something was given that the rule does not read.
-        RunError: when neither the sweep's table nor its ledger can be read.
+        UsageError: if the sweep does not exist, no point qualifies, or the rule does not use a given argument.
+        RunError: if neither the sweep's table nor its ledger can be read.
     """
     given = {"min_desired": min_desired, "desired_weight": desired_weight, "trial_id": trial_id}
     if is_reference(str(sweep)):
@@ -58,7 +58,7 @@ def load_best(
 
 
 def _of_run(reference: str, output_dir: str | Path, tracking_uri: str | None) -> TrialSettings:
-    """The settings of a tracked trial, from its run alone."""
+    """Settings of a tracked trial, from its MLflow run only."""
     from sdm_ray.tracking.artifacts import download
     from sdm_ray.tracking.runs import find_run
 
@@ -79,7 +79,7 @@ def _of_run(reference: str, output_dir: str | Path, tracking_uri: str | None) ->
 
 
 def _where_tracked(folder: Path) -> dict[str, str]:
-    """Where a sweep's runs are, for its downstream trainings; empty where it was not tracked."""
+    """MLflow location of a sweep, as fields of `Origin`; empty if the sweep was not tracked."""
     mark = sweep_id_file(folder)
     if not mark.is_file():
         return {}

@@ -1,4 +1,4 @@
-"""Whether two sweeps were measured alike, so that their hypervolumes can be held against each other."""
+"""Checks whether two sweeps were measured in the same way, so that their hypervolumes can be compared."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from sdm_ray.sweep.records.folder import differences
 from sdm_ray.sweep.records.points import trial_result
 
 ALIKE = ("trial.attack", "trial.data", "final", "objectives", "search.num_trials")
-"""Settings that decide what a hypervolume means: attack, data, what is optimised, and how many trials sought it."""
+"""Settings that affect the meaning of a hypervolume: attack, data, objectives and number of trials."""
 FREE = ("trial.attack.seed",)
 
 
 def data_digest(folder: Path) -> str | None:
-    """Digest of the data that the trials of a sweep's folder were measured on; None where none has a result."""
+    """Digest of the data of a sweep, from the first trial result in its folder that records it; None if none does."""
     for path in sorted((folder / "trials").glob("*/result.json")):
         result = trial_result(folder, path.parent.name)
         if result is not None and "data" in result.provenance:
@@ -24,11 +24,11 @@ def data_digest(folder: Path) -> str | None:
 
 
 def unlike(first: tuple[str, SweepSettings, str | None], second: tuple[str, SweepSettings, str | None]) -> list[str]:
-    """What differs between two sweeps in what `ALIKE` lists and in their data, each with both values.
+    """Differences between two sweeps in the settings of `ALIKE` and in their data, each with both values.
 
     Args:
-        first: name, settings and digest of the data (None where it is not known) of a sweep.
-        second: the same of another.
+        first: name, settings and digest of the data (None if unknown) of a sweep.
+        second: the same for another sweep.
     """
     mine, theirs = first[1].model_dump(mode="json"), second[1].model_dump(mode="json")
     found = [
@@ -46,7 +46,7 @@ def _below(path: str, roots: tuple[str, ...]) -> bool:
 
 
 def _at(values: Any, path: str) -> Any:
-    """A value by its dotted path; None where it is not there."""
+    """Value at a dotted path; None if there is none."""
     for key in path.split("."):
         values = values.get(key) if isinstance(values, dict) else None
     return values

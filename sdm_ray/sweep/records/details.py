@@ -1,4 +1,4 @@
-"""What the page says of points beyond their numbers, gathered from a sweep's results and its trials' folders."""
+"""Collects the details of points that the page shows, from a sweep's results and its trials' folders."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from sdm_ray.sweep.state.state import SweepState
 
 ATTACK_REPORT, MODEL = "attack.json", "model"
 MAX_ATTACKED = 60
-"""Points whose attack reports are read: references first, then those of the front."""
+"""Maximum number of points whose attack reports are read: references first, then points on the front."""
 
 
 def details_of(
     state: SweepState, folder: Path, points: Sequence[Point], run_link: Callable[[str], Mapping[str, str]]
 ) -> dict[str, Details]:
-    """Details of points by their ids.
+    """Details of points, by id.
 
     Args:
-        state: the sweep.
-        folder: its folder; reports and models of trials that ran elsewhere, and were not fetched, are left out.
-        points: what is drawn.
+        state: the sweep's state.
+        folder: the sweep's folder; reports and models that are only on another node's disk are omitted.
+        points: points on the page.
         run_link: `Tracker.run_link`.
     """
     entries = dict(state.trials)
@@ -64,7 +64,7 @@ def details_of(
 
 
 def _found(folder: Path, entries: Sequence[Entry]) -> dict[str, dict[str, float]]:
-    """Means over training seeds of what each family found, by family and number of examples."""
+    """Mean accuracy over training seeds, by attack family and number of examples."""
     values: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for entry in entries:
         try:
@@ -80,5 +80,5 @@ def _found(folder: Path, entries: Sequence[Entry]) -> dict[str, dict[str, float]
 
 
 def _cells(path: Path) -> list[dict[str, Any]]:
-    """What each family found at each number of examples; nothing where there is no report."""
+    """Results of each family at each number of examples, from an attack report; empty if there is no report."""
     return list(read_json(path)["family_cells"]) if path.is_file() else []

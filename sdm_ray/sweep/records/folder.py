@@ -1,9 +1,9 @@
-"""A sweep's folder: claimed by one driver at a time, and entered again only with the same sweep.
+"""A sweep's folder: locked by one driver at a time, and resumed only with the same settings.
 
-Why not `Tuner.restore`: it resumes from pickles that Tune writes now and then, so that what happened since the last
-one is repeated or lost, and a pickle binds a sweep to the versions that wrote it. Here each trial is in `trials.jsonl`
-before it starts and when it ends, and a trial's own folder holds its checkpoints; a resumed sweep is a new Tune run of
-exactly what has no end yet, under the same ids, folders and Optuna trials.
+`Tuner.restore` is not used: it resumes from pickles that Tune writes periodically, so progress since the last one is
+repeated or lost, and a pickle requires the versions that wrote it. Here each trial is written to `trials.jsonl` before
+it starts and when it ends, and its own folder holds its checkpoints. A resumed sweep is a new Tune run of exactly the
+trials that have not ended, with the same ids, folders and Optuna trials.
 """
 
 from __future__ import annotations
@@ -32,27 +32,28 @@ MAY_CHANGE = (
     "output_dir", "resources", "tracking", "trial.runtime",
     "search.num_trials", "search.max_hours", "search.max_gpu_hours",
 )  # fmt: skip
-"""What a resumed sweep may set anew: where it runs, and how long (never fewer trials than have begun)."""
+"""Settings that may change when a sweep is resumed: where it runs, and how long (trials that have begun stay)."""
 
 _ENCODER = {"encoder", "encoder.name", "encoder.revision"}
-"""Settings that say which encoder it is."""
+"""Settings that identify the encoder."""
 MAY_GROW = ("references", "variants", "search.num_seeds")
-"""Where nothing is searched there may be more named models and more seeds of each; none is dropped or altered."""
+"""Settings that may grow in a sweep without a search: references, variants and seeds may be added, none removed or
+changed."""
 
 
 @contextmanager
 def claimed_folder(settings: SweepSettings, *, resume: bool, inputs: Mapping[str, str] | None = None) -> Iterator[Path]:
-    """The sweep's folder, made or entered again, locked for the time of the block.
+    """Create or resume the sweep's folder, and lock it for the duration of the block.
 
     Args:
-        settings: the sweep.
-        resume: enter it again.
-        inputs: digests of data and encoder as they are now, where they are known.
+        settings: the sweep's settings.
+        resume: resume the sweep in the folder.
+        inputs: digests of the current data and encoder, if known.
 
     Raises:
-        UsageError: when it exists and `resume` is off, when there is nothing to resume, or when the sweep, its data or
-            its encoder have changed.
-        RunError: when another driver runs in it, or it cannot be written.
+        UsageError: if the folder holds a sweep and `resume` is off, if there is nothing to resume, or if settings, data
+            or encoder have changed.
+        RunError: if another driver holds the lock, or the folder cannot be written.
     """
     folder = sweep_folder(settings).resolve()
     uri = sweep_uri(settings)
@@ -92,10 +93,9 @@ def claimed_folder(settings: SweepSettings, *, resume: bool, inputs: Mapping[str
 
 
 def settle_pooling(settings: SweepSettings, *, resume: bool) -> tuple[SweepSettings, str | None]:
-    """The sweep with `trial.encoder.pooling: auto` settled, and a sentence about it where there is something to say.
+    """Resolve `trial.encoder.pooling: auto`; returns the settings, and a message about the choice or None.
 
-    A sweep that goes on keeps the pooling that it began with. Where the encoder itself varies, each trial settles its
-    own.
+    A resumed sweep keeps its pooling. If the encoder itself is searched or varied, each trial resolves its own.
     """
     encoder = settings.trial.encoder
     varied = [*settings.space, *(path for changes in settings.variants.values() for path in changes)]
@@ -112,10 +112,10 @@ def settle_pooling(settings: SweepSettings, *, resume: bool) -> tuple[SweepSetti
 
 
 def begun_settings(folder: Path) -> SweepSettings:
-    """The settings that the sweep in a folder has begun with.
+    """Load the settings of the sweep in a folder.
 
     Raises:
-        UsageError: when they cannot be read, or the file holds none, as a full disk or an editor may leave it.
+        UsageError: if they cannot be read, or the file is empty, for example after a full disk.
     """
     path = folder / SETTINGS
     if not read_document(path):
@@ -127,10 +127,10 @@ def begun_settings(folder: Path) -> SweepSettings:
 
 
 def check_unchanged(before: SweepSettings, now: SweepSettings) -> None:
-    """Refuse to mix two sweeps in one folder.
+    """Check that a resumed sweep has the same settings, except for those that may change or grow.
 
     Raises:
-        UsageError: naming every setting that differs, with both values.
+        UsageError: with every other setting that differs, and both values.
     """
     problems = [
         text
@@ -144,7 +144,7 @@ def check_unchanged(before: SweepSettings, now: SweepSettings) -> None:
 
 
 def differences(before: SweepSettings, now: SweepSettings) -> dict[str, str]:
-    """Dotted path of every setting that differs, to a phrase with both values."""
+    """Phrase with both values of each setting that differs, by dotted path."""
     old, new = _flat(before.model_dump(mode="json")), _flat(now.model_dump(mode="json"))
     changed = [path for path in sorted(old.keys() | new.keys()) if old.get(path) != new.get(path)]
     return {path: f"{path} was {old.get(path)!r}, is {new.get(path)!r}" for path in changed}
@@ -173,10 +173,10 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def find_sweep(name: str | Path, *, output_dir: str | Path = "runs") -> Path:
-    """The folder of a sweep, given as a path or by its name below `output_dir`.
+    """Find the folder of a sweep, given as a path or by its name in `output_dir`.
 
     Raises:
-        UsageError: when there is none; it suggests the nearest names.
+        UsageError: if there is none; suggests similar names.
     """
     output_dir = user_path(output_dir, "output_dir")
     for folder in (user_path(name, "the sweep"), output_dir / name):

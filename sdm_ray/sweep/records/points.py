@@ -1,4 +1,4 @@
-"""Points of a sweep as its folder has them: from its table, else from its ledger, as far as either can be read."""
+"""Reads the points of a sweep from its folder: from the table or, if that cannot be read, from the ledger."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from sdm_ray.sweep.state.state import SweepState
 
 
 def sweep_points(folder: Path) -> list[Point]:
-    """The points of a sweep.
+    """Load the points of a sweep.
 
-    A table that is missing or damaged is made up for by the ledger; lines of it that are damaged are left out. Either
-    is said.
+    If the table is missing or damaged, the points are computed from the ledger, without its damaged lines. Both cases
+    are reported with `notice`.
 
     Raises:
-        UsageError: when there are none.
-        RunError: when neither can be read.
+        UsageError: if there are none.
+        RunError: if neither can be read.
     """
     try:
         return read_tables(folder)
@@ -38,15 +38,15 @@ def sweep_points(folder: Path) -> list[Point]:
 
 
 def left_out(line: str) -> str:
-    """A sentence about a damaged line of the ledger, as `Record.damaged` has it."""
+    """Message about a damaged line of the ledger, given as in `Record.damaged`."""
     return f"{FILE}, {line}, is damaged and left out; `sdm-ray sweep FILE --resume` makes up for it"
 
 
 def trial_result(folder: Path, trial_id: str) -> TrialResult | None:
-    """The result of a trial, from the ledger where its `result.json` is damaged; None where there is none.
+    """Load the result of a trial, from the ledger if its `result.json` is damaged; None if there is none.
 
     Raises:
-        RunError: when a file cannot be read.
+        RunError: if a file cannot be read.
     """
     try:
         return read_result(trial_folder(folder, trial_id))

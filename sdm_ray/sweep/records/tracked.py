@@ -1,4 +1,4 @@
-"""Reads the points of a sweep from its MLflow runs, on a machine that does not have the sweep's folder."""
+"""Reads the points of a sweep from its MLflow runs, for machines without the sweep's folder."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from sdm_ray.tracking.artifacts import download
 from sdm_ray.tracking.runs import TrackedRun, find_run, sibling_runs
 
 PASSING = ("train/", "rung/", "again/")
-"""Metrics of a run that are not part of its trial's result."""
+"""Prefixes of a run's metrics that are not part of its trial's result."""
 
 
 def tracked_points(
     reference: str, *, uri: str | None = None, output_dir: str | Path = "runs"
 ) -> tuple[str, list[Point]]:
-    """Name and points of `tracked_sweep`."""
+    """Name and points of a tracked sweep; see `tracked_sweep`."""
     name, _, points = tracked_sweep(reference, uri=uri, output_dir=output_dir)
     return name, points
 
@@ -33,16 +33,16 @@ def tracked_points(
 def tracked_sweep(
     reference: str, *, uri: str | None = None, output_dir: str | Path = "runs"
 ) -> tuple[str, SweepSettings, list[Point]]:
-    """Name, settings and points of the sweep that a run belongs to, as the sweep itself has them.
+    """Name, settings and points of the sweep of a run, equal to those from the sweep's folder.
 
     Args:
         reference: `mlflow:RUN_ID` of the sweep or of one of its trials.
         uri: see `sdm_ray.tracking.runs.find_run`.
-        output_dir: where sweeps lie.
+        output_dir: parent folder of local sweeps.
 
     Raises:
-        UsageError: when there is no such run, or its sweep was tracked before its settings were kept.
-        RunError: when the server does not answer, or a run is not as sdm-ray wrote it.
+        UsageError: if the run does not exist, or its sweep's run was deleted or has no `sweep.yaml`.
+        RunError: if the server does not answer, or a run is not in the format that sdm-ray writes.
     """
     found = find_run(reference, uri=uri, output_dir=output_dir)
     runs = list(sibling_runs(found))
@@ -62,11 +62,11 @@ def tracked_sweep(
 
 
 def tracked_checks(reference: str, trial_id: str, *, uri: str | None = None) -> list[str]:
-    """Names of the checks that a trial of a tracked sweep failed, by its final attack where there was one.
+    """Names of the audit checks that a trial of a tracked sweep failed, in its final attack if there was one.
 
     Args:
         reference: `mlflow:RUN_ID` of the sweep or of one of its trials.
-        trial_id: the trial.
+        trial_id: id of the trial.
         uri: see `sdm_ray.tracking.runs.find_run`.
     """
     runs = {run.trial_id: run for run in sibling_runs(find_run(reference, uri=uri))}
@@ -75,7 +75,7 @@ def tracked_checks(reference: str, trial_id: str, *, uri: str | None = None) -> 
 
 
 def _entries(runs: Iterable[TrackedRun]) -> Iterable[Entry]:
-    """Trials that have ended."""
+    """Yield the entries of trials that have ended."""
     for run in runs:
         if run.is_sweep or "status" not in run.tags:
             continue
@@ -96,7 +96,7 @@ def _entry(run: TrackedRun) -> Entry:
     params = json.loads(tags["params"])
     status = Status(tags["status"])
     if status is Status.INFEASIBLE and any(name.startswith("harmful/") for name in run.metrics):
-        status = Status.COMPLETE  # the sweep's constraint made it so, and is applied again; training did not stop
+        status = Status.COMPLETE  # infeasible by the sweep's constraint, which is applied again; training did not stop
     result = TrialResult(
         trial_id=run.trial_id,
         config_hash=tags.get("config_hash", ""),

@@ -1,4 +1,4 @@
-"""Results of an earlier sweep as a start for the sampler of another one."""
+"""Warm start: results of an earlier sweep for the sampler of a new one."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from sdm_ray.sweep.state.ledger import read_record
 from sdm_ray.sweep.state.state import SweepState
 
 SAME = ("trial.", "objectives", "search.num_seeds")
-"""Settings that two sweeps must share for their results to mean the same; paths that end in a dot are sections."""
+"""Settings that must be equal for the results of two sweeps to be comparable; paths ending in a dot are sections."""
 FREE = ("trial.runtime", "trial.name")
-"""What may differ within those."""
+"""Exceptions from `SAME`, which may differ."""
 
 
 def earlier_results(
     settings: SweepSettings,
     inputs: Mapping[str, str] | None = None,
 ) -> Iterator[tuple[Mapping[str, Any], Sequence[float], Mapping[str, float]]]:
-    """(params, objectives, violations) of the points that `search.warm_start` completed.
+    """Yield (params, objectives, violations) of the completed points of the sweep `search.warm_start`.
 
     Args:
-        settings: the sweep that starts from them.
-        inputs: digests of its data and encoder, where they are known.
+        settings: the new sweep.
+        inputs: digests of its data and encoder, if known.
 
     Raises:
-        UsageError: when there is no such sweep, or its results would mean something else here.
-        RunError: when its ledger cannot be read; damaged lines are left out.
+        UsageError: if the earlier sweep does not exist, or its results are not comparable.
+        RunError: if the earlier ledger cannot be read; damaged lines are skipped.
     """
     assert settings.search.warm_start is not None
     folder = find_sweep(settings.search.warm_start, output_dir=settings.output_dir)
@@ -70,12 +70,12 @@ def _check_same(earlier: SweepSettings, settings: SweepSettings) -> None:
 
 
 def forked(settings: SweepSettings, inputs: Mapping[str, str] | None = None) -> tuple[SweepSettings, str]:
-    """A sweep of another name that starts from what the one in its folder found out, and a sentence about it.
+    """Settings for a new sweep that warm-starts from the sweep in the folder of `settings`, and a message about it.
 
-    `inputs` as in `earlier_results`.
+    If the earlier results are not comparable, the new sweep starts without them. `inputs` as in `earlier_results`.
 
     Raises:
-        UsageError: when there is no sweep to fork.
+        UsageError: if there is no sweep to fork.
     """
     parent = sweep_folder(settings).parent
     if not (parent / settings.name / SETTINGS).is_file():

@@ -1,1 +1,1 @@
-"""What the search may try: the space, its checks, and the Optuna study."""
+"""Search of a sweep: search space, checks before the start, samplers, and the Optuna study."""

@@ -1,4 +1,4 @@
-"""Optuna's TPE as the attacker's sampler: importing this module makes it known as `attack.sampler: tpe`."""
+"""Optuna's TPE as a sampler for attacks, `attack.sampler: tpe`."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import optuna
 from sdm_ray.attack.space import Chance, Choice, Integer, LogFloat, Point, Space
 
 NUM_STARTUP_TRIALS = 10
-"""Points that are drawn at random before the sampler learns from scores."""
+"""Number of random points before the sampler uses scores."""
 POINTS_PER_ASK = 4
-"""Points that are proposed before any of them is scored."""
+"""Maximum number of points per `ask` after the start-up points."""
 
 
 class TpeSampler:
     """Tree-structured Parzen estimator (Bergstra et al., NeurIPS 2011) over an attacker's space.
 
     Args:
-        space: what is searched.
-        seed: the same scores give the same points.
+        space: dimensions by name.
+        seed: random seed; equal seeds and scores give equal points.
     """
 
     def __init__(self, space: Space, seed: int) -> None:
@@ -34,13 +34,13 @@ class TpeSampler:
         self._waiting: list[optuna.Trial] = []
 
     def ask(self, num: int) -> list[Point]:
-        """At most `POINTS_PER_ASK` further points; as many as there are start-up trials at first."""
+        """Propose at most `num` points: up to `NUM_STARTUP_TRIALS` in the first call, then up to `POINTS_PER_ASK`."""
         count = min(num, POINTS_PER_ASK if self._study.trials else NUM_STARTUP_TRIALS)
         self._waiting = [self._study.ask(self._space) for _ in range(count)]
         return [{name: self._value(name, trial.params[name]) for name in self._space} for trial in self._waiting]
 
     def tell(self, points: Sequence[Point], scores: Sequence[float]) -> None:
-        """Scores of the points of the last call, in their order; NaN for one that failed."""
+        """Report the scores of the points of the last `ask`, in their order; NaN for a failed point."""
         for trial, score in zip(self._waiting, scores, strict=True):
             if math.isnan(score):
                 self._study.tell(trial, state=optuna.trial.TrialState.FAIL)

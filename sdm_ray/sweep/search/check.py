@@ -20,7 +20,8 @@ from sdm_ray.sweep.search.models import first_points, ordered_references, refere
 from sdm_ray.sweep.search.space import Space, _same
 
 INTERIOR = 1 - 2 / (1 + math.sqrt(5))
-"""Share of a range at which it is probed too: an irrational one, so that a real range over an integer setting fails."""
+"""Relative position of an interior test value of a range; irrational, so that a real range over an integer setting
+fails."""
 
 OWN_TERMS = "train.blocking.custom."
 NOT_SEARCHABLE = {
@@ -32,14 +33,14 @@ NOT_SEARCHABLE = {
 NOT_VARIED = dict.fromkeys(("data", "attack", "rungs"), "all models of a sweep face the same; set it under trial") | {
     "seed": "search.num_seeds sets it"
 }
-"""What a variant must leave as it is, with the reason."""
+"""Settings that a variant must not change, with the reason."""
 
 
 def check_sweep(settings: SweepSettings) -> None:
-    """Refuse a sweep that could not run or would mean nothing, before anything starts.
+    """Reject a sweep that could not run or whose results would be meaningless, before anything starts.
 
     Raises:
-        UsageError: naming the dotted path, the value and the rule.
+        UsageError: with the dotted path, the value and the rule.
     """
     faults = Faults()
     if settings.search.num_trials and not settings.space:
@@ -68,8 +69,8 @@ def check_sweep(settings: SweepSettings) -> None:
 
 
 def unknown_families(settings: SweepSettings) -> list[str]:
-    """A sentence for each family of an attack that is not there; those that a program has registered are."""
-    registry = sys.modules.get("sdm_ray.attack.families")  # whoever registers one has imported it, and torch with it
+    """Messages for unknown attack families. Families that the running program has registered are known."""
+    registry = sys.modules.get("sdm_ray.attack.families")  # not imported here, to avoid importing torch
     known = FAMILIES if registry is None else tuple(registry.FAMILIES)
     trial = settings.trial
     attacks = [trial.attack, *(trial.rung_attack(index) for index in range(len(trial.rungs)))]
@@ -97,7 +98,7 @@ def _check_device(settings: SweepSettings) -> None:
 
 
 def known_metrics(trial: TrialSettings) -> list[str]:
-    """Names of the metrics that a trial with these settings reports."""
+    """Names of the metrics that a trial with these settings can report."""
     attack = trial.attack
     sizes = [size for size in attack.num_examples if isinstance(size, int)]
     named = (
@@ -148,7 +149,7 @@ def _check_searchable(path: str, space: Mapping[str, Distribution]) -> None:
 
 
 def _check_own_terms(settings: SweepSettings) -> None:
-    """Refuse a searched weight of a blocking term that no module registers."""
+    """Reject searched weights of custom blocking terms that no module registers."""
     names = [path.removeprefix(OWN_TERMS) for path in settings.space if path.startswith(OWN_TERMS)]
     if names:
         from sdm_ray.meta.objectives import load_terms
@@ -178,7 +179,7 @@ def _takes(distribution: Distribution, value: Any) -> bool:
 
 
 def _check_values(settings: SweepSettings, path: str, distribution: Distribution) -> None:
-    """Each end (each choice) must be valid together with some values of the other searched settings."""
+    """Check that each bound or choice is valid together with some values of the other searched settings."""
     for value in _probes(path, distribution):
         problem: UsageError | None = None
         for others in _contexts(settings.space, path):
@@ -193,7 +194,7 @@ def _check_values(settings: SweepSettings, path: str, distribution: Distribution
 
 
 def _contexts(space: Mapping[str, Distribution], path: str) -> Iterator[dict[str, Any]]:
-    """Values of other settings, among them some that make a setting active."""
+    """Yield values of other searched settings that make a setting active."""
     needed = _activating(space, path)
     yield needed
     for end in (0, -1):
@@ -202,7 +203,7 @@ def _contexts(space: Mapping[str, Distribution], path: str) -> Iterator[dict[str
 
 
 def _activating(space: Mapping[str, Distribution], path: str) -> dict[str, Any]:
-    """Values with which a setting is searched."""
+    """Values of a setting's parents with which it is active."""
     needed: dict[str, Any] = {}
     for parent, wanted in space[path].when.items():
         needed |= _activating(space, parent) | {parent: wanted[0]}

@@ -1,4 +1,4 @@
-"""Where a sweep lies: its folder, its own databases, and checks of names and addresses before anything starts."""
+"""Folder and default database of a sweep, and checks of names and addresses before anything starts."""
 
 from __future__ import annotations
 
@@ -10,42 +10,43 @@ from sdm_ray.core.errors import Faults, UsageError
 from sdm_ray.core.files import is_file, user_path
 
 SETTINGS = "sweep.yaml"
-"""What a sweep was begun with, in its folder."""
+"""File in a sweep's folder with its settings."""
 OWN_FILE = "optuna.db"
-"""Optuna's storage of a sweep that names none, in its folder."""
+"""Default Optuna storage, in the sweep's folder."""
 MAX_NAME_BYTES, MAX_PART_BYTES = 200, 255
-"""Of a sweep's name, which `--fork` and temporary files add to, and of any folder's name on usual file systems."""
+"""Limits in bytes: for a sweep's name, to which `--fork` and temporary files append; for a folder's name on common file
+systems."""
 MAX_EXPERIMENT_LENGTH = 500
-"""What MLflow takes."""
+"""Maximum length of an experiment's name in MLflow."""
 MAX_THREADS = 1024
 SCHEMES = ("file", "s3", "gs", "gcs", "hdfs", "viewfs", "abfs", "abfss", "mock")
-"""Of the file systems that pyarrow opens."""
+"""URI schemes of pyarrow's file systems."""
 _IN_MEMORY = re.compile(r"sqlite(\+\w+)?:(/{0,3}$|/*\?|///:memory:|.*mode=memory)")
 _MISREAD = re.compile(r"[?#]|%[0-9A-Fa-f]{2}")
-"""What databases take for a part of an address where it stands in the path of a file."""
+"""Matches characters in a file's path that databases interpret as part of the URL's syntax."""
 
 
 def sweep_folder(settings: SweepSettings) -> Path:
-    """The folder of a sweep; `~` at its beginning is a home folder.
+    """Folder of a sweep; a leading `~` is expanded to a home folder.
 
     Raises:
-        UsageError: for a home folder that there is not.
+        UsageError: if that home folder does not exist.
     """
     return user_path(settings.output_dir, "output_dir") / settings.name
 
 
 def own_storage(folder: Path) -> str:
-    """Optuna's storage of a sweep that names none; braces are doubled, for Optuna fills in what stands within them."""
+    """URL of the default Optuna storage; braces are doubled, because Optuna applies `str.format` to it."""
     return f"sqlite:///{folder.absolute() / OWN_FILE}".replace("{", "{{").replace("}", "}}")
 
 
 def check_location(settings: SweepSettings) -> None:
-    """Refuse names and addresses that cannot be used, before a folder is made or a heavy package is imported.
+    """Reject unusable names and addresses, before a folder is created or a heavy package is imported.
 
-    A sweep that has begun keeps the name and folder that it began with.
+    Name and folder of a sweep that has already begun are not checked.
 
     Raises:
-        UsageError: naming the setting, its value and what to write.
+        UsageError: with the setting, its value and the fix.
     """
     faults = Faults()
     if not _has_begun(settings):
@@ -89,7 +90,7 @@ def _check_folder(settings: SweepSettings) -> None:
             f"output_dir holds the folder name {_short(long[0])}, longer than {MAX_PART_BYTES} bytes; shorten it"
         )
     found = _MISREAD.search(str(above / settings.name))
-    by_default = ["storage"] if settings.storage is None and found and found[0] != "#" else []  # which Optuna takes
+    by_default = ["storage"] if settings.storage is None and found and found[0] != "#" else []  # Optuna accepts `#`
     by_default += ["tracking.uri"] if settings.tracking.enabled and settings.tracking.uri is None else []
     if found and by_default:
         raise UsageError(

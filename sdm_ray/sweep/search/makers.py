@@ -1,7 +1,7 @@
-"""Optuna's samplers of a sweep, by name and options.
+"""Creates Optuna samplers from their names and options.
 
-A sweep keeps the options that it began with, in its ledger: a later version may have other defaults, and half a search
-by each of two samplers is neither.
+The ledger records the options with which a sweep began, and a resumed sweep uses them again, so that it does not switch
+to the changed defaults of a later version.
 """
 
 from __future__ import annotations
@@ -19,27 +19,28 @@ CLASSES = {
     "tpe": "TPESampler", "nsga2": "NSGAIISampler", "nsga3": "NSGAIIISampler", "gp": "GPSampler", "qmc": "QMCSampler",
     "random": "RandomSampler",
 }  # fmt: skip
-"""Names in `optuna.samplers` by `search.sampler`."""
+"""Class names in `optuna.samplers`, by `search.sampler`."""
 DEFAULTS: dict[str, dict[str, Any]] = {"tpe": {"multivariate": True, "group": True}}
-"""What a sampler is given where `search.sampler_options` does not say. TPE models searched settings together (Falkner
-et al., arXiv 1807.01774), those of each branch of a conditional space by themselves."""
+"""Default options, which `search.sampler_options` overrides. TPE models searched settings jointly (Falkner et al.,
+arXiv 1807.01774), separately for each branch of a conditional space."""
 ELSEWHERE = {"seed": "seed", "n_startup_trials": "search.num_startup_trials"}
-"""Options that settings of their own give."""
+"""Options that are set by other settings."""
 _PLAIN: dict[str, tuple[type, ...]] = {"bool": (bool,), "int": (int,), "float": (int, float), "str": (str,)}
 
 
 def sampler_options(search: SearchSettings) -> dict[str, Any]:
-    """The options of a sweep that begins: its own, and defaults."""
+    """Sampler options of a new sweep: its own, with defaults for the rest."""
     defaults, own = DEFAULTS.get(search.sampler, {}), options_of_before(search)
-    if not own.get("multivariate", True):  # which groups presuppose
+    if not own.get("multivariate", True):  # `group` requires `multivariate`
         defaults = {}
     return defaults | own
 
 
 def options_of_before(search: SearchSettings) -> dict[str, Any]:
-    """The options of a sweep that began before they were recorded.
+    """Sampler options of a sweep that began before options were recorded.
 
-    A genetic search has a population of a quarter of the trials (4 to 50), so that a short one has generations at all.
+    For NSGA-II and NSGA-III the population is a quarter of the trials (4 to 50), so that a short search has several
+    generations.
     """
     population = {"population_size": min(50, max(4, search.num_trials // 4))}
     fixed: dict[str, dict[str, Any]] = {"nsga2": population, "nsga3": population, "qmc": {"scramble": True}}
@@ -47,10 +48,10 @@ def options_of_before(search: SearchSettings) -> dict[str, Any]:
 
 
 def check_options(search: SearchSettings) -> None:
-    """Refuse options that the sampler does not take.
+    """Reject options that the sampler does not accept.
 
     Raises:
-        UsageError: naming the option, its value, and what there is.
+        UsageError: with the option, its value, and the known options.
     """
     if not search.sampler_options:
         return
@@ -73,10 +74,10 @@ def check_options(search: SearchSettings) -> None:
 
 
 def make(sampler: str, options: Mapping[str, Any], *, seed: int, num_startup_trials: int) -> Any:
-    """Optuna's sampler of a name (`optuna.samplers.BaseSampler`).
+    """Create an Optuna sampler (`optuna.samplers.BaseSampler`) by name.
 
     Raises:
-        Exception: of whatever kind Optuna raises for options that it refuses.
+        Exception: any exception of Optuna's for options that it rejects.
     """
     import optuna
 
@@ -88,7 +89,7 @@ def make(sampler: str, options: Mapping[str, Any], *, seed: int, num_startup_tri
 
 
 def _known(sampler: str) -> dict[str, tuple[str, ...]]:
-    """Options of a sampler whose values a settings file can hold, to the types that they may have."""
+    """Allowed types of each option of a sampler, for options whose values can be written in a settings file."""
     import optuna
 
     found = {}

@@ -1,4 +1,4 @@
-"""Which models a sweep runs beside the search: references, variants, first points."""
+"""Models that a sweep runs in addition to sampled points: references, variants, and given points."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ KNOWN_POINTS: dict[str, dict[str, Any]] = {
     "paper": _PAPER,
     "paper_variant": _PAPER | {"train.learning_rate": 1e-4, "train.adversary.batch_sizes": [12, 24, 48]},
 }
-"""Settings of Henderson et al., arXiv 2211.14946: their best variant (calibrated, weight 1, K = 16), and the one with a
-larger outer learning rate and larger inner batches."""
+"""Settings of Henderson et al., arXiv 2211.14946: their best variant (calibrated, weight 1, K = 16), and a variant with
+a larger outer learning rate and larger inner batches."""
 
 
 def first_points(settings: SweepSettings) -> list[dict[str, Any]]:
-    """The points that are tried before any is sampled: those of the file, then published ones.
+    """Points that are evaluated before the sampler is used: those of the sweep file, then published ones.
 
     Raises:
-        UsageError: for a published point of which the space searches nothing.
+        UsageError: if the space contains no setting of a published point.
     """
     points = [dict(point) for point in settings.search.points]
     for name in settings.search.known_points:
@@ -52,7 +52,7 @@ def first_points(settings: SweepSettings) -> list[dict[str, Any]]:
 
 
 def axes(settings: SweepSettings) -> dict[str, Any]:
-    """What `frontier.point_from_result` draws and compares: the first objective of each direction, and the others."""
+    """Keyword arguments of `frontier.point_from_result`: the first objective of each direction, and the others."""
     up = [objective.metric for objective in settings.objectives if objective.direction == "maximize"]
     down = [objective.metric for objective in settings.objectives if objective.direction == "minimize"]
     further = dict.fromkeys(up[1:], -1.0) | dict.fromkeys(down[1:], 1.0)
@@ -62,16 +62,16 @@ def axes(settings: SweepSettings) -> dict[str, Any]:
 
 
 def ordered_references(settings: SweepSettings) -> list[str]:
-    """The reference methods, `tuned` first, because feasibility is relative to it; then the variants."""
+    """Reference methods, with `tuned` first because feasibility is relative to it, then variants."""
     return [*sorted(dict.fromkeys(settings.references), key=lambda method: method != "tuned"), *settings.variants]
 
 
 def reference_settings(settings: SweepSettings, name: str) -> TrialSettings:
-    """The settings of a reference, by the name of its method or variant.
+    """Settings of a reference, by the name of its method or variant.
 
     Raises:
-        UsageError: for a variant that cannot be trained so.
-        ValueError: for a method that cannot.
+        UsageError: if the settings of a variant are invalid.
+        ValueError: if the settings are invalid for the method.
     """
     if name in settings.variants:
         return override(settings.trial, settings.variants[name])
@@ -80,9 +80,9 @@ def reference_settings(settings: SweepSettings, name: str) -> TrialSettings:
 
 
 def erasures(settings: SweepSettings) -> list[EraseSettings]:
-    """What references, variants and the search erase; of a searched setting the ends of its range, or all choices.
+    """Erasure settings of references, variants and the search; for a searched setting both bounds, or all choices.
 
-    The sweep has been checked, so that each can be had.
+    Requires a sweep that passed `check_sweep`, so that all of them are valid.
     """
     found = [reference_settings(settings, name).train.erase for name in ordered_references(settings)]
     own = settings.trial.train.erase.model_dump()
@@ -91,7 +91,7 @@ def erasures(settings: SweepSettings) -> list[EraseSettings]:
 
 
 def distillations(settings: SweepSettings) -> list[DistilSettings]:
-    """How references, variants and the search distil: those on other general texts alone are of interest to a check."""
+    """Distillation settings of references, variants and the search; of the search only general texts and steps."""
     found = [reference_settings(settings, name).train.distil for name in ordered_references(settings)]
     own = settings.trial.train.distil.model_dump()
     own["num_steps"] = own["num_steps"] or 1
@@ -116,7 +116,7 @@ def terms(settings: SweepSettings) -> list[tuple[set[str], TermSettings]]:
 
 
 def _searched(settings: SweepSettings, part: str) -> list[tuple[str, Any]]:
-    """Names below `train.PART` that are searched, with the ends of their ranges or each of their choices."""
+    """Searched settings below `train.PART`, each with the bounds of its range or all of its choices."""
     prefix, found = f"train.{part}.", list[tuple[str, Any]]()
     for path, distribution in settings.space.items():
         if path.startswith(prefix):

@@ -1,4 +1,4 @@
-"""The samplers of an attack's search points, Optuna's among them."""
+"""Samplers for the search points of an attack, including Optuna's."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from sdm_ray.attack.space import SAMPLERS, Sampler, SamplerFactory, Space
 
 
 def attack_samplers() -> Mapping[str, SamplerFactory]:
-    """Samplers by the name that `attack.sampler` gives; Optuna is imported when its sampler is first asked for."""
+    """Sampler factories by `attack.sampler`; Optuna is imported when its sampler is first created."""
     return {**SAMPLERS, "tpe": _tpe}
 
 

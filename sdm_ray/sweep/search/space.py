@@ -1,7 +1,7 @@
-"""The search space: settings by dotted path, checked before anything starts, sampled through Optuna.
+"""Search space of a sweep: distributions by dotted path of a setting, sampled with Optuna.
 
-A categorical choice that Optuna's storage cannot hold as it is (a list, a mapping, two choices that compare equal) is
-stored as its index.
+If Optuna's storage cannot hold categorical choices as they are (a list, a mapping, or choices that compare equal), it
+stores their indices.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 
 class Space:
-    """The settings that vary, in the order of the sweep file."""
+    """Searched settings, in the order of the sweep file."""
 
     def __init__(self, distributions: Mapping[str, Distribution]) -> None:
         self.distributions = dict(distributions)
 
     def suggest(self, trial: optuna.trial.Trial) -> dict[str, Any]:
-        """Values by dotted path, of a conditional setting only where it is active (define-by-run)."""
+        """Sample values by dotted path; conditional settings only if they are active (define-by-run)."""
         values: dict[str, Any] = {}
         for path in self._parents_first():
             if self.is_active(path, values):
@@ -31,14 +31,14 @@ class Space:
         return {path: values[path] for path in self.distributions if path in values}
 
     def is_active(self, path: str, values: Mapping[str, Any]) -> bool:
-        """Whether a setting is searched beside these values of those that it depends on."""
+        """Whether a setting is active, given the values of the settings that it depends on."""
         return all(
             parent in values and any(_same(choice, values[parent]) for choice in wanted)
             for parent, wanted in self.distributions[path].when.items()
         )
 
     def active(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Of these values those of active settings."""
+        """Filter values to those of active settings."""
         kept: dict[str, Any] = {}
         for path in self._parents_first():
             if path in values and self.is_active(path, kept):
@@ -46,7 +46,7 @@ class Space:
         return kept
 
     def stored(self) -> dict[str, optuna.distributions.BaseDistribution]:
-        """The distributions as Optuna stores them."""
+        """Distributions as Optuna stores them."""
         from optuna import distributions as kinds
 
         found: dict[str, optuna.distributions.BaseDistribution] = {}
@@ -62,10 +62,10 @@ class Space:
         return found
 
     def _parents_first(self) -> Iterator[str]:
-        """Every setting after those that it depends on.
+        """Yield the settings in topological order of their conditions.
 
         Raises:
-            UsageError: when settings depend on each other in a circle.
+            UsageError: if the conditions contain a cycle.
         """
         done: set[str] = set()
         while len(done) < len(self.distributions):
@@ -81,10 +81,10 @@ class Space:
             yield from ready
 
     def encode(self, point: Mapping[str, Any]) -> dict[str, Any]:
-        """A point as Optuna stores it; what the point leaves out stays out.
+        """Convert a (possibly partial) point to the values that Optuna stores.
 
         Raises:
-            UsageError: when it names a setting outside the space or a value outside its distribution.
+            UsageError: for a setting that is not searched, or a value outside its distribution.
         """
         return {path: self._encode(path, value) for path, value in point.items()}
 
@@ -123,12 +123,12 @@ class Space:
 
 
 def _shape(distribution: FloatDistribution | IntDistribution) -> dict[str, Any]:
-    """What Optuna is told of a range beside its ends."""
+    """Keyword arguments of an Optuna distribution besides its bounds."""
     return {"log": distribution.log} | ({} if distribution.step is None else {"step": distribution.step})
 
 
 def stored_by_index(choices: Sequence[Any]) -> bool:
-    """Whether Optuna gets indices in place of these choices."""
+    """Whether Optuna stores indices of these choices instead of their values."""
     scalar = all(isinstance(choice, str | int | float | bool | None) for choice in choices)
     return not scalar or len(set(choices)) < len(choices)
 

@@ -1,4 +1,4 @@
-"""The Optuna study of a sweep: asked for points, and told the end of every one that it handed out."""
+"""Wrapper of a sweep's Optuna study: ask for points and report how each of them ended."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from sdm_ray.sweep.search.makers import make, sampler_options
 from sdm_ray.sweep.search.space import Space
 
 JOURNAL = "journal://"
-"""Begins the URL of a journal file."""
+"""URL prefix of a journal file."""
 LEAST_FOR_IMPORTANCES = 10
-"""Completed trials from which importances say anything."""
+"""Minimum number of completed trials for importances."""
 BEST_SHARE, LEAST_BEST = 0.1, 8
-"""Trials that importances compare with all: the best tenth, and (of 16 or more) no fewer than this, or two points
-that are alike by chance would decide."""
+"""Trials that importances compare with all trials: the best tenth, but (given 16 or more) no fewer than `LEAST_BEST`,
+so that two points that are similar by chance do not dominate."""
 SQLITE_SECONDS = 60
-"""How long a locked sqlite file is waited for."""
+"""Timeout for a locked SQLite file."""
 
 
 class SearchStudy:
-    """A multi-objective study in storage; the space is define-by-run."""
+    """Multi-objective Optuna study with a define-by-run search space."""
 
     def __init__(self, study: optuna.Study, space: Space) -> None:
         self._study = study
@@ -46,20 +46,20 @@ class SearchStudy:
         create: bool,
         options: Mapping[str, Any] | None = None,
     ) -> SearchStudy:
-        """Create the study, or load it again.
+        """Create or load the study.
 
-        The sampler's seed depends on the number of trials that are there, so that a resumed search does not repeat
-        the random draws of its first part.
+        The sampler's seed depends on the number of recorded trials, so that a resumed search does not repeat the random
+        draws of its first part.
 
         Args:
-            settings: the sweep.
+            settings: the sweep's settings.
             storage: URL of Optuna's storage.
-            name: of the study.
-            create: whether it is new.
-            options: of the sampler, as the sweep began with them; None takes those of a new one.
+            name: name of the study.
+            create: whether to create the study; otherwise it is loaded.
+            options: sampler options with which the sweep began; None uses those of a new sweep.
 
         Raises:
-            UsageError: when the storage cannot be opened, or does not hold the study or holds another one.
+            UsageError: if the storage cannot be opened, lacks the study, or the study has other objectives.
         """
         directions = [objective.direction for objective in settings.objectives]
         try:
@@ -83,7 +83,7 @@ class SearchStudy:
         return cls(study, Space(settings.space))
 
     def rebuild(self, points: Mapping[int, Mapping[str, Any]]) -> None:
-        """Hand out again, in an empty study, what a lost one had handed out: params by number; other numbers failed."""
+        """Recreate the trials of a lost study in an empty one: RUNNING for the given numbers, failed for all others."""
         stored = self._space.stored()
         for number in range(max(points, default=-1) + 1):
             if number in points:
@@ -95,7 +95,7 @@ class SearchStudy:
             self._study.add_trial(trial)
 
     def ask(self, point: Mapping[str, Any] | None = None) -> tuple[int, dict[str, Any]]:
-        """The next trial's number and its values by dotted path; `point` fixes some of them."""
+        """Ask for the next trial; returns its number and values by dotted path. `point` fixes some of the values."""
         if point:
             self._study.enqueue_trial(self._space.encode(point))
         trial = self._study.ask()
@@ -105,7 +105,7 @@ class SearchStudy:
     def tell(self, number: int, values: Sequence[float], *, violations: Mapping[str, float]) -> None:
         """Record a completed trial; a violation above 0 marks it infeasible.
 
-        An infeasible trial is recorded as completed with a violated constraint: samplers learn from nothing else.
+        Infeasible trials are recorded as complete with a violated constraint, because samplers learn only from these.
         """
         if (trial := self._open(number)) is not None:
             for name, violation in violations.items():
@@ -113,10 +113,9 @@ class SearchStudy:
             self._study.tell(trial, list(values))
 
     def stop(self, number: int, *, violations: Mapping[str, float]) -> None:
-        """Record a trial that ended without objectives because it is infeasible.
+        """Record an infeasible trial that ended without objectives.
 
-        It is recorded as pruned, for a completed one needs values; with its violated constraint it still tells samplers
-        where not to look.
+        It is recorded as pruned, because a complete trial needs values; samplers still use its violated constraint.
         """
         if (trial := self._open(number)) is not None:
             for name, violation in violations.items():
@@ -129,7 +128,7 @@ class SearchStudy:
             self._study.tell(trial, state=TrialState.FAIL)
 
     def note(self, number: int, notes: Mapping[str, str]) -> None:
-        """Note of a trial that has not been told what a dashboard shall show (`user_attrs`)."""
+        """Set user attributes of a trial that has not ended in Optuna, for dashboards."""
         if (trial := self._open(number)) is not None:
             known = trial.user_attrs
             for name, value in notes.items():
@@ -138,20 +137,20 @@ class SearchStudy:
             self._asked[number] = trial
 
     def note_sweep(self, notes: Mapping[str, str]) -> None:
-        """Note of the whole study what a dashboard shall show."""
+        """Set user attributes of the study, for dashboards."""
         for name, value in notes.items():
             self._study.set_user_attr(name, value)
 
     def pending(self) -> set[int]:
-        """Numbers of trials that were handed out and whose end is not recorded."""
+        """Numbers of trials in state RUNNING."""
         trials = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         return {trial.number for trial in trials}
 
     def learn(self, results: Iterable[tuple[Mapping[str, Any], Sequence[float], Mapping[str, float]]]) -> int:
-        """Add completed trials of an earlier search: (params, values, violations) each; gives how many fitted.
+        """Add completed trials of an earlier search, each as (params, values, violations); returns the number added.
 
-        Left out is what this space could not have drawn: a value outside its range, a setting that it searches and the
-        other did not.
+        Trials that this space could not have sampled are skipped: with a value out of range, or without a value for an
+        active setting.
         """
         stored, count = self._space.stored(), 0
         for params, values, violations in results:
@@ -174,7 +173,7 @@ class SearchStudy:
         return count
 
     def reconcile(self, known: Collection[int]) -> int:
-        """Fail every unfinished trial that is not `known`, as a killed driver leaves them; returns how many."""
+        """Fail unfinished trials that are not `known`, left by a killed driver; returns their number."""
         zombies = [
             trial.number
             for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING))
@@ -185,14 +184,14 @@ class SearchStudy:
         return len(zombies)
 
     def importances(self, names: Sequence[str]) -> dict[str, dict[str, float]]:
-        """How much each searched setting decides whether an objective gets good, by PED-ANOVA (arXiv 2304.10255).
+        """Importance of each searched setting for each objective, by PED-ANOVA (arXiv 2304.10255).
 
-        Shares that sum to 1 for each objective: how the values of the best tenth of the trials (at least
-        `LEAST_BEST`, at most half) differ from those of all. Empty below `LEAST_FOR_IMPORTANCES` completed trials.
-        Conditional settings are left out: they have no value in some trials.
+        Importances sum to 1 for each objective. They compare the values in the best tenth of the trials (at least
+        `LEAST_BEST`, at most half) with those in all trials. Empty below `LEAST_FOR_IMPORTANCES` completed trials.
+        Conditional settings are omitted, because they have no value in some trials.
 
         Args:
-            names: of the objectives, in their order.
+            names: names of the objectives, in order.
         """
         complete = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         common = set.intersection(*(set(trial.params) for trial in complete)) if complete else set()
@@ -203,7 +202,7 @@ class SearchStudy:
         )
         signs = [1.0 if direction is StudyDirection.MINIMIZE else -1.0 for direction in self._study.directions]
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that it looks at low values, which the signs see to
+            warnings.simplefilter("ignore")  # the evaluator warns that it assumes minimisation, which the signs ensure
             return {
                 name: optuna.importance.get_param_importances(
                     self._study,
@@ -215,7 +214,7 @@ class SearchStudy:
             }
 
     def _open(self, number: int) -> optuna.trial.Trial | None:
-        """A trial whose end can be recorded; None where that has been done."""
+        """Get a trial that has not ended in Optuna; None if it has."""
         trial = self._asked.pop(number, None)
         if trial is not None:
             return trial
@@ -228,7 +227,7 @@ class SearchStudy:
 
 
 def _name_metrics(study: optuna.Study, names: list[str]) -> None:
-    """Name the objectives in a study, for dashboards, unless it has their names."""
+    """Set the names of a study's objectives for dashboards, unless they are set already."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         if study.metric_names != names:
@@ -238,7 +237,7 @@ def _name_metrics(study: optuna.Study, names: list[str]) -> None:
 def make_sampler(
     search: SearchSettings, seed: int, *, num_recorded: int = 0, options: Mapping[str, Any] | None = None
 ) -> optuna.samplers.BaseSampler:
-    """The sampler of a search, seeded; with the options that a new one gets, unless others are given."""
+    """Create the seeded sampler of a search, with the options of a new sweep unless others are given."""
     seed = int(np.random.SeedSequence([seed, num_recorded]).generate_state(1)[0])
     chosen = sampler_options(search) if options is None else options
     made: optuna.samplers.BaseSampler = make(
@@ -248,10 +247,10 @@ def make_sampler(
 
 
 def open_storage(storage: str) -> optuna.storages.BaseStorage:
-    """Optuna's storage of a URL: `journal:///path` is a file that many processes append to, others are SQLAlchemy's.
+    """Open Optuna's storage at a URL: `journal:///path` is a journal file, any other URL is one of SQLAlchemy.
 
     Raises:
-        Exception: of whatever kind the storage raises when it cannot be opened.
+        Exception: any exception of the storage if it cannot be opened.
     """
     if storage.startswith(JOURNAL):
         from optuna.storages.journal import JournalFileBackend

@@ -1,1 +1,1 @@
-"""The driver's knowledge of a sweep: its ledger, its trials, which points count, and its clock."""
+"""State of a sweep on the driver: ledger, trials, points with their feasibility, and clock."""

@@ -1,4 +1,4 @@
-"""Time in a sweep: how long it has run, what its trials have occupied, and how long it still needs."""
+"""Elapsed time of a sweep, resource hours of its trials, and the expected remaining time."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from sdm_ray.sweep.state.snapshot import Running
 
 
 class SweepClock:
-    """Durations of trials and of the sweep, from which budgets and the time left follow.
+    """Tracks durations of trials and of the sweep; computes spent budgets and the remaining time.
 
     Args:
-        settings: the sweep.
-        earlier_seconds: how long earlier drivers ran.
+        settings: the sweep's settings.
+        earlier_seconds: total run time of earlier drivers.
     """
 
     def __init__(self, settings: SweepSettings, *, earlier_seconds: float) -> None:
@@ -28,12 +28,12 @@ class SweepClock:
         self.forget_trials()
 
     def forget_trials(self) -> None:
-        """Drop the durations of trials; `add` gives them again."""
+        """Clear the durations of trials, to be added again by `add`."""
         self._occupied_seconds = 0.0
         self._durations: dict[Role, list[float]] = {}
 
     def add(self, entry: Entry) -> None:
-        """Count a trial that has ended; a failed one says nothing about how long others take."""
+        """Count the duration of an ended trial; failed trials do not count towards the mean."""
         assert entry.result is not None
         self._occupied_seconds += entry.seconds
         if entry.seconds and entry.result.status is not Status.FAILED:
@@ -47,16 +47,16 @@ class SweepClock:
 
     @property
     def elapsed_seconds(self) -> float:
-        """Wall-clock seconds of the sweep, earlier drivers' included (up to their last trial's end)."""
+        """Wall-clock seconds of the sweep, including earlier drivers (up to the end of their last trial)."""
         return self._earlier_seconds + time.monotonic() - self.started
 
     def gpu_hours(self, running: Iterable[Running]) -> float:
-        """GPU hours that trials have occupied, running ones included."""
+        """GPU hours used by all trials, including running ones."""
         now = sum(time.monotonic() - trial.started for trial in running)
         return (self._occupied_seconds + now) * self._gpus_per_trial / 3600
 
     def spent(self, running: Iterable[Running]) -> str | None:
-        """Why no further point may begin: a budget of hours is spent. None while there is some left."""
+        """Message that names the budget of hours that is spent, after which no further point may begin; else None."""
         hours, gpu_hours = self._search.max_hours, self._search.max_gpu_hours
         if hours is not None and self.elapsed_seconds >= hours * 3600:
             return f"search.max_hours ({hours:g}) have passed"
@@ -66,7 +66,7 @@ class SweepClock:
 
     @property
     def trials_per_hour(self) -> float | None:
-        """Trials that ended under this driver, by hour; None before the first."""
+        """Trials per hour that ended under this driver; None before the first."""
         hours = (time.monotonic() - self.started) / 3600
         return self._num_finished / hours if self._num_finished else None
 
@@ -77,13 +77,13 @@ class SweepClock:
         running: Mapping[str, Running],
         concurrency: int,
     ) -> float | None:
-        """Expected seconds until all trials have ended, from the mean duration of each role; None before the first end.
+        """Expected seconds until all trials have ended, from mean durations by role; None until a trial has ended.
 
         Args:
             unstarted: number of trials that have not begun, by role.
-            unfinished: trials that began and have not ended.
-            running: those of them that occupy a process, by id.
-            concurrency: trials at once.
+            unfinished: trials that have begun and not ended.
+            running: the unfinished trials that occupy a process, by id.
+            concurrency: number of trials that run at once.
         """
         total = sum(self._durations.get(role, (0.0, 0))[0] for role in unstarted)
         count = sum(self._durations.get(role, (0.0, 0))[1] for role in unstarted)

@@ -1,4 +1,4 @@
-"""Data and encoder of a sweep's trials: equal wherever neither is searched, or their numbers mean different things."""
+"""Checks that trials use the same data and encoder, unless these are searched; else results are not comparable."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from sdm_ray.core.result import Status, other_inputs
 from sdm_ray.sweep.state.ledger import Entry
 
 _OWN = ("data", "encoder", "seed", "modules")
-"""Sections whose change by a trial's params gives it inputs of its own."""
+"""Settings sections that affect a trial's inputs: a trial whose params change one is not compared."""
 _UNTRAINED = ("random", "scratch")
-"""Methods whose encoder is drawn from a seed."""
+"""Methods whose encoder is initialised from a seed."""
 
 
 def shared_inputs(entry: Entry) -> dict[str, str]:
-    """Digests, from a trial's result, of what it reads as all others do; empty where it has none or failed."""
+    """Digests of the inputs that a trial shares with all others, from its result; empty if it has none or failed."""
     if entry.result is None or entry.result.status is Status.FAILED:
         return {}
     if any(path.split(".")[0] in _OWN for path in entry.params):
@@ -25,7 +25,7 @@ def shared_inputs(entry: Entry) -> dict[str, str]:
 
 
 def inputs_problem(entries: Iterable[Entry], now: Mapping[str, str]) -> str | None:
-    """Which trial was measured on other data or with another encoder than those of now; None where none was."""
+    """Message that names a trial that used other data or another encoder than the current ones; None if none did."""
     for entry in entries:
         problem = other_inputs(shared_inputs(entry), now)
         if problem is not None:

@@ -1,4 +1,4 @@
-"""What counts in a sweep: points from their seeds' results, their feasibility, and the Pareto front."""
+"""Combines the seeds' results of each point, decides its feasibility, and maintains the Pareto front."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ from sdm_ray.sweep.state.ledger import Role
 from sdm_ray.sweep.state.seeds import combined
 
 DESIRED, AUDIT, STOPPED, SCRATCH = "desired", "audit", "stopped", "scratch"
-"""Names of the constraints. The last one is for the sampler alone: a point that training from scratch beats is drawn as
-such, and is not infeasible."""
+"""Names of the constraints. `scratch` affects only the sampler: a point that training from scratch dominates is marked
+in figures, but is not infeasible."""
 MEANT = (
     Metric.DESIRED_ACCURACY, Metric.HARMFUL_WORST_ACCURACY,
     Metric.KEPT_HARMFUL, Metric.KEPT_DESIRED, Metric.KEPT_BENIGN,
 )  # fmt: skip
-"""Metrics that are drawn with an interval over a point's seeds, beside the objectives."""
+"""Metrics, in addition to the objectives, that get an interval over a point's seeds."""
 
 
 class Judgement:
-    """Points of a sweep and what holds of them.
+    """Points of a sweep, with their feasibility and the Pareto front.
 
-    Feasibility is never stored: it follows from a point's and the tuned reference's desired accuracy, and from the
-    audit. A new result costs the same however many points there are: only the tuned reference and final attacks, on
-    which the feasibility and the rank of others depend, have all points judged again.
+    Feasibility is not stored with results: it is computed from the desired accuracy of the point and of the tuned
+    reference, and from the audit. The cost of a new result does not grow with the number of points, except for the
+    tuned reference and final attacks: the other points depend on them and are recomputed.
     """
 
     def __init__(self, settings: SweepSettings) -> None:
@@ -53,11 +53,11 @@ class Judgement:
         self._clear_points()
 
     def expect_final(self, point: str) -> None:
-        """A final attack has begun: once all of them have ended, points without one are superseded."""
+        """Register a final attack that has begun; once all have ended, points without one are superseded."""
         self._final_points.add(point)
 
     def add(self, role: Role, point: str, results: Sequence[TrialResult]) -> None:
-        """Take the results of a point's seeds, once that is settled; further ones change nothing."""
+        """Add the results of a point's seeds; called once per point, when further seeds cannot change its outcome."""
         self._ended[role, point] = combined(results, point=point, intervals=self._intervals)
         if role == "search" or (role == "reference" and point != "tuned"):
             self._place(role, point)
@@ -68,11 +68,11 @@ class Judgement:
                     self._place(other_role, other)
 
     def ended(self, point: str, role: Role = "search") -> TrialResult | None:
-        """The result of a point, all its seeds together; None while one is missing."""
+        """Combined result of a point's seeds; None while its outcome is open."""
         return self._ended.get((role, point))
 
     def objective_problem(self, result: TrialResult) -> str | None:
-        """What is wrong with the objectives of a complete trial: one is missing or not finite. None if nothing is."""
+        """Message about an objective of a complete trial that is missing or not finite; None if all are finite."""
         needed = dict.fromkeys(self._objectives)
         if self._search.max_desired_drop is not None:
             needed[str(Metric.DESIRED_ACCURACY)] = None
@@ -85,7 +85,7 @@ class Judgement:
 
     @property
     def desired_floor(self) -> float | None:
-        """Least desired accuracy of a feasible point; None without a bound, or while or because tuned has no result."""
+        """Minimum desired accuracy of a feasible point; None without a bound or without a result of `tuned`."""
         drop, tuned = self._search.max_desired_drop, self.ended("tuned", "reference")
         if drop is None or tuned is None or tuned.status is not Status.COMPLETE:
             return None
@@ -97,9 +97,9 @@ class Judgement:
         return self._search.max_desired_drop is not None and self.ended("tuned", "reference") is None
 
     def violations(self, result: TrialResult) -> dict[str, float]:
-        """How far a point misses each constraint (at most 0: feasible).
+        """Constraint violations of a point by name, as in Optuna: a value of at most 0 is feasible.
 
-        A point that was stopped, or that stopped its own training because of the desired task, misses one by 1.
+        A point that was pruned, or that stopped its own training because of the desired task, has a violation of 1.
         """
         if result.status is not Status.COMPLETE:
             return {DESIRED if result.status is Status.INFEASIBLE else STOPPED: 1.0}
@@ -113,7 +113,7 @@ class Judgement:
         return found
 
     def judged(self, result: TrialResult, role: Role = "search") -> TrialResult:
-        """The result of a point with status `infeasible` where it misses a constraint; references keep theirs."""
+        """Set the status of a result to `infeasible` if it violates a constraint; references keep their status."""
         if result.status is not Status.COMPLETE or role == "reference" or result.trial_id in self._references:
             return result
         violations = self.violations(result)
@@ -129,15 +129,15 @@ class Judgement:
         return dataclasses.replace(result, status=Status.INFEASIBLE, error=error)
 
     def points(self) -> list[Point]:
-        """Points for the frontier, references first, then searched ones by id; failed and stopped ones are none.
+        """Points for the frontier: references, then searched points by id, without failed and stopped ones.
 
-        No searched point is feasible while tuned runs.
+        If feasibility depends on the tuned reference, no searched point is feasible before that reference has ended.
         """
         references = [self._points[method] for method in self._references if method in self._points]
         return references + self._listed
 
     def infeasible(self) -> dict[str, str]:
-        """Why searched points miss a constraint, by id; under the final attack where they have faced it."""
+        """Reasons why searched points are infeasible, by id; from the final attack's result if there is one."""
         reasons = {}
         for point in self._searched:
             final = self._ended.get(("final", f"{point}{FINAL}"))
@@ -147,13 +147,13 @@ class Judgement:
         return reasons
 
     def front(self) -> list[Point]:
-        """The Pareto front of `points`."""
+        """Pareto front of `points`."""
         if self._front is None:
             self._front = pareto_front(self._points.values())
         return self._front
 
     def finalists(self, count: int) -> list[Point]:
-        """At most `count` points of the front before the final attack that together dominate most."""
+        """At most `count` points, of the front before the final attack, with the largest hypervolume."""
         return spread(pareto_front(self._searched.values()), count)
 
     def counts(self) -> dict[Status, int]:
@@ -169,7 +169,7 @@ class Judgement:
         self._front = None
 
     def _place(self, role: Role, point: str) -> None:
-        """Count a point, and put it among the points and on the front."""
+        """Count a point, and add it to the points and to the front."""
         ended = self._ended[role, point]
         if role == "search":
             self._counts[self.judged(ended, role).status] += 1
@@ -201,12 +201,12 @@ class Judgement:
 
 
 def failed_checks(result: TrialResult) -> str:
-    """The checks of the audit that a trial failed, with what they saw; empty where none did, or none is known."""
+    """Failed audit checks of a trial with their findings; empty if none failed or none is recorded."""
     return "; ".join(f"{name.replace('_', ' ')}: {said}" for name, said in result.failed_checks.items())
 
 
 def spread(front: Sequence[Point], count: int) -> list[Point]:
-    """The points of a front that together dominate most, chosen greedily."""
+    """Greedily choose points of a front to maximise their hypervolume."""
     chosen: list[Point] = []
     while len(chosen) < min(count, len(front)):
         left = [point for point in front if point not in chosen]

@@ -1,4 +1,4 @@
-"""How a trial is called where people compare trials: by its id and by what differs from the sweep's own settings."""
+"""Names of trials for comparison: the id, and the settings that differ from those of the sweep."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ SHORT = {
     "train.adversary_learning_rate": "adversary rate",
     "train.embedding_map_learning_rate": "map",
 }
-"""Names of settings that are searched often."""
+"""Short names of settings that are often searched."""
 UNTRAINED = ("pretrained", "random")
-"""References to whose models no setting of training applies."""
+"""References whose models are not trained, so that no training setting applies."""
 MAX_NAME = 60
-"""Characters of a run's name, or legends of charts leave it out; what does not fit is among its params."""
+"""Maximum length of a run's name; chart legends omit longer ones. Settings that do not fit are in the run's params."""
 
 
 def short_names(paths: Iterable[str]) -> dict[str, str]:
-    """A short name for each dotted path, different from those of the others; the path where there is none."""
+    """Unique short name for each dotted path; the path itself if its short name is not unique."""
     paths = list(paths)
     weights = [path for path in paths if path.startswith(BLOCKING)]
     short = SHORT | {path: _term(path) if len(weights) > 1 else "weight" for path in weights}
@@ -38,7 +38,7 @@ def short_names(paths: Iterable[str]) -> dict[str, str]:
 
 
 def run_name(settings: SweepSettings, entry: Entry) -> str:
-    """The id of a trial, and its settings that differ from those of the sweep: `t0005 · weight 3.1 · map 0.003`."""
+    """Id of a trial with the settings that differ from those of the sweep: `t0005 · weight 3.1 · map 0.003`."""
     plain = settings.trial.model_dump(mode="json")
     names = short_names(dict.fromkeys([*settings.space, *entry.params]))
     parts = [entry.trial_id]
@@ -51,7 +51,7 @@ def run_name(settings: SweepSettings, entry: Entry) -> str:
 
 
 def run_params(settings: SweepSettings, entry: Entry) -> dict[str, Any]:
-    """A trial's method and the values of what the sweep searches; of a reference those that it is trained with."""
+    """Method of a trial and the values of the searched settings, also for references, which have fixed values."""
     point, found = entry.point.removesuffix(FINAL), {}
     if point in ordered_references(settings) and entry.method not in UNTRAINED:
         plain = reference_settings(settings, point).model_dump(mode="json")
@@ -60,7 +60,7 @@ def run_params(settings: SweepSettings, entry: Entry) -> dict[str, Any]:
 
 
 def _value(values: Mapping[str, Any], path: str) -> Any:
-    """The value of a dotted path; None where there is none."""
+    """Value at a dotted path; None if there is none."""
     found: Any = values
     for part in path.split("."):
         found = found.get(part) if isinstance(found, Mapping) else None
@@ -68,13 +68,13 @@ def _value(values: Mapping[str, Any], path: str) -> Any:
 
 
 def _term(path: str) -> str:
-    """A blocking term in a word or two."""
+    """Short name of a blocking term."""
     name = path.removeprefix(BLOCKING)
     return (name.removeprefix("harmful_adapted_") or name).replace("_", " ")
 
 
 def _leaf(path: str) -> str:
-    """The last part of a path without what says that it is a number of something."""
+    """Last part of a path, without prefixes and suffixes that mark numbers (such as `num_` and `_steps`)."""
     leaf = path.rpartition(".")[2].removeprefix("num_")
     for ending in ("_learning_rate", "_steps", "_size"):
         leaf = leaf.removesuffix(ending)

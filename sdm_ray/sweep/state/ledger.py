@@ -1,7 +1,7 @@
-"""The sweep's own record of its trials: one JSON line for each thing that happened, flushed to disk at once.
+"""Event log of a sweep's trials, from which it resumes: one JSON line per event, synced to disk at once.
 
-It is what a sweep resumes from. A line that a killed driver left unfinished at the end is cut off. Damaged lines
-elsewhere are left out where a sweep is only looked at; a sweep that goes on makes up for them, or is refused.
+An incomplete last line, left by a killed driver, is cut off. Damaged lines elsewhere are skipped when a sweep is only
+displayed; when it is resumed, they are repaired, or the sweep does not start.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from sdm_ray.core.result import TrialResult, check_kinds
 
 FILE = "trials.jsonl"
 Role = Literal["reference", "search", "final"]
-"""A trial is a reference, a searched one, or the final attack on the model of either."""
+"""Role of a trial: a reference, a searched trial, or the final attack on the model of either."""
 
 
 @dataclass
 class Entry:
-    """One trial: what it was asked to do, and how it ended (None while it has not)."""
+    """One trial: its specification and its result (None until it has ended)."""
 
     trial_id: str
     role: Role
@@ -44,16 +44,16 @@ class Entry:
     params: dict[str, Any] = field(default_factory=dict)
     """Searched settings by dotted path."""
     point: str = ""
-    """Id of its point, which is the id of the point's first trial; the point's trials differ in their training seed."""
+    """Id of the trial's point: the id of the point's first trial. Trials of a point differ in their training seed."""
     seed_index: int = 0
-    """Number of its training seed within the point, from 0."""
+    """Index of the training seed within the point, from 0."""
     result: TrialResult | None = None
     seconds: float = 0.0
-    """How long it occupied a process under the driver that saw its end."""
+    """Time for which the trial occupied a process, under the driver that recorded its end."""
     num_killed: int = 0
-    """How often a driver gave it up because its process was ended from outside."""
+    """How often a driver gave the trial up because its process was ended from outside."""
     killed: str = ""
-    """How its process was ended, the last time."""
+    """Reason for the latest of these deaths."""
 
     def __post_init__(self) -> None:
         self.point = self.point or self.trial_id
@@ -61,31 +61,31 @@ class Entry:
 
 @dataclass
 class Record:
-    """What a ledger's lines say, in memory."""
+    """Contents of a ledger in memory."""
 
     entries: dict[str, Entry] = field(default_factory=dict)
     """Trials by id, in the order of their start."""
     rungs: dict[int, dict[str, tuple[float, float]]] = field(default_factory=dict)
     """(desired, harmful) accuracy on validation, by outer step and trial."""
     elapsed: float = 0.0
-    """Seconds that the sweep had run, earlier drivers included, when the last trial ended."""
+    """Run time of the sweep in seconds at the end of its last trial, including earlier drivers."""
     study_name: str | None = None
-    """Of the Optuna study; None until there is one."""
+    """Name of the Optuna study; None before it is created."""
     sampler_options: dict[str, Any] | None = None
-    """Of Optuna's sampler; None for sweeps that began before they were recorded."""
+    """Options of Optuna's sampler; None for sweeps that began before the options were recorded."""
     damaged: list[str] = field(default_factory=list)
-    """Lines that cannot be read, each with the reason; always empty where they are refused."""
+    """Lines that cannot be read, each with the reason; empty if damaged lines are not accepted."""
 
 
 def read_record(folder: Path, *, around: bool = False) -> Record:
-    """Read a sweep's ledger and change nothing; a line that is still being written is left out.
+    """Read a sweep's ledger without changing it; an incomplete last line is ignored.
 
     Args:
-        folder: of the sweep.
-        around: leave out damaged lines, and list them in the record.
+        folder: folder of the sweep.
+        around: skip damaged lines, and list them in the record.
 
     Raises:
-        RunError: when the file is damaged elsewhere than at its end, unless `around`; when it cannot be read.
+        RunError: if a line other than the last is damaged, unless `around`; if the file cannot be read.
     """
     record, _ = _read(folder)
     if record.damaged and not around:
@@ -97,21 +97,21 @@ def read_record(folder: Path, *, around: bool = False) -> Record:
 
 
 class Ledger:
-    """Appends to `trials.jsonl`; `record` is what stood there when it was opened."""
+    """Appends events to `trials.jsonl`; `record` holds its contents at the time of opening."""
 
     def __init__(self, folder: Path) -> None:
-        """Open the file, or create it; an unfinished line at its end is cut off.
+        """Open the file, or create it; an incomplete last line is cut off.
 
-        Damaged lines elsewhere are taken out, and a copy of the file as it was is kept: a trial that thereby has no
-        end is run again, or its `result.json` is read again.
+        Damaged lines elsewhere are removed, and a copy of the damaged file is kept. If this loses a trial's result, the
+        trial is run again, or its result is read from its `result.json`.
 
         Raises:
-            RunError: when damaged lines cannot be made up for, or the file cannot be read or written.
+            RunError: if damaged lines cannot be recovered, or the file cannot be read or written.
         """
         self.path = folder / FILE
         self.record, lines = _read(folder)
         self.mended: str | None = None
-        """What was taken out, as a sentence for people; None where nothing was."""
+        """Message about removed lines; None if none were removed."""
         if self.record.damaged:
             self._mend(lines)
         size = sum(len(line) + 1 for line in lines)
@@ -121,7 +121,7 @@ class Ledger:
             raise RunError(f"cannot use {self.path}: {error.strerror or error}") from None
 
     def _mend(self, lines: list[bytes]) -> None:
-        """Write the sound lines anew."""
+        """Rewrite the file without its damaged lines, after a check that no searched point is lost."""
         lost = _lost_points(self.record, lines)
         if lost:
             raise RunError(
@@ -139,11 +139,11 @@ class Ledger:
         )
 
     def name_study(self, name: str, sampler_options: dict[str, Any]) -> None:
-        """Record the name of the Optuna study and its sampler's options, once."""
+        """Record the name of the Optuna study and its sampler's options."""
         self._append({"event": "study", "name": name, "sampler_options": sampler_options})
 
     def start(self, entry: Entry) -> Entry:
-        """Record a trial before it runs, and return it as it will be read again."""
+        """Record a trial before it runs, and return it as it is read back."""
         event = self._append(
             {
                 "event": "trial",
@@ -159,26 +159,26 @@ class Ledger:
         return _entry(event)
 
     def finish(self, result: TrialResult, *, seconds: float, elapsed: float) -> TrialResult:
-        """Record a trial's result, and return it as it will be read again (a metric that is infinite is NaN then).
+        """Record a trial's result, and return it as it is read back (infinite metrics become NaN).
 
         Args:
-            result: how the trial ended.
-            seconds: how long it occupied a process.
-            elapsed: how long the sweep has run.
+            result: result of the trial.
+            seconds: time for which the trial occupied a process.
+            elapsed: run time of the sweep in seconds.
         """
         times = {"seconds": round(seconds, 3), "elapsed": round(elapsed, 3)}
         return _result(self._append({"event": "result", **times, **_plain(result.to_dict())}), self.path.parent)
 
     def give_up(self, trial_id: str, reason: str) -> None:
-        """Record that the process of a trial was ended from outside, and that this driver does not try it again."""
+        """Record that a trial's process was ended from outside, and that this driver does not run the trial again."""
         self._append({"event": "killed", "trial_id": trial_id, "reason": reason})
 
     def record_rung(self, trial_id: str, step: int, desired: float, harmful: float) -> None:
-        """Record what a trial measured at a rung."""
+        """Record a trial's accuracies at a rung."""
         self._append({"event": "rung", "trial_id": trial_id, "step": step, "desired": desired, "harmful": harmful})
 
     def output_dir(self, trial_id: str) -> Path:
-        """The folder of a trial."""
+        """Folder of a trial."""
         return trial_folder(self.path.parent, trial_id)
 
     def close(self) -> None:
@@ -196,12 +196,12 @@ class Ledger:
 
 
 def trial_folder(sweep_folder: Path, trial_id: str) -> Path:
-    """The folder of a trial in that of its sweep."""
+    """Folder of a trial within its sweep's folder."""
     return sweep_folder / "trials" / trial_id
 
 
 def _read(folder: Path) -> tuple[Record, list[bytes]]:
-    """What the whole lines say, and these lines, each without its end; damaged ones are not among them."""
+    """Parse the ledger; returns the record and the undamaged complete lines, without line ends."""
     path, record = folder / FILE, Record()
     try:
         lines = path.read_bytes().split(b"\n") if path.exists() else []
@@ -214,7 +214,7 @@ def _read(folder: Path) -> tuple[Record, list[bytes]]:
             event = json.loads(line)
             _apply(event, record, folder)
         except MALFORMED as error:
-            if event is not None or number < len(lines) - 1:  # else a kill or a full disk has torn the last one
+            if event is not None or number < len(lines) - 1:  # else the last line was cut off by a kill or a full disk
                 record.damaged.append(f"line {number} ({reason(error)})")
             continue
         sound.append(line)
@@ -222,7 +222,7 @@ def _read(folder: Path) -> tuple[Record, list[bytes]]:
 
 
 def _lost_points(record: Record, lines: list[bytes]) -> list[str]:
-    """Searched points of which a line speaks, or between which there is a gap, and that no line begins."""
+    """Searched points that lines refer to, or that are missing in the numbering, without a line that starts them."""
     spoken = {str(json.loads(line).get("trial_id")) for line in lines} | set(record.entries)
     spoken |= {match[0] for text in record.damaged if (match := re.search(r"t\d{4,}", text))}
     numbers = {int(name[1:]) for trial_id in spoken if (name := _POINT.sub("", trial_id)) and name[1:].isdigit()}
@@ -231,7 +231,7 @@ def _lost_points(record: Record, lines: list[bytes]) -> list[str]:
 
 
 _POINT = re.compile(r"(?:-s\d+)?(?:-final)?$|^(?!t\d{4,}(?:-|$)).*")
-"""What is not the id of a searched point in the id of a trial."""
+"""Matches the parts of a trial id that do not belong to the id of a searched point."""
 
 
 _KINDS = {
@@ -239,7 +239,7 @@ _KINDS = {
     **dict.fromkeys(("desired", "harmful", "seconds", "elapsed"), "number"),
     "params": "mapping", "seed_index": "whole", "step": "whole",
 }  # fmt: skip
-"""Of the values that events may hold."""
+"""Expected kind of each value in an event."""
 
 
 def _apply(event: dict[str, Any], record: Record, folder: Path) -> None:
@@ -248,7 +248,7 @@ def _apply(event: dict[str, Any], record: Record, folder: Path) -> None:
     if kind == "study":
         record.study_name, record.sampler_options = event["name"], event.get("sampler_options")
     elif kind == "rung":
-        record.entries[event["trial_id"]]  # a rung of a trial that never began is damaged
+        record.entries[event["trial_id"]]  # KeyError if the trial never began: the line is damaged
         record.rungs.setdefault(event["step"], {})[event["trial_id"]] = (event["desired"], event["harmful"])
     elif kind == "trial":
         record.entries[event["trial_id"]] = _entry(event)

@@ -1,4 +1,4 @@
-"""Which trials are pruned at a rung: those that are infeasible, broken, or dominated by earlier ones there."""
+"""Decides which trials are pruned at a rung: infeasible, broken, or dominated by earlier trials at that rung."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ def pruning_reason(
     tuned: tuple[float, float] | None,
     others: Sequence[tuple[float, float]],
 ) -> str | None:
-    """Why a trial shall be stopped at a rung; None where it shall go on.
+    """Reason to prune a trial at a rung; None if it continues.
 
     Args:
-        search: the rules.
+        search: settings with the pruning rules.
         mine: (desired, harmful) accuracy of the trial at the rung.
-        tuned: those of the tuned reference there; None while it has not reached the rung.
-        others: those of searched trials that reached it before.
+        tuned: accuracies of the tuned reference at the rung; None until it has reached the rung.
+        others: accuracies of searched trials that reached the rung earlier.
     """
     (desired, harmful), rule, drop = mine, search.stopping, search.max_desired_drop
     if tuned is not None:

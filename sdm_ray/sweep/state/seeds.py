@@ -1,4 +1,4 @@
-"""Combines the trials of a point, which differ in their training seed: means, with intervals."""
+"""Combines the trials of a point, which differ in their training seed, to means with intervals."""
 
 from __future__ import annotations
 
@@ -11,16 +11,15 @@ from sdm_ray.core.result import Status, TrialResult
 
 
 def combined(results: Sequence[TrialResult], *, point: str, intervals: Collection[str]) -> TrialResult:
-    """The result of a point: that of its one trial, or the means over its seeds.
+    """Result of a point: that of its single trial, or the means over its seeds.
 
-    A point counts only whole: where a seed failed it failed, where one was stopped it was stopped. It passes the audit
-    where all its seeds do.
+    If one seed failed, the point failed; likewise for stopped and infeasible. It passes the audit if all its seeds do.
 
     Args:
-        results: one for each training seed, in their order; where one of them is not complete, others may be missing.
-        point: its id.
-        intervals: metrics that get a 95 % Student interval of the mean over seeds. An interval that a single trial has
-            is over the attacker's seeds, a narrower question, and is dropped.
+        results: one for each training seed, in order; if one is not complete, others may be missing.
+        point: id of the point.
+        intervals: metrics that get a 95 % Student t interval of the mean over seeds. Intervals of single trials are
+            dropped, because they cover only the attacker's seeds.
     """
     if len(results) == 1:
         return dataclasses.replace(results[0], trial_id=point)

@@ -1,4 +1,4 @@
-"""A sweep at one moment, for views to show."""
+"""Snapshot of a sweep for views."""
 
 from __future__ import annotations
 
@@ -23,53 +23,53 @@ class Running:
 
     @property
     def share(self) -> float:
-        """Share of the current stage that is done."""
+        """Completed fraction of the current stage."""
         return min(1.0, self.done / self.total) if self.total else 0.0
 
 
 @dataclass
 class Deaths:
-    """How often the process of a trial died."""
+    """Deaths of a trial's process."""
 
     count: int = 0
     reason: str | None = None
-    """Why, the last time that it was known."""
+    """Latest known reason."""
     hung: bool = False
-    """The last time it ended itself, because it made no progress."""
+    """Whether the process ended itself the last time because it made no progress."""
     dump: int | None = None
-    """When the last account of a hang was written that has been seen."""
+    """Modification time of the stack trace (`hang.txt`) found at the latest death; None without one."""
 
     def __str__(self) -> str:
         return "its process died" if self.count <= 1 else f"its process died {times(self.count)}"
 
 
 def times(count: int) -> str:
-    """A number of times in words."""
+    """Format a number of times as a word."""
     return {1: "once", 2: "twice"}.get(count, f"{count} times")
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What a view shows."""
+    """Data that a view shows."""
 
     name: str
     num_trials: int
-    """Searched trials in all."""
+    """Total number of searched trials."""
     num_references: int
-    """Trials of references and variants in all: one for each training seed."""
+    """Total number of trials of references and variants: one for each training seed."""
     num_references_done: int
     counts: dict[Status, int]
-    """Searched trials that ended, by status."""
+    """Number of searched points that have ended, by status."""
     references: tuple[TrialResult, ...]
     running: tuple[Running, ...]
     front: tuple[Point, ...]
     elapsed_seconds: float
     seconds_left: float | None
-    """None until a trial has finished."""
+    """Expected remaining time; None until a trial has finished."""
     trials_per_hour: float | None = None
-    """Trials that ended under this driver, references included; None before the first."""
+    """Rate of trials that ended under this driver, including references; None before the first."""
 
     @property
     def num_done(self) -> int:
-        """Searched trials that ended, whatever their status."""
+        """Number of searched points that have ended, with any status."""
         return sum(self.counts.values())

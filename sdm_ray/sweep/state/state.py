@@ -1,4 +1,4 @@
-"""What the driver knows of a sweep: which trials began, run and ended, and which come next. No file, no Ray."""
+"""State of a sweep on the driver: which trials have begun, run or ended, and which is next. Without files or Ray."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ ROLES: tuple[Role, ...] = ("reference", "search", "final")
 class SweepState:
     """Trials of a sweep, with its `judgement` and its `clock`.
 
-    A *point* is one or more trials that differ in their training seed. Each change is worked out from the trial that
-    it concerns alone, so that a long sweep costs no more a trial than a short one.
+    A *point* is one or more trials that differ in their training seed. Updates are incremental, so the cost per trial
+    does not grow with the length of the sweep.
 
     Args:
-        settings: the sweep.
-        record: what is known of it already; None is a sweep that has not begun.
-        concurrency: trials at once.
+        settings: the sweep's settings.
+        record: contents of the ledger; None for a sweep that has not begun.
+        concurrency: number of trials that run at once.
     """
 
     def __init__(self, settings: SweepSettings, record: Record | None = None, *, concurrency: int = 1) -> None:
@@ -36,14 +36,14 @@ class SweepState:
         self.settings = settings
         self.concurrency = concurrency
         self.trials = dict(record.entries)
-        """Every trial by its id, in the order of their start."""
+        """Every trial by id, in the order of their start."""
         self.rungs = {step: dict(measured) for step, measured in record.rungs.items()}
         """(desired, harmful) accuracy on validation, by outer step and trial."""
         self.running: dict[str, Running] = {}
         self.stopping: dict[str, str] = {}
-        """Why running trials are being stopped."""
+        """Reasons for pruning trials that Tune has been asked to stop, by trial id."""
         self.deaths: dict[str, Deaths] = {}
-        """Of the processes of trials, under this driver."""
+        """Deaths of trials' processes under this driver, by trial id."""
         self.clock = SweepClock(settings, earlier_seconds=record.elapsed)
         self.references = ordered_references(settings)
         """Reference methods and variants in the order in which they run."""
@@ -52,12 +52,12 @@ class SweepState:
 
     @property
     def num_seeds(self) -> int:
-        """Training seeds of a point."""
+        """Number of training seeds per point."""
         return self.settings.search.num_seeds
 
     @property
     def num_points(self) -> int:
-        """Searched points that have begun."""
+        """Number of searched points that have begun."""
         return len(self._groups["search"])
 
     def entries(self, role: Role) -> list[Entry]:
@@ -65,25 +65,25 @@ class SweepState:
         return [entry for group in self._groups[role].values() for entry in group.values()]
 
     def point(self, trial_id: str) -> list[Entry]:
-        """The trials of a searched point, by training seed."""
+        """Trials of a searched point, one per training seed."""
         return list(self._groups["search"][trial_id].values())
 
     def unfinished(self) -> list[Entry]:
-        """Entries that began and have not ended: first the references in their order."""
+        """Entries that have begun and still have to end, references first, in their order."""
         order: dict[str, int] = {method: rank for rank, method in enumerate(self.references)}
         return sorted(self._still_to_end(), key=lambda entry: order.get(entry.point, len(order)))
 
     def infrastructure(self) -> list[Entry]:
-        """Searched trials whose process was ended from outside as often as `resources.max_kills` allows.
+        """Searched trials that were given up after external kills under `resources.max_kills` drivers.
 
-        They have no end, are not repeated, and say nothing of their points; Optuna hears nothing of them. References
-        and final attacks are never among them, for they have no substitute.
+        They have no result, are not repeated, and are not reported to Optuna. References and final attacks are never
+        given up like this, because no other trial can replace them.
         """
         most = self.settings.resources.max_kills
         return [entry for entry in self._unfinished.values() if entry.role == "search" and entry.num_killed >= most]
 
     def planned(self) -> Entry | None:
-        """The next trial that follows without the sampler: a reference, another seed of a point, or a final attack."""
+        """Next trial that does not need the sampler: a reference, another seed of a point, or a final attack."""
         for name in self.references:
             if (entry := self._next_seed("reference", self._reference(name))) is not None:
                 return entry
@@ -97,24 +97,24 @@ class SweepState:
         return None
 
     def wants_point(self) -> bool:
-        """Whether another point shall be searched."""
+        """Whether another point is to be searched."""
         return self.num_points < self.settings.search.num_trials and self.spent() is None
 
     def spent(self) -> str | None:
-        """Why no further point may begin: a budget of hours is spent. None while there is some left."""
+        """Message that names the budget of hours that is spent, after which no further point may begin; else None."""
         return self.clock.spent(self.running.values())
 
     def failed_references(self) -> list[Entry]:
-        """References and final attacks that failed: unlike a searched trial they have no substitute."""
+        """References and final attacks that failed; unlike searched trials, no other trial can replace them."""
         entries = (*self.entries("reference"), *self.entries("final"))
         return [entry for entry in entries if entry.result is not None and entry.result.status is Status.FAILED]
 
     def num_missing(self) -> int:
-        """Trials that still have to run, begun or not."""
+        """Number of trials that still have to run, whether they have begun or not."""
         return len(self._still_to_end()) + sum(self._num_unstarted().values())
 
     def start(self, entry: Entry) -> Entry:
-        """Add a trial before it runs; one of the same id, with its result, is replaced."""
+        """Add a trial before it runs; replaces a trial with the same id, including its result."""
         again = entry.trial_id in self.trials
         self.trials[entry.trial_id] = entry
         if again:
@@ -124,30 +124,30 @@ class SweepState:
         return entry
 
     def begin(self, trial_id: str) -> None:
-        """A process has taken the trial up (again)."""
+        """Mark a trial as running in a process; does nothing if it is already."""
         if trial_id not in self.running:
             self.running[trial_id] = Running(self.trials[trial_id])
 
     def died(self, trial_id: str, reason: str | None, *, dump: int | None = None) -> None:
-        """The process of a trial has died, begun or not.
+        """Record the death of a trial's process, whether the trial had begun or not.
 
         Args:
-            trial_id: the trial.
-            reason: None where nobody knows why.
-            dump: when the last account of a hang in its folder was written, where there is one.
+            trial_id: id of the trial.
+            reason: reason for the death; None if unknown.
+            dump: modification time of the stack trace (`hang.txt`) in the trial's folder; None without one.
         """
         deaths = self.deaths.setdefault(trial_id, Deaths())
         deaths.count, deaths.reason = deaths.count + 1, reason or deaths.reason
         deaths.hung, deaths.dump = dump is not None and dump != deaths.dump, dump
 
     def give_up(self, trial_id: str, reason: str) -> None:
-        """A trial's process was ended from outside, and this driver does not try it again."""
+        """Record that a trial's process was ended from outside, and that this driver does not run the trial again."""
         entry = self.trials[trial_id]
         entry.num_killed, entry.killed = entry.num_killed + 1, reason
 
     def checked(self, result: TrialResult) -> TrialResult:
-        """A trial's result as it counts: with its params, and failed where an objective is missing or not finite, or
-        where data or encoder are not those of the trials before it."""
+        """Return a result with its params; failed if an objective is missing or not finite, or if data or encoder are
+        not those of earlier trials."""
         result = dataclasses.replace(result, params=self.trials[result.trial_id].params)
         problem = self.judgement.objective_problem(result) if result.status is Status.COMPLETE else None
         entry = dataclasses.replace(self.trials[result.trial_id], result=result)
@@ -157,12 +157,12 @@ class SweepState:
         return result if problem is None else dataclasses.replace(result, status=Status.FAILED, error=problem)
 
     def running_seconds(self, trial_id: str) -> float:
-        """How long a trial has occupied a process; 0 where it does not."""
+        """Time for which a trial has occupied a process; 0 if it is not running."""
         running = self.running.get(trial_id)
         return 0.0 if running is None else time.monotonic() - running.started
 
     def finish(self, result: TrialResult, *, seconds: float = 0.0) -> None:
-        """Take a trial's result, as `checked` gives it, and how long the trial occupied a process."""
+        """Store a trial's result, as returned by `checked`, and the time for which the trial occupied a process."""
         entry = self.trials[result.trial_id]
         entry.result, entry.seconds = result, seconds
         self.running.pop(result.trial_id, None)
@@ -170,7 +170,7 @@ class SweepState:
         self._count_ended(entry)
 
     def at_rung(self, trial_id: str, step: int, desired: float, harmful: float) -> str | None:
-        """Take what a trial measured at a rung; returns the reason where the trial shall be stopped for it."""
+        """Store a trial's accuracies at a rung; returns the reason if the trial is to be pruned, else None."""
         measured = self.rungs.setdefault(step, {})
         measured.setdefault(trial_id, (desired, harmful))
         if self.trials[trial_id].role != "search":
@@ -184,12 +184,12 @@ class SweepState:
         return reason
 
     def judged_trial(self, result: TrialResult) -> TrialResult:
-        """The result of one trial, judged where a point has one seed; of several seeds only the whole point is."""
+        """Result of a trial, with feasibility if points have one seed; with several seeds it is decided per point."""
         entry = self.trials[result.trial_id]
         return result if self.num_seeds > 1 else self.judgement.judged(result, entry.role)
 
     def results(self) -> list[TrialResult]:
-        """Results of trials that ended: references, then searched ones, then final attacks."""
+        """Results of ended trials: references, then searched trials, then final attacks."""
         return [
             self.judged_trial(entry.result)
             for role in ROLES
@@ -198,7 +198,7 @@ class SweepState:
         ]
 
     def snapshot(self) -> Snapshot:
-        """What a view shows now."""
+        """Current data for a view."""
         references = (self.judgement.ended(method, "reference") for method in self.references)
         left = self.clock.seconds_left(self._num_unstarted(), self._still_to_end(), self.running, self.concurrency)
         return Snapshot(
@@ -255,20 +255,20 @@ class SweepState:
         settled = self.judgement.ended(entry.point, entry.role) is not None
         if settled or (len(finished) < self.num_seeds and not lost):
             return
-        if lost:  # a point counts only whole: its other seeds need not begin
+        if lost:  # the point cannot complete any more: its other seeds need not begin
             self._incomplete.pop(entry.point, None)
             self._num_skipped += self.num_seeds - len(group)
         self.judgement.add(entry.role, entry.point, finished)
 
     def _reference(self, name: str) -> Entry:
-        """The first trial of a reference, made once: its settings are validated for it."""
+        """First trial of a reference; cached, because it requires a validation of the settings."""
         if name not in self._first_of:
             method = reference_settings(self.settings, name).train.method
             self._first_of[name] = Entry(name, "reference", method, params=self.settings.variants.get(name, {}))
         return self._first_of[name]
 
     def _next_seed(self, role: Role, first: Entry) -> Entry | None:
-        """The first seed of a point that has not begun."""
+        """Trial of the first seed of a point that has not begun; None if all have."""
         begun = self._groups[role].get(first.point, {})
         for index in range(self.num_seeds):
             if index not in begun:
@@ -277,7 +277,7 @@ class SweepState:
         return None
 
     def _finalists(self) -> list[Entry]:
-        """First trials of the final stage once the search has ended: of the front's best points, then of references."""
+        """First trials of the final attacks, on the front's best points and on references; empty during the search."""
         final = self.settings.final
         if final is None or self.wants_point() or self._is_searching():
             return []
@@ -291,13 +291,13 @@ class SweepState:
         return self._chosen
 
     def _is_searching(self) -> bool:
-        """Whether a trial that comes before the final stage has not ended."""
+        """Whether trials that precede the final attacks have not ended."""
         unfinished = any(entry.role != "final" for entry in self._still_to_end())
         references = any(self.judgement.ended(method, "reference") is None for method in self.references)
         return unfinished or references or bool(self._incomplete)
 
     def _still_to_end(self) -> list[Entry]:
-        """Trials that began and shall end."""
+        """Trials that have begun and not ended, without those that were given up."""
         left_out = {entry.trial_id for entry in self.infrastructure()}
         return [entry for entry in self._unfinished.values() if entry.trial_id not in left_out]
 
@@ -306,7 +306,7 @@ class SweepState:
         return ended is not None and ended.status is Status.COMPLETE
 
     def _num_unstarted(self) -> dict[Role, int]:
-        """Trials that have not begun, as far as they are known, by role."""
+        """Number of trials that have not begun, by role, as far as it is known."""
         begun = self._num_begun
         references = len(self.references) * self.num_seeds - begun["reference"]
         points = self.num_points if not self.wants_point() else self.settings.search.num_trials
@@ -316,7 +316,7 @@ class SweepState:
 
 
 def seed_id(point: str, index: int) -> str:
-    """Id of a further training seed's trial."""
+    """Id of the trial for a training seed with index 1 or higher."""
     if point.endswith(FINAL):
         return f"{point.removesuffix(FINAL)}-s{index}{FINAL}"
     return f"{point}-s{index}"

@@ -1,1 +1,1 @@
-"""Adapters for Ray Tune: trainable, searcher, scheduler and callback."""
+"""Adapters for Ray Tune: trainable, searcher, scheduler, stopper and callback."""

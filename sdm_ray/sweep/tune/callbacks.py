@@ -1,4 +1,4 @@
-"""Ray Tune's hooks: progress to the view and the tracker, a clean stop, and a way round a hang of Tune's."""
+"""Ray Tune's callback, stopper and scheduler: progress reports, a clean stop, pruning, and a workaround for a hang."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ray.tune.schedulers import FIFOScheduler
 
 from sdm_ray.core.errors import RunError
 from sdm_ray.core.metric_names import Metric
-from sdm_ray.sweep.cluster.worker import hang_dump
+from sdm_ray.sweep.cluster.watchdog import hang_dump
 from sdm_ray.sweep.interrupt import StopSwitch
 from sdm_ray.sweep.state.labels import run_name, run_params, trial_tags
 from sdm_ray.sweep.state.recorder import Recorder
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class SweepCallback(DriverOnly, Callback):
-    """Passes what happens to trials on to the state, the tracker and the view."""
+    """Forwards the events of trials to the state, the tracker and the view."""
 
     def __init__(self, state: SweepState, *, view: View, tracker: Tracker, switch: StopSwitch) -> None:
         self._state = state
@@ -36,7 +36,7 @@ class SweepCallback(DriverOnly, Callback):
         self._switch = switch
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """A process has taken up a trial; it fires again after a retry."""
+        """Register a trial that a process has started; called again after a retry."""
         trial_id = trial.config[TRIAL]
         if trial_id not in self._state.running:
             self._state.begin(trial_id)
@@ -47,7 +47,7 @@ class SweepCallback(DriverOnly, Callback):
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
-        """Progress of a running trial."""
+        """Take the progress, metrics and notices of a running trial."""
         trial_id = trial.config[TRIAL]
         running = self._state.running.get(trial_id)
         if running is not None and result.get("progress"):
@@ -58,7 +58,7 @@ class SweepCallback(DriverOnly, Callback):
             self._view.message(f"trial {trial_id}: {said}")
 
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """The process of a trial died; Tune starts it again."""
+        """Report that the process of a trial died and that Tune restarts it."""
         running = self._state.running.get(trial.config[TRIAL])
         if running is not None:
             running.retries += 1
@@ -69,14 +69,14 @@ class SweepCallback(DriverOnly, Callback):
         self._view.message(f"trial {trial_id}: {died}; it goes on from its checkpoint")
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        """About ten times a second."""
+        """Update the view and check the tracker; called about ten times a second."""
         if self._tracker.error is not None:
             self._switch.request("tracking")
         self._view.update(self._state.snapshot)
 
 
 class SweepStopper(DriverOnly, Stopper):
-    """Ends the experiment when the switch is set; never a trial on its own."""
+    """Ends the experiment when the switch is set; never stops a single trial."""
 
     def __init__(self, switch: StopSwitch) -> None:
         self._switch = switch
@@ -85,19 +85,19 @@ class SweepStopper(DriverOnly, Stopper):
         return False
 
     def stop_all(self) -> bool:
-        """Asked after every event."""
+        """Whether to end the experiment; called after every event."""
         return self._switch.reason is not None
 
 
 class SweepScheduler(DriverOnly, FIFOScheduler):
-    """First in, first out; prunes trials at their rungs, and remembers why a process failed.
+    """FIFO scheduler that prunes trials at their rungs, and records why a process died.
 
-    Tune 2.60 hangs when a process dies while it is reset for its next trial: the trial stays marked as resetting and
-    is never given another process. The mark is taken off here.
+    Tune 2.60 hangs if a process dies while it is reset for its next trial: the trial stays in the set of resetting
+    trials and never gets another process. This scheduler removes it from that set.
 
     Args:
-        recorder: the sweep's state, with the ledger.
-        on_error: takes what keeps the ledger from being written.
+        recorder: the sweep's state and ledger.
+        on_error: called with the exception if the ledger cannot be written.
     """
 
     def __init__(self, recorder: Recorder, on_error: Callable[[Exception], object]) -> None:
@@ -105,7 +105,7 @@ class SweepScheduler(DriverOnly, FIFOScheduler):
         self._recorder, self._on_error = recorder, on_error
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
-        """Stop a trial whose measures at a rung are reason to prune it."""
+        """Stop a trial if its metrics at a rung cause it to be pruned."""
         rungs = [_rung(metrics) for _, metrics in result.get("rows") or ()]
         try:
             pruned = [rung for rung in rungs if rung and self._recorder.at_rung(trial.config[TRIAL], *rung) is not None]
@@ -116,7 +116,7 @@ class SweepScheduler(DriverOnly, FIFOScheduler):
         return decision
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
-        """Before a retry and before the end of a trial that is given up."""
+        """Record the death of a trial's process; called before a retry and before a trial is given up."""
         getattr(tune_controller, "_resetting_trials", set()).discard(trial)
         trial_id = trial.config[TRIAL]
         dump = hang_dump(self._recorder.ledger.output_dir(trial_id))
@@ -124,7 +124,7 @@ class SweepScheduler(DriverOnly, FIFOScheduler):
 
 
 def _error_text(trial: Trial) -> str:
-    """Tune's account of a trial's failures; not `Trial.get_error`, which reads it where it is not written yet."""
+    """Text of Tune's error file of a trial. `Trial.get_error` would read a path that is not written yet."""
     try:
         return Path(trial.error_file or "").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -132,7 +132,7 @@ def _error_text(trial: Trial) -> str:
 
 
 def _log_folder() -> Path | None:
-    """Ray's logs on this machine."""
+    """Ray's log folder on this machine."""
     from ray._private import worker
 
     node = getattr(worker, "_global_node", None)
@@ -140,7 +140,7 @@ def _log_folder() -> Path | None:
 
 
 def _rung(metrics: Mapping[str, float]) -> tuple[int, float, float] | None:
-    """(step, desired, harmful) of a rung's metrics; None where they are none, or its attack was not valid."""
+    """(step, desired, harmful) from a rung's metrics; None for other metrics, or if the rung's attack was not valid."""
     for name in metrics:
         parts = name.split("/")
         if parts[0] == "rung" and name == Metric.rung_harmful(step := int(parts[1])):

@@ -1,4 +1,4 @@
-"""Why the process of a trial died: what Ray and the process itself have to say, as one phrase."""
+"""Extracts the reason for the death of a trial's process, as one phrase, from Ray's messages and the process's log."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _FATAL = re.compile(r"^(?:Fatal Python error: |terminate called ).*", re.MULTILI
 
 
 def death_reason(text: str, logs: Path | None) -> str | None:
-    """Why a process died, from Tune's account of its failures; None where that says nothing.
+    """Reason for the latest death of a process, from Tune's error file; None if the file gives none.
 
     Args:
-        text: Tune's error file of the trial: a section for each failure, the last one at the end.
-        logs: Ray's log folder on this machine, where a process leaves its last words; None knows none.
+        text: Tune's error file of the trial: a section for each failure, the latest one at the end.
+        logs: Ray's log folder on this machine, which is searched for the process's own last error; None searches none.
     """
     section = text.rpartition("Failure # ")[2]
     lines = [line.strip() for line in section.splitlines()[1:] if line.strip()]
@@ -40,21 +40,21 @@ def death_reason(text: str, logs: Path | None) -> str | None:
     if words is not None:
         return words[:MAX_REASON]
     kind, detail = exited.groups()
-    if "connection error code 2" in detail:  # all that Ray knows of a process that is gone
+    if "connection error code 2" in detail:  # Ray's generic message: the connection was closed
         return KILLED
     return f"{kind}: {' '.join(detail.split())}"[:MAX_REASON]
 
 
 def is_from_outside(reason: str | None) -> bool:
-    """Whether a process was ended from outside, by its reason: killed, out of the machine's memory, its node lost.
+    """Whether a reason is an external cause: the process was killed, the node ran out of memory, or the node was lost.
 
-    One that crashed left words of its own.
+    A process that crashes by itself leaves its own error message.
     """
     return reason is not None and (reason in (KILLED, NODE_LOST) or reason.startswith(_OUTSIDE))
 
 
 def _last_words(section: str, logs: Path | None) -> str | None:
-    """The fatal error in the log of a process of this machine."""
+    """Fatal error in the log of a process on this machine."""
     pid = _PID.search(section)
     if pid is None or logs is None:
         return None

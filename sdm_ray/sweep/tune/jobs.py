@@ -1,4 +1,4 @@
-"""From an entry of a sweep to what its worker process is given."""
+"""Builds the job of a worker process from a trial's ledger entry."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ from sdm_ray.sweep.search.models import ordered_references, reference_settings
 from sdm_ray.sweep.state.ledger import Entry, trial_folder
 
 JOB, TRIAL, CACHES = "job", "trial", "caches"
-"""Keys of a trial's config in Tune: its job as JSON, its id, and the name of the index of shared caches (or None)."""
+"""Keys of a trial's Tune config: its job as JSON, its id, and the name of the index of shared caches (or None)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class JobMaker:
-    """Makes the jobs of a sweep."""
+    """Builds the jobs of a sweep."""
 
     settings: SweepSettings
     folder: Path
-    """Of the sweep."""
+    """The sweep's folder."""
     trial_function: str
     """`module:function` that trains and attacks a model."""
     final_function: str
     """`module:function` that runs the final attack on a trial's model."""
     caches: str | None = None
-    """Name of the index through which nodes share cache entries; None where they share none."""
+    """Name of the index of cache entries shared between nodes; None if they share none."""
 
     def config(self, entry: Entry) -> dict[str, Any]:
-        """The config that Tune hands to the process of a trial."""
+        """Tune config of a trial."""
         return {TRIAL: entry.trial_id, JOB: self.job(entry).to_json(), CACHES: self.caches}
 
     def job(self, entry: Entry) -> Job:
-        """The job of a trial."""
+        """Job of a trial."""
         resources, is_final = self.settings.resources, entry.role == "final"
         gpus = resources.gpus_per_trial
         return Job(
@@ -57,7 +57,7 @@ class JobMaker:
 
 
 def trial_values(settings: SweepSettings, entry: Entry) -> dict[str, Any]:
-    """The settings of a trial as plain values, without the searched ones; those of a reference have its method."""
+    """Base settings of a trial as plain values; a reference has its method or variant, a final attack its params."""
     trial = settings.trial
     name = entry.trial_id if entry.role == "reference" else f"{settings.name}/{entry.trial_id}"
     changes: dict[str, Any] = {"name": name, "seed": trial.seed + entry.seed_index}

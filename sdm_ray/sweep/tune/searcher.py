@@ -1,8 +1,8 @@
-"""What Ray Tune asks for trials: unfinished ones first, then the references, then what Optuna suggests.
+"""Ray Tune searcher of a sweep: first unfinished trials, then the references, then points suggested by Optuna.
 
-Not a subclass of `ray.tune.search.optuna.OptunaSearch`: of that class nothing would remain. It leaves trials with NaN
-RUNNING, reports stopped trials as completed ones, queues warm-start points again on every start, demands the objectives
-in every report, and keeps its state in a pickle.
+It does not derive from `ray.tune.search.optuna.OptunaSearch`, because it would override all of it: that class leaves
+trials with NaN in state RUNNING, reports stopped trials as complete, enqueues warm-start points again on every start,
+requires the objectives in every report, and keeps its state in a pickle.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from ray.tune.search import Searcher
 
 from sdm_ray.core.errors import RunError, UsageError, machine_fault
 from sdm_ray.core.result import Status, TrialResult
-from sdm_ray.sweep.cluster.worker import HANG, Failure, finished_result, hang_dump
+from sdm_ray.sweep.cluster.failures import Failure
+from sdm_ray.sweep.cluster.watchdog import HANG, hang_dump
+from sdm_ray.sweep.cluster.worker import finished_result
 from sdm_ray.sweep.records.folder import RESUME_HINT
 from sdm_ray.sweep.search.models import first_points
 from sdm_ray.sweep.search.study import SearchStudy
@@ -34,25 +36,25 @@ Link = Callable[[str], Mapping[str, str]]
 
 FINISHED: str = Searcher.FINISHED
 TRIAL_NOTE = "trial"
-"""Note of a trial in Optuna: its id in the sweep."""
+"""Key of the Optuna user attribute that holds a trial's id in the sweep."""
 STOPPED_BY_MACHINE = "machine"
-"""Reason of a sweep's end that is an interruption: a full or broken disk, or a lost Ray."""
+"""Stop reason for a fault of the machine, such as a full or broken disk or a lost Ray; treated as an interruption."""
 MAX_EARLY_DEATHS = 3
-"""Times that a trial is handed out again because its process died before the trial began."""
+"""How often a trial is suggested again because its process died before the trial began."""
 
 
 def times_drivers(count: int) -> str:
-    """A number of drivers in words."""
+    """Format a number of drivers as a phrase."""
     return "this driver" if count == 1 else f"{count} drivers"
 
 
 def no_link(trial_id: str) -> dict[str, str]:
-    """The link of a trial that is not tracked."""
+    """Return no attributes: the `link` for sweeps that are not tracked."""
     return {}
 
 
 class DriverOnly:
-    """Base of objects that Tune must not pickle or copy: they live on the driver, and what they know is on disk."""
+    """Base class that stops Tune from pickling or copying driver objects; their state is on disk already."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
@@ -62,17 +64,17 @@ class DriverOnly:
 
 
 class SweepSearcher(DriverOnly, Searcher):
-    """Hands out trials and takes their ends; the ledger has each before it runs, and Optuna hears of it when it ends.
+    """Suggests trials and records their ends. A trial is in the ledger before it runs, and in Optuna when it has ended.
 
     Args:
-        recorder: the sweep's state, with the ledger.
-        study: where points are asked for and reported to.
-        jobs: makes what a worker process gets.
+        recorder: the sweep's state and ledger.
+        study: Optuna study that suggests points and receives their results.
+        jobs: builds the jobs for worker processes.
         on_result: called with the result of each trial that ends, after it is in the ledger.
-        unreported: points that ended under an earlier driver and that Optuna has not heard of.
+        unreported: points that ended under an earlier driver and are not yet reported to Optuna.
         stop: asks the sweep to end, with the reason.
-        announce: shows a sentence to people.
-        link: gives what Optuna shall note of a trial's run in the tracker.
+        announce: shows a message to the user.
+        link: returns Optuna user attributes that point to a trial's run in the tracker.
         is_lost: whether Ray itself has died, with all of its processes.
     """
 
@@ -106,12 +108,12 @@ class SweepSearcher(DriverOnly, Searcher):
         self._num_deaths: Counter[str] = Counter()
         self._halted = False
         self.error: Exception | None = None
-        """What made it impossible to go on."""
+        """Error that ended the sweep."""
         self.left_unfinished: list[str] = []
-        """Trials that were ended by a fault of the machine, and that only the next driver repeats."""
+        """Trials that were ended by a fault of the machine; they are rerun when the sweep is resumed."""
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """The next trial as a config, None while as many run as may, `FINISHED` when all have ended."""
+        """Config of the next trial; None if no trial can start now, `FINISHED` if all have ended."""
         if self.error is not None or self._halted:
             return FINISHED
         if len(self._by_tune_id) >= self._state.concurrency:
@@ -126,10 +128,10 @@ class SweepSearcher(DriverOnly, Searcher):
         return self._jobs.config(entry)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Nothing: the callback takes progress."""
+        """Do nothing: `SweepCallback` handles progress."""
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Record an end. A trial that neither reported its result nor failed was interrupted: it stays unfinished."""
+        """Record the end of a trial. One with neither a result nor an error was interrupted and stays unfinished."""
         ended = self._by_tune_id.pop(trial_id, None)
         if ended is None or self.error is not None:
             return
@@ -139,16 +141,17 @@ class SweepSearcher(DriverOnly, Searcher):
             self.give_up(problem)
 
     def save(self, checkpoint_path: str) -> None:
-        """The ledger and Optuna's storage hold everything; Tune's snapshot of the searcher stays empty."""
+        """Write an empty file: the ledger and Optuna's storage hold the whole state."""
         Path(checkpoint_path).touch()
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing is in the snapshot."""
+        """Do nothing: the checkpoint is empty."""
 
     def give_up(self, error: Exception) -> str:
-        """Ledger or storage failed: keep the error, which Tune would wrap beyond recognition, and end the sweep.
+        """End the sweep because the ledger or the storage failed; returns `FINISHED`.
 
-        Where the machine is at fault, such as a full disk, that is an interruption: what has ended is on disk.
+        The error is kept in `error`, because Tune would wrap it beyond recognition. A fault of the machine, such as a
+        full disk, counts as an interruption instead: all ended trials are on disk.
         """
         fault = None if isinstance(error, UsageError) else machine_fault(error)
         if fault is not None:
@@ -174,14 +177,14 @@ class SweepSearcher(DriverOnly, Searcher):
         return None if entry is None else self._recorder.start(entry)
 
     def _take_end(self, trial_id: str, report: dict[str, Any] | None, error: bool) -> None:
-        """Record how a trial ended, or hand it out again.
+        """Record how a trial ended, or queue it again.
 
-        When a process dies that was about to take a trial over, Tune gives the trial up at once; it is handed out
-        again. When a process dies after the trial's result is written and before it is reported, the result counts.
-        What is the machine's fault says nothing of the trial's point: it stays unfinished, and Optuna hears nothing.
+        If a reused process dies before it starts the trial, Tune gives the trial up at once; it is queued again. If a
+        process dies after the result is written but before it is reported, the written result counts. After a fault of
+        the machine the trial stays unfinished and is not reported to Optuna, because its point is not to blame.
         """
         if report and report.get("result"):
-            self._state.stopping.pop(trial_id, None)  # its last report was its end
+            self._state.stopping.pop(trial_id, None)  # it ended before it was stopped
             ended = TrialResult.from_dict(json.loads(report["result"]), self._output_dir(trial_id))
             failure = report.get("failure")
             if failure == Failure.MACHINE:
@@ -205,13 +208,13 @@ class SweepSearcher(DriverOnly, Searcher):
             self._finish(self._lost(trial_id))
 
     def _leave_unfinished(self, trial_id: str, fault: str) -> None:
-        """A trial that did not end by itself: the next driver goes on with it."""
+        """Leave a trial unfinished, to be continued when the sweep is resumed."""
         self._state.running.pop(trial_id, None)
         self.left_unfinished.append(trial_id)
         self._announce(f"trial {trial_id}: {fault}; it stays unfinished, and --resume goes on with it")
 
     def _give_trial_up(self, trial_id: str) -> None:
-        """A trial whose process was ended from outside: the next driver goes on with it, unless it is so every time."""
+        """Leave a trial that was killed from outside unfinished, or exclude it after `resources.max_kills` drivers."""
         deaths = self._deaths(trial_id)
         fault = f"{deaths}: {deaths.reason}"
         self._recorder.give_up(trial_id, fault)
@@ -225,7 +228,7 @@ class SweepSearcher(DriverOnly, Searcher):
         )
 
     def _halt(self) -> None:
-        """Start nothing more: the machine would fail it too."""
+        """Start no more trials, because the fault of the machine would end them too."""
         self._halted = True
         self._stop(STOPPED_BY_MACHINE)
 
@@ -237,14 +240,14 @@ class SweepSearcher(DriverOnly, Searcher):
         return deaths.hung if deaths.count else hang_dump(self._output_dir(trial_id)) is not None
 
     def _written_result(self, trial_id: str) -> TrialResult | None:
-        """The result in the folder of a trial that did not report it; one that cannot be read is none."""
+        """Result in the folder of a trial that did not report it; None if there is none or it cannot be read."""
         try:
             return finished_result(self._jobs.job(self._state.trials[trial_id]))
         except (UsageError, RunError):
             return None
 
     def _runs_again_with_more_memory(self, trial_id: str, failure: Failure) -> bool:
-        """A trial that ran out of memory goes on from its checkpoint, with one fewer beside it from now on."""
+        """Queue a trial that ran out of memory again and run one trial fewer at once; False if only one runs."""
         if self._state.concurrency == 1:
             return False
         self._state.concurrency -= 1
@@ -257,7 +260,7 @@ class SweepSearcher(DriverOnly, Searcher):
         return True
 
     def _lost(self, trial_id: str) -> TrialResult:
-        """The result of a trial whose process died too often."""
+        """Failed result of a trial whose process died too often."""
         deaths = self._deaths(trial_id)
         error = f"{deaths}: {deaths.reason}" if deaths.reason else str(deaths)
         if self._is_hung(trial_id):
@@ -268,7 +271,7 @@ class SweepSearcher(DriverOnly, Searcher):
         return self._without_result(trial_id, Status.FAILED, error)
 
     def _without_result(self, trial_id: str, status: Status, error: str) -> TrialResult:
-        """The result of a trial that reported none."""
+        """Result for a trial that reported none."""
         entry = self._state.trials[trial_id]
         return TrialResult(
             trial_id=trial_id,
@@ -296,12 +299,12 @@ class SweepSearcher(DriverOnly, Searcher):
 def report_to_optuna(
     state: SweepState, study: SearchStudy, unreported: list[TrialResult], link: Link = no_link
 ) -> None:
-    """Report ended points to Optuna and drop them from the list; only failures while feasibility is unknown.
+    """Report ended points to Optuna and remove them from the list; only failed ones while feasibility is unknown.
 
     Args:
-        state: the sweep.
-        study: what they are reported to.
-        unreported: results of searched points, all their seeds together.
+        state: the sweep's state.
+        study: study that receives the points.
+        unreported: results of searched points, combined over their seeds; updated in place.
         link: see `SweepSearcher`.
     """
     judgement = state.judgement

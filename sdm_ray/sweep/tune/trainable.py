@@ -1,7 +1,8 @@
-"""The Ray Trainable around `worker.TrialWorker`.
+"""Ray `Trainable` that wraps `worker.TrialWorker`.
 
-The trial keeps its checkpoints in its own folder and resumes from them, so that Tune has none to keep: a trial whose
-process died is begun again with the same job and goes on where it was, and one that had finished reports its result.
+A trial keeps its checkpoints in its own folder and resumes from them, so Tune stores none. If the process of a trial
+dies, Tune starts the same job again: the trial continues from its checkpoint or, if it had finished, reports its
+result.
 """
 
 from __future__ import annotations
@@ -17,21 +18,21 @@ from sdm_ray.sweep.tune.jobs import CACHES, JOB
 
 
 class TrialTrainable(Trainable):
-    """Advances one trial about a second at a time; processes are reused for the next trial."""
+    """Runs one trial in steps of about a second; the process is reused for the next trial."""
 
     def setup(self, config: dict[str, Any]) -> None:
-        """Take a job; the work, imports included, begins with the first step."""
+        """Accept a job; the work, imports included, begins with the first step."""
         self._shared = join(config[CACHES])
         self._worker = TrialWorker(Job.from_json(config[JOB]), self._shared)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Drop the trial that this process ran before and take another."""
+        """Close the previous trial and accept another job."""
         self._worker.close()
         self._worker = TrialWorker(Job.from_json(new_config[JOB]), self._shared)
         return True
 
     def step(self) -> dict[str, Any]:
-        """One report; the last one is marked done and carries the result."""
+        """Advance the trial and return a report; the last one is marked done and contains the result."""
         report = self._worker.advance()
         result = report.result
         return {
@@ -44,11 +45,11 @@ class TrialTrainable(Trainable):
         }
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Nothing: the trial's folder holds its checkpoints."""
+        """Do nothing: the trial's checkpoints are in its own folder."""
 
     def load_checkpoint(self, checkpoint: Any) -> None:
-        """Nothing: the trial finds its checkpoints itself."""
+        """Do nothing: the trial loads its own checkpoints."""
 
     def cleanup(self) -> None:
-        """Close the trial at the yield that it has reached."""
+        """Close the trial's generator at its current yield."""
         self._worker.close()

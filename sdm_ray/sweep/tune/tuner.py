@@ -1,4 +1,4 @@
-"""Ray Tune's part of a sweep: runs the trials that the searcher hands out."""
+"""Runs the trials of a sweep with Ray Tune."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig
 from ray.tune.error import TuneError
 
 from sdm_ray.core.errors import RunError, UsageError
+from sdm_ray.sweep.cluster.failures import classify
 from sdm_ray.sweep.cluster.watch import ClusterWatch
-from sdm_ray.sweep.cluster.worker import classify
 from sdm_ray.sweep.interrupt import StopSwitch
 from sdm_ray.sweep.records.folder import RESUME_HINT
 from sdm_ray.sweep.state.recorder import Recorder
@@ -31,11 +31,11 @@ def run_trials(
     folder: Path,
     watch: ClusterWatch,
 ) -> None:
-    """Run trials until the searcher has none left, the switch is set or Ray is lost, which sets the switch.
+    """Run trials until the searcher has none left, the switch is set, or Ray is lost (which sets the switch).
 
     Raises:
-        UsageError: when the searcher met one.
-        RunError: when Ray, the ledger or Optuna's storage failed.
+        UsageError: if the searcher raised one.
+        RunError: if Ray, the ledger or Optuna's storage failed.
     """
     treat_as_deaths()
     resources = recorder.state.settings.resources
@@ -44,7 +44,7 @@ def run_trials(
         tune_config=TuneConfig(
             search_alg=searcher,
             scheduler=SweepScheduler(recorder, on_error=searcher.give_up),
-            num_samples=-1,  # the searcher says when it is finished
+            num_samples=-1,  # unlimited: the searcher returns FINISHED
             reuse_actors=True,
             trial_name_creator=lambda trial: trial.config[TRIAL],
             trial_dirname_creator=lambda trial: trial.config[TRIAL],
@@ -64,7 +64,7 @@ def run_trials(
             tuner.fit()
     except (TuneError, RayError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not isinstance(error.__cause__, RayError):
-            raise  # a mistake of ours, not a failure of Ray
+            raise  # a bug in this package, not a failure of Ray
         if watch.lost() and searcher.error is None:
             switch.request(STOPPED_BY_MACHINE)
             return
@@ -74,9 +74,9 @@ def run_trials(
 
 
 def stopped_by(error: BaseException) -> Exception:
-    """What ended a sweep before its time, as one sentence that says how to go on."""
+    """Convert the error that ended a sweep early to one with a message that says how to resume."""
     if isinstance(error, UsageError):
         return error
     while type(error).__name__ == "StorageInternalError" and error.__cause__ is not None:
-        error = error.__cause__.__cause__ or error.__cause__  # the database's own error; Optuna guesses at the reason
+        error = error.__cause__.__cause__ or error.__cause__  # the database's error; Optuna's message only guesses
     return RunError(f"the sweep stopped: {classify(error)}; what has ended is kept, {RESUME_HINT}")

@@ -1,1 +1,1 @@
-"""What a person sees of a sweep: its plan, its progress, its status."""
+"""Output for the user: the plan, progress and status of a sweep."""

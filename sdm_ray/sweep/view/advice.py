@@ -1,4 +1,4 @@
-"""What to change in a sweep that has no frontier: its last lines, one for each reason that kept trials off."""
+"""Advice for a sweep whose frontier is empty: one line for each reason that excluded trials."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ CHECKS = {
     "information": "what is hidden is not removed: train longer (trial.train.num_outer_steps), or with a larger "
     "train.blocking weight",
 }
-"""What to change where a check of the audit keeps trials off the frontier."""
+"""Advice by audit check, for trials that the check excluded from the frontier."""
 
 _SEARCHED = re.compile(r"t\d+(-s\d+)?(-final)?$")
 
 
 def what_to_change(settings: SweepSettings, results: Sequence[TrialResult], points: Sequence[Point]) -> list[str]:
-    """Sentences for a sweep whose frontier is empty, one for each reason, the most frequent first.
+    """Advice for a sweep whose frontier is empty, one sentence for each reason, the most frequent first.
 
     Args:
-        settings: the sweep.
-        results: its trials, those that miss a constraint with status `infeasible`.
+        settings: the sweep's settings.
+        results: results of its trials, with status `infeasible` if they violate a constraint.
         points: its points.
     """
-    # Where there was a final attack, it is what counts.
+    # The result of a final attack, if there is one, replaces that of its trial.
     trials = {result.trial_id.removesuffix(FINAL): result for result in results if _SEARCHED.match(result.trial_id)}
     reasons: Counter[str] = Counter()
     for result in trials.values():
@@ -49,7 +49,7 @@ def what_to_change(settings: SweepSettings, results: Sequence[TrialResult], poin
 
 
 def _reasons(settings: SweepSettings, result: TrialResult, points: Sequence[Point]) -> list[str]:
-    """Why a trial is not on the frontier, each with what to change."""
+    """Reasons why a trial is not on the frontier, each with advice."""
     if result.status is Status.FAILED:
         return [f"failed ({result.error}); put that right and go on with --resume"]
     if result.status is Status.STOPPED:
@@ -69,7 +69,7 @@ def _reasons(settings: SweepSettings, result: TrialResult, points: Sequence[Poin
 
 
 def _desired(settings: SweepSettings, points: Sequence[Point]) -> str:
-    """What to change where the desired task is done too badly."""
+    """Advice for trials with too low an accuracy on the desired task."""
     searched = [point.desired for point in points if not point.is_reference and math.isfinite(point.desired)]
     tuned = [point.desired for point in points if point.trial_id == "tuned"]
     drop = settings.search.max_desired_drop

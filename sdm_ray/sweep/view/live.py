@@ -1,4 +1,4 @@
-"""What a person sees while a sweep runs: a table that refreshes in a terminal, plain lines elsewhere, or nothing."""
+"""Views of a running sweep: a live table in a terminal, plain lines elsewhere, or nothing."""
 
 from __future__ import annotations
 
@@ -22,70 +22,70 @@ from sdm_ray.sweep.state.snapshot import Running, Snapshot, times
 
 REFRESH_SECONDS = 0.5
 LINE_SECONDS = 10.0
-"""Plain output gets a line of progress this often, and one for each trial that ends."""
+"""Interval of progress lines in plain output, in addition to a line for each trial that ends."""
 MAX_FRONT = 8
-"""Rows of the front that fit a screen."""
+"""Maximum number of points on the front in the table."""
 MAX_RUNNING = 4
-"""Running trials that plain output names in a line each."""
+"""Maximum number of running trials in plain output, one line each."""
 
 
 class View(Protocol):
-    """Shows a sweep; every call returns fast."""
+    """Interface of views; every call returns fast."""
 
     def start(self, title: str) -> None:
-        """The sweep begins."""
+        """Show that the sweep begins."""
 
     def update(self, snapshot: Callable[[], Snapshot]) -> None:
-        """Something may have changed; called often, so that a view asks for the snapshot only when it draws."""
+        """Show progress; called often, so a view should call `snapshot` only when it draws."""
 
     def finished(self, result: TrialResult, snapshot: Snapshot) -> None:
-        """A trial has ended."""
+        """Show that a trial has ended."""
 
     def message(self, text: str) -> None:
-        """One sentence that must not be missed."""
+        """Show an important message."""
 
     def close(self) -> None:
-        """The sweep has ended; the terminal is as it was."""
+        """Stop the output at the end of the sweep, and restore the terminal."""
 
 
 class SilentView:
-    """Shows nothing and keeps the messages."""
+    """View without output, which stores messages and results."""
 
     def __init__(self) -> None:
         self.messages: list[str] = []
         self.ended: list[TrialResult] = []
 
     def start(self, title: str) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def update(self, snapshot: Callable[[], Snapshot]) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def finished(self, result: TrialResult, snapshot: Snapshot) -> None:
-        """Keep it."""
+        """Store the result."""
         self.ended.append(result)
 
     def message(self, text: str) -> None:
-        """Keep it."""
+        """Store the message."""
         self.messages.append(text)
 
     def close(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 class LinesView:
-    """Plain lines, for logs and pipes."""
+    """View that writes plain lines, for logs and pipes."""
 
     def __init__(self, write: Callable[[str], None] | None = None) -> None:
         self._write = write or (lambda line: print(line, flush=True))
         self._last = time.monotonic()
 
     def start(self, title: str) -> None:
-        """One line."""
+        """Write the title."""
         self._write(title)
 
     def update(self, snapshot: Callable[[], Snapshot]) -> None:
-        """A line every `LINE_SECONDS`."""
+        """Write progress every `LINE_SECONDS`."""
         if time.monotonic() - self._last >= LINE_SECONDS:
             self._last = time.monotonic()
             now = snapshot()
@@ -94,19 +94,19 @@ class LinesView:
                 self._write(f"  {running_line(running)}")
 
     def finished(self, result: TrialResult, snapshot: Snapshot) -> None:
-        """A line for the trial."""
+        """Write a line for the trial."""
         self._write(f"{result_line(result)} | {progress_line(snapshot)}")
 
     def message(self, text: str) -> None:
-        """The sentence."""
+        """Write the message."""
         self._write(text)
 
     def close(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 class LiveView:
-    """A table in the terminal, redrawn in place; messages scroll above it."""
+    """View with a table in the terminal, redrawn in place; messages are printed above it."""
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console()
@@ -114,7 +114,7 @@ class LiveView:
         self._last = 0.0
 
     def start(self, title: str) -> None:
-        """Take the bottom of the terminal."""
+        """Start the live display at the bottom of the terminal."""
         self._live.start()
         self._live.update(Text(f"{title}; starting"), refresh=True)
 
@@ -124,17 +124,17 @@ class LiveView:
             self._draw(snapshot())
 
     def finished(self, result: TrialResult, snapshot: Snapshot) -> None:
-        """Failures and failed checks of the audit leave a line, because the table only counts them."""
+        """Redraw, and print a line for a failure or failed audit checks, which the table only counts."""
         if result.status is Status.FAILED or result.failed_checks:
             self.message(result_line(result))
         self._draw(snapshot)
 
     def message(self, text: str) -> None:
-        """A line above the table."""
+        """Print a line above the table."""
         self._console.print(Text(text))
 
     def close(self) -> None:
-        """Give the terminal back."""
+        """Stop the live display."""
         self._live.stop()
 
     def _draw(self, snapshot: Snapshot) -> None:
@@ -143,12 +143,12 @@ class LiveView:
 
 
 def default_view() -> View:
-    """The table in a terminal, lines elsewhere."""
+    """`LiveView` in a terminal, otherwise `LinesView`."""
     return LiveView() if sys.stdout.isatty() else LinesView()
 
 
 def render(snapshot: Snapshot) -> RenderableType:
-    """The live table: a line of counts, the best points, the references, the running trials."""
+    """Render the live table: a line of counts, the references, the best points, and the running trials."""
     parts: list[RenderableType] = [Text(progress_line(snapshot), style="bold")]
     points = _points_table(snapshot)
     if points.row_count:
@@ -160,7 +160,7 @@ def render(snapshot: Snapshot) -> RenderableType:
 
 
 def progress_line(snapshot: Snapshot) -> str:
-    """Counts, time left and the best point in one line."""
+    """Format counts, remaining time and the best point in one line."""
     parts = progress_counts(snapshot)
     parts.insert(1, f"{len(snapshot.running)} running")
     left = snapshot.seconds_left
@@ -177,7 +177,7 @@ def progress_line(snapshot: Snapshot) -> str:
 
 
 def progress_counts(snapshot: Snapshot) -> list[str]:
-    """How many points and references' trials have ended, and how, as phrases."""
+    """Phrases with the numbers of ended points by status, and of ended trials of references."""
     ended = (Status.FAILED, Status.INFEASIBLE, Status.STOPPED)
     referred = f"{snapshot.num_references_done}/{snapshot.num_references}"
     if not snapshot.num_trials:
@@ -190,7 +190,7 @@ def progress_counts(snapshot: Snapshot) -> list[str]:
 
 
 def result_line(result: TrialResult) -> str:
-    """How a trial ended, in one line."""
+    """Format a trial's result in one line."""
     name = result.trial_id
     if not _names_method(name, result.method):
         name += f" ({result.method})"
@@ -204,9 +204,9 @@ def result_line(result: TrialResult) -> str:
 
 
 def running_line(running: Running) -> str:
-    """What a running trial is doing."""
+    """Format a running trial's stage and progress in one line."""
     entry, share = running.entry, ""
-    if running.total and running.stage != WAIT:  # nobody knows how long a wait is
+    if running.total and running.stage != WAIT:  # the length of a wait is unknown
         share = f" {running.share:.0%}"
     retries = f", started {times(running.retries + 1)}" if running.retries else ""
     name = entry.trial_id if _names_method(entry.trial_id, entry.method) else f"{entry.trial_id} {entry.method}"
@@ -214,12 +214,12 @@ def running_line(running: Running) -> str:
 
 
 def _names_method(trial_id: str, method: str) -> bool:
-    """Whether a trial's id says its method already: `tuned`, `tuned-s1`."""
+    """Whether a trial's id already contains its method: `tuned`, `tuned-s1`."""
     return trial_id == method or trial_id.startswith(f"{method}-")
 
 
 def clock(seconds: float) -> str:
-    """Seconds as 42 s, 3 min 05 s or 2 h 10 min."""
+    """Format seconds as 42 s, 3 min 05 s or 2 h 10 min."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"

@@ -1,4 +1,4 @@
-"""What a sweep would do and cost, before it does anything."""
+"""Plan of a sweep before it starts: number of trials, resources and expected time."""
 
 from __future__ import annotations
 
@@ -21,35 +21,37 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class SweepPlan:
-    """Counts, resources and, where they were measured, seconds."""
+    """Numbers of trials, resources and, given a probe, expected times."""
 
     num_points: int
     num_trials: int
-    """Of the search, seeds included."""
+    """Number of searched trials, counting seeds."""
     num_references: int
-    """Seeds included."""
+    """Number of trials of references and variants, counting seeds."""
     num_finals: int
-    """Models of the final stage, seeds included."""
+    """Maximum number of final attacks, counting seeds."""
     num_at_once: int
+    """Number of trials that run at once."""
     resources: dict[str, float]
-    """Of the cluster."""
+    """Resources of the cluster, by name."""
     probe: Probe | None
+    """Measured cost of training and attack steps; None if not measured."""
     seconds: float | None
-    """Expected wall-clock seconds of the whole, with `num_at_once` trials at once; None without a probe."""
+    """Expected wall-clock seconds of the sweep, with `num_at_once` trials at once; None without a probe."""
     trial_seconds: dict[str, float]
-    """Expected seconds of a trial's parts: `training`, `attack`, `rungs`, `final`."""
+    """Expected seconds of a trial's parts: `training`, `attack`, `rungs`, `final`; empty without a probe."""
 
 
 def plan_sweep(settings: SweepSettings, *, probe: Probe | None) -> SweepPlan:
-    """Work out how many trials a sweep has, how many run at once and how long it would take.
+    """Compute how many trials a sweep has, how many run at once, and how long it takes.
 
     Args:
-        settings: the sweep; its cluster is asked for its resources where it names one.
-        probe: what a trial costs on one process of the cluster, if that is known.
+        settings: the sweep's settings; an external cluster is queried for its resources.
+        probe: measured cost of a trial in one process of the cluster, if known.
 
     Raises:
-        UsageError: when the sweep cannot work as asked, or a trial would never fit.
-        RunError: when the cluster does not answer.
+        UsageError: if the sweep's settings are invalid, or the cluster is too small for a trial.
+        RunError: if the cluster does not answer.
     """
     check_sweep(settings)
     resources = _resources(settings)
@@ -81,7 +83,7 @@ def plan_sweep(settings: SweepSettings, *, probe: Probe | None) -> SweepPlan:
 
 
 def describe(plan: SweepPlan, settings: SweepSettings) -> list[str]:
-    """The plan in lines."""
+    """Format the plan as lines."""
     search, seeds = settings.search, settings.search.num_seeds
     conditional = sum(bool(distribution.when) for distribution in settings.space.values())
     lines = [

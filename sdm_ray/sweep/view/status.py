@@ -1,4 +1,4 @@
-"""Where a sweep stands, from its folder alone: while it runs, after it, or after its driver was killed."""
+"""Status of a sweep, from its folder only: while it runs, after it has ended, or after its driver was killed."""
 
 from __future__ import annotations
 
@@ -22,31 +22,31 @@ from sdm_ray.sweep.view.live import clock, progress_counts, result_line
 
 @dataclass(frozen=True, kw_only=True)
 class SweepStatus:
-    """What a sweep's folder says."""
+    """Status of a sweep."""
 
     folder: Path
     snapshot: Snapshot
     points: list[Point]
     unfinished: list[str]
-    """Trials that began and have not ended."""
+    """Ids of trials that have begun and still have to end."""
     num_missing: int
-    """Trials that still have to run, begun or not."""
+    """Number of trials that still have to run, whether they have begun or not."""
     failures: list[TrialResult]
-    """Trials that failed, and those that failed a check of the audit."""
+    """Results of trials that failed, or that failed a check of the audit."""
     infrastructure: dict[str, str]
-    """Why trials are left out that were ended from outside too often, by id."""
+    """Reasons for the deaths of trials that are excluded after too many external kills, by id."""
     damaged: list[str]
-    """Lines of the ledger that cannot be read and are left out, each with the reason."""
+    """Ledger lines that cannot be read and are skipped, each with the reason."""
     holder: str | None
-    """The process that runs it."""
+    """Description of the process that runs the sweep; None if none does."""
 
     @property
     def state(self) -> str:
-        """`running`, `interrupted` (trials are missing and nobody runs them) or `complete`."""
+        """`running`, `interrupted` (trials are missing and no driver runs) or `complete`."""
         return "running" if self.holder is not None else "interrupted" if self.num_missing else "complete"
 
     def to_json(self) -> dict[str, Any]:
-        """For programs: plain values, NaN where an accuracy was not measured."""
+        """Status as plain values for programs; accuracies that were not measured are NaN."""
         snapshot = self.snapshot
         return {
             "sweep": snapshot.name,
@@ -74,7 +74,7 @@ class SweepStatus:
         }
 
     def lines(self) -> list[str]:
-        """For people."""
+        """Status as lines of text for the user."""
         parts = [*progress_counts(self.snapshot), f"{clock(self.snapshot.elapsed_seconds)} in all"]
         if self.snapshot.front:
             parts.append(f"hypervolume {hypervolume(self.points):.4f}")
@@ -94,18 +94,18 @@ class SweepStatus:
 
 
 class Listed(NamedTuple):
-    """A sweep among others."""
+    """An entry in a list of sweeps."""
 
     folder: Path
     changed: float
-    """When its ledger last changed, as seconds since 1970."""
+    """Modification time of the ledger, in seconds since 1970; of the settings file if there is no ledger."""
     status: SweepStatus | None
     problem: str = ""
-    """Why its status cannot be read."""
+    """Error message if the status cannot be read."""
 
 
 def list_sweeps(folder: Path) -> list[Listed]:
-    """All sweeps in a folder, the one that changed last first; one that cannot be read is listed with the reason."""
+    """All sweeps in a folder, the latest change first; sweeps that cannot be read are listed with the reason."""
     found = []
     for file in folder.glob(f"*/{SETTINGS}"):
         ledger = file.parent / LEDGER
@@ -118,11 +118,11 @@ def list_sweeps(folder: Path) -> list[Listed]:
 
 
 def read_status(folder: Path) -> SweepStatus:
-    """Read a sweep's folder; a running driver is not disturbed.
+    """Read the status from a sweep's folder, without affecting a running driver.
 
     Raises:
-        UsageError: when its settings cannot be read.
-        RunError: when its ledger cannot be read; damaged lines are left out and listed.
+        UsageError: if the settings cannot be read.
+        RunError: if the ledger cannot be read; damaged lines are skipped and listed.
     """
     settings = begun_settings(folder)
     record = read_record(folder, around=True)

@@ -18,9 +18,10 @@ import sdm_ray.attack.engine.executor as execute_module
 import sdm_ray.attack.engine.stack as batch_module
 from sdm_ray.attack.engine.executor import Executor
 from sdm_ray.attack.engine.optim import OPTIMIZERS, SCALE_FREE, rate_factors
+from sdm_ray.attack.engine.plan import Plan
 from sdm_ray.attack.engine.rows import Rows
 from sdm_ray.attack.engine.scoring import forward_options, trunk_features
-from sdm_ray.attack.engine.stack import HEAD, Plan, Trained, train_heads, train_stack
+from sdm_ray.attack.engine.stack import HEAD, Trained, train_heads, train_stack
 from sdm_ray.attack.families import Attacker
 from sdm_ray.attack.families.lora import ALPHA
 from sdm_ray.core.types import Split, Task

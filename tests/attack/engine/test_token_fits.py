@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sdm_ray.attack.engine import token_fits as fits
-from sdm_ray.attack.engine.stack import AttackTimeoutError
+from sdm_ray.attack.engine.plan import AttackTimeoutError
 from sdm_ray.core.types import Params
 from tests.fakes import token_fits as reference
 

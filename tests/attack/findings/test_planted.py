@@ -12,7 +12,8 @@ import torch
 from sdm_ray.attack.engine.token_readers import TokenReaders
 from sdm_ray.attack.families.token_probe import NAME_READINGS
 from sdm_ray.attack.findings import information
-from sdm_ray.attack.findings.audit import INFORMATION_MARGIN, Check, audit
+from sdm_ray.attack.findings.audit import audit
+from sdm_ray.attack.findings.checks import INFORMATION_MARGIN, Check
 from sdm_ray.attack.findings.information import Site, Told, balanced_with_error, beside, measure_information
 from sdm_ray.attack.findings.signals import measure_signals
 from sdm_ray.attack.protocol import AttackReport, attack_model

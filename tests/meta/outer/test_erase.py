@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -30,20 +32,31 @@ World = tuple[Any, Any]
 
 
 @pytest.fixture(params=["modernbert", "bert"])
-def world(request: pytest.FixtureRequest, data_settings: DataSettings) -> World:
-    name = "encoder_folder" if request.param == "modernbert" else "bert_folder"
-    return text_world(request.getfixturevalue(name), data_settings)
+def world(request: pytest.FixtureRequest) -> World:
+    found_world: World = request.getfixturevalue(request.param)
+    return found_world
 
 
-@pytest.fixture
-def bert(bert_folder: Path, data_settings: DataSettings) -> World:
-    return text_world(bert_folder, data_settings)
+@pytest.fixture(scope="module")
+def modernbert(encoder_folder: Path, data_file: Path) -> World:
+    return text_world(encoder_folder, DataSettings(source=str(data_file), max_length=24))
 
 
-@pytest.fixture(autouse=True)
-def short_readers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(erase_module, "READER_STEPS", 30)
-    monkeypatch.setattr(erase_module, "READER_BATCH", 64)
+@pytest.fixture(scope="module")
+def bert(bert_folder: Path, data_file: Path) -> World:
+    return text_world(bert_folder, DataSettings(source=str(data_file), max_length=24))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_readers() -> Iterator[None]:
+    with mock.patch.multiple(erase_module, READER_STEPS=30, READER_BATCH=64):
+        yield
+
+
+@pytest.fixture(scope="module")
+def erasure(bert: World, short_readers: None) -> Erasure:
+    """Of two directions, found once for all trainings."""
+    return found(bert).erasure
 
 
 def found(world: World, seed: int = 0, **settings: Any) -> FoundErasure:
@@ -231,9 +244,8 @@ def settings_of(name: str, **changes: Any) -> TrainSettings:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_training_keeps_it(bert: World, name: str) -> None:
+def test_training_keeps_it(bert: World, erasure: Erasure, name: str) -> None:
     trunk, data = bert
-    erasure = found(bert).erasure
     trainer = Trainer(settings_of(name), trunk=trunk, data=data, seed=0, erasure=erasure)
     start, _ = trainer.weights()
     assert leak(bert, erasure, start) < 1e-4, "the inner loops start from it"
@@ -259,9 +271,8 @@ def test_weights_that_read_make_nothing_of_it_where_that_is_asked(world: World) 
     assert EraseSettings(reads=True).identity()["reads"] is True
 
 
-def test_persistent_adversaries_start_from_it(bert: World) -> None:
+def test_persistent_adversaries_start_from_it(bert: World, erasure: Erasure) -> None:
     trunk, data = bert
-    erasure = found(bert).erasure
     step = OuterStep(settings_of("pool"), trunk=trunk, data=data, generators=Generators(0, GENERATORS), erasure=erasure)
     members = step.adversaries.pool.members
     assert all(float(member.delta.abs().max()) == 0 for member in members if member.delta is not None)
@@ -274,11 +285,11 @@ def test_taking_it_out_waits_for_no_device(world: World) -> None:
         erasure.apply(params)
 
 
-def test_a_resumed_training_keeps_it_to_the_bit(bert: World, tmp_path: Path) -> None:
+def test_a_resumed_training_keeps_it_to_the_bit(bert: World, erasure: Erasure, tmp_path: Path) -> None:
     """Even where directions were found anew and differ."""
     trunk, data = bert
     settings = settings_of("pool", num_outer_steps=8, checkpoint_every_steps=4)
-    erasure, other = found(bert).erasure, found(bert, seed=1).erasure
+    other = found(bert, seed=1).erasure
     straight, _ = drive(Trainer(settings, trunk=trunk, data=data, seed=0, erasure=erasure))
     drive(Trainer(settings, trunk=trunk, data=data, seed=0, erasure=erasure, checkpoint_dir=tmp_path), 4)
     again = Trainer(settings, trunk=trunk, data=data, seed=0, erasure=other, checkpoint_dir=tmp_path)

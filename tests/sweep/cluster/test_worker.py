@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 import subprocess
 import sys
 import threading
@@ -16,11 +14,12 @@ import pytest
 import torch
 
 from sdm_ray.config import TrialSettings
-from sdm_ray.core.errors import RunError, UsageError
+from sdm_ray.core.errors import UsageError
 from sdm_ray.core.lock import FolderLock
 from sdm_ray.core.metric_names import Metric
 from sdm_ray.core.result import Status, TrialResult
-from sdm_ray.sweep.cluster.worker import Failure, Job, TrialWorker, check_function, classify, failure_of
+from sdm_ray.sweep.cluster.functions import check_function
+from sdm_ray.sweep.cluster.worker import Job, TrialWorker
 from tests import ROOT
 from tests.fakes import sweep as sweep_fakes
 
@@ -118,7 +117,8 @@ def test_no_process_imports_more_than_it_needs() -> None:
     """The driver checks a trial's function without torch; a process is reset for a trial without torch's compiler."""
     code = """
 import sys
-from sdm_ray.sweep.cluster.worker import check_function, pristine_process
+from sdm_ray.sweep.cluster.functions import check_function
+from sdm_ray.sweep.cluster.worker import pristine_process
 check_function("sdm_ray.trial.run:iterate_trial")
 assert "sdm_ray.trial" not in sys.modules and "torch" not in sys.modules
 pristine_process(0, 1, None)
@@ -158,47 +158,6 @@ def test_a_dying_process_is_waited_for(tmp_path: Path) -> None:
     assert time.monotonic() - start >= 0.5
 
 
-@pytest.mark.parametrize(
-    ("error", "words"),
-    [
-        (UsageError("no such column"), "no such column"),
-        (RunError("diverged\nat step 3"), "diverged at step 3"),
-        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "model"), "No space left on device: model"),
-        (MemoryError(), "out of memory"),
-        (torch.OutOfMemoryError("CUDA out of memory."), "out of GPU memory"),
-        (ValueError("x" * 1000), "ValueError: " + "x" * 300),
-    ],
-)
-def test_reasons_are_one_line(error: Exception, words: str) -> None:
-    reason = classify(error)
-    assert reason.startswith(words)
-    assert len(reason) < 400
-    assert "\n" not in reason
-
-
 def test_a_trial_gets_samplers_where_it_takes_a_context(tmp_path: Path) -> None:
     assert run(TrialWorker(job(tmp_path, "surrounded"))).status is Status.COMPLETE
     assert json.loads((tmp_path / "t0009" / "samplers.json").read_text()) == ["sobol", "tpe"]
-
-
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO])
-def test_a_fault_of_the_machine_is_told_from_one_of_the_trial(number: int) -> None:
-    """Also where it was made a sentence of, or where a library has an error of its own for it."""
-    raised = OSError(number, "it broke", "file")
-    assert failure_of(raised) is Failure.MACHINE
-    for cause in (None, raised):
-        with pytest.raises(RunError) as caught:
-            raise_sentence(raised, cause)
-        assert failure_of(caught.value) is Failure.MACHINE
-        assert classify(caught.value) == "cannot write"
-    assert failure_of(Exception(f"I/O error: broken (os error {number})")) is Failure.MACHINE
-    assert failure_of(OSError(errno.ENOENT, "no such file")) is None
-    assert failure_of(RunError("training diverged")) is None
-
-
-def raise_sentence(raised: OSError, cause: OSError | None) -> None:
-    """As code that writes does."""
-    try:
-        raise raised
-    except OSError:
-        raise RunError("cannot write") from cause

@@ -22,19 +22,11 @@ from sdm_ray.sweep.state.recorder import Recorder
 from sdm_ray.sweep.state.state import SweepState
 from sdm_ray.sweep.view.live import progress_counts
 from tests.fakes import sweep as sweep_fakes
+from tests.fakes.results import accuracies, trial_result
 
 
 def result(trial_id: str, desired: float, harmful: float = 0.5, **more: Any) -> TrialResult:
-    values: dict[str, Any] = {
-        "trial_id": trial_id,
-        "config_hash": "0",
-        "method": "mlac",
-        "seed": 0,
-        "status": Status.COMPLETE,
-        "metrics": {str(Metric.DESIRED_ACCURACY): desired, str(Metric.HARMFUL_WORST_ACCURACY): harmful},
-        "output_dir": Path(trial_id),
-    }
-    return TrialResult(**{**values, **more})
+    return trial_result(trial_id, **{"metrics": accuracies(desired, harmful), **more})
 
 
 def make_state(folder: Path, **changes: Any) -> SweepState:

@@ -13,7 +13,9 @@ import pytest
 
 from sdm_ray.core.metric_names import Metric
 from sdm_ray.core.result import Status, TrialResult
-from sdm_ray.sweep.cluster.worker import HANG, Failure, Job, TrialWorker
+from sdm_ray.sweep.cluster.failures import Failure
+from sdm_ray.sweep.cluster.watchdog import HANG
+from sdm_ray.sweep.cluster.worker import Job, TrialWorker
 from sdm_ray.sweep.search.study import SearchStudy
 from sdm_ray.sweep.state.recorder import Recorder
 from sdm_ray.sweep.tune.callbacks import SweepScheduler
@@ -21,6 +23,7 @@ from sdm_ray.sweep.tune.deaths import KILLED, NODE_LOST
 from sdm_ray.sweep.tune.jobs import JOB, TRIAL, JobMaker
 from sdm_ray.sweep.tune.searcher import FINISHED, STOPPED_BY_MACHINE, SweepSearcher
 from tests.fakes import sweep as sweep_fakes
+from tests.fakes.results import trial_result
 
 
 class Driven:
@@ -65,10 +68,8 @@ def run(job: Job) -> TrialResult:
 
 def failed(folder: Path) -> TrialResult:
     """What a worker reports of a trial that failed."""
-    return TrialResult(
-        trial_id="t0000", config_hash="", method="mlac", seed=0, status=Status.FAILED, metrics={}, output_dir=folder,
-        error="out of memory: lower the batch sizes",
-    )  # fmt: skip
+    error = "out of memory: lower the batch sizes"
+    return trial_result("t0000", status=Status.FAILED, output_dir=folder, error=error)
 
 
 @pytest.mark.parametrize("has_begun", [True, False])

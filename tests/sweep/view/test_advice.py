@@ -7,26 +7,18 @@ from typing import Any
 
 import pytest
 
-from sdm_ray.attack.findings import audit
+from sdm_ray.attack.findings import audit, checks
 from sdm_ray.core.metric_names import Metric
 from sdm_ray.core.result import Status, TrialResult
 from sdm_ray.frontier.points import Point, point_from_result
 from sdm_ray.sweep.view.advice import CHECKS, what_to_change
 from tests.fakes import sweep as sweep_fakes
+from tests.fakes.results import accuracies, trial_result
 
 
 def result(trial_id: str, desired: float = 0.9, **more: Any) -> TrialResult:
-    metrics = {str(Metric.DESIRED_ACCURACY): desired, str(Metric.HARMFUL_WORST_ACCURACY): 0.6}
-    return TrialResult(
-        trial_id=trial_id,
-        config_hash="0",
-        method="mlac",
-        seed=0,
-        status=more.pop("status", Status.COMPLETE),
-        metrics=metrics | more.pop("metrics", {}),
-        output_dir=Path(trial_id),
-        **more,
-    )
+    metrics = accuracies(desired, 0.6) | more.pop("metrics", {})
+    return trial_result(trial_id, metrics=metrics, **more)
 
 
 def lines(results: list[TrialResult], **changes: Any) -> list[str]:
@@ -38,7 +30,7 @@ def lines(results: list[TrialResult], **changes: Any) -> list[str]:
 def test_every_check_has_its_remedy() -> None:
     empty = audit.Audit(checks=())
     assert empty.passed
-    source = Path(str(audit.__file__)).read_text(encoding="utf-8")
+    source = Path(str(checks.__file__)).read_text(encoding="utf-8")
     named = {part.split('"')[0] for part in source.split('name="')[1:]}
     assert named == CHECKS.keys()
 

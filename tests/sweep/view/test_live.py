@@ -4,33 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import io
-from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
 from sdm_ray.config.train import Method
-from sdm_ray.core.metric_names import Metric
 from sdm_ray.core.result import Status, TrialResult
 from sdm_ray.frontier.points import Point
 from sdm_ray.sweep.state.ledger import Entry
 from sdm_ray.sweep.state.snapshot import Running, Snapshot
 from sdm_ray.sweep.view.live import LinesView, LiveView, clock, render, result_line, running_line
+from tests.fakes.results import accuracies, trial_result
 
 
 def result(trial_id: str, status: Status, error: str | None = None) -> TrialResult:
-    metrics = {str(Metric.DESIRED_ACCURACY): 0.96, str(Metric.HARMFUL_WORST_ACCURACY): 0.8}
-    return TrialResult(
-        trial_id=trial_id,
-        config_hash="0",
-        method="mlac",
-        seed=0,
-        status=status,
-        metrics=metrics,
-        output_dir=Path(trial_id),
-        error=error,
-    )
+    return trial_result(trial_id, status=status, metrics=accuracies(0.96, 0.8), error=error)
 
 
 SNAPSHOT = Snapshot(
