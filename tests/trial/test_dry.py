@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sdm_ray.config import TrialSettings
+from sdm_ray.config import TermSettings, TrialSettings, override
 from sdm_ray.core.errors import UsageError
 from sdm_ray.models.trunk import Trunk
 from sdm_ray.trial.workspace import check_inputs
@@ -84,3 +84,14 @@ def test_an_encoder_that_would_fail_in_training_is_refused_before_it(
 
 def test_a_sound_encoder_passes(settings: TrialSettings) -> None:
     assert set(check_inputs(settings)) == {"data", "encoder"}
+
+
+def test_terms_that_encoder_or_data_do_not_allow_are_refused_together(settings: TrialSettings) -> None:
+    """Those of the trial, and those that variants and a search would compute."""
+    own = {"train.blocking": {"representation_noise": 1}, "train.terms.representation_noise_layers": [0, 9]}
+    searched = ({"collapse"}, TermSettings(collapse_class=99))
+    with pytest.raises(UsageError) as refusal:
+        check_inputs(override(settings, own), terms=[searched])
+    assert "representation_noise_layers names hidden state 9, but the encoder has 0 to" in str(refusal.value)
+    assert "collapse_class is 99, but the desired task has classes 0 to" in str(refusal.value)
+    check_inputs(override(settings, {**own, "train.blocking": {"weight_distance": 1}}))
