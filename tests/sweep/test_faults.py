@@ -55,14 +55,14 @@ class Driver:
                 start_new_session=True,
             )
 
-    def wait_for(self, condition: Callable[[], bool], seconds: float = 120) -> None:
+    def wait_for(self, condition: Callable[[], bool], seconds: float = 300) -> None:
         deadline = time.monotonic() + seconds
         while not condition():
             assert self.process.poll() is None, self.output.read_text()
             assert time.monotonic() < deadline, self.output.read_text()
             time.sleep(0.05)
 
-    def outcome(self, seconds: float = 120) -> dict[str, Any]:
+    def outcome(self, seconds: float = 300) -> dict[str, Any]:
         assert self.process.wait(seconds) == 0, self.output.read_text()
         outcome: dict[str, Any] = json.loads(self.output.read_text().splitlines()[-1])
         return outcome

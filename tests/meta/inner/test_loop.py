@@ -183,6 +183,7 @@ class Joint(nn.Module):
     def __init__(self, trunk: Any, head: Tensor) -> None:
         super().__init__()
         self.trunk, self.head = trunk, nn.Parameter(head.detach().clone())
+        self.zero_grad()  # several tests share the trunk
 
     def forward(self, batch: Batch) -> Tensor:
         return self.trunk(*batch.inputs) @ self.head.T
