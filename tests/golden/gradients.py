@@ -131,7 +131,14 @@ def term_case(name: str) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         return draw(7), lambda x: chosen.function(x, other)
     if chosen.reads == "masked_lm":
         return draw(5, 3), lambda x: chosen.function(x, labels)
-    if chosen.reads == "hidden_states":
+    if chosen.reads == "weights":
+        other = draw(7)
+        return draw(7), lambda x: chosen.function(x, other, None)
+    if chosen.reads == "harmful_step":
+        return draw(2), lambda x: chosen.function(*x)
+    if chosen.reads == "desired_after_step":
+        return draw(4, 5, 3), lambda x: chosen.function(trajectory(x, labels), 1)
+    if chosen.reads in ("hidden_states", "harmful_hidden"):
         other, mask = draw(3, 2, 4, 6), torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
         return draw(3, 2, 4, 6), lambda x: chosen.function(x, other, mask)
     return draw(4, 5, 3), lambda x: chosen.function(trajectory(x, labels))
