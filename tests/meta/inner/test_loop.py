@@ -117,9 +117,20 @@ def test_gradients_equal_finite_differences(trunk: Any, changes: dict[str, Any])
             assert (gradients[name] * direction).sum().item() == pytest.approx(expected, rel=5e-4), (mode, name)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam", "adamw", "rmsprop"])
-@pytest.mark.parametrize("kind", KINDS, ids=str)
-@pytest.mark.parametrize(("trunk", "clip"), [("mlp", 100.0), ("mlp", 0.3), ("bert", 0.3)], indirect=["trunk"])
+OPTIMIZERS = ("sgd", "momentum", "adam", "adamw", "rmsprop")
+
+
+@pytest.mark.parametrize(
+    ("trunk", "clip", "optimizer", "kind"),
+    [
+        *(("mlp", clip, optimizer, kind) for clip in (100.0, 0.3) for optimizer in OPTIMIZERS for kind in KINDS),
+        # What an optimiser does is the same for every trunk: each is tried on the larger one once, and each kind too.
+        *(("bert", 0.3, optimizer, KINDS[index % len(KINDS)]) for index, optimizer in enumerate(OPTIMIZERS)),
+        *(("bert", 0.3, "adam", kind) for index, kind in enumerate(KINDS) if index != 2),
+    ],
+    ids=str,
+    indirect=["trunk"],
+)
 def test_adjoint_equals_unrolled(trunk: Any, optimizer: str, kind: dict[str, Any], clip: float) -> None:
     model = FlatModel(trunk)
     found = {
