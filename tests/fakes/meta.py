@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +165,22 @@ def train_settings(**values: Any) -> TrainSettings:
         "checkpoint_every_steps": 5,
     }  # fmt: skip
     return TrainSettings.model_validate({**common, **values})
+
+
+def interrupted_and_straight(
+    settings: TrainSettings, trunk: Callable[[], Any], folder: Path
+) -> tuple[TrainOutcome, TrainOutcome]:
+    """Outcomes of a training that is stopped past its 8th step and resumed, and of one that runs through."""
+
+    def trainer(checkpoint_dir: Path | None) -> Trainer:
+        return Trainer(settings, trunk=trunk(), data=FakeData(), seed=0, checkpoint_dir=checkpoint_dir)
+
+    drive(trainer(folder), stop_at=8)
+    resumed, _ = drive(trainer(folder))
+    straight, _ = drive(trainer(None))
+    assert resumed is not None
+    assert straight is not None
+    return resumed, straight
 
 
 def drive(trainer: Trainer, stop_at: int | None = None) -> tuple[TrainOutcome | None, list[Progress]]:

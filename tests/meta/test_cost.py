@@ -14,7 +14,7 @@ from sdm_ray.core.metric_names import Metric
 from sdm_ray.meta.checkpoint import load_checkpoint
 from sdm_ray.meta.cost import NUM_MEASURED, TrainingCost, added
 from sdm_ray.meta.trainer import Trainer
-from tests.fakes.meta import FakeData, MlpTrunk, drive, train, train_settings
+from tests.fakes.meta import FakeData, MlpTrunk, drive, interrupted_and_straight, train, train_settings
 
 TEXTS, FLOPS = str(Metric.COST_TRAIN_TEXTS), str(Metric.COST_TRAIN_FLOPS)
 POOL = {"size": 2, "lifespan_steps": 40, "subset_size": 20, "steps_per_turn": 2}
@@ -76,15 +76,7 @@ def test_an_interrupted_training_cost_what_an_undisturbed_one_does(tmp_path: Pat
     """With `auto`, the first step after an interruption measures memory anew and may cost something else."""
     adversary = {"num_steps": 3, "num_steps_min": 1, "batch_sizes": [4, 8]}
     settings = train_settings(adversary=adversary, gradient_mode="adjoint")
-
-    def trainer(folder: Path | None) -> Trainer:
-        return Trainer(settings, trunk=MlpTrunk(), data=FakeData(), seed=0, checkpoint_dir=folder)
-
-    drive(trainer(tmp_path), stop_at=8)
-    resumed, _ = drive(trainer(tmp_path))
-    straight, _ = drive(trainer(None))
-    assert resumed is not None
-    assert straight is not None
+    resumed, straight = interrupted_and_straight(settings, MlpTrunk, tmp_path)
     assert resumed.costs == straight.costs
 
 

@@ -20,8 +20,8 @@ from sdm_ray.models.stream import stream_of
 from sdm_ray.models.trunk import Trunk
 
 NOTHING = 1e-2
-"""Largest variance of a missing direction, relative to the median variance of the wider half. Pretrained encoders have
-none below 1.5e-2; directions that were erased, and then filled with a little noise, stay below this bound."""
+"""Largest variance of a missing direction, relative to the median variance of the wider half. The built-in encoder and
+MiniLM have none below 1.5e-2; directions that were erased, and then filled with a little noise, stay below it."""
 TOKENS_PER_DIMENSION = 4
 """Tokens per dimension of the stream that are needed to detect missing directions."""
 MOST_MATRICES = 12

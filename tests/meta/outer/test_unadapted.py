@@ -19,9 +19,9 @@ from sdm_ray.meta.objectives import TERMS, representation_noise
 from sdm_ray.meta.outer.plan import Plan
 from sdm_ray.meta.outer.step import OuterStep
 from sdm_ray.meta.outer.unadapted import Point, Unadapted
-from sdm_ray.meta.trainer import GENERATORS, Trainer
+from sdm_ray.meta.trainer import GENERATORS
 from tests import ROOT
-from tests.fakes.meta import FakeData, MlpTrunk, drive, train, train_settings
+from tests.fakes.meta import FakeData, MlpTrunk, interrupted_and_straight, train, train_settings
 
 TERM_NAMES = ["weight_distance", "harmful_midpoint", "harmful_reduction", "collapse", "desired_well_conditioning"]
 STEPPED = ["harmful_reduction", "collapse"]
@@ -270,14 +270,6 @@ def test_terms_and_their_settings_leave_earlier_hashes_as_they_are() -> None:
 
 def test_an_interrupted_training_ends_to_the_bit_as_one_that_was_not(tmp_path: Path) -> None:
     settings = train_settings(blocking=dict.fromkeys([*TERM_NAMES, "representation_noise"], 0.5))
-
-    def trainer(folder: Path | None) -> Trainer:
-        return Trainer(settings, trunk=LayeredTrunk(), data=FakeData(), seed=0, checkpoint_dir=folder)
-
-    drive(trainer(tmp_path), stop_at=8)
-    resumed, _ = drive(trainer(tmp_path))
-    straight, _ = drive(trainer(None))
-    assert resumed is not None
-    assert straight is not None
+    resumed, straight = interrupted_and_straight(settings, LayeredTrunk, tmp_path)
     assert resumed.log == straight.log
     assert all(torch.equal(resumed.params[name], value) for name, value in straight.params.items())
