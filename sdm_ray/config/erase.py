@@ -11,13 +11,17 @@ DEFAULT_DIRECTIONS = 6
 
 
 class EraseSettings(Settings):
-    """Directions that predict the harmful label; they are found on meta-training and removed from the residual
-    stream."""
+    """Directions that predict the harmful label, alone or in products; they are found on meta-training and removed from
+    the residual stream."""
 
-    LATER: ClassVar[frozenset[str]] = frozenset({"reads"})
+    LATER: ClassVar[frozenset[str]] = frozenset({"reads", "num_products"})
 
     num_directions: NonNegativeInt = 0
     """Number of directions to remove, one after the other; 0 for none. The default of method `erase` is 6."""
+    num_products: NonNegativeInt = 0
+    """Number of pairs of directions to remove before these, for labels that depend on the combination of a name's two
+    tokens, which no single direction predicts. The search ends early when products predict the label of held-out names
+    no better than chance. Needs texts with names at known positions."""
     sites: tuple[NonNegativeInt, ...] = ()
     """Hidden states in which directions are searched, 0 for the embeddings; empty for all."""
     estimator: Literal["means", "leace"] = "means"
@@ -38,6 +42,10 @@ class EraseSettings(Settings):
     reads: bool = False
     """Whether to also project the weights that read the stream. The model's outputs do not change, but these weights
     were trained while the directions were present, and otherwise still depend on them."""
+
+    def is_on(self) -> bool:
+        """Whether any direction is removed."""
+        return bool(self.num_directions or self.num_products)
 
 
 __all__ = ["DEFAULT_DIRECTIONS", "EraseSettings"]

@@ -228,13 +228,14 @@ class TrainSettings(Settings):
 
     @model_validator(mode="after")
     def _erases_what_it_says(self) -> Self:
-        if self.method == "erase" and not self.erase.num_directions:
+        if self.method == "erase" and not self.erase.is_on():
             raise ValueError(
                 "method 'erase' takes directions out: set erase.num_directions above 0, or take method 'tuned'"
             )
-        if self.erase.num_directions and self.method not in ERASING:
+        if self.erase.is_on() and self.method not in ERASING:
+            name = "num_directions" if self.erase.num_directions else "num_products"
             raise ValueError(
-                f"method '{self.method}' erases nothing, but erase.num_directions is {self.erase.num_directions}: set "
+                f"method '{self.method}' erases nothing, but erase.{name} is {getattr(self.erase, name)}: set "
                 f"it to 0, or take one of {', '.join(ERASING)}"
             )
         return self
@@ -269,7 +270,7 @@ class TrainSettings(Settings):
         values = self.model_dump(mode="json", exclude={"blocking", "adversary", "erase", "distil"})
         if method == "erase":
             own = self.erase.model_dump(mode="json")
-            values["erase"] = own if own["num_directions"] else {**own, "num_directions": DEFAULT_DIRECTIONS}
+            values["erase"] = own if self.erase.is_on() else {**own, "num_directions": DEFAULT_DIRECTIONS}
         if method in ("distil", "distilled_scratch"):
             kept = self.distil.model_dump(mode="json") | {"adversaries": False}
             kept["num_steps"] = kept["num_steps"] or DEFAULT_STEPS

@@ -112,6 +112,6 @@ class KnowsPositions(Protocol):
         ...
 
 
-def known_positions(data: AttackDataset) -> Tensor | None:
+def known_positions(data: object) -> Tensor | None:
     """Token positions of a name in each text, as in `KnowsPositions`; None for data without that protocol."""
     return data.known_positions_host() if isinstance(data, KnowsPositions) else None

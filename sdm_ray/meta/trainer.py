@@ -122,7 +122,7 @@ class Trainer:
         distillation: Distillation | None = None,
         pauses: Collection[int] = (),
     ) -> None:
-        assert (erasure is not None) == bool(settings.erase.num_directions), "what is erased is found beforehand"
+        assert (erasure is not None) == settings.erase.is_on(), "what is erased is found beforehand"
         self._settings, self._checkpoint_dir, self._device = settings, checkpoint_dir, data.device
         indices, held_out = split_meta_train(data, settings)
         generators = Generators(seed, GENERATORS)

@@ -133,7 +133,7 @@ class Erasure:
                 raise UsageError(
                     f"train.erase: {len(directions)} directions take {len(carried)} of the {carried.shape[1]} "
                     "dimensions of the residual stream, more than half of them; lower train.erase.num_directions or "
-                    "set train.erase.reach to below"
+                    "train.erase.num_products, or set train.erase.reach to below"
                 )
         like = next(iter(params.values()))
         blind = {}

@@ -37,15 +37,17 @@ def found_erasure(
         UsageError: for an encoder or data that erasure does not work with.
     """
     erase = settings.train.erase
-    if not erase.num_directions:
+    if not erase.is_on():
         return None
-    check_erasure(erase, trunk)
+    check_erasure(erase, trunk, work.data)
     indices, _ = split_meta_train(work.data, settings.train)
     asked = [FORMAT_VERSION, trunk.digest(), work.data.digest, erase.identity(), indices.tolist(), settings.seed]
     key = digest(asked)
 
     def unpack(kept: Kept) -> FoundErasure:
-        removed = tuple(Removed(one["state"], tuple(one["accuracies"])) for one in kept.facts["removed"])
+        removed = tuple(
+            Removed(one["state"], tuple(one["accuracies"]), one.get("kind", "mean")) for one in kept.facts["removed"]
+        )
         erasure = Erasure.from_state(stream_of(trunk), dict(kept.tensors))
         costs = kept.facts.get("costs", {})
         return FoundErasure(erasure=erasure, removed=removed, seconds=kept.facts["seconds"], costs=costs)
@@ -56,7 +58,7 @@ def found_erasure(
 
 
 def write_erasure(found: FoundErasure, path: Path) -> None:
-    """Write `seconds`, `costs`, and for each direction its hidden state and the readers' accuracies.
+    """Write `seconds`, `costs`, and for each direction or pair of directions its hidden state and readers' accuracies.
 
     The accuracies are those of each site's reader on held-out names before the direction was erased.
 

@@ -197,8 +197,8 @@ def check_inputs(
     dry_pass(work, trunk, settings)
     general_sources(work, settings, trunk)
     for erase in (settings.train.erase, *erasures):
-        if erase.num_directions:
-            faults.check(check_erasure, erase, trunk)
+        if erase.is_on():
+            faults.check(check_erasure, erase, trunk, work.data)
     for names, of_terms in ((settings.train.blocking.weights(), settings.train.terms), *terms):
         faults.check(check_terms, names, of_terms, trunk, work.data)
     read: set[str] = set()

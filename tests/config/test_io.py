@@ -79,6 +79,7 @@ def test_bad_values_name_path_value_and_rule(assignment: str, message: str) -> N
         (["train.method=erase", "train.blocking.harmful_base=1"], "does not block"),
         (["train.method=erase", "train.erase.num_directions=0"], "set erase.num_directions above 0"),
         (["train.method=tuned", "train.erase.num_directions=2"], "'tuned' erases nothing"),
+        (["train.method=tuned", "train.erase.num_products=1"], "erase.num_products is 1"),
         (
             ["data.source=regression", "encoder.name=mlp", "train.erase.num_directions=2"],
             "has no residual stream of tokens",

@@ -17,7 +17,7 @@ from sdm_ray.core.files import read_json
 from sdm_ray.core.metric_names import Metric
 from sdm_ray.core.progress import run_through
 from sdm_ray.core.result import Status
-from sdm_ray.meta.outer import erase as erase_module
+from sdm_ray.meta.outer import linear_readers
 from sdm_ray.meta.outer.erase import FoundErasure, find_erasure
 from sdm_ray.models.encoder import params_digest
 from sdm_ray.models.export import load_exported
@@ -30,8 +30,8 @@ from tests.trial.test_run import SMALL
 
 @pytest.fixture(autouse=True)
 def short_readers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(erase_module, "READER_STEPS", 10)
-    monkeypatch.setattr(erase_module, "READER_BATCH", 32)
+    monkeypatch.setattr(linear_readers, "READER_STEPS", 10)
+    monkeypatch.setattr(linear_readers, "READER_BATCH", 32)
 
 
 @pytest.fixture

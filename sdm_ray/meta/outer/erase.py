@@ -6,7 +6,8 @@ that it was not fitted to, is taken out (`models/erasure.py`), and the next dire
 means, not the reader's weights: those leave what goes along with them (compare iterated null-space projection, arXiv
 2004.07667, and concept scrubbing, arXiv 2306.03819).
 
-What no linear reader sees stays: pieces whose combination tells are read by others.
+Labels that depend on the combination of a name's two tokens escape linear readers; `products.py` finds pairs of
+directions for them, which are removed first.
 """
 
 from __future__ import annotations
@@ -14,12 +15,11 @@ from __future__ import annotations
 import time
 from collections.abc import Generator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypedDict
 
 import torch
 from torch import Tensor
 from torch.func import functional_call
-from torch.nn.functional import cross_entropy
 
 from sdm_ray.config import EraseSettings
 from sdm_ray.core.errors import UsageError
@@ -28,7 +28,9 @@ from sdm_ray.core.metric_names import Metric
 from sdm_ray.core.progress import Progress
 from sdm_ray.core.seeds import seeded
 from sdm_ray.core.types import Params, Task
-from sdm_ray.data.interface import KnowsPositions, labelled
+from sdm_ray.data.interface import known_positions, labelled
+from sdm_ray.meta.outer.linear_readers import Texts, balanced, between, fit_reader, mean_covector
+from sdm_ray.meta.outer.products import MARGIN, TwoTokens, find_product
 from sdm_ray.models.erasure import Direction, Erasure
 from sdm_ray.models.reads import stream_readers
 from sdm_ray.models.stream import Stream, stream_of
@@ -37,15 +39,10 @@ if TYPE_CHECKING:
     from sdm_ray.data.interface import TrainingDataset
     from sdm_ray.models.trunk import Trunk
 
-READER_STEPS, READER_RATE, READER_BATCH = 150, 0.02, 256
-READER_STD, READER_DECAY, READER_SCALE = 0.01, 1e-3, 4.0
-"""Of a reader: deviation of its first weights, weight decay, and what its scores are multiplied by."""
 HELD_SHARE = 0.25
 """Share of names that no reader is fitted to."""
 RIDGE = 1e-3
 """Of the mean variance, that a covariance has at least in every direction."""
-NOTHING = 1e-9
-"""Difference of means, relative to the states' deviation, that is none."""
 FORWARD_BATCH = 256
 
 
@@ -56,6 +53,8 @@ class Removed(NamedTuple):
     """Hidden state where it was found."""
     accuracies: tuple[float, ...]
     """Balanced accuracy of the reader of each site, on held-out names, before this direction was taken."""
+    kind: str = "mean"
+    """`mean` for one direction, found by a linear reader; `product` for a pair of directions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,47 +70,12 @@ class FoundErasure:
     Empty for one that was found before they were counted."""
 
 
-class Texts(NamedTuple):
-    """Labelled texts with the states of their tokens."""
-
-    states: Tensor
-    """(N, L, D)."""
-    mask: Tensor
-    """(N, L) bool; True on tokens."""
-    labels: Tensor
-    """(N,) class indices."""
-
-
-class Reader(NamedTuple):
-    """A query and a linear read-out of what it attends to."""
-
-    query: Tensor
-    """(D,)."""
-    weight: Tensor
-    """(D, C)."""
-    bias: Tensor
-    """(C,)."""
-    centre: Tensor
-    scale: Tensor
-    """(D,) mean and deviation of tokens."""
-
-    def attended(self, texts: Texts, states: Tensor | None = None) -> Tensor:
-        """(N, D) means of states under the weights that the query gives; by default the standardised states."""
-        standardised = (texts.states - self.centre) / self.scale
-        scores = (standardised @ self.query).masked_fill(~texts.mask, -1e4)
-        read = standardised if states is None else states
-        return torch.einsum("nl,nld->nd", scores.softmax(1), read)
-
-    def scores(self, texts: Texts) -> Tensor:
-        """(N, C)."""
-        return READER_SCALE * (self.attended(texts) @ self.weight) + self.bias
-
-
-def check_erasure(settings: EraseSettings, trunk: Trunk) -> Stream:
+def check_erasure(settings: EraseSettings, trunk: Trunk, data: TrainingDataset | None = None) -> Stream:
     """Where the encoder writes to its stream, if what is asked can be done to it.
 
     Raises:
-        UsageError: for an encoder whose stream is not known, or sites that it does not have.
+        UsageError: for an encoder whose stream is not known, sites that it does not have, or products on data without
+            known positions of names.
     """
     stream = stream_of(trunk)
     beyond = [site for site in settings.sites if site >= stream.num_states]
@@ -121,10 +85,16 @@ def check_erasure(settings: EraseSettings, trunk: Trunk) -> Stream:
             "leave it out"
         )
     spared, width = settings.spare_desired + settings.spare_general, trunk.feature_dim
-    if spared + settings.num_directions >= width:
+    asked = settings.num_directions + 2 * settings.num_products
+    if spared + asked >= width:
         raise UsageError(
-            f"train.erase: {settings.num_directions} directions and {spared} that are spared leave nothing of the "
+            f"train.erase: {asked} directions and {spared} that are spared leave nothing of the "
             f"encoder's {width} dimensions; lower one of them"
+        )
+    if settings.num_products and data is not None and known_positions(data) is None:
+        raise UsageError(
+            f"train.erase.num_products is {settings.num_products}, but the positions of names are not known in these "
+            "texts; set it to 0"
         )
     return stream
 
@@ -147,41 +117,113 @@ def find_erasure(
         UsageError: as `check_erasure`; and for too few labelled texts, or more directions than the stream can spare.
     """
     started = time.perf_counter()
-    stream = check_erasure(settings, trunk)
+    stream = check_erasure(settings, trunk, data)
     everywhere = stream.pre_norm if settings.reach == "auto" else settings.reach == "everywhere"
     sample = _Sample(settings, data, indices, seed)
     params = {name: value.detach() for name, value in trunk.named_parameters()}
     acting = stream_readers(trunk) if settings.reads else ()
-    sites = tuple(dict.fromkeys(settings.sites)) or tuple(range(stream.num_states))
-    spreads: list[Tensor] = []
-    metrics: dict[int, Tensor] = {}
+    search = _Search(settings, sample, stream, seed, everywhere=everywhere)
     num_texts, counter = 0, FlopCounter()
     directions: list[Direction] = []
     removed: list[Removed] = []
     erasure = Erasure.of(stream, directions, params, everywhere=everywhere)
-    for turn in range(settings.num_directions):
+    total = settings.num_products + settings.num_directions
+    for turn in range(total):
+        for_product = turn < settings.num_products
+        if for_product and search.no_more_products:
+            continue
         with counter:
             states = sample.states(trunk, erasure.applied(params))
         num_texts += len(sample.mask)
-        if not spreads:
-            spreads = [covariance(state[sample.mask]) for state in states]
-            metrics = _by_site(stream, spreads, everywhere) if settings.estimator == "leace" else {}
-        readers = {site: _fit(sample.texts(states[site], fitted=True), seed, turn, site) for site in sites}
-        told = {site: _balanced(readers[site], sample.texts(states[site], fitted=False)) for site in sites}
-        state = max(told, key=told.__getitem__)
-        metric = metrics.get(stream.of_state(state))
-        fitted = sample.texts(states[state], fitted=True)
-        spared = sample.spared(settings, states[state], spreads[state])
-        covector = _covector(readers[state].attended(fitted, fitted.states), fitted.labels, metric, spared)
-        if covector is None:
+        found = search.best_product(states) if for_product else search.best_mean(states)
+        if found is None and not for_product:
             break
-        directions.append(Direction(state, covector))
-        removed.append(Removed(state, tuple(told.values())))
-        erasure = Erasure.of(stream, directions, params, everywhere=everywhere, metrics=metrics, readers=acting)
-        yield Progress("erase", turn + 1, settings.num_directions, {})
+        if found is not None:
+            directions += found.directions
+            removed.append(found.removed)
+            erasure = Erasure.of(
+                stream, directions, params, everywhere=everywhere, metrics=search.metrics, readers=acting
+            )
+        yield Progress("erase", turn + 1, total, {})
     costs = {str(Metric.COST_TRAIN_TEXTS): float(num_texts), str(Metric.COST_TRAIN_FLOPS): counter.total}
     seconds = time.perf_counter() - started
     return FoundErasure(erasure=erasure, removed=tuple(removed), seconds=seconds, costs=costs)
+
+
+class _Found(NamedTuple):
+    directions: tuple[Direction, ...]
+    removed: Removed
+
+
+class _Limits(TypedDict):
+    metric: Tensor | None
+    """(D, D) covariance that differences are measured relative to."""
+    spared: Tensor | None
+    """(K, D) directions that are left out."""
+
+
+class _Search:
+    """Selects what to remove next, among all sites."""
+
+    def __init__(
+        self, settings: EraseSettings, sample: _Sample, stream: Stream, seed: int, *, everywhere: bool
+    ) -> None:
+        self._settings, self._sample, self._stream, self._seed = settings, sample, stream, seed
+        self._sites = tuple(dict.fromkeys(settings.sites)) or tuple(range(stream.num_states))
+        self._two = sample.two_tokens(seeded(seed, "erase", "products")) if settings.num_products else None
+        self._everywhere, self._num_means = everywhere, 0
+        self._spreads: list[Tensor] = []
+        self.metrics: dict[int, Tensor] = {}
+        """Covariances of the states before any removal, by site of the stream; empty for `estimator: means`."""
+        self.no_more_products = False
+        """Whether products did not predict the label of held-out names at the last search."""
+
+    def best_mean(self, states: Tensor) -> _Found | None:
+        """The direction in which classes' means differ, at the site whose reader does best; None if they are equal.
+
+        Args:
+            states: (H, N, L, D) states of the sample's tokens.
+        """
+        sample, turn = self._sample, self._num_means
+        self._num_means += 1
+        readers = {
+            site: fit_reader(sample.texts(states[site], fitted=True), self._seed, turn, site) for site in self._sites
+        }
+        told = {site: balanced(reader, sample.texts(states[site], fitted=False)) for site, reader in readers.items()}
+        state = max(told, key=told.__getitem__)
+        fitted = sample.texts(states[state], fitted=True)
+        attended = readers[state].attended(fitted, fitted.states)
+        covector = mean_covector(attended, fitted.labels, **self._limits(states, state))
+        if covector is None:
+            return None
+        return _Found((Direction(state, covector),), Removed(state, tuple(told.values())))
+
+    def best_product(self, states: Tensor) -> _Found | None:
+        """The pair of directions whose product differs between classes, at the site where products predict best.
+
+        Args:
+            states: (H, N, L, D) states of the sample's tokens.
+
+        Returns:
+            None if they predict no better than chance.
+        """
+        assert self._two is not None
+        found = {site: find_product(self._two, states[site], **self._limits(states, site)) for site in self._sites}
+        state = max(found, key=lambda site: found[site].accuracy)
+        best = found[state]
+        if best.accuracy <= 1 / len(torch.unique(self._two.labels)) + MARGIN:
+            self.no_more_products = True
+            return None
+        told = tuple(product.accuracy for product in found.values())
+        return _Found((Direction(state, best.first), Direction(state, best.second)), Removed(state, told, "product"))
+
+    def _limits(self, states: Tensor, state: int) -> _Limits:
+        if not self._spreads:
+            self._spreads = [covariance(one[self._sample.mask]) for one in states]
+            if self._settings.estimator == "leace":
+                self.metrics = _by_site(self._stream, self._spreads, self._everywhere)
+        spared = self._sample.spared(self._settings, states[state], self._spreads[state])
+        return {"metric": self.metrics.get(self._stream.of_state(state)), "spared": spared}
 
 
 class _Sample:
@@ -194,7 +236,10 @@ class _Sample:
         (self._ids, mask), self._labels = data.batch(chosen, Task.HARMFUL)
         self.mask = mask.bool()
         self._desired = data.labels_host(Task.DESIRED)[chosen].to(self._ids.device)
-        names = self._names(data, chosen)
+        self._known = known_positions(data)
+        if self._known is not None:
+            self._known = self._known[chosen]
+        names = self._names()
         kinds = torch.unique(names)
         held = kinds[torch.randperm(len(kinds), generator=generator)[: round(HELD_SHARE * len(kinds))]]
         is_held = torch.isin(names, held)
@@ -205,16 +250,21 @@ class _Sample:
                 "and two to choose among them; raise train.erase.num_texts or give more data"
             )
 
-    def _names(self, data: TrainingDataset, chosen: Tensor) -> Tensor:
+    def _names(self) -> Tensor:
         """(N,) on the host, equal for texts about one name; all different where no name is known."""
-        known, texts = (
-            data.known_positions_host() if isinstance(data, KnowsPositions) else None,
-            torch.arange(len(chosen)),
-        )
+        texts, known = torch.arange(len(self._ids)), self._known
         if known is None:
             return texts
-        places, ids = known[chosen, 0], self._ids.cpu()
+        places, ids = known[:, 0], self._ids.cpu()
         return torch.where(places < 0, int(ids.max()) + 1 + texts, ids[texts, places.clamp_min(0)])
+
+    def two_tokens(self, generator: torch.Generator) -> TwoTokens:
+        """The texts with two-token names; the generator draws the names to which no reader is fitted.
+
+        Raises:
+            UsageError: if there are too few.
+        """
+        return TwoTokens.of(self._known, self._ids, self._labels, generator)
 
     @torch.no_grad()
     def states(self, trunk: Trunk, params: Params) -> Tensor:
@@ -244,38 +294,11 @@ class _Sample:
         return torch.linalg.qr(torch.cat(parts).T).Q.T if parts else None
 
 
-def between(values: Tensor, labels: Tensor) -> Tensor:
-    """(C, D) float64 classes' means of (N, D) less the mean of all, each times the root of its share."""
-    values = values.double()
-    classes = torch.unique(labels)
-    shares = torch.stack([(labels == label).double().mean() for label in classes])
-    means = torch.stack([values[labels == label].mean(0) for label in classes])
-    return shares.sqrt()[:, None] * (means - values.mean(0))
-
-
 def covariance(tokens: Tensor) -> Tensor:
     """(D, D) float64 covariance of tokens (N, D), with a little of the identity."""
     centred = tokens.double() - tokens.double().mean(0)
     found = centred.T @ centred / len(centred)
     return found + RIDGE * found.diagonal().mean() * torch.eye(len(found), dtype=found.dtype, device=found.device)
-
-
-def _covector(values: Tensor, labels: Tensor, metric: Tensor | None, spared: Tensor | None) -> Tensor | None:
-    """The unit covector (D,) whose erasure along a metric takes most of what class means of (N, D) differ in; None
-    where they do not."""
-    means = between(values, labels)
-    if spared is not None:
-        means = means - (means @ spared.T) @ spared
-    if means.norm() <= NOTHING * values.double().std(0).norm():
-        return None
-    if metric is None:
-        covector: Tensor = torch.linalg.svd(means, full_matrices=False).Vh[0]
-        return covector
-    sizes, axes = torch.linalg.eigh(metric)
-    root = (axes * sizes.rsqrt()) @ axes.T
-    covector = root @ torch.linalg.svd(means @ root, full_matrices=False).Vh[0]
-    covector /= covector.norm()
-    return covector
 
 
 def _by_site(stream: Stream, spreads: list[Tensor], everywhere: bool) -> dict[int, Tensor]:
@@ -286,35 +309,6 @@ def _by_site(stream: Stream, spreads: list[Tensor], everywhere: bool) -> dict[in
     inside = [metric for index, metric in own.items() if not stream.sites[index].only_read]
     shared = torch.stack(inside).mean(0)
     return {index: own[index] if site.only_read else shared for index, site in enumerate(stream.sites)}
-
-
-def _fit(texts: Texts, seed: int, turn: int, site: int) -> Reader:
-    """A reader of texts, by Adam."""
-    generator = seeded(seed, "erase", turn, site)
-    tokens = texts.states[texts.mask]
-    centre, scale = tokens.mean(0), tokens.std(0) + 1e-6
-    classes, width = int(texts.labels.max()) + 1, tokens.shape[1]
-    query = (torch.randn(width, generator=generator) * READER_STD).to(tokens).requires_grad_()
-    weight = (torch.randn(width, classes, generator=generator) * READER_STD).to(tokens).requires_grad_()
-    bias = tokens.new_zeros(classes).requires_grad_()
-    reader = Reader(query, weight, bias, centre, scale)
-    optimizer = torch.optim.Adam([query, weight, bias], lr=READER_RATE)
-    for _ in range(READER_STEPS):
-        rows = torch.randint(len(texts.labels), (READER_BATCH,), generator=generator).to(tokens.device)
-        batch = Texts(texts.states[rows], texts.mask[rows], texts.labels[rows])
-        decay = weight.square().sum() + query.square().sum()
-        loss = cross_entropy(reader.scores(batch), batch.labels) + READER_DECAY * decay
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-    return Reader(query.detach(), weight.detach(), bias.detach(), centre, scale)
-
-
-@torch.no_grad()
-def _balanced(reader: Reader, texts: Texts) -> float:
-    """Balanced accuracy of a reader."""
-    right, labels = reader.scores(texts).argmax(1) == texts.labels, texts.labels
-    return float(torch.stack([right[labels == label].double().mean() for label in torch.unique(labels)]).mean())
 
 
 __all__ = ["FoundErasure", "Removed", "check_erasure", "find_erasure"]

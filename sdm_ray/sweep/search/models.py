@@ -86,7 +86,7 @@ def erasures(settings: SweepSettings) -> list[EraseSettings]:
     """
     found = [reference_settings(settings, name).train.erase for name in ordered_references(settings)]
     own = settings.trial.train.erase.model_dump()
-    own["num_directions"] = own["num_directions"] or 1
+    own["num_directions"] = own["num_directions"] or (0 if own["num_products"] else 1)
     return found + [EraseSettings.model_validate({**own, name: value}) for name, value in _searched(settings, "erase")]
 
 

@@ -17,8 +17,9 @@ from sdm_ray.core.errors import UsageError
 from sdm_ray.core.progress import run_through
 from sdm_ray.core.seeds import Generators
 from sdm_ray.core.types import Params, Split, Task
-from sdm_ray.meta.outer import erase as erase_module
-from sdm_ray.meta.outer.erase import FoundErasure, between, check_erasure, covariance, find_erasure
+from sdm_ray.meta.outer import linear_readers
+from sdm_ray.meta.outer.erase import FoundErasure, check_erasure, covariance, find_erasure
+from sdm_ray.meta.outer.linear_readers import Texts, between, fit_reader, mean_covector
 from sdm_ray.meta.outer.step import OuterStep
 from sdm_ray.meta.trainer import GENERATORS, Trainer
 from sdm_ray.models.erasure import Erasure
@@ -49,7 +50,7 @@ def bert(bert_folder: Path, data_file: Path) -> World:
 
 @pytest.fixture(scope="module", autouse=True)
 def short_readers() -> Iterator[None]:
-    with mock.patch.multiple(erase_module, READER_STEPS=30, READER_BATCH=64):
+    with mock.patch.multiple(linear_readers, READER_STEPS=30, READER_BATCH=64):
         yield
 
 
@@ -123,10 +124,10 @@ def test_a_linear_reader_of_what_is_erased_reads_chance_on_meta_training(world: 
 def test_the_classes_means_of_what_was_attended_to_are_equal_after_it(bert: World) -> None:
     """At the embeddings, whose states change by the erasure there alone, with the tokens weighted as before."""
     states, mask, labels = tokens(bert, weights(bert))
-    reader = erase_module._fit(erase_module.Texts(states[0], mask, labels), 0, 0, 0)
-    attended = reader.attended(erase_module.Texts(states[0], mask, labels), states[0])
+    reader = fit_reader(Texts(states[0], mask, labels), 0, 0, 0)
+    attended = reader.attended(Texts(states[0], mask, labels), states[0])
     for metric in (None, covariance(states[0][mask])):
-        covector = erase_module._covector(attended, labels, metric, None)
+        covector = mean_covector(attended, labels, metric, None)
         assert covector is not None
         along = covector if metric is None else metric @ covector
         left = attended.double() - (attended.double() @ covector)[:, None] * along / (along @ covector)
