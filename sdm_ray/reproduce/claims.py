@@ -130,7 +130,7 @@ class Kept:
     """Share of the public encoder's head start that a model keeps; ignores the attacker."""
 
     model: str
-    side: Literal["harmful", "benign"]
+    side: Literal["harmful", "benign", "desired"]
 
     @property
     def models(self) -> tuple[str, ...]:

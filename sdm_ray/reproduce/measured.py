@@ -37,6 +37,10 @@ class Estimate(NamedTuple):
         return cls(math.fsum(values) / len(values), *t_interval(values))
 
 
+SIDES = {"harmful": Metric.KEPT_HARMFUL, "benign": Metric.KEPT_BENIGN, "desired": Metric.KEPT_DESIRED}
+"""Metrics of head starts kept."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Released:
     """One training seed of a model, released and attacked."""
@@ -122,7 +126,7 @@ class Measured:
         }
 
     def kept(self, model: str, side: str) -> dict[int, float]:
-        """Share of the public encoder's harmful or benign head start that a model keeps, by training seed.
+        """Share of the public encoder's harmful, benign or desired (few-shot) head start that a model keeps, by seed.
 
         Raises:
             UsageError: for a model that was not measured, or whose sweep had no `scratch` or no benign tasks.
@@ -182,11 +186,7 @@ def read_measured(folder: Path) -> Measured:
         seeds[result.seed] = Released(
             desired=result.metrics[Metric.DESIRED_ACCURACY],
             report=AttackReport.read_json(result.output_dir / "attack.json"),
-            kept={
-                side: result.metrics[name]
-                for side, name in (("harmful", Metric.KEPT_HARMFUL), ("benign", Metric.KEPT_BENIGN))
-                if name in result.metrics
-            },
+            kept={side: result.metrics[name] for side, name in SIDES.items() if name in result.metrics},
             audit_passed=bool(result.metrics.get(Metric.AUDIT_PASSED, 1.0)),
             conditions=(
                 *(result.provenance.get(name, "") for name in ("data", "attack", "encoder_name")),

@@ -18,7 +18,7 @@ from sdm_ray.config import SweepSettings, load_settings
 from sdm_ray.core.errors import UsageError
 from sdm_ray.figures.style import model_styles
 from sdm_ray.reproduce import SUITES, Measured, judge, read_measured, suite_settings, write_reproduction
-from sdm_ray.reproduce.claims import Claim, DesiredDrop, HarmfulDifference, HeadStart, LongHeadStart
+from sdm_ray.reproduce.claims import Blocking, Claim, DesiredDrop, HarmfulDifference, HeadStart, Kept, LongHeadStart
 from sdm_ray.reproduce.measured import WORST, Estimate, Released
 from sdm_ray.reproduce.write import leaderboard, model_curve, table_rows
 from sdm_ray.sweep.search.check import check_sweep
@@ -98,6 +98,18 @@ def found(quantity: Any, side: Any, bound: float, attacker: str = "fine_tune", m
 )
 def test_an_interval_decides(quantity: Any, side: Any, bound: float, attacker: str, verdict: str) -> None:
     assert found(quantity, side, bound, attacker).verdict == verdict
+
+
+def test_shares_kept_are_judged_like_accuracies() -> None:
+    shares = [{"harmful": 0.05, "benign": 0.95}, {"harmful": 0.06, "benign": 0.94}, {"harmful": 0.07, "benign": 0.96}]
+    kept = {seed: replace(released(0.9, 0.5, 0.5), kept=share) for seed, share in enumerate(shares)}
+    measured = replace(MEASURED, models={"held": kept})
+    assert found(Kept("held", "harmful"), "below", 0.1, measured=measured).verdict == "reproduced"
+    assert found(Kept("held", "benign"), "above", 0.9, measured=measured).verdict == "reproduced"
+    assert found(Kept("held", "benign"), "above", 0.95, measured=measured).verdict == "inconclusive"
+    assert found(Blocking("held"), "above", 0.0, measured=measured).estimate.mean == pytest.approx(0.89)
+    finding = found(Kept("held", "desired"), "above", 0.9, measured=measured)
+    assert (finding.verdict, finding.reason) == ("inconclusive", "no desired head start was measured for held")
 
 
 def test_values_are_paired_by_seed_and_the_interval_is_students() -> None:
@@ -245,7 +257,7 @@ def test_a_suite_has_the_models_that_its_claims_and_figures_need(name: str, smal
         there |= set(ordered_references(suite_settings(SUITES[other], small=small)))
     for claim in suite.claims:
         assert set(claim.quantity.models) <= there, claim.name
-        assert claim.bound in (0.0, 0.01, 0.02, 0.05, -0.05, 0.25)
+        assert claim.bound in (0.0, 0.02, 0.05, -0.05, 0.1, 0.25, 0.9)
     for figure in suite.figures:
         drawn = set(figure.models) - ({"gradient-penalty"} if small else set())
         assert drawn - {"pretrained"} <= there, figure.name
