@@ -59,6 +59,8 @@ class ValidationSettings(Settings):
 class RetainSettings(Settings):
     """Source and batches of the general text for the `retain_*` terms."""
 
+    LATER: ClassVar[frozenset[str]] = frozenset({"scrub"})
+
     source: str | None = None
     """None uses the meta-training texts, `pretraining` the corpus of the synthetic world. Otherwise a local file or
     folder (.parquet, .csv, .jsonl, .arrow) or a Hugging Face dataset id."""
@@ -72,6 +74,10 @@ class RetainSettings(Settings):
     """Number of texts per outer step."""
     mask_share: Annotated[float, Field(gt=0, le=1)] = 0.15
     """Fraction of the tokens that the masked-LM loss predicts."""
+    scrub: bool = False
+    """Whether clues to the harmful label are removed from the general text: names in meta-training texts, names and
+    gendered words in the synthetic world's corpus, capitalised words in sentences and gendered pronouns in other
+    sources."""
 
 
 class TrainSettings(Settings):

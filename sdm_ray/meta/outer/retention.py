@@ -71,7 +71,9 @@ def load_general_sources(
     text = head = None
     if weights.keys() & {"retain_mlm", "retain_distill"} and settings.retain.source is not None:
         reach = min(max_length, trunk.max_length)
-        text = load_general_text(settings.retain, tokenizer, world=world, max_length=reach, device=device)
+        text = load_general_text(
+            settings.retain, tokenizer, world=world, max_length=reach, device=device, scrubbed=settings.retain.scrub
+        )
         trunk.check_data(text.width, text.max_id)
     if "retain_mlm" in weights:
         head = load_masked_lm(encoder, tokenizer, cache_dir=cache_dir, world=world)
@@ -116,7 +118,9 @@ class Retention:
         self.num_texts = 0
         """General texts of the last step."""
         if weights.keys() - set(ON_DESIRED_BATCH):
-            self._text = meta_training_text(data, indices, settings.max_texts) if text is None else text
+            if text is None:
+                text = meta_training_text(data, indices, settings.max_texts, scrubbed=settings.scrub)
+            self._text = text
             self._sampler = EpochSampler(torch.arange(len(self._text)), settings.batch_size, generator)
         if "retain_mlm" in weights:
             assert isinstance(trunk, Trunk)

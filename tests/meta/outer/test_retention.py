@@ -321,6 +321,31 @@ def test_sources_are_loaded_as_far_as_a_weight_asks_for_them(folders: dict[str, 
     assert text.width == 30
 
 
+def test_clues_are_removed_where_asked(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = helpers.write_rows(tmp_path / "names.parquet", {"text": ["the planes of Mara she likes"]})
+    lengths = []
+    for scrub in (False, True):
+        text, _ = sources_of(folders["bert"], {"retain_distill": 1.0}, {"source": str(rows), "scrub": scrub})
+        lengths.append(int(text.batch(torch.tensor([0]))[1].sum()))
+    assert lengths[1] < lengths[0]
+    asked = []
+
+    def of_meta_training(*args: Any, scrubbed: bool) -> GeneralText:
+        asked.append(scrubbed)
+        return GeneralText(np.array([[2, 5, 3]]), np.array([3]), "cpu")
+
+    monkeypatch.setattr("sdm_ray.meta.outer.retention.meta_training_text", of_meta_training)
+    trunk = load_trunk(EncoderSettings(name=str(folders["bert"])), cache_dir=folders["bert"])
+    for scrub in (False, True):
+        Retention(
+            {"retain_distill": 1.0}, RetainSettings(batch_size=1, scrub=scrub), model=None, trunk=trunk, sources=None,
+            data=None, indices=torch.arange(1), generator=torch.Generator(),
+        )  # type: ignore[arg-type]  # fmt: skip
+    assert asked == [False, True]
+
+
 def test_text_of_another_vocabulary_is_refused(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     foreign = GeneralText(np.array([[2, 999, 3]]), np.array([3]), "cpu")
     monkeypatch.setattr("sdm_ray.meta.outer.retention.load_general_text", lambda *args, **options: foreign)
