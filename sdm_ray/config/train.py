@@ -74,10 +74,10 @@ class RetainSettings(Settings):
     """Number of texts per outer step."""
     mask_share: Annotated[float, Field(gt=0, le=1)] = 0.15
     """Fraction of the tokens that the masked-LM loss predicts."""
-    scrub: bool = False
-    """Whether clues to the harmful label are removed from the general text: names in meta-training texts, names and
-    gendered words in the synthetic world's corpus, capitalised words in sentences and gendered pronouns in other
-    sources."""
+    scrub: Literal["none", "words", "all"] = "none"
+    """Clues to the harmful label that are removed from the general text. `words` removes gendered words from the
+    synthetic world's corpus and pronouns from other sources, so that what else names tell is retained; `all` also
+    removes names (from meta-training texts, and capitalised words within sentences of other sources)."""
 
 
 class TrainSettings(Settings):

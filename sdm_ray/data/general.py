@@ -20,9 +20,9 @@ from sdm_ray.core.types import Task
 from sdm_ray.data.hub import read_hub
 from sdm_ray.data.interface import Dataset, KnowsPositions
 from sdm_ray.data.readers import Source, data_files, read_files
-from sdm_ray.data.scrub import scrub_names, word_scrubber
+from sdm_ray.data.scrub import scrub_names, scrub_pronouns, word_scrubber
 from sdm_ray.data.sources import is_text, normalise
-from sdm_ray.data.synthetic import pretraining_texts, telling_words
+from sdm_ray.data.synthetic import gendered_words, pretraining_texts, telling_words
 from sdm_ray.data.tokenized import encode, round_up
 
 CHUNK_TEXTS = 8192
@@ -91,6 +91,7 @@ def load_general_text(
     max_length: int,
     device: torch.device | str,
     scrubbed: bool = False,
+    keep_names: bool = False,
 ) -> GeneralText:
     """Read and tokenise the text of a source that is not None; blank texts and duplicates are dropped.
 
@@ -104,6 +105,7 @@ def load_general_text(
         device: device of the batches.
         scrubbed: remove words that reveal the secret: names and gendered words of the synthetic world in its corpus,
             and in other texts what `scrub_names` finds.
+        keep_names: remove only gendered words (in other texts than the corpus: pronouns) and keep names.
 
     Raises:
         UsageError: for an unusable source or column, or one without text.
@@ -113,7 +115,10 @@ def load_general_text(
     with _own_settings_named("train.retain" if isinstance(settings, RetainSettings) else "train.distil.general"):
         texts = pretraining_texts(world) if settings.source == "pretraining" else _read(settings)
         if scrubbed:
-            scrub = word_scrubber(telling_words(world)) if settings.source == "pretraining" else scrub_names
+            if settings.source == "pretraining":
+                scrub = word_scrubber(gendered_words() if keep_names else telling_words(world))
+            else:
+                scrub = scrub_pronouns if keep_names else scrub_names
             texts = [scrub(text) for text in texts]
         kept = _smallest_hashes([text for text in texts if text.strip()], settings.max_texts)
         if not kept:

@@ -17,7 +17,7 @@ from sdm_ray.core.types import Split, Task
 from sdm_ray.data import general
 from sdm_ray.data.device import DeviceData
 from sdm_ray.data.general import GeneralText, load_general_text, meta_training_text
-from sdm_ray.data.synthetic import pretraining_texts, telling_words
+from sdm_ray.data.synthetic import gendered_words, pretraining_texts, telling_words
 from sdm_ray.data.tokenized import prepare
 from sdm_ray.models.encoder import load_tokenizer, tokenizer_digest
 from tests.fakes import files as helpers
@@ -90,6 +90,11 @@ def test_a_scrubbed_corpus_holds_no_word_that_tells(tokenizer: Any, version: int
         load_general_text(settings, tokenizer, world=world, max_length=64, device="cpu", scrubbed=scrubbed)
         words = {word.lower() for text in seen for word in re.findall(r"\w+", text)}
         assert bool(words & telling_words(world)) != scrubbed
+    seen.clear()
+    load_general_text(settings, tokenizer, world=world, max_length=64, device="cpu", scrubbed=True, keep_names=True)
+    words = {word.lower() for text in seen for word in re.findall(r"\w+", text)}
+    assert not words & gendered_words()
+    assert words & telling_words(world), "names stay"
     assert len(words) > 20
 
 

@@ -72,7 +72,13 @@ def load_general_sources(
     if weights.keys() & {"retain_mlm", "retain_distill"} and settings.retain.source is not None:
         reach = min(max_length, trunk.max_length)
         text = load_general_text(
-            settings.retain, tokenizer, world=world, max_length=reach, device=device, scrubbed=settings.retain.scrub
+            settings.retain,
+            tokenizer,
+            world=world,
+            max_length=reach,
+            device=device,
+            scrubbed=settings.retain.scrub != "none",
+            keep_names=settings.retain.scrub == "words",
         )
         trunk.check_data(text.width, text.max_id)
     if "retain_mlm" in weights:
@@ -119,7 +125,7 @@ class Retention:
         """General texts of the last step."""
         if weights.keys() - set(ON_DESIRED_BATCH):
             if text is None:
-                text = meta_training_text(data, indices, settings.max_texts, scrubbed=settings.scrub)
+                text = meta_training_text(data, indices, settings.max_texts, scrubbed=settings.scrub == "all")
             self._text = text
             self._sampler = EpochSampler(torch.arange(len(self._text)), settings.batch_size, generator)
         if "retain_mlm" in weights:
