@@ -43,6 +43,7 @@ def test_label_flips_are_told_from_noise(records: list[Any], passed: bool) -> No
         ("pruned", "prune", (0.3,)),
         ("interpolated", "interpolate", (0.5,)),
         ("noise", "noise", (0.1, 0.1)),
+        ("benign_first", "benign_first", (50.0,)),
     ],
 )
 def test_attackers_are_within_what_was_trained_against_if_their_edit_was_among_the_starts(
@@ -56,7 +57,7 @@ def test_attackers_are_within_what_was_trained_against_if_their_edit_was_among_t
         "learning_rate": 1e-3,
     }
     record = _record(**common, edit=edit, amount=amounts[0], amounts=amounts if len(amounts) > 1 else ())
-    stronger = _record(**common, edit=edit, amount=9.0)
+    stronger = _record(**common, edit=edit, amount=600.0)
     probe = _record(**common | {"trains": "probe", "amount": 3.0, "own_head": True})
 
     def within(one: AttackRecord, **starts: float) -> bool:
