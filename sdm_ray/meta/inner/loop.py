@@ -22,9 +22,9 @@ from sdm_ray.meta.inner.adjoint import adjoint, adjoint_stored
 from sdm_ray.meta.inner.episode import Episode, Execution, MetaGradients, Start
 from sdm_ray.meta.inner.first_order import first_order
 from sdm_ray.meta.inner.flat_model import FlatModel
+from sdm_ray.meta.inner.head_reader import Outputs
 from sdm_ray.meta.inner.memory import ModeChooser
 from sdm_ray.meta.inner.prepared import LoopGradients, PreparedEpisode, Strategy
-from sdm_ray.meta.inner.problems import Outputs
 from sdm_ray.meta.inner.readout import BESIDE, Readout, StackedOutputs, fixed_head_gradient, predictor_gradient
 from sdm_ray.meta.inner.truncated import truncated
 from sdm_ray.meta.inner.unrolled import unrolled

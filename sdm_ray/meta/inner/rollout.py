@@ -29,10 +29,11 @@ from sdm_ray.meta.inner.cotangents import (
     StartCotangents,
     vector_jacobian_products,
 )
+from sdm_ray.meta.inner.head_reader import Outputs
 from sdm_ray.meta.inner.kernels import Kernels
 from sdm_ray.meta.inner.memory import saved_bytes
 from sdm_ray.meta.inner.optim import OptimizerState, clip_adjoint, clip_by_norm
-from sdm_ray.meta.inner.problems import Base, Data, Outputs, Problem
+from sdm_ray.meta.inner.problems import Base, Data, Problem
 from sdm_ray.meta.inner.steps import GradientFunction, StepFunctions, StepSchedule, UpdateRule
 
 

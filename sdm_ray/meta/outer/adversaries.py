@@ -14,6 +14,7 @@ from sdm_ray.core.seeds import Generators
 from sdm_ray.core.types import Batch, Task
 from sdm_ray.data.interface import TrainingDataset, labelled
 from sdm_ray.meta.adversaries.benign import BenignFirst
+from sdm_ray.meta.adversaries.distribution import HeadKinds
 from sdm_ray.meta.adversaries.few_shot import FewShot
 from sdm_ray.meta.adversaries.fresh import MetaParameters, Simulator
 from sdm_ray.meta.adversaries.pool import AdversaryPool
@@ -53,7 +54,7 @@ class SimulatedAdversaries:
         execution: how episodes are computed.
 
     Raises:
-        UsageError: for few-shot subsets that exceed the data, or starts that the trunk does not allow.
+        UsageError: for few-shot subsets that exceed the data, or starts or heads that the trunk does not allow.
     """
 
     def __init__(
@@ -78,7 +79,13 @@ class SimulatedAdversaries:
         pool_starts = self._starts("pool_starts", plan.pool)
         self._all_starts = [starts for starts in (fresh_starts, pool_starts) if starts is not None]
         self._simulators = {
-            Task.HARMFUL: self._simulator(settings, Task.HARMFUL, generators["adversary"], fresh_starts),
+            Task.HARMFUL: self._simulator(
+                settings,
+                Task.HARMFUL,
+                generators["adversary"],
+                starts=fresh_starts,
+                head_kinds=self._head_kinds("head_kinds", plan.fresh if plan.fresh_adapts() else {}),
+            ),
             Task.DESIRED: self._simulator(settings, Task.DESIRED, generators["desired_adversary"]),
         }
         self.pool = AdversaryPool(
@@ -90,6 +97,7 @@ class SimulatedAdversaries:
             indices=indices,
             execution=execution,
             starts=pool_starts,
+            head_kinds=self._head_kinds("pool_head_kinds", plan.pool),
         )
         self.draws: list[str] = []
         """Descriptions of the adversaries that were rolled out in this step."""
@@ -228,8 +236,21 @@ class SimulatedAdversaries:
             self._settings, model=self._model, data=self._data, indices=self._indices, execution=self._execution
         )
 
+    def _head_kinds(self, generator: str, terms: dict[str, float]) -> HeadKinds | None:
+        """What heads of adversaries that serve these terms read; None where all read the pooled features."""
+        settings = self._settings.adversary
+        if not terms or set(settings.head_kinds) == {"pooled"}:
+            return None
+        return HeadKinds(settings, trunk=self._model.trunk, generator=self._generators[generator])
+
     def _simulator(
-        self, settings: TrainSettings, task: Task, generator: torch.Generator, starts: Starts | None = None
+        self,
+        settings: TrainSettings,
+        task: Task,
+        generator: torch.Generator,
+        *,
+        starts: Starts | None = None,
+        head_kinds: HeadKinds | None = None,
     ) -> Simulator:
         return Simulator(
             settings,
@@ -241,6 +262,7 @@ class SimulatedAdversaries:
             generator=generator,
             execution=self._execution,
             starts=starts,
+            head_kinds=head_kinds,
         )
 
     def _add_terms(

@@ -73,5 +73,20 @@ def test_attackers_are_within_what_was_trained_against_if_their_edit_was_among_t
     assert not within(plain, **{"released": 0.0, start: 0.5})
 
 
+@pytest.mark.parametrize(("kind", "pooling"), [("attention", "attention"), ("max", "maximum")])
+def test_attackers_whose_heads_read_tokens_are_within_it_if_adversaries_had_such_heads(kind: str, pooling: str) -> None:
+    common: dict[str, Any] = {"family": "any", "num_examples": 4, "num_steps": 4, "batch_size": 8}
+    record, plain = _record(**common, pooling=pooling), _record(**common)
+
+    def within(one: AttackRecord, *kinds: str) -> bool:
+        settings = AdversarySettings.model_validate({"head_kinds": kinds, "head": "reset", "pool": {"size": 1}})
+        return bool(overlaps([attacker_support(one)], settings.supports()))
+
+    assert within(record, kind)
+    assert not within(record, "pooled")
+    assert not within(plain, kind)
+    assert within(plain, kind, "pooled")
+
+
 def _record(**values: Any) -> AttackRecord:
     return AttackRecord(status="ok", examples_seen=0, seconds=0.0, **values)
