@@ -14,6 +14,7 @@ from sdm_ray.config import AdversarySettings
 from sdm_ray.core.errors import UsageError
 from sdm_ray.core.seeds import Generators
 from sdm_ray.core.types import Split, Task
+from sdm_ray.meta.adversaries import fresh
 from sdm_ray.meta.adversaries.distribution import HeadKinds
 from sdm_ray.meta.adversaries.few_shot import FewShot
 from sdm_ray.meta.adversaries.pool import AdversaryPool
@@ -58,6 +59,21 @@ def test_an_outer_step_has_such_adversaries(adversary: dict[str, Any], kind: str
     plain.step()
     assert not torch.equal(step.trunk, before)
     assert not torch.equal(step.trunk, plain.trunk)
+
+
+def test_a_batch_of_adversaries_has_heads_of_one_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, where adversaries of one shape run as one batch, edited starts included."""
+    monkeypatch.setattr(fresh, "BATCHING", ("cpu",))
+    starts = {"released": 0.0, "benign_first": 1.0, "benign_first_steps": [2]}
+    adversary = {**FRESH, "num_adversaries": 8, "head_kinds": ["pooled", "attention", "max"], "starts": starts}
+    step = outer_step(adversary=adversary)
+    step.step()
+    groups = step.describe_draw().split(" and ")
+    read = [
+        {kind for kind in ("fresh attention", "fresh max", "meta-learned head") if kind in group} for group in groups
+    ]
+    assert sorted(map(sorted, read)) == [["fresh attention"], ["fresh max"], ["meta-learned head"]]
+    assert step.trunk.isfinite().all()
 
 
 def test_other_draws_stay_those_of_pooled_heads() -> None:
