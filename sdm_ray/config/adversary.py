@@ -21,6 +21,11 @@ from sdm_ray.config.support import Support
 
 InnerOptimizer = Literal["sgd", "momentum", "adam", "adamw", "rmsprop"]
 RateSchedule = Literal["constant", "warmup", "linear", "cosine"]
+HeadKind = Literal["pooled", "attention", "max"]
+"""What a head reads: the pooled features; the mean of token states under a learned query's softmax weights; or, for
+each class, the largest of its scores over tokens."""
+ATTACK_HEADS: dict[HeadKind, str] = {"attention": "attention", "max": "maximum"}
+"""The attack's name of each head that reads tokens."""
 
 
 class PoolSettings(Settings):
@@ -55,7 +60,7 @@ class _Edited(NamedTuple):
 class AdversarySettings(Settings):
     """The distribution from which simulated adversaries are sampled."""
 
-    LATER: ClassVar[frozenset[str]] = frozenset({"starts"})
+    LATER: ClassVar[frozenset[str]] = frozenset({"starts", "head_kinds"})
 
     version: Literal[1] = 1
     """Version of the meaning of the settings below; a change of meaning needs a new version."""
@@ -86,6 +91,10 @@ class AdversarySettings(Settings):
     """Initial head: the meta-learned harmful head, a randomly initialised one (`reset`), or either at random."""
     head_reset_probability: Probability = 0.5
     """Probability of a randomly initialised head if `head` is `mixture`."""
+    head_kinds: Annotated[tuple[HeadKind, ...], Field(min_length=1)] = ("pooled",)
+    """Heads of adversaries of the harmful task, fresh and persistent ones, sampled uniformly. `pooled` reads the pooled
+    features. `attention` (a learned query attends to the last layer's token states) and `max` (each class's largest
+    score over tokens) are always randomly initialised, whatever `head` says."""
     frozen_probability: Probability = 0.0
     """Probability that an adversary trains only the head (at ten times the learning rate)."""
     partly_frozen_probability: Probability = 0.0
@@ -139,7 +148,7 @@ class AdversarySettings(Settings):
             rates = (self.learning_rate_initial, self.learning_rate_initial)
         fewest = self.num_steps if self.num_steps_min is None and not self.growing_steps else self.num_steps_min or 1
         resets = {"meta_learned": 0.0, "reset": 1.0, "mixture": self.head_reset_probability}[self.head]
-        heads = [name for name, share in (("meta_learned", 1 - resets), ("reset", resets)) if share]
+        pooled = [name for name, share in (("meta_learned", 1 - resets), ("reset", resets)) if share]
         shares = {
             "head": self.frozen_probability,
             "partial": self.partly_frozen_probability,
@@ -154,7 +163,7 @@ class AdversarySettings(Settings):
                 adaptations=frozenset({adaptation}),
                 edits=frozenset({start.edit}),
                 edit_amount=start.amount,
-                heads=frozenset(heads),
+                heads=self._heads(pooled),
                 ranks=frozenset(self.lora_ranks) if adaptation == "lora" else None,
                 batch_sizes=frozenset(self.batch_sizes),
                 learning_rate=rates,
@@ -165,6 +174,11 @@ class AdversarySettings(Settings):
             if share > 1e-12
             for start in self._edits(self.parameter_noise)
         )
+
+    def _heads(self, pooled: list[str]) -> frozenset[str]:
+        """Initial heads in the attack's terms, given those that read the pooled features."""
+        tokens = {ATTACK_HEADS[kind] for kind in self.head_kinds if kind != "pooled"}
+        return frozenset(tokens | set(pooled if "pooled" in self.head_kinds else ()))
 
     def _edits(self, parameter_noise: float = 0.0) -> list[_Edited]:
         """Weights that adversaries may start from; parameter noise corresponds to the attack's edit `noise`."""
@@ -188,7 +202,7 @@ class AdversarySettings(Settings):
                 adaptations=frozenset(adaptation for adaptation, share in shares.items() if share),
                 edits=frozenset({start.edit}),
                 edit_amount=start.amount,
-                heads=frozenset({"reset"}),
+                heads=self._heads(["reset"]),
                 batch_sizes=frozenset(self.batch_sizes),
                 learning_rate=(pool.learning_rate.low, pool.learning_rate.high),
                 num_steps=(1, pool.lifespan_steps),

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, NamedTuple, Self
+from typing import Annotated, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import Field, model_validator
 
-from sdm_ray.config.base import NonNegativeFloat, PositiveFloat, PositiveInt, Settings
+from sdm_ray.config.base import LogRange, NonNegativeFloat, PositiveFloat, PositiveInt, Settings
 from sdm_ray.config.support import RELEASED
 
-StartKind = Literal["released", "rescaled", "redrawn_layers", "pruned", "interpolated", "noise"]
+StartKind = Literal["released", "rescaled", "redrawn_layers", "pruned", "interpolated", "noise", "benign_first"]
 """The current weights, or an edit of them."""
 
 ATTACK_EDITS: dict[StartKind, str] = {
@@ -19,6 +19,7 @@ ATTACK_EDITS: dict[StartKind, str] = {
     "pruned": "prune",
     "interpolated": "interpolate",
     "noise": "noise",
+    "benign_first": "benign_first",
 }
 """The attack's name of each edit."""
 
@@ -38,6 +39,8 @@ class StartOption(NamedTuple):
 class StartSettings(Settings):
     """Weights that an adversary starts from: kinds are sampled in proportion to the numbers below."""
 
+    LATER: ClassVar[frozenset[str]] = frozenset({"benign_first", "benign_first_steps", "benign_first_learning_rate"})
+
     released: NonNegativeFloat = 1.0
     """Weight of starting from the current weights, unedited."""
     rescaled: NonNegativeFloat = 0.0
@@ -51,6 +54,8 @@ class StartSettings(Settings):
     """Weight of interpolating towards the public encoder."""
     noise: NonNegativeFloat = 0.0
     """Weight of adding Gaussian noise."""
+    benign_first: NonNegativeFloat = 0.0
+    """Weight of training on the desired task first: Adam on the whole model, from a fresh head that is then dropped."""
     rescaled_exponents: Annotated[tuple[Exponent, ...], Field(min_length=1)] = (0.75, 1.0)
     """Exponents of the rescaling, sampled uniformly; 1 makes all sizes equal."""
     redrawn_counts: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1,)
@@ -61,6 +66,10 @@ class StartSettings(Settings):
     """Shares of the way to the public encoder, sampled uniformly."""
     noise_scales: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (0.03, 0.1, 0.3)
     """Standard deviations of the noise relative to each parameter's root mean square, sampled uniformly."""
+    benign_first_steps: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (10, 50)
+    """Numbers of steps on the desired task, sampled uniformly; batches have the adversary's size."""
+    benign_first_learning_rate: LogRange = LogRange(low=1e-4, high=1e-3)
+    """Range of the learning rate of these steps; sampled log-uniformly."""
 
     @model_validator(mode="after")
     def _some_weight(self) -> Self:
@@ -77,6 +86,7 @@ class StartSettings(Settings):
             "pruned": self.pruned_shares,
             "interpolated": self.interpolated_shares,
             "noise": self.noise_scales,
+            "benign_first": tuple(map(float, self.benign_first_steps)),
         }
         found = (StartOption(kind, getattr(self, kind), values) for kind, values in amounts.items())
         return tuple(option for option in found if option.weight)

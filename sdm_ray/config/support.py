@@ -31,7 +31,7 @@ class Support:
     edit_amount: tuple[float, float] | None = None
     """Smallest and largest strength of that edit, 0 for none."""
     heads: frozenset[str] | None = None
-    """Initial head: `reset`, `meta_learned`."""
+    """Initial head: `reset`, `meta_learned`, or one that reads tokens: `attention`, `maximum`."""
     ranks: frozenset[int] | None = None
     """Ranks of low-rank factors."""
     batch_sizes: frozenset[int] | None = None

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 GENERATORS = (
     "desired", "harmful", "adversary", "desired_adversary", "pool", "heads", "retain", "starts", "pool_starts",
-    "representation_noise",
+    "representation_noise", "head_kinds", "pool_head_kinds",
 )  # fmt: skip
 
 

@@ -1,4 +1,8 @@
-"""Linear heads: bias-free, as in the paper (arXiv 2211.14946), and plain tensors, so that they can be stacked."""
+"""Linear heads: bias-free, as in the paper (arXiv 2211.14946), and plain tensors, so that they can be stacked.
+
+A head reads the pooled features, or token states: their mean under the softmax weights of a learned query, or for each
+class its largest score over tokens. Such heads are tensors too; a query is the last row.
+"""
 
 from __future__ import annotations
 
@@ -38,3 +42,29 @@ def logits(features: Tensor, head: Tensor) -> Tensor:
         (..., B, C).
     """
     return features @ head.mT
+
+
+def attended(states: Tensor, scores: Tensor, mask: Tensor) -> Tensor:
+    """(..., B, D) means of token states (..., B, L, D) under the softmax of scores (..., B, L, 1).
+
+    Args:
+        states: token states.
+        scores: of every token.
+        mask: (..., B, L), 1 on tokens and 0 on padding.
+    """
+    return ((scores + _padding(states, mask)).softmax(-2) * states).sum(-2)
+
+
+def largest(states: Tensor, scores: Tensor, mask: Tensor) -> Tensor:
+    """(..., B, C) largest scores over the tokens, of scores (..., B, L, C); the arguments are those of `attended`."""
+    return (scores + _padding(states, mask)).amax(-2)
+
+
+def token_scores(states: Tensor, readers: Tensor) -> Tensor:
+    """(..., B, L, R) scores of token states (..., B, L, D) under readers (..., R, D), leading dimensions equal."""
+    return (states.flatten(-3, -2) @ readers.mT).view(*states.shape[:-1], -1)
+
+
+def _padding(states: Tensor, mask: Tensor) -> Tensor:
+    """(..., B, L, 1) what is added to scores so that padding has no part in them."""
+    return (1 - mask.to(states.dtype))[..., None] * torch.finfo(states.dtype).min

@@ -6,6 +6,7 @@ has the members below (`models/mlp.py` is an example); token ids are only needed
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
@@ -24,7 +25,8 @@ class TrunkLike(Protocol):
         """Features (B, D) of a batch's inputs, each (B, ·), given as positional arguments.
 
         Keyword arguments: `shortcut=True` if `has_shortcut`, `dropout_seed: int | None` if `has_dropout`, `places:
-        Tensor | None` if `has_packing`.
+        Tensor | None` if `has_packing`. A trunk of texts whose `forward` has the keyword argument `token_states` also
+        returns (B, L, D) the last states of the tokens if it is true; its second input is then the mask (B, L).
         """
         ...
 
@@ -77,6 +79,11 @@ class TrunkLike(Protocol):
     def digest(self) -> str:
         """SHA-256 (hex) of the weights and everything else that the features depend on."""
         ...
+
+
+def gives_token_states(trunk: TrunkLike) -> bool:
+    """Whether `forward` can also return the last states of the tokens."""
+    return "token_states" in inspect.signature(trunk.forward).parameters
 
 
 def as_module(trunk: TrunkLike) -> nn.Module:

@@ -134,6 +134,7 @@ class Trunk(nn.Module):
         shortcut: bool = False,
         places: Tensor | None = None,
         hidden_states: bool = False,
+        token_states: bool = False,
         dropout_seed: int | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Compute the features of texts.
@@ -146,16 +147,18 @@ class Trunk(nn.Module):
             places: (T,) positions of the tokens in the batch (`packing.token_places`), with which padding costs almost
                 nothing; only if `has_packing`. The features differ only by rounding.
             hidden_states: also return all hidden states; not with `shortcut` or `places`.
+            token_states: also return the last of them alone; in the same cases, and not with `hidden_states`.
             dropout_seed: apply every dropout of the architecture, including that of the last linear layer. The same
                 seed gives the same masks for the same shapes, device, `shortcut` and `places`; global random state is
                 preserved. Not under `vmap`. None disables dropout.
 
         Returns:
             (B, D) features. With `hidden_states`, also (H, B, L, D) outputs of the embeddings and each layer, the last
-            one after the encoder's final norm if it has one.
+            one after the encoder's final norm if it has one. With `token_states`, also (B, L, D), that last one.
         """
-        assert not shortcut or (self.has_shortcut and not hidden_states), (self.model_type, self.pooling)
-        assert places is None or (self.has_packing and not hidden_states), self.model_type
+        states = hidden_states or token_states
+        assert not shortcut or (self.has_shortcut and not states), (self.model_type, self.pooling)
+        assert places is None or (self.has_packing and not states), self.model_type
         masks = self._additive_masks(attention_mask)
         with nullcontext() if dropout_seed is None else self._dropout(dropout_seed, input_ids.device):
             output: Any
@@ -165,6 +168,8 @@ class Trunk(nn.Module):
                 options = {"output_hidden_states": True} if hidden_states else {}
                 output = self.hf_model.base_model(input_ids=input_ids, attention_mask=masks, **options)
             features = self._pool(output, attention_mask)
+        if token_states:
+            return features, output.last_hidden_state
         return (features, torch.stack(output.hidden_states)) if hidden_states else features
 
     def _pool(self, output: Any, attention_mask: Tensor) -> Tensor:

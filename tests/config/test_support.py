@@ -212,8 +212,11 @@ def test_starts_without_any_weight_are_refused() -> None:
 
 
 def test_a_distribution_without_edits_has_the_identity_of_before() -> None:
-    assert "starts" not in AdversarySettings().identity()
-    assert "starts" in AdversarySettings.model_validate({"starts": {"noise": 0.1}}).identity()
+    assert not {"starts", "head_kinds"} & AdversarySettings().identity().keys()
+    assert "head_kinds" in AdversarySettings.model_validate({"head_kinds": ["max"]}).identity()
+    starts = AdversarySettings.model_validate({"starts": {"noise": 0.1}}).identity()["starts"]
+    assert not any(name.startswith("benign_first") for name in starts)
+    assert "benign_first" in AdversarySettings.model_validate({"starts": {"benign_first": 1.0}}).identity()["starts"]
 
 
 @pytest.mark.parametrize(

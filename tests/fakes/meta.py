@@ -47,10 +47,13 @@ class MlpTrunk(nn.Module):
             with torch.no_grad():
                 self.embedding[20::2, 0], self.embedding[21::2, 0] = 3.0, -3.0
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, *, token_states: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor]:
         mask = attention_mask.to(self.embedding.dtype).unsqueeze(-1)
-        mean = (nn.functional.embedding(input_ids, self.embedding) * mask).sum(-2) / mask.sum(-2)
-        return torch.tanh(mean @ self.weight)
+        embedded = nn.functional.embedding(input_ids, self.embedding)
+        features = torch.tanh((embedded * mask).sum(-2) / mask.sum(-2) @ self.weight)
+        return (features, torch.tanh(embedded @ self.weight)) if token_states else features
 
     def depth_of(self, name: str) -> int:
         return ["embedding", "weight"].index(name)
@@ -96,7 +99,7 @@ def adversary_of(**changes: Any) -> Adversary:
     return Adversary(**{**values, **changes})
 
 
-ADVERSARY_FIELDS = ("optimizer", "schedule", "adaptation", "depth", "rank")
+ADVERSARY_FIELDS = ("optimizer", "schedule", "adaptation", "depth", "rank", "head_kind")
 
 
 def episode_of(

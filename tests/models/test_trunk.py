@@ -57,6 +57,15 @@ def test_native_features_give_the_logits_of_the_classification_model(
     torch.testing.assert_close(trunk(ids, mask) @ last.weight.T + last.bias, expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("kind", helpers.MODEL_TYPES)
+def test_token_states_are_the_last_hidden_states(kind: str, folders: dict[str, Path]) -> None:
+    trunk, (ids, mask) = load(folders[kind]), tokens()
+    features, states = trunk(ids, mask, token_states=True)
+    same, hidden = trunk(ids, mask, hidden_states=True)
+    assert torch.equal(states, hidden[-1])
+    assert torch.equal(features, same)
+
+
 @pytest.mark.parametrize("kind", [kind for kind in helpers.MODEL_TYPES if kind != "modernbert"])
 def test_float64_is_computed_in_float64(kind: str, folders: dict[str, Path]) -> None:
     trunk = load(folders[kind]).double()

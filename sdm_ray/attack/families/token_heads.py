@@ -10,6 +10,7 @@ from sdm_ray.attack.families.base import Attacker, Facts, Family, fine_tuning, f
 from sdm_ray.attack.space import Choice, Point, Space
 from sdm_ray.config.attack import AttackSettings
 from sdm_ray.core.types import Params
+from sdm_ray.models.heads import attended, largest
 from sdm_ray.models.trunk import Trunk
 
 POOLINGS = ("attention", "maximum")
@@ -41,12 +42,8 @@ class TokenHeadTrunk(nn.Module):
         _, states = self.trunk(input_ids, attention_mask, hidden_states=True)
         last = states[-1]
         scores = last @ self.reader.mT
-        padding = (1 - attention_mask.to(last.dtype))[..., None] * torch.finfo(last.dtype).min
-        if self.pooling == "maximum":
-            features: Tensor = (scores + padding).amax(-2)
-        else:
-            features = ((scores + padding).softmax(-2) * last).sum(-2)
-        return features
+        pooled = largest if self.pooling == "maximum" else attended
+        return pooled(last, scores, attention_mask)
 
     def readers(self, generators: list[torch.Generator], like: Tensor) -> Params:
         """(S, ·, D) initial readers: Gaussian, with standard deviation `READER_STD`.

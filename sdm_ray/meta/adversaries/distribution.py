@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 import torch
 
 from sdm_ray.config import AdversarySettings, LogRange
+from sdm_ray.core.errors import UsageError
 from sdm_ray.meta.inner.adversary import Adaptation, Adversary
+from sdm_ray.models.interface import TrunkLike, gives_token_states
 
 T = TypeVar("T")
 
@@ -67,6 +70,33 @@ def draw_persistent(settings: AdversarySettings, generator: torch.Generator) -> 
         reset_head=True,
         noise=0.0,
     )
+
+
+class HeadKinds:
+    """Samples what adversaries' heads read.
+
+    Args:
+        settings: the distribution.
+        trunk: the encoder.
+        generator: CPU generator of all draws.
+
+    Raises:
+        UsageError: for heads that read tokens if the encoder gives no token states.
+    """
+
+    def __init__(self, settings: AdversarySettings, *, trunk: TrunkLike, generator: torch.Generator) -> None:
+        self._kinds, self._generator = settings.head_kinds, generator
+        tokens = [kind for kind in self._kinds if kind != "pooled"]
+        if tokens and not gives_token_states(trunk):
+            raise UsageError(
+                f"train.adversary.head_kinds has {tokens[0]!r}, which reads token states, but {type(trunk).__name__} "
+                "gives none; set it to [pooled]"
+            )
+
+    def draw(self, adversary: Adversary) -> Adversary:
+        """The adversary with a sampled kind of head; one that reads tokens is fresh."""
+        kind = pick(self._kinds, self._generator)
+        return adversary if kind == "pooled" else replace(adversary, head_kind=kind, reset_head=True)
 
 
 def _range_of_steps(settings: AdversarySettings, step: int) -> tuple[int, int]:

@@ -16,12 +16,13 @@ from torch import Tensor
 from sdm_ray.config import TrainSettings
 from sdm_ray.core.types import Task
 from sdm_ray.data.interface import TrainingDataset
-from sdm_ray.meta.adversaries.distribution import draw_fresh, whole_number
+from sdm_ray.meta.adversaries.distribution import HeadKinds, draw_fresh, whole_number
 from sdm_ray.meta.adversaries.few_shot import FewShot, InnerBatches
 from sdm_ray.meta.adversaries.starts import Starts
 from sdm_ray.meta.inner.adversary import Adversary
 from sdm_ray.meta.inner.episode import Episode, Execution, MetaGradients, Start
 from sdm_ray.meta.inner.flat_model import FlatModel, Rows
+from sdm_ray.meta.inner.head_reader import head_rows
 from sdm_ray.meta.inner.loop import evaluate, meta_gradients
 from sdm_ray.meta.inner.problems import Data, EvaluationBatch
 from sdm_ray.meta.objectives import Trajectory
@@ -69,6 +70,7 @@ class Simulator:
         generator: CPU generator of all draws.
         execution: execution options of their episodes.
         starts: samples the weights they start from; None starts all of them from the current weights.
+        head_kinds: samples what their heads read; None gives all of them heads on the pooled features.
     """
 
     def __init__(
@@ -83,9 +85,11 @@ class Simulator:
         generator: torch.Generator,
         execution: Execution,
         starts: Starts | None = None,
+        head_kinds: HeadKinds | None = None,
     ) -> None:
         self._settings, self._model, self._data, self._task = settings, model, data, task
         self._generator, self._execution, self._starts = generator, execution, starts
+        self._head_kinds = head_kinds
         self._inner = InnerBatches(indices, few_shot, settings.adversary, generator)
 
     def draw(self, step: int, *, takes_steps: bool = True) -> list[Adversary]:
@@ -93,6 +97,8 @@ class Simulator:
         adversary, depths = self._settings.adversary, self._model.trunk.num_depths
         count = adversary.num_adversaries if takes_steps else 1
         drawn = [draw_fresh(adversary, self._generator, step=step, num_depths=depths) for _ in range(count)]
+        if takes_steps and self._head_kinds is not None:
+            drawn = [self._head_kinds.draw(one) for one in drawn]
         return [self._starts.draw(one) for one in drawn] if self._starts is not None and takes_steps else drawn
 
     def roll_out(
@@ -176,7 +182,10 @@ class Simulator:
 
     def _start(self, group: Sequence[Adversary], parameters: MetaParameters) -> Start:
         stacked = torch.stack(
-            [self._new_head(parameters) if adversary.reset_head else parameters.head.detach() for adversary in group]
+            [
+                self._new_head(parameters, adversary) if adversary.reset_head else parameters.head.detach()
+                for adversary in group
+            ]
         )
         learned = parameters.head.requires_grad and not all(adversary.reset_head for adversary in group)
         rates = torch.stack(
@@ -260,10 +269,10 @@ class Simulator:
         times = f"{len(group)} times " if len(group) > 1 else ""
         return GroupGradients(scaled, share, head, rate, f"fresh adversary ({times}{named})")
 
-    def _new_head(self, parameters: MetaParameters) -> Tensor:
+    def _new_head(self, parameters: MetaParameters, adversary: Adversary) -> Tensor:
         return init_head(
             self._model.feature_dim,
-            self._data.num_classes(self._task),
+            head_rows(adversary.head_kind, self._data.num_classes(self._task)),
             self._generator,
             device=parameters.trunk.device,
             dtype=parameters.trunk.dtype,

@@ -29,12 +29,13 @@ from sdm_ray.config import TrainSettings
 from sdm_ray.core.types import Batch, Task
 from sdm_ray.data.interface import TrainingDataset
 from sdm_ray.data.sampler import EpochSampler
-from sdm_ray.meta.adversaries.distribution import draw_persistent, whole_number
+from sdm_ray.meta.adversaries.distribution import HeadKinds, draw_persistent, whole_number
 from sdm_ray.meta.adversaries.few_shot import FewShot
 from sdm_ray.meta.adversaries.starts import StartMap, Starts
 from sdm_ray.meta.inner.adversary import Adversary
 from sdm_ray.meta.inner.episode import Episode, Execution, MetaGradients, Start
 from sdm_ray.meta.inner.flat_model import FlatModel, Rows
+from sdm_ray.meta.inner.head_reader import head_rows
 from sdm_ray.meta.inner.loop import meta_gradients
 from sdm_ray.meta.inner.optim import OptimizerState, make_optimizer
 from sdm_ray.meta.inner.problems import Data, EvaluationBatch
@@ -77,7 +78,7 @@ class Member:
     delta: Tensor | None
     """(P',) displacement from the current weights, in the layout of its rows; None if the trunk is frozen."""
     head: Tensor
-    """(C, D)."""
+    """(C, D); (C + 1, D) with the query as last row for `attention`."""
     state: OptimizerState
     """Optimiser state of (delta, head) as one vector (1, N), or of the head alone if the trunk is frozen."""
     edit: StartMap | None = None
@@ -100,6 +101,7 @@ class AdversaryPool:
         generator: CPU generator of all draws.
         execution: how turns are computed: memory, autocast, compilation.
         starts: samples what new members start from; None starts all from the current weights.
+        head_kinds: samples what their heads read; None gives all of them heads on the pooled features.
     """
 
     def __init__(
@@ -113,11 +115,12 @@ class AdversaryPool:
         generator: torch.Generator,
         execution: Execution | None = None,
         starts: Starts | None = None,
+        head_kinds: HeadKinds | None = None,
     ) -> None:
         self._settings, self._compiled = settings.adversary, settings.compile
         self._model, self._data, self._execution = model, data, execution
         self._indices, self._few_shot, self._generator = indices, few_shot, generator
-        self._starts = starts
+        self._starts, self._head_kinds = starts, head_kinds
         self._mode = settings.gradient_mode if settings.adversary.pool.second_order else "first_order"
         self._truncation_steps = settings.truncation_steps
         self._cursor = 0
@@ -234,6 +237,8 @@ class AdversaryPool:
     def _sample_member(self, trunk: Tensor) -> Member:
         pool, generator = self._settings.pool, self._generator
         adversary = draw_persistent(self._settings, generator)
+        if self._head_kinds is not None:
+            adversary = self._head_kinds.draw(adversary)
         if self._starts is not None:
             adversary = self._starts.draw(adversary)
         lifespan = whole_number(1, pool.lifespan_steps, generator)
@@ -241,7 +246,7 @@ class AdversaryPool:
         rows = self._member_rows(adversary, subset)
         head = init_head(
             self._model.feature_dim,
-            self._data.num_classes(Task.HARMFUL),
+            head_rows(adversary.head_kind, self._data.num_classes(Task.HARMFUL)),
             generator,
             device=trunk.device,
             dtype=trunk.dtype,

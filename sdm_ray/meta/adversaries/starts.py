@@ -1,7 +1,8 @@
 """Adversaries that start from edited weights, like attackers who edit weights before they fine-tune.
 
 Every edit is an elementwise affine map of the weights: the start is `factor * theta + shift`. Factor and shift
-(masks, scales, means, random draws) are recomputed for each adversary and treated as constants. Meta-gradients reach
+(masks, scales, means, random draws, steps on the desired task) are recomputed for each adversary and treated as
+constants. Meta-gradients reach
 `theta` through the factor, so weights that were pruned or re-initialised get none.
 """
 
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from sdm_ray.config.starts import StartSettings
 from sdm_ray.core.errors import UsageError
+from sdm_ray.meta.adversaries.benign import BenignFirst
 from sdm_ray.meta.adversaries.distribution import pick, uniform, whole_number
 from sdm_ray.meta.inner.adversary import Adversary
 from sdm_ray.meta.inner.flat_model import FlatModel
@@ -39,6 +41,7 @@ class Starts:
         generator: CPU generator of all draws; unused if every adversary starts from the current weights.
         public: (P,) the public encoder, for `interpolated`; None if it is not needed.
         redraw: function that initialises the architecture's weights from a seed; None if there is none.
+        benign: trains on the desired task, for `benign_first`; None if it is not needed.
 
     Raises:
         UsageError: for `redrawn_layers` if the trunk has one block only, or cannot be re-initialised.
@@ -52,6 +55,7 @@ class Starts:
         generator: torch.Generator,
         public: Tensor | None = None,
         redraw: Redraw | None = None,
+        benign: BenignFirst | None = None,
     ) -> None:
         if settings.redrawn_layers and (model.trunk.num_depths < 2 or redraw is None):
             needs = "more than one block" if model.trunk.num_depths < 2 else "fresh weights, which it cannot draw"
@@ -61,6 +65,7 @@ class Starts:
             )
         self._options = settings.options() if settings.edits else ()
         self._model, self._generator, self._public, self._redraw = model, generator, public, redraw
+        self._benign = benign
 
     def draw(self, adversary: Adversary) -> Adversary:
         """The adversary with a sampled start. Every draw takes the same number of random numbers."""
@@ -83,12 +88,19 @@ class Starts:
             return None
         trunk = trunk.detach()
         layout = self._model.layout
+        if adversary.start == "benign_first":
+            assert self._benign is not None
+            return StartMap(torch.ones_like(trunk), self._benign.displacement(adversary, trunk))
         found = StartMap(torch.ones_like(trunk), torch.zeros_like(trunk))
         factors, shifts = layout.unflatten(found.factor), layout.unflatten(found.shift)
         for name, edit in self._edit(adversary, trunk).items():
             factors[name].copy_(edit.factor.expand_as(factors[name]))
             shifts[name].copy_(edit.shift.expand_as(shifts[name]))
         return found
+
+    def take_texts(self) -> int:
+        """Texts that starts trained on since the last call."""
+        return 0 if self._benign is None else self._benign.take_texts()
 
     def _edit(self, adversary: Adversary, trunk: Tensor) -> dict[str, Affine]:
         """Edit of each parameter that is changed."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from sdm_ray.config.adversary import HeadKind
 from sdm_ray.config.starts import StartKind
 
 Adaptation = Literal["full", "head", "partial", "lora"]
@@ -41,6 +42,8 @@ class Adversary:
     """Strength of the edit."""
     start_seed: int = 0
     """Seed of the edit's draws."""
+    head_kind: HeadKind = "pooled"
+    """What its head reads; a head that reads tokens is always fresh."""
 
     def describe(self) -> str:
         """One phrase for error messages."""
@@ -54,7 +57,8 @@ class Adversary:
         parts = [self.optimizer, rate, f"batch {self.batch_size}", trained[self.adaptation], f"{self.num_steps} steps"]
         if self.schedule != "constant":
             parts.append(f"{self.schedule} schedule")
-        parts.append("fresh head" if self.reset_head else "meta-learned head")
+        read = "" if self.head_kind == "pooled" else f"{self.head_kind} "
+        parts.append(f"fresh {read}head" if self.reset_head else "meta-learned head")
         if self.noise:
             parts.append(f"noise {self.noise:.3g}")
         if self.start != "released":
@@ -64,5 +68,6 @@ class Adversary:
     def shape(self) -> tuple[str | int, ...]:
         """A key: adversaries with equal keys can run as one batch."""
         return (
-            self.optimizer, self.batch_size, self.num_steps, self.schedule, self.adaptation, self.depth, self.rank
+            self.optimizer, self.batch_size, self.num_steps, self.schedule, self.adaptation, self.depth, self.rank,
+            self.head_kind,
         )  # fmt: skip

@@ -9,8 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sdm_ray.meta.inner.head_reader import Outputs
 from sdm_ray.meta.inner.optim import InnerOptimizer
-from sdm_ray.meta.inner.problems import Base, Outputs
+from sdm_ray.meta.inner.problems import Base
 
 OutputCotangents = Sequence[Sequence[Sequence[Outputs | None]]]
 """M times, for every evaluated step and evaluation batch, the cotangents of its outputs."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sdm_ray.meta.inner.adversary import Adversary
 from sdm_ray.meta.inner.flat_model import FlatModel, Rows
+from sdm_ray.meta.inner.head_reader import HeadReader
 from sdm_ray.meta.inner.memory import ModeChooser
 from sdm_ray.meta.inner.optim import OptimizerState
 from sdm_ray.meta.inner.problems import Data, HeadProblem, LoraProblem, Problem, UpperProblem
@@ -26,7 +27,7 @@ class Start(NamedTuple):
     trunk: Tensor
     """(1, P) flat trunk parameters that all share, or (A, P)."""
     head: Tensor
-    """(A, C, D) heads."""
+    """(A, C, D) heads; (A, C + 1, D) with the query as last row for `attention`."""
     log_learning_rate: Tensor
     """(A,) natural logarithms of the learning rates."""
     displacement: Tensor | None = None
@@ -97,7 +98,7 @@ class MetaGradients(NamedTuple):
 
 def make_problem(model: FlatModel, head_shape: tuple[int, int], adversary: Adversary) -> Problem:
     """The variables that an adversary trains; one object for all adversaries that train the same."""
-    key = ("problem", head_shape, adversary.adaptation, adversary.depth, adversary.rank)
+    key = ("problem", head_shape, adversary.adaptation, adversary.depth, adversary.rank, adversary.head_kind)
     if key not in model.cache:
         model.cache[key] = _new_problem(model, head_shape, adversary)
     problem: Problem = model.cache[key]
@@ -105,11 +106,12 @@ def make_problem(model: FlatModel, head_shape: tuple[int, int], adversary: Adver
 
 
 def _new_problem(model: FlatModel, head_shape: tuple[int, int], adversary: Adversary) -> Problem:
+    reader = HeadReader(model, head_shape, adversary.head_kind)
     if adversary.adaptation == "head":
-        return HeadProblem(model, head_shape)
+        return HeadProblem(model, reader)
     if adversary.adaptation == "lora":
-        return LoraProblem(model, head_shape, adversary.rank)
-    return UpperProblem(model, head_shape, adversary.depth if adversary.adaptation == "partial" else 0)
+        return LoraProblem(model, reader, adversary.rank)
+    return UpperProblem(model, reader, adversary.depth if adversary.adaptation == "partial" else 0)
 
 
 def parameter_noise(model: FlatModel, trunk: Tensor, scales: tuple[float, ...], seed: int) -> Tensor:

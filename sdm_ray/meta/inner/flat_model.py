@@ -9,6 +9,7 @@ leaving them out does not change the result.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -156,6 +157,16 @@ class FlatModel:
         features: Tensor = functional_call(self._module, params, inputs, options)
         return features
 
+    def call_tokens(
+        self, params: Params, inputs: tuple[Tensor, ...], dropout_seed: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Features (B, D) and last token states (B, L, D) of texts (B, L); only where the trunk gives token states."""
+        options: dict[str, Any] = {"token_states": True}
+        if dropout_seed is not None:
+            options["dropout_seed"] = dropout_seed
+        features, states = functional_call(self._module, params, inputs, options)
+        return features, states
+
     def stacked(
         self, params: Params, inputs: tuple[Tensor, ...], *, shared: bool, dropout_seed: int | None = None
     ) -> Tensor:
@@ -167,23 +178,44 @@ class FlatModel:
             shared: whether all models read the same inputs.
             dropout_seed: seed of the dropout masks; None turns dropout off.
         """
+        (features,) = self._stacked(self._call, params, inputs, shared=shared, dropout_seed=dropout_seed)
+        return features
+
+    def stacked_tokens(
+        self, params: Params, inputs: tuple[Tensor, ...], *, shared: bool, dropout_seed: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """As `stacked`, also the last token states (A, B, L, D)."""
+        features, states = self._stacked(self.call_tokens, params, inputs, shared=shared, dropout_seed=dropout_seed)
+        return features, states
+
+    def _call(self, params: Params, inputs: tuple[Tensor, ...], dropout_seed: int | None = None) -> tuple[Tensor, ...]:
+        return (self.call(params, inputs, dropout_seed),)
+
+    def _stacked(
+        self,
+        call: Callable[..., tuple[Tensor, ...]],
+        params: Params,
+        inputs: tuple[Tensor, ...],
+        *,
+        shared: bool,
+        dropout_seed: int | None,
+    ) -> tuple[Tensor, ...]:
         shapes = dict(zip(self.layout.names, self.layout.shapes, strict=True))
         stacks = {name: value.dim() > len(shapes[name]) for name, value in params.items()}
         count = next((len(params[name]) for name, stack in stacks.items() if stack), 1)
         if count == 1 or dropout_seed is not None:
-            return torch.stack(
-                [
-                    self.call(
-                        {name: value[index] if stacks[name] else value for name, value in params.items()},
-                        inputs if shared else tuple(value[index] for value in inputs),
-                        None if dropout_seed is None else dropout_seed + index,
-                    )
-                    for index in range(count)
-                ]
-            )
+            parts = [
+                call(
+                    {name: value[index] if stacks[name] else value for name, value in params.items()},
+                    inputs if shared else tuple(value[index] for value in inputs),
+                    None if dropout_seed is None else dropout_seed + index,
+                )
+                for index in range(count)
+            ]
+            return tuple(torch.stack(column) for column in zip(*parts, strict=True))
         dims = {name: 0 if stack else None for name, stack in stacks.items()}
-        features: Tensor = vmap(self.call, in_dims=(dims, None if shared else 0))(params, inputs)
-        return features
+        found: tuple[Tensor, ...] = vmap(call, in_dims=(dims, None if shared else 0))(params, inputs)
+        return found
 
     def restricted(self, num_rows: int) -> FlatModel:
         """The same model with `num_rows` rows in its token embedding."""

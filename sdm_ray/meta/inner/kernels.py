@@ -18,7 +18,8 @@ from torch import Tensor
 
 from sdm_ray.core.notices import notice
 from sdm_ray.core.types import Batch
-from sdm_ray.meta.inner.problems import Base, Outputs, TrunkProblem
+from sdm_ray.meta.inner.head_reader import Outputs
+from sdm_ray.meta.inner.problems import Base, TrunkProblem
 
 Inputs = tuple[Tensor, ...]
 MAX_SHAPES = 4096

@@ -22,6 +22,7 @@ from sdm_ray.meta.inner.adjoint import adjoint, adjoint_stored
 from sdm_ray.meta.inner.episode import Episode, Execution, MetaGradients, Start
 from sdm_ray.meta.inner.first_order import first_order
 from sdm_ray.meta.inner.flat_model import FlatModel
+from sdm_ray.meta.inner.head_reader import Outputs
 from sdm_ray.meta.inner.memory import ModeChooser
 from sdm_ray.meta.inner.prepared import LoopGradients, PreparedEpisode, Strategy
 from sdm_ray.meta.inner.readout import BESIDE, Readout, StackedOutputs, fixed_head_gradient, predictor_gradient
@@ -84,11 +85,30 @@ def evaluate(model: FlatModel, start: Start, episode: Episode, *, execution: Exe
     return (execution.chooser or ModeChooser()).run("first_order", prepared.stored_bytes, lambda _: _evaluate(prepared))
 
 
+def displacement(model: FlatModel, start: Start, episode: Episode, *, execution: Execution | None = None) -> Tensor:
+    """(A, P) by how much A adversaries that train the whole model move the trunk, without gradients.
+
+    The arguments are those of `meta_gradients`; the episode's mode does not matter, and nothing need be evaluated.
+    """
+    execution = execution or Execution()
+    prepared = PreparedEpisode(model, start, episode, {}, execution=execution)
+    trunk = prepared.start.trunk.detach()
+    final = (execution.chooser or ModeChooser()).run(
+        "first_order", prepared.stored_bytes, lambda _: _steps(prepared)[1]
+    )
+    moved = final[:, : trunk.shape[1]] - trunk
+    return moved if episode.rows is None else model.expand(moved, episode.rows)
+
+
 def _evaluate(episode: PreparedEpisode) -> Trajectory:
+    return episode.readout.trajectory(StackedOutputs.of(_steps(episode)[0], episode.evaluated))
+
+
+def _steps(episode: PreparedEpisode) -> tuple[list[tuple[Outputs, ...]], Tensor]:
+    """Outputs at the evaluated steps, and variables (A, N) after the last step."""
     with torch.no_grad():
         variables, base = episode.begin()
-    loop = episode.inner_loop(base, num_differentiated=0)
-    return episode.readout.trajectory(StackedOutputs.of(loop.evaluate(variables), episode.evaluated))
+    return episode.inner_loop(base, num_differentiated=0).evaluate(variables)
 
 
 def _with_other_heads(found: LoopGradients, readout: Readout) -> MetaGradients:

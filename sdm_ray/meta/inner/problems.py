@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sdm_ray.core.types import Batch, Params
 from sdm_ray.meta.inner.flat_model import FlatModel, Layout
+from sdm_ray.meta.inner.head_reader import Encoded, HeadReader, Outputs
 from sdm_ray.meta.objectives import example_losses
 from sdm_ray.models.heads import logits
 
@@ -34,16 +35,7 @@ class EvaluationBatch(NamedTuple):
     batch: Batch
     """(B, ·), the same at every evaluated step."""
     head: Tensor | None
-    """(C, D) a head that does not adapt; None takes the adversary's own."""
-
-
-class Outputs(NamedTuple):
-    """Outputs of A adapted models on one evaluation batch."""
-
-    features: Tensor
-    """(A, B, D)."""
-    logits: Tensor
-    """(A, B, C)."""
+    """(C, D) a head that does not adapt and reads the pooled features; None takes the adversary's own."""
 
 
 class Data(NamedTuple):
@@ -86,10 +78,10 @@ class Problem(Protocol):
 class TrunkProblem(ABC):
     """Base class of the kinds that train (part of) the trunk: parameters from base and variables."""
 
-    def __init__(self, model: FlatModel, head_shape: tuple[int, int]) -> None:
-        self._model, self._head_shape = model, head_shape
-        self._head_size = math.prod(head_shape)
-        self.feature_dim, self.num_classes = model.feature_dim, head_shape[0]
+    def __init__(self, model: FlatModel, reader: HeadReader) -> None:
+        self._model, self._reader, self._head_shape = model, reader, reader.head_shape
+        self._head_size = math.prod(self._head_shape)
+        self.feature_dim, self.num_classes = model.feature_dim, reader.num_classes
 
     @abstractmethod
     def params(self, base: Base, variables: Tensor) -> tuple[Params, Tensor]:
@@ -102,8 +94,8 @@ class TrunkProblem(ABC):
     def batch_loss(self, base: Base, variables: Tensor, batch: Batch, dropout_seed: int | None = None) -> Tensor:
         """(A,) losses on a batch (A, B, ·)."""
         params, head = self.params(base, variables)
-        features = self._model.stacked(params, batch.inputs, shared=False, dropout_seed=dropout_seed)
-        return example_losses(logits(features, head), batch.labels).mean(-1)
+        encoded = self._reader.encode(params, batch.inputs, shared=False, dropout_seed=dropout_seed)
+        return example_losses(self._reader.read(encoded, head, batch.inputs).logits, batch.labels).mean(-1)
 
     def outputs(self, base: Base, variables: Tensor, data: Data) -> tuple[Outputs, ...]:
         """Outputs on every evaluation batch."""
@@ -112,8 +104,10 @@ class TrunkProblem(ABC):
     def outputs_on(self, base: Base, variables: Tensor, inputs: tuple[Tensor, ...], head: Tensor | None) -> Outputs:
         """Outputs on inputs (B, ·) with the adversaries\' own heads, or with a fixed one (C, D)."""
         params, own = self.params(base, variables)
-        features = self._model.stacked(params, inputs, shared=True)
-        return Outputs(features, logits(features, own if head is None else head))
+        if head is not None:
+            features = self._model.stacked(params, inputs, shared=True)
+            return Outputs(features, logits(features, head))
+        return self._reader.read(self._reader.encode(params, inputs, shared=True), own, inputs)
 
     def head_of(self, variables: Tensor) -> Tensor:
         """(A, C, D) heads: the last variables."""
@@ -125,12 +119,12 @@ class UpperProblem(TrunkProblem):
 
     Args:
         model: the trunk as a function.
-        head_shape: (C, D).
+        reader: reads the heads.
         depth: blocks below it are frozen.
     """
 
-    def __init__(self, model: FlatModel, head_shape: tuple[int, int], depth: int) -> None:
-        super().__init__(model, head_shape)
+    def __init__(self, model: FlatModel, reader: HeadReader, depth: int) -> None:
+        super().__init__(model, reader)
         position = model.first_of_depth[depth]
         self._lower, self._upper = model.layout.part(0, position), model.layout.part(position)
 
@@ -152,12 +146,12 @@ class LoraProblem(TrunkProblem):
 
     Args:
         model: the trunk as a function.
-        head_shape: (C, D).
+        reader: reads the heads.
         rank: of the factors. At the start one is normal and the other zero, so that the model starts unchanged.
     """
 
-    def __init__(self, model: FlatModel, head_shape: tuple[int, int], rank: int) -> None:
-        super().__init__(model, head_shape)
+    def __init__(self, model: FlatModel, reader: HeadReader, rank: int) -> None:
+        super().__init__(model, reader)
         self._scale = LORA_ALPHA / rank
         shapes = dict(zip(model.layout.names, model.layout.shapes, strict=True))
         lowest = 1 if model.trunk.num_depths > 1 else 0
@@ -194,43 +188,57 @@ class HeadProblem:
 
     Args:
         model: the trunk as a function.
-        head_shape: (C, D).
+        reader: reads the heads.
     """
 
-    def __init__(self, model: FlatModel, head_shape: tuple[int, int]) -> None:
-        self._model, self._head_shape = model, head_shape
+    def __init__(self, model: FlatModel, reader: HeadReader) -> None:
+        self._model, self._reader, self._head_shape = model, reader, reader.head_shape
 
     def begin(self, trunk: Tensor, head: Tensor, data: Data) -> tuple[Tensor, Base]:
-        """The head is the variable; features (A, B, D) of every inner batch and evaluation batch are the base."""
+        """The head is the variable; features (A, B, D) of every inner batch and evaluation batch are the base, each
+        followed by its token states (A, B, L, D) if the head reads them."""
         params, count = self._model.layout.unflatten(trunk), len(head)
         if len(trunk) == 1:
             params = {name: value[0] for name, value in params.items()}
-        inner = [self._inner_features(params, batch, data.seed_at(step)) for step, batch in enumerate(data.inner)]
+        inner = [self._inner(params, batch, data.seed_at(step)) for step, batch in enumerate(data.inner)]
         evaluation = [
-            self._model.stacked(params, one.batch.inputs, shared=True).expand(count, -1, -1) for one in data.evaluation
+            self._reader.encode(params, one.batch.inputs, shared=True).each(
+                lambda value: value.expand(count, *value.shape[1:])
+            )
+            for one in data.evaluation
         ]
-        return head.flatten(1), (*inner, *evaluation)
+        return head.flatten(1), tuple(value for one in (*inner, *evaluation) for value in one if value is not None)
 
     def inner_loss(self, base: Base, variables: Tensor, data: Data, step: int) -> Tensor:
         """(A,) losses on the features of a step's inner batch."""
-        scores = logits(base[step], self.head_of(variables))
-        return example_losses(scores, data.inner[step].labels).mean(-1)
+        batch = data.inner[step]
+        outputs = self._reader.read(self._encoded(base, step), self.head_of(variables), batch.inputs)
+        return example_losses(outputs.logits, batch.labels).mean(-1)
 
     def outputs(self, base: Base, variables: Tensor, data: Data) -> tuple[Outputs, ...]:
         """Outputs on every evaluation batch."""
-        head = self.head_of(variables)
-        evaluation = zip(base[len(data.inner) :], data.evaluation, strict=True)
-        return tuple(
-            Outputs(features, logits(features, head if one.head is None else one.head)) for features, one in evaluation
-        )
+        head, found = self.head_of(variables), []
+        for position, one in enumerate(data.evaluation, len(data.inner)):
+            encoded = self._encoded(base, position)
+            if one.head is None:
+                found.append(self._reader.read(encoded, head, one.batch.inputs))
+            else:
+                found.append(Outputs(encoded.features, logits(encoded.features, one.head)))
+        return tuple(found)
 
     def head_of(self, variables: Tensor) -> Tensor:
         """(A, C, D) heads."""
         return variables.view(-1, *self._head_shape)
 
-    def _inner_features(self, params: Params, batch: Batch, dropout_seed: int | None) -> Tensor:
+    def _encoded(self, base: Base, position: int) -> Encoded:
+        """The batch at a position, inner ones first."""
+        if self._reader.reads_tokens:
+            return Encoded(base[2 * position], base[2 * position + 1])
+        return Encoded(base[position], None)
+
+    def _inner(self, params: Params, batch: Batch, dropout_seed: int | None) -> Encoded:
         stacked = params[self._model.layout.names[0]].dim() > len(self._model.layout.shapes[0])
         lead = batch.labels.shape
         inputs = batch.inputs if stacked else tuple(value.flatten(0, 1) for value in batch.inputs)
-        features = self._model.stacked(params, inputs, shared=not stacked, dropout_seed=dropout_seed)
-        return features.view(*lead, -1)
+        encoded = self._reader.encode(params, inputs, shared=not stacked, dropout_seed=dropout_seed)
+        return encoded.each(lambda value: value.view(*lead, *value.shape[2:]))

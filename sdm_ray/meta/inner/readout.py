@@ -8,7 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sdm_ray.meta.inner.problems import EvaluationBatch, Outputs
+from sdm_ray.meta.inner.head_reader import Outputs
+from sdm_ray.meta.inner.problems import EvaluationBatch
 from sdm_ray.meta.objectives import TERMS, Trajectory, example_losses, predictor_loss, weighted_sum
 
 MAIN, BESIDE = 0, 1

@@ -29,10 +29,11 @@ from sdm_ray.meta.inner.cotangents import (
     StartCotangents,
     vector_jacobian_products,
 )
+from sdm_ray.meta.inner.head_reader import Outputs
 from sdm_ray.meta.inner.kernels import Kernels
 from sdm_ray.meta.inner.memory import saved_bytes
 from sdm_ray.meta.inner.optim import OptimizerState, clip_adjoint, clip_by_norm
-from sdm_ray.meta.inner.problems import Base, Data, Outputs, Problem
+from sdm_ray.meta.inner.problems import Base, Data, Problem
 from sdm_ray.meta.inner.steps import GradientFunction, StepFunctions, StepSchedule, UpdateRule
 
 
@@ -111,11 +112,14 @@ class InnerLoop:
             point, state = self._update(step, gradient, point, state)
         return Rollout(tuple(outputs), point, state, tuple(values))
 
-    def evaluate(self, start: Tensor) -> list[tuple[Outputs, ...]]:
-        """Take all steps without keeping anything for a backward pass; the outputs at every evaluated step.
+    def evaluate(self, start: Tensor) -> tuple[list[tuple[Outputs, ...]], Tensor]:
+        """Take all steps without keeping anything for a backward pass.
 
         Args:
             start: (A, N) variables.
+
+        Returns:
+            The outputs at every evaluated step, and the variables (A, N) after the last step.
         """
         point, state, outputs = start.detach(), self._rule.optimizer.init(start.detach()), []
         for step in range(self._schedule.num_steps + 1):
@@ -123,7 +127,7 @@ class InnerLoop:
                 outputs.append(self._evaluate(step, point))
             if step < self._schedule.num_steps:
                 point, state = self._update(step, self._gradient(step, point), point, state)
-        return outputs
+        return outputs, point
 
     def backward(self, cotangents: OutputCotangents, gradient_weights: Sequence[float]) -> StartCotangents:
         """Cotangents of the start of the loop.

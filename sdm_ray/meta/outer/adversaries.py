@@ -13,6 +13,8 @@ from sdm_ray.config import TrainSettings
 from sdm_ray.core.seeds import Generators
 from sdm_ray.core.types import Batch, Task
 from sdm_ray.data.interface import TrainingDataset, labelled
+from sdm_ray.meta.adversaries.benign import BenignFirst
+from sdm_ray.meta.adversaries.distribution import HeadKinds
 from sdm_ray.meta.adversaries.few_shot import FewShot
 from sdm_ray.meta.adversaries.fresh import MetaParameters, Simulator
 from sdm_ray.meta.adversaries.pool import AdversaryPool
@@ -52,7 +54,7 @@ class SimulatedAdversaries:
         execution: how episodes are computed.
 
     Raises:
-        UsageError: for few-shot subsets that exceed the data, or starts that the trunk does not allow.
+        UsageError: for few-shot subsets that exceed the data, or starts or heads that the trunk does not allow.
     """
 
     def __init__(
@@ -73,9 +75,16 @@ class SimulatedAdversaries:
             task: FewShot(owned, _classes(data.labels_host(task)[owned])) for task, owned in self._of_task.items()
         }
         self._check_subsets()
+        fresh_starts = self._starts("starts", plan.fresh)
+        pool_starts = self._starts("pool_starts", plan.pool)
+        self._all_starts = [starts for starts in (fresh_starts, pool_starts) if starts is not None]
         self._simulators = {
             Task.HARMFUL: self._simulator(
-                settings, Task.HARMFUL, generators["adversary"], self._starts("starts", plan.fresh)
+                settings,
+                Task.HARMFUL,
+                generators["adversary"],
+                starts=fresh_starts,
+                head_kinds=self._head_kinds("head_kinds", plan.fresh if plan.fresh_adapts() else {}),
             ),
             Task.DESIRED: self._simulator(settings, Task.DESIRED, generators["desired_adversary"]),
         }
@@ -87,22 +96,24 @@ class SimulatedAdversaries:
             data=data,
             indices=indices,
             execution=execution,
-            starts=self._starts("pool_starts", plan.pool),
+            starts=pool_starts,
+            head_kinds=self._head_kinds("pool_head_kinds", plan.pool),
         )
         self.draws: list[str] = []
         """Descriptions of the adversaries that were rolled out in this step."""
         self.num_texts = 0
         """Texts that they trained on in this step."""
 
-    def start(self, trunk: Tensor) -> None:
-        """Sample the pool's first members around the initial trunk (P,)."""
-        if self._plan.pool:
-            self.pool.start(trunk)
-
-    def begin_step(self) -> None:
-        """Forget what was rolled out in the last step."""
+    def begin_step(self, trunk: Tensor) -> None:
+        """Forget what was rolled out in the last step; before the first, sample the pool around the trunk (P,)."""
         self.draws.clear()
         self.num_texts = 0
+        if self._plan.pool and not self.pool.members:
+            self.pool.start(trunk)
+
+    def end_step(self) -> None:
+        """Count the texts that starts of this step trained on."""
+        self.num_texts += sum(starts.take_texts() for starts in self._all_starts)
 
     def add_fresh(
         self, total: GradientAccumulator, trunk: Tensor, learned: LearnedParameters, harmful: Drawn, step: int
@@ -217,10 +228,29 @@ class SimulatedAdversaries:
             generator=self._generators[generator],
             public=self._model.initial() if settings.interpolated else None,
             redraw=partial(fresh_params, trunk) if isinstance(trunk, Trunk) else None,
+            benign=self._benign() if settings.benign_first else None,
         )
 
+    def _benign(self) -> BenignFirst:
+        return BenignFirst(
+            self._settings, model=self._model, data=self._data, indices=self._indices, execution=self._execution
+        )
+
+    def _head_kinds(self, generator: str, terms: dict[str, float]) -> HeadKinds | None:
+        """What heads of adversaries that serve these terms read; None where all read the pooled features."""
+        settings = self._settings.adversary
+        if not terms or set(settings.head_kinds) == {"pooled"}:
+            return None
+        return HeadKinds(settings, trunk=self._model.trunk, generator=self._generators[generator])
+
     def _simulator(
-        self, settings: TrainSettings, task: Task, generator: torch.Generator, starts: Starts | None = None
+        self,
+        settings: TrainSettings,
+        task: Task,
+        generator: torch.Generator,
+        *,
+        starts: Starts | None = None,
+        head_kinds: HeadKinds | None = None,
     ) -> Simulator:
         return Simulator(
             settings,
@@ -232,6 +262,7 @@ class SimulatedAdversaries:
             generator=generator,
             execution=self._execution,
             starts=starts,
+            head_kinds=head_kinds,
         )
 
     def _add_terms(

@@ -26,7 +26,8 @@ class LearnedParameters:
         self._bounds = settings.learning_rate
         self.harmful_head = head
         self.log_learning_rate = head.new_tensor(math.log(settings.learning_rate_initial))
-        own_head = bool(plan.fresh) and (settings.head != "reset" or not plan.simulates())
+        starts_there = settings.head != "reset" and ("pooled" in settings.head_kinds or not plan.fresh_adapts())
+        own_head = bool(plan.fresh) and (starts_there or not plan.simulates())
         self.fits_head = (
             plan.unadapted_reads_harmful_head() and not own_head and not (plan.gradients and not plan.fresh)
         )

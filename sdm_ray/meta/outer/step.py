@@ -85,7 +85,6 @@ class OuterStep:
             indices=indices,
             execution=Execution(ModeChooser(data.device), self._autocast, settings.compile),
         )
-        self.adversaries.start(self.trunk.detach())
         self._retention = None
         if self._plan.retention:
             self._retention = Retention(
@@ -132,10 +131,11 @@ class OuterStep:
             (M,) metrics on the device, in the order of `metric_names`.
         """
         total, parts = GradientAccumulator(), self._settings.accumulation_steps
-        self.adversaries.begin_step()
+        self.adversaries.begin_step(self.trunk.detach())
         self.num_texts = 0
         for _ in range(parts):
             self._micro_step(total)
+        self.adversaries.end_step()
         scaled = {name: value / parts if parts > 1 else value for name, value in total.gradients.items()}
         self._count += 1
         shared: list[Tensor | None] = [] if self._map is None else [self._map.gradient(self.trunk, scaled["trunk"])]

@@ -43,6 +43,7 @@ def test_label_flips_are_told_from_noise(records: list[Any], passed: bool) -> No
         ("pruned", "prune", (0.3,)),
         ("interpolated", "interpolate", (0.5,)),
         ("noise", "noise", (0.1, 0.1)),
+        ("benign_first", "benign_first", (50.0,)),
     ],
 )
 def test_attackers_are_within_what_was_trained_against_if_their_edit_was_among_the_starts(
@@ -56,7 +57,7 @@ def test_attackers_are_within_what_was_trained_against_if_their_edit_was_among_t
         "learning_rate": 1e-3,
     }
     record = _record(**common, edit=edit, amount=amounts[0], amounts=amounts if len(amounts) > 1 else ())
-    stronger = _record(**common, edit=edit, amount=9.0)
+    stronger = _record(**common, edit=edit, amount=600.0)
     probe = _record(**common | {"trains": "probe", "amount": 3.0, "own_head": True})
 
     def within(one: AttackRecord, **starts: float) -> bool:
@@ -70,6 +71,21 @@ def test_attackers_are_within_what_was_trained_against_if_their_edit_was_among_t
     plain = _record(**common, amount=0.0)
     assert within(plain, released=1.0)
     assert not within(plain, **{"released": 0.0, start: 0.5})
+
+
+@pytest.mark.parametrize(("kind", "pooling"), [("attention", "attention"), ("max", "maximum")])
+def test_attackers_whose_heads_read_tokens_are_within_it_if_adversaries_had_such_heads(kind: str, pooling: str) -> None:
+    common: dict[str, Any] = {"family": "any", "num_examples": 4, "num_steps": 4, "batch_size": 8}
+    record, plain = _record(**common, pooling=pooling), _record(**common)
+
+    def within(one: AttackRecord, *kinds: str) -> bool:
+        settings = AdversarySettings.model_validate({"head_kinds": kinds, "head": "reset", "pool": {"size": 1}})
+        return bool(overlaps([attacker_support(one)], settings.supports()))
+
+    assert within(record, kind)
+    assert not within(record, "pooled")
+    assert not within(plain, kind)
+    assert within(plain, kind, "pooled")
 
 
 def _record(**values: Any) -> AttackRecord:

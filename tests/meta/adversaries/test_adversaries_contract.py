@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
 
-from sdm_ray.config import TrainSettings
+from sdm_ray.config import AdversarySettings, TrainSettings
 from sdm_ray.core.types import Split, Task
+from sdm_ray.meta.adversaries.distribution import HeadKinds
 from sdm_ray.meta.adversaries.few_shot import FewShot
 from sdm_ray.meta.adversaries.fresh import MetaParameters, Simulator
 from sdm_ray.meta.adversaries.pool import AdversaryPool
@@ -72,7 +74,14 @@ def persistent(options: dict[str, Any], data: FakeData) -> Kind:
     return Kind(turn, pool.state_dict, pool.load_state_dict)
 
 
+def on_tokens(kind: Callable[..., Kind], options: dict[str, Any], data: FakeData) -> Kind:
+    settings = AdversarySettings.model_validate({"head_kinds": ["attention", "max"]})
+    heads = HeadKinds(settings, trunk=options["model"].trunk, generator=options["generator"])
+    return kind({**options, "head_kinds": heads}, data)
+
+
 KINDS = {"fresh": fresh, "persistent": persistent}
+KINDS |= {f"{name}, heads on tokens": partial(on_tokens, kind) for name, kind in KINDS.items()}
 pytestmark = pytest.mark.parametrize("kind", sorted(KINDS))
 
 
@@ -102,7 +111,8 @@ def test_a_turn_gives_a_finite_gradient_and_describes_its_adversaries(kind: str)
     assert turn.trunk.isfinite().all()
     assert turn.trunk.abs().max() > 0
     assert turn.value.isfinite()
-    assert f"{kind} adversary (" in turn.described
+    assert f"{kind.split(',')[0]} adversary (" in turn.described
+    assert ("tokens" in kind) == any(f"fresh {one} head" in turn.described for one in ("attention", "max"))
 
 
 def test_the_trunk_is_not_written_to(kind: str) -> None:

@@ -17,6 +17,7 @@ from sdm_ray.config.starts import ATTACK_EDITS, StartKind, StartSettings
 from sdm_ray.core.errors import UsageError
 from sdm_ray.core.seeds import Generators
 from sdm_ray.core.types import Split, Task
+from sdm_ray.meta.adversaries.benign import BenignFirst
 from sdm_ray.meta.adversaries.few_shot import FewShot
 from sdm_ray.meta.adversaries.fresh import MetaParameters, Simulator
 from sdm_ray.meta.adversaries.pool import AdversaryPool
@@ -34,6 +35,7 @@ from tests.fakes.meta import VOCABULARY_SIZE, FakeData, MlpTrunk, adversary_of, 
 WEIGHTS = {"harmful_adapted": 1.0}
 AMOUNTS: dict[StartKind, float] = {
     "rescaled": 0.75, "redrawn_layers": 1.0, "pruned": 0.3, "interpolated": 0.25, "noise": 0.1,
+    "benign_first": 3.0,
 }  # fmt: skip
 FROZEN = ("redrawn_layers", "pruned")
 """Starts some of whose weights do not depend on the trunk."""
@@ -44,12 +46,15 @@ def redraw(seed: int) -> dict[str, Tensor]:
 
 
 def starts_of(model: FlatModel, seed: int = 0, **settings: Any) -> Starts:
+    data = FakeData()
+    training = TrainSettings.model_validate({"adversary": {"starts": settings}})
     return Starts(
-        StartSettings.model_validate(settings),
+        training.adversary.starts,
         model=model,
         generator=torch.Generator().manual_seed(seed),
         public=FlatModel(MlpTrunk(seed=7)).initial(),
         redraw=redraw,
+        benign=BenignFirst(training, model=model, data=data, indices=data.indices(Split.META_TRAIN)),
     )
 
 
@@ -64,7 +69,7 @@ def edited(kind: StartKind, model: FlatModel, trunk: Tensor, seed: int = 5) -> S
     return found
 
 
-@pytest.mark.parametrize("kind", sorted(set(AMOUNTS) - {"noise"}))
+@pytest.mark.parametrize("kind", sorted(set(AMOUNTS) - {"noise", "benign_first"}))
 def test_a_start_is_the_attacks_edit(kind: StartKind) -> None:
     trunk, model = MlpTrunk(), FlatModel(MlpTrunk())
     params = {name: value.detach() for name, value in trunk.named_parameters()}

@@ -17,7 +17,13 @@ from sdm_ray.meta.inner.loop import meta_gradients
 from tests.fakes.meta import MlpTrunk, bert_trunk, episode_of, start_of
 
 WEIGHTS = {"harmful_base": 0.3, "harmful_adapted_calibrated": 1.0, "adapted_grad_norm": 0.5}
-KINDS: list[dict[str, Any]] = [{}, {"adaptation": "partial", "depth": 1}, {"adaptation": "lora", "rank": 2}]
+KINDS: list[dict[str, Any]] = [
+    {},
+    {"adaptation": "partial", "depth": 1},
+    {"adaptation": "lora", "rank": 2},
+    {"head_kind": "attention"},
+    {"head_kind": "max"},
+]
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +37,7 @@ def assert_compiled_equals_eager(model: FlatModel, mode: str, **kind: Any) -> No
     eager, compiled = (
         meta_gradients(
             model,
-            start_of(model),
+            start_of(model, num_classes=3 if kind.get("head_kind") == "attention" else 2),
             episode_of(mode=mode, truncation_steps=1, **kind),
             WEIGHTS,
             execution=Execution(compiled=flag),

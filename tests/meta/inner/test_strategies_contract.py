@@ -9,6 +9,7 @@ import torch
 
 from sdm_ray.meta.inner.episode import MetaGradients
 from sdm_ray.meta.inner.flat_model import FlatModel
+from sdm_ray.meta.inner.head_reader import head_rows
 from sdm_ray.meta.inner.loop import EXACT, STRATEGIES, meta_gradients
 from sdm_ray.meta.inner.problems import EvaluationBatch
 from tests.fakes.meta import MlpTrunk, episode_of, random_batch, start_of
@@ -20,6 +21,11 @@ KINDS: list[dict[str, Any]] = [
     {"adaptation": "head"},
     {"adaptation": "partial", "depth": 1},
     {"adaptation": "lora", "rank": 2},
+    {"head_kind": "attention"},
+    {"head_kind": "max"},
+    {"adaptation": "head", "head_kind": "attention"},
+    {"adaptation": "head", "head_kind": "max"},
+    {"adaptation": "lora", "rank": 2, "head_kind": "attention"},
 ]
 
 pytestmark = pytest.mark.parametrize("mode", sorted(STRATEGIES))
@@ -28,7 +34,8 @@ pytestmark = pytest.mark.parametrize("mode", sorted(STRATEGIES))
 def gradients(mode: str, weights: dict[str, float] = WEIGHTS, *, learned: bool = True, **changes: Any) -> MetaGradients:
     model = FlatModel(MlpTrunk())
     episode = episode_of(mode=mode, count=2, truncation_steps=2, **changes)
-    return meta_gradients(model, start_of(model, count=2, learned=learned), episode, weights)
+    rows = head_rows(episode.adversary.head_kind, 2)
+    return meta_gradients(model, start_of(model, count=2, learned=learned, num_classes=rows), episode, weights)
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -50,8 +57,9 @@ def test_without_inner_steps_the_gradient_is_exact(mode: str) -> None:
     assert found.log_learning_rate is None
 
 
-def test_the_gradient_points_where_the_exact_one_does(mode: str) -> None:
-    found, reference = (gradients(name) for name in (mode, "unrolled"))
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_the_gradient_points_where_the_exact_one_does(mode: str, kind: dict[str, Any]) -> None:
+    found, reference = (gradients(name, **kind) for name in (mode, "unrolled"))
     least = 1 - 1e-12 if mode in EXACT else 0.5
     assert torch.nn.functional.cosine_similarity(found.trunk, reference.trunk).item() > least
 

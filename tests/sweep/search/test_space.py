@@ -150,6 +150,9 @@ def test_what_adversaries_start_from_is_searched() -> None:
             {
                 "train.adversary.starts.pruned": real(0, 2),
                 "train.adversary.starts.pruned_shares": {"type": "categorical", "choices": shares},
+                "train.adversary.starts.benign_first": real(0, 2),
+                "train.adversary.starts.benign_first_steps": {"type": "categorical", "choices": [[10], [50, 200]]},
+                "train.adversary.head_kinds": {"type": "categorical", "choices": [["pooled"], ["attention", "max"]]},
             }
         )
     )
