@@ -227,6 +227,7 @@ AIM = 0.1
 RIVALS = {
     "mlac-k16": "MLAC as published",
     "erase-10": "erasure of ten directions",
+    "retained": "continued pretraining on text without gendered words, with nothing erased",
     "distilled_scratch": "distillation from scratch",
     "tuned": "tuning on the desired task alone",
 }

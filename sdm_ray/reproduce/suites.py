@@ -67,7 +67,7 @@ PENALTY = Figure(
 BEATEN = Figure(
     name="beaten",
     title="The paper's setting, erasure, and the best point of a search",
-    models=("tuned", "mlac-k16", "distilled_scratch", "erase-10", "erase-products", "searched", "random"),
+    models=("tuned", "mlac-k16", "distilled_scratch", "retained", "erase-10", "erase-products", "searched", "random"),
     needs="searched",
 )
 DEFENCES = Figure(
