@@ -231,7 +231,7 @@ RIVALS = {
     "distilled_scratch": "distillation from scratch",
     "tuned": "tuning on the desired task alone",
 }
-"""Models that a searched defence has to beat, and what they are."""
+"""Models that it has to beat, and what they are."""
 
 
 def _keeps(model: str, side: Literal["desired", "benign"]) -> Claim:
@@ -246,22 +246,22 @@ def _keeps(model: str, side: Literal["desired", "benign"]) -> Claim:
 
 
 BEAT = (
-    *_blocks("searched", "the best point of the search"),
+    *_blocks("erase-retain", "erasure of products with continued pretraining"),
     Claim(
-        name="searched_reaches_the_aim",
+        name="erase-retain_reaches_the_aim",
         says=f"what remains is below {AIM}",
-        quantity=Kept("searched", "harmful"),
+        quantity=Kept("erase-retain", "harmful"),
         side="below",
         bound=AIM,
         source="ours",
     ),
-    _keeps("searched", "desired"),
-    _keeps("searched", "benign"),
+    _keeps("erase-retain", "desired"),
+    _keeps("erase-retain", "benign"),
     *(
         Claim(
-            name=f"searched_beats_{model}",
+            name=f"erase-retain_beats_{model}",
             says=f"less is recovered from it than from {title}",
-            quantity=HarmfulDifference(model, "searched"),
+            quantity=HarmfulDifference(model, "erase-retain"),
             side="above",
             bound=0.0,
             source="ours",
@@ -278,4 +278,4 @@ BEAT = (
     ),
     *_blocks("erase-products", "erasure of products and directions"),
 )
-"""Claims about the best point of `beat_paper_search_small.yaml`, which sees no seed and no draw of the suite."""
+"""Claims about settings that were chosen by hand on one other training seed, with other draws of the attack."""
