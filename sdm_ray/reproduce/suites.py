@@ -123,7 +123,7 @@ SUITES = {
         ),
         Suite(
             name="beat-paper",
-            title="Erasure of products with continued pretraining against the paper's setting, erasure and distillation",
+            title="Erasure of products with continued pretraining against the paper and others",
             file="beat_paper",
             claims=BEAT,
             figures=(BEATEN,),
