@@ -30,7 +30,8 @@ SQLITE_SECONDS = 60
 """Timeout for a locked SQLite file."""
 
 
-_P, _T = ParamSpec("_P"), TypeVar("_T")
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 _Method = Callable[Concatenate["SearchStudy", _P], _T]
 
 
@@ -38,7 +39,7 @@ def _in_a_sentence(method: _Method[_P, _T]) -> _Method[_P, _T]:
     """Decorate a method: a storage that fails, such as one on a full disk, raises a `RunError` that names it."""
 
     @functools.wraps(method)
-    def call(self: SearchStudy, *args: _P.args, **options: _P.kwargs) -> _T:
+    def call(self: SearchStudy, /, *args: _P.args, **options: _P.kwargs) -> _T:
         try:
             return method(self, *args, **options)
         except (optuna.exceptions.StorageInternalError, OSError) as error:
