@@ -135,9 +135,10 @@ def test_twenty_outages_of_the_mlflow_server(tmp_path: Path) -> None:
         assert outcome == {"interrupted": False, "ended": names, "failed": 0}
         assert facts(read_tables(tmp_path / "fake")) == undisturbed(tmp_path / "undisturbed", points)
         num_left = num_pending(tmp_path)
-        if num_left:  # the sweep ended while delivery waited for its next attempt
-            driver = start("--resume")
-            assert driver.outcome(600) == outcome
+        for _ in range(5):  # each driver waits at its end for 45 s, which a busy machine exceeds
+            if num_pending(tmp_path):
+                driver = start("--resume")
+                assert driver.outcome(600) == outcome
         assert num_pending(tmp_path) == 0
         client = new_client(uri)
         found = client.search_runs([client.get_experiment_by_name("sdm-ray").experiment_id])
