@@ -68,7 +68,7 @@ MACHINE_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 """Operating system errors caused by the machine, not by the program on it."""
 _IN_WORDS = re.compile(
     rf"os error ({'|'.join(map(str, MACHINE_FAULTS))})\b|No space left on device|Disk quota exceeded|"
-    "database or disk is full"
+    "database or disk is full|disk I/O error|attempt to write a readonly database"
 )
 """Messages of the same errors from libraries that raise their own exceptions."""
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 from sdm_ray.config import EncoderSettings, SyntheticWorld
@@ -170,7 +171,7 @@ def _random_model(config: Any, settings: EncoderSettings) -> Any:
         return _auto_class(_settled(settings)).from_config(
             config, attn_implementation="eager", dtype=torch.float32, trust_remote_code=False
         )
-    except ValueError as error:
+    except (ValueError, TypeError, LookupError, AttributeError) as error:  # of configurations it does not expect
         raise UsageError(f"encoder.name {settings.name!r} cannot be built: {brief(error)}") from None
 
 
@@ -208,21 +209,35 @@ def _is_encoder_weight(model: Any, pooling: Pooling, key: str) -> bool:
 
 
 def _check_masks(trunk: Trunk, name: str) -> None:
-    """Check that an architecture outside the table treats the 4-D mask like a 2-D one, and uses all its weights."""
+    """Check an architecture outside the table: the 4-D mask must act like a 2-D one, and every weight must be used.
+
+    Padding must not change features either, as it does through convolutions (ConvBERT) and landmarks (Nyströmformer).
+    """
     ids = torch.arange(1, 13).reshape(2, 6) % trunk.vocab_size
     mask = torch.tensor([[1] * 6, [1] * 3 + [0] * 3])
+    independent = True
     try:
         features = trunk(ids, mask)
         plain = trunk.hf_model(input_ids=ids, attention_mask=mask).last_hidden_state
         wanted = plain[:, 0] if trunk.pooling == "cls" else (plain * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
         torch.autograd.grad(features.sum(), list(trunk.parameters()))
         works = torch.allclose(features, wanted, atol=1e-4, rtol=1e-4)
+        other = torch.where(mask == 1, ids, (ids + 5) % trunk.vocab_size)
+        wider = max(0, min(12, trunk.max_length) - 6)
+        padded = trunk(F.pad(other, (0, wider)), F.pad(mask, (0, wider)))
+        independent = torch.allclose(features, padded, atol=1e-4, rtol=1e-4)
     except Exception:  # an unknown architecture may raise anything
         works = False
+    advice = f"known to work: {', '.join(sorted(NATIVE))}; take one of these"
     if not works:
         raise UsageError(
             f"encoder.name {name!r}: model type {trunk.model_type!r} does not work with a prebuilt attention mask; "
-            f"known to work: {', '.join(sorted(NATIVE))}"
+            f"{advice}"
+        )
+    if not independent:
+        raise UsageError(
+            f"encoder.name {name!r}: in model type {trunk.model_type!r} padding changes the features of a text, so "
+            f"results would depend on the other texts of a batch; {advice}"
         )
 
 

@@ -115,4 +115,6 @@ class FrontierWriter:
         except Exception as error:
             if not self._warned:
                 self._warned = True
-                self._warn(f"the frontier's files could not be written ({error}); the sweep goes on")
+                self._warn(
+                    f"the frontier's files could not be written ({error}); they are at the next result or --resume"
+                )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdm_ray.config import SweepSettings, load_own_modules
-from sdm_ray.core.errors import RunError
+from sdm_ray.core.errors import RunError, machine_fault
 from sdm_ray.core.output import unbreakable_output
 from sdm_ray.core.result import RESULT, TrialResult
 from sdm_ray.sweep.announcements import Announcements
@@ -175,7 +175,23 @@ def _run_and_record(run: _Run) -> SweepOutcome:
 
 
 def _search(run: _Run) -> None:
-    """Run all missing trials, and compute the importances of the searched settings."""
+    """Run all missing trials, and compute the importances of the searched settings.
+
+    A fault of the machine under Optuna's storage, such as a full disk, counts as an interruption.
+    """
+    from sdm_ray.sweep.tune.searcher import STOPPED_BY_MACHINE
+
+    try:
+        _search_to_the_end(run)
+    except RunError as error:
+        if machine_fault(error) is None:
+            raise
+        if run.switch.reason is None:
+            run.view.message(f"{error}: the sweep ends; what has finished is kept, {RESUME_HINT}")
+        run.switch.request(STOPPED_BY_MACHINE)
+
+
+def _search_to_the_end(run: _Run) -> None:
     from sdm_ray.sweep.opening import catch_up, open_study
     from sdm_ray.sweep.tune.searcher import report_to_optuna
 

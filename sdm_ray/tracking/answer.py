@@ -39,5 +39,5 @@ def within(connect: Callable[[], None], uri: str) -> None:
         return
     if isinstance(failure[0], UsageError):
         raise failure[0]
-    words = " ".join(str(failure[0]).split())[:200]
+    words = " ".join(str(failure[0]).split()).partition(" [SQL: ")[0][:200]
     raise refused(uri, words) if is_refusal(words) else unreachable(uri, words)

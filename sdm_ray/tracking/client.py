@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,12 @@ from sdm_ray.core.errors import UsageError
 from sdm_ray.core.files import move, remove
 from sdm_ray.tracking.address import sqlite_file, sqlite_uri
 
-_QUIET = {"mlflow": logging.WARNING, "alembic": logging.WARNING, "urllib3.connectionpool": logging.ERROR}
+_QUIET = {
+    "mlflow": logging.WARNING,
+    "mlflow.store.db.utils": logging.CRITICAL,  # a page of traceback for each error that it then raises
+    "alembic": logging.WARNING,
+    "urllib3.connectionpool": logging.ERROR,
+}
 _ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
@@ -53,8 +59,8 @@ def create_database(file: Path) -> None:
     """Create the schema in a temporary file and link it into place, so that a kill cannot leave a partial schema."""
     from mlflow import MlflowClient
 
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    remove(temporary)
+    # A new name for each attempt: MLflow keeps its connections by name, and those to a removed file fail for ever.
+    temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex}")
     uri = sqlite_uri(temporary)
     try:
         MlflowClient(tracking_uri=uri, registry_uri=uri).search_experiments()

@@ -72,7 +72,7 @@ class MlflowTracker:
         self._recorded = Recorded()
         self._objectives: Collection[str] = ()
         self._environment: dict[str, str] = {}
-        self._is_closed = False
+        self._is_closed = self._is_full = False
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -184,10 +184,11 @@ class MlflowTracker:
         self._append("finish_sweep", trial=SWEEP_RUN, status=RUN_STATUS.get(status, "KILLED"))  # type: ignore[call-overload]
         if self._delivery is None or self._journal is None:
             return
-        if not self._delivery.close(CLOSE_TIMEOUT_SECONDS, AWAY_TIMEOUT_SECONDS) and self.error is None:
+        delivered = self._delivery.close(CLOSE_TIMEOUT_SECONDS, AWAY_TIMEOUT_SECONDS)
+        if not delivered and self.error is None and (num_pending := self._journal.count_pending()):
             log.warning(
                 "%d tracking records wait in %s for %s; `sdm-ray sweep --resume` delivers them",
-                self._journal.count_pending(),
+                num_pending,
                 self._journal.path,
                 masked(self._uri),
             )
@@ -249,6 +250,13 @@ class MlflowTracker:
             try:
                 self._journal.append(record)
             except OSError as error:
-                log.warning("tracking loses a record (%s): %s", call, error)
+                if not self._is_full:
+                    log.warning(
+                        "tracking cannot keep records in %s: %s; --resume records again how trials ended",
+                        self._journal.path,
+                        error.strerror or error,
+                    )
+                self._is_full = True
                 return
+            self._is_full = False
             self._recorded.remember(record)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
+from sdm_ray.core.errors import machine_fault
 from sdm_ray.core.files import LineFile, move, remove, write_bytes
 
 log = logging.getLogger(__name__)
@@ -349,4 +350,6 @@ class Delivery:
 
 
 def _brief(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    """One line: the machine's fault if there is one, otherwise the message, without the statement of a database."""
+    text = machine_fault(error) or " ".join(str(error).split())
+    return text.partition(" [SQL: ")[0][:200] or type(error).__name__

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,6 +27,8 @@ MAX_DIGEST = 36
 MAX_METRICS, MAX_PARAMS, MAX_TAGS = 1000, 100, 100
 """Most entries in one call of MLflow."""
 _FINAL_CODES = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST", "INVALID_STATE"}
+_OF_THE_DATABASE = re.compile(r"\(\w+\.(InterfaceError|InternalError|DatabaseError)\)")
+"""Lost connections and damaged files, which MLflow calls a bad request."""
 
 
 class MlflowSink:
@@ -259,7 +262,7 @@ def _rejections() -> Iterator[None]:
     try:
         yield
     except MlflowException as error:
-        if error.error_code in _FINAL_CODES:
+        if error.error_code in _FINAL_CODES and not _OF_THE_DATABASE.search(str(error)):
             raise RejectedError(" ".join(str(error).split())[:200]) from error
         raise
 

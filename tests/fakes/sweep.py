@@ -141,6 +141,25 @@ def slow(trial: TrialSettings, output_dir: Path, *, trial_id: str = "trial") -> 
     return finish(trial, output_dir, trial_id, measures(trial))
 
 
+OUTAGES = "outages"
+"""File beside the sweep's folder with the number of outages of its server so far."""
+
+
+def outlasting(trial: TrialSettings, output_dir: Path, *, trial_id: str = "trial") -> Steps:
+    """As `slow`; the trial of a number, such as t0007, ends only after as many outages of a server (at most 20)."""
+    steps = slow(trial, output_dir, trial_id=trial_id)
+    file, wanted = output_dir.parents[2] / OUTAGES, 0 if trial.train.method in REFERENCES else int(trial_id[1:])
+    try:
+        while True:
+            progress = next(steps)
+            while progress.done == trial.train.num_outer_steps and int(file.read_text()) < min(wanted, 20):
+                time.sleep(0.1)
+            yield progress
+    except StopIteration as stop:
+        result: TrialResult = stop.value
+        return result
+
+
 def troubled(trial: TrialSettings, output_dir: Path, *, trial_id: str = "trial") -> Steps:
     """t0000 raises, t0001 reports NaN, t0002 lacks an objective, t0003 exits; t0004 is killed once, t0005 always.
 

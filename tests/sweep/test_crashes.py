@@ -6,17 +6,20 @@ takes a record twice as MLflow does, and pictures are not drawn.
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import random
 import shutil
 import threading
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from sdm_ray.core import files
 from sdm_ray.core.errors import RunError, UsageError
 from sdm_ray.core.files import write_text
 from sdm_ray.core.lock import InUse
@@ -176,6 +179,52 @@ def try_visits(tmp_path: Path, draw: random.Random, *, num_visits: int) -> None:
 
 def test_a_second_driver_is_refused_at_any_moment(tmp_path: Path) -> None:
     try_visits(tmp_path, random.Random(1), num_visits=2)
+
+
+def try_full_disks(tmp_path: Path, cases: list[tuple[int, int]] | None) -> None:
+    """The disk takes no more from one write on, until the sweep has ended; then there is space, and it goes on."""
+    with full_from(None) as made:
+        wanted = run(tmp_path / "undisturbed")
+    total, problems = made[0], list[str]()
+    for at, number in [(at, errno.ENOSPC) for at in range(total)] if cases is None else cases:
+        folder, case = tmp_path / f"{at}-{number}", f"from write {at % total} of {total}: {os.strerror(number)}"
+        try:
+            with full_from(at % total, number), suppress(UsageError, RunError):
+                first = run(folder)
+                assert first.interrupted or len(first.results) == len(wanted.results)
+                assert not first.failures
+            check(run_again(folder), wanted, case)
+        except (RunError, UsageError, AssertionError) as error:
+            problems.append(f"{case}\n    {type(error).__name__}: {str(error)[:600]}")
+        shutil.rmtree(folder, ignore_errors=True)
+    assert not problems, "\n".join([f"{len(problems)} problems", *problems])
+
+
+@contextmanager
+def full_from(at: int | None, number: int = errno.ENOSPC) -> Iterator[list[int]]:
+    """Let every write from one on fail with an error of the machine; gives a list with the number of writes."""
+    write, made = files._write, [0]
+
+    def fail(file: int, content: bytes | memoryview) -> None:
+        made[0] += 1
+        if at is not None and made[0] > at:
+            raise OSError(number, os.strerror(number))
+        write(file, content)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files, "_write", fail)
+        yield made
+
+
+def test_a_sweep_survives_full_disks(tmp_path: Path) -> None:
+    draw = random.Random(0)
+    try_full_disks(tmp_path, [(draw.randrange(1000), number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_a_sweep_survives_a_disk_that_is_full_from_any_write_on(tmp_path: Path) -> None:
+    try_full_disks(tmp_path, None)
 
 
 @pytest.mark.slow

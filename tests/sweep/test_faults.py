@@ -36,7 +36,7 @@ def changes(num_trials: int) -> list[str]:
 class Driver:
     """A sweep in a session of its own, as a terminal starts it."""
 
-    def __init__(self, folder: Path, *arguments: str, num_trials: int = NUM_TRIALS) -> None:
+    def __init__(self, folder: Path, *arguments: str, num_trials: int = NUM_TRIALS, function: str = "slow") -> None:
         self.output = folder / f"output-{time.monotonic_ns()}"
         with self.output.open("w") as output:
             self.process = subprocess.Popen(
@@ -45,7 +45,7 @@ class Driver:
                     "-m",
                     "tests.fakes.sweep_driver",
                     str(folder),
-                    "slow",
+                    function,
                     *arguments,
                     *changes(num_trials),
                 ],

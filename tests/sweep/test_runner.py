@@ -6,12 +6,15 @@ import errno
 import itertools
 import json
 import os
+import re
 import sqlite3
 import threading
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
+import sqlalchemy
 
 from sdm_ray.config import ResourceSettings
 from sdm_ray.core import files
@@ -84,6 +87,29 @@ def test_a_full_disk_under_the_ledger_interrupts_the_sweep(
     assert not second.interrupted
     assert [result.trial_id for result in second.results] == ids(3)
     assert all(len(sweep_fakes.events(result.output_dir, "finished")) == 1 for result in second.results)
+
+
+@in_process
+@pytest.mark.parametrize("method", ["reconcile", "set_user_attr"])
+def test_a_full_disk_under_a_study_interrupts_before_and_after_the_trials(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """Also where Optuna and SQLAlchemy have wrapped the error of the database."""
+
+    def fail(*arguments: Any) -> None:
+        cause = sqlalchemy.exc.OperationalError("INSERT", {}, sqlite3.OperationalError("database or disk is full"))
+        cause.__cause__ = cause.orig
+        raise optuna.exceptions.StorageInternalError("invalid data in the commit") from cause
+
+    owner: Any = SearchStudy if method == "reconcile" else optuna.Study
+    monkeypatch.setattr(owner, method, study_module._in_a_sentence(fail) if method == "reconcile" else fail)
+    view, tracker = SilentView(), RecordingTracker()
+    monkeypatch.setattr("sdm_ray.sweep.runner.open_tracker", lambda *given, **options: tracker)
+    outcome = run(tmp_path, view=view, references="[]")
+    assert outcome.interrupted
+    assert len(outcome.results) == (0 if method == "reconcile" else 4)
+    (said,) = [text for text in view.messages if "the sweep ends" in text]
+    assert re.match(r"Optuna's storage sqlite:///.*: database or disk is full: the sweep ends; .* --resume", said)
 
 
 @in_process

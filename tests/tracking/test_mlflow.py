@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import json
 import logging
 import os
@@ -11,6 +12,7 @@ import shlex
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -30,11 +32,11 @@ from sdm_ray.core.result import Status, TrialResult
 from sdm_ray.tracking import client as client_module
 from sdm_ray.tracking import mlflow as tracker_module
 from sdm_ray.tracking import open_tracker
-from sdm_ray.tracking.address import sqlite_uri
+from sdm_ray.tracking.address import sqlite_file, sqlite_uri
 from sdm_ray.tracking.client import create_database, new_client
-from sdm_ray.tracking.outbox import SWEEP_RUN, Journal
+from sdm_ray.tracking.outbox import SWEEP_RUN, Journal, RejectedError
 from sdm_ray.tracking.runs import find_run
-from sdm_ray.tracking.sink import SWEEP_TAG, TRIAL_TAG, MlflowSink
+from sdm_ray.tracking.sink import SWEEP_TAG, TRIAL_TAG, MlflowSink, _rejections
 from tests.fakes.results import trial_result
 from tests.tracking.test_series import all_metrics
 
@@ -465,26 +467,36 @@ def test_a_new_database_does_not_delay_the_sweep(
 def test_a_kill_while_tables_are_made_leaves_no_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mlflow import MlflowClient
 
+    made = list[Path]()
+
     def killed(self: Any, *args: Any, **kwargs: Any) -> Any:
-        (tmp_path / f".m.db.{os.getpid()}").write_text("half of it")
+        made[-1].write_text("half of it")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(MlflowClient, "__init__", lambda self, **_: None)
+    monkeypatch.setattr(MlflowClient, "__init__", lambda self, tracking_uri, **_: made.append(file_of(tracking_uri)))
     monkeypatch.setattr(MlflowClient, "search_experiments", killed)
-    with pytest.raises(KeyboardInterrupt):
-        create_database(tmp_path / "m.db")
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            create_database(tmp_path / "m.db")
     assert list(tmp_path.iterdir()) == []
+    assert len(set(made)) == 2, "MLflow keeps connections by name, and those to a removed file fail for ever"
+
+
+def file_of(uri: str) -> Path:
+    file = sqlite_file(uri)
+    assert file is not None
+    return file
 
 
 def test_a_database_that_another_sweep_made_meanwhile_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mlflow import MlflowClient
 
-    def other_was_faster(self: Any, *args: Any, **kwargs: Any) -> Any:
-        (tmp_path / f".m.db.{os.getpid()}").write_text("mine")
+    def other_was_faster(self: Any, tracking_uri: str, **_: Any) -> None:
+        file_of(tracking_uri).write_text("mine")
         (tmp_path / "m.db").write_text("the other's")
 
-    monkeypatch.setattr(MlflowClient, "__init__", lambda self, **_: None)
-    monkeypatch.setattr(MlflowClient, "search_experiments", other_was_faster)
+    monkeypatch.setattr(MlflowClient, "__init__", other_was_faster)
+    monkeypatch.setattr(MlflowClient, "search_experiments", lambda self: None)
     create_database(tmp_path / "m.db")
     assert [path.name for path in tmp_path.iterdir()] == ["m.db"]
     assert (tmp_path / "m.db").read_text() == "the other's"
@@ -506,6 +518,66 @@ def test_mlflow_says_nothing_and_writes_nothing_elsewhere(tmp_path: Path) -> Non
     assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
     assert {path.name for path in tmp_path.iterdir()} == {"mlflow.db", "sweep"}
     assert {path.name for path in (tmp_path / "sweep").iterdir()} == {"tracking"}
+
+
+def test_a_failing_database_is_one_line_of_ours(sweep_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLflow's own log would add a page of traceback, which its exception holds already."""
+    monkeypatch.setattr(tracker_module, "AWAY_TIMEOUT_SECONDS", 0.1)
+    lines = list[str]()
+    handler = logging.Handler()
+    monkeypatch.setattr(handler, "emit", lambda record: lines.append(handler.format(record)))
+    loggers = [logging.getLogger(name) for name in ("mlflow", "mlflow.store.db.utils", "sdm_ray")]
+    for logger in loggers:
+        logger.addHandler(handler)
+    try:
+        tracker = started(sweep_dir)
+        assert tracker._journal.wait_delivered(30)
+        with contextlib.closing(sqlite3.connect(sweep_dir / "mlflow.db")) as database:
+            database.execute("DROP TABLE params")
+        tracker.start_trial("t0", {"a": 1}, {})
+        tracker.finish_sweep("complete")
+    finally:
+        for logger in loggers:
+            logger.removeHandler(handler)
+    away, waiting = lines
+    assert away.endswith("journal.jsonl: (sqlite3.OperationalError) no such table: params")
+    assert waiting.startswith("2 tracking records wait in")
+
+
+@pytest.mark.parametrize("kind", ["InterfaceError", "DatabaseError", "DataError"])
+def test_a_lost_connection_of_the_server_to_its_database_is_no_refusal(kind: str) -> None:
+    """MLflow calls both a bad request."""
+    from mlflow.exceptions import MlflowException
+    from mlflow.protos.databricks_pb2 import BAD_REQUEST
+
+    error = MlflowException(f"(psycopg2.{kind}) connection already closed", error_code=BAD_REQUEST)
+    wanted = RejectedError if kind == "DataError" else MlflowException
+    with pytest.raises(wanted), _rejections():
+        raise error
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_under_the_journal_is_said_once(
+    sweep_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, number: int
+) -> None:
+    tracker = started(sweep_dir)
+    append = Journal.append
+    for full in (True, False, True):
+        monkeypatch.setattr(Journal, "append", _is_full(number) if full else append)
+        for name in ("t0", "t1"):
+            tracker.start_trial(name, {}, {})
+    monkeypatch.setattr(Journal, "append", append)
+    tracker.finish_sweep("complete")
+    said = [record.getMessage() for record in caplog.records if "cannot keep records" in record.getMessage()]
+    assert len(said) == 2
+    assert said[0].endswith(f"journal.jsonl: {os.strerror(number)}; --resume records again how trials ended")
+
+
+def _is_full(number: int) -> Any:
+    def append(self: Journal, record: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    return append
 
 
 def test_a_deleted_experiment_is_refused_at_the_start(sweep_dir: Path) -> None:

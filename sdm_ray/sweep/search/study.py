@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 import optuna
@@ -16,6 +17,7 @@ from sdm_ray.config import SearchSettings, SweepSettings
 from sdm_ray.core.errors import RunError, UsageError
 from sdm_ray.sweep.search.makers import make, sampler_options
 from sdm_ray.sweep.search.space import Space
+from sdm_ray.tracking.address import masked
 
 JOURNAL = "journal://"
 """URL prefix of a journal file."""
@@ -28,12 +30,47 @@ SQLITE_SECONDS = 60
 """Timeout for a locked SQLite file."""
 
 
-class SearchStudy:
-    """Multi-objective Optuna study with a define-by-run search space."""
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+_Method = Callable[Concatenate["SearchStudy", _P], _T]
 
-    def __init__(self, study: optuna.Study, space: Space) -> None:
+
+def _in_a_sentence(method: _Method[_P, _T]) -> _Method[_P, _T]:
+    """Decorate a method: a storage that fails, such as one on a full disk, raises a `RunError` that names it."""
+
+    @functools.wraps(method)
+    def call(self: SearchStudy, /, *args: _P.args, **options: _P.kwargs) -> _T:
+        try:
+            return method(self, *args, **options)
+        except (optuna.exceptions.StorageInternalError, OSError) as error:
+            raise RunError(f"Optuna's storage {self._storage}: {_reason(error)}") from error
+
+    return call
+
+
+def _reason(error: BaseException) -> str:
+    """The database's own error in one line: Optuna's message only guesses, and SQLAlchemy's quotes the statement."""
+    while type(error).__module__.startswith(("optuna.", "sqlalchemy.")) and error.__cause__ is not None:
+        error = error.__cause__
+    return " ".join(str(error).split())[:200]
+
+
+class SearchStudy:
+    """Multi-objective Optuna study with a define-by-run search space.
+
+    Args:
+        study: the study.
+        space: the space.
+        storage: address of the study's storage, for messages.
+
+    Raises:
+        RunError: from every method, if the storage fails.
+    """
+
+    def __init__(self, study: optuna.Study, space: Space, storage: str = "") -> None:
         self._study = study
         self._space = space
+        self._storage = storage
         self._asked: dict[int, optuna.trial.Trial] = {}
 
     @classmethod
@@ -70,18 +107,18 @@ class SearchStudy:
                 study = optuna.load_study(storage=backend, study_name=name)
         except KeyError:
             raise UsageError(
-                f"Optuna storage {storage} does not hold study {name!r}; was it moved or deleted?"
+                f"Optuna storage {masked(storage)} does not hold study {name!r}; was it moved or deleted?"
             ) from None
         except Exception as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UsageError(f"Optuna storage {storage} cannot be used: {reason}") from None
+            raise UsageError(f"Optuna storage {masked(storage)} cannot be used: {_reason(error)}") from None
         if [direction.name.lower() for direction in study.directions] != directions:
             raise UsageError(f"study {name!r} in {storage} has other objectives than this sweep")
         _name_metrics(study, [objective.metric for objective in settings.objectives])
         count = len(study.get_trials(deepcopy=False))
         study.sampler = make_sampler(settings.search, settings.seed, num_recorded=count, options=options)
-        return cls(study, Space(settings.space))
+        return cls(study, Space(settings.space), masked(storage))
 
+    @_in_a_sentence
     def rebuild(self, points: Mapping[int, Mapping[str, Any]]) -> None:
         """Recreate the trials of a lost study in an empty one: RUNNING for the given numbers, failed for all others."""
         stored = self._space.stored()
@@ -94,6 +131,7 @@ class SearchStudy:
                 trial = optuna.create_trial(state=TrialState.FAIL)
             self._study.add_trial(trial)
 
+    @_in_a_sentence
     def ask(self, point: Mapping[str, Any] | None = None) -> tuple[int, dict[str, Any]]:
         """Ask for the next trial; returns its number and values by dotted path. `point` fixes some of the values."""
         if point:
@@ -102,6 +140,7 @@ class SearchStudy:
         self._asked[trial.number] = trial
         return trial.number, self._space.suggest(trial)
 
+    @_in_a_sentence
     def tell(self, number: int, values: Sequence[float], *, violations: Mapping[str, float]) -> None:
         """Record a completed trial; a violation above 0 marks it infeasible.
 
@@ -112,6 +151,7 @@ class SearchStudy:
                 trial.set_constraint(name, violation)
             self._study.tell(trial, list(values))
 
+    @_in_a_sentence
     def stop(self, number: int, *, violations: Mapping[str, float]) -> None:
         """Record an infeasible trial that ended without objectives.
 
@@ -122,11 +162,13 @@ class SearchStudy:
                 trial.set_constraint(name, violation)
             self._study.tell(trial, state=TrialState.PRUNED)
 
+    @_in_a_sentence
     def fail(self, number: int) -> None:
         """Record a failed trial."""
         if (trial := self._open(number)) is not None:
             self._study.tell(trial, state=TrialState.FAIL)
 
+    @_in_a_sentence
     def note(self, number: int, notes: Mapping[str, str]) -> None:
         """Set user attributes of a trial that has not ended in Optuna, for dashboards."""
         if (trial := self._open(number)) is not None:
@@ -136,16 +178,19 @@ class SearchStudy:
                     trial.set_user_attr(name, value)
             self._asked[number] = trial
 
+    @_in_a_sentence
     def note_sweep(self, notes: Mapping[str, str]) -> None:
         """Set user attributes of the study, for dashboards."""
         for name, value in notes.items():
             self._study.set_user_attr(name, value)
 
+    @_in_a_sentence
     def pending(self) -> set[int]:
         """Numbers of trials in state RUNNING."""
         trials = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         return {trial.number for trial in trials}
 
+    @_in_a_sentence
     def learn(self, results: Iterable[tuple[Mapping[str, Any], Sequence[float], Mapping[str, float]]]) -> int:
         """Add completed trials of an earlier search, each as (params, values, violations); returns the number added.
 
@@ -172,17 +217,18 @@ class SearchStudy:
             count += 1
         return count
 
+    @_in_a_sentence
     def reconcile(self, known: Collection[int]) -> int:
         """Fail unfinished trials that are not `known`, left by a killed driver; returns their number."""
-        zombies = [
-            trial.number
-            for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING))
-            if trial.number not in known
-        ]
-        for number in zombies:
+        waiting = self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+        for _ in waiting:  # enqueued but not asked for; Optuna refuses to fail a trial that has not begun
+            self._study.ask()
+        zombies = self.pending() - set(known)
+        for number in sorted(zombies):
             self._study.tell(number, state=TrialState.FAIL)
         return len(zombies)
 
+    @_in_a_sentence
     def importances(self, names: Sequence[str]) -> dict[str, dict[str, float]]:
         """Importance of each searched setting for each objective, by PED-ANOVA (arXiv 2304.10255).
 

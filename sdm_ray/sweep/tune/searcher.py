@@ -157,7 +157,8 @@ class SweepSearcher(DriverOnly, Searcher):
         if fault is not None:
             if self._halted:
                 return FINISHED
-            self._announce(f"{fault}: the sweep ends; what has finished is kept, {RESUME_HINT}")
+            said = error if isinstance(error, RunError) else fault
+            self._announce(f"{said}: the sweep ends; what has finished is kept, {RESUME_HINT}")
             self._halt()
             return FINISHED
         self.error = self.error or error

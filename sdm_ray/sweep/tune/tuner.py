@@ -77,6 +77,4 @@ def stopped_by(error: BaseException) -> Exception:
     """Convert the error that ended a sweep early to one with a message that says how to resume."""
     if isinstance(error, UsageError):
         return error
-    while type(error).__name__ == "StorageInternalError" and error.__cause__ is not None:
-        error = error.__cause__.__cause__ or error.__cause__  # the database's error; Optuna's message only guesses
     return RunError(f"the sweep stopped: {classify(error)}; what has ended is kept, {RESUME_HINT}")

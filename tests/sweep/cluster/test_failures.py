@@ -41,6 +41,8 @@ def test_a_fault_of_the_machine_is_told_from_one_of_the_trial(number: int) -> No
         assert failure_of(caught.value) is Failure.MACHINE
         assert classify(caught.value) == "cannot write"
     assert failure_of(Exception(f"I/O error: broken (os error {number})")) is Failure.MACHINE
+    for words in ("disk I/O error", "database or disk is full", "attempt to write a readonly database"):
+        assert failure_of(Exception(f"(sqlite3.OperationalError) {words} [SQL: INSERT]")) is Failure.MACHINE
     assert failure_of(OSError(errno.ENOENT, "no such file")) is None
     assert failure_of(RunError("training diverged")) is None
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import sqlite3
 from pathlib import Path
 
 import numpy as np
 import optuna
 import pytest
 
-from sdm_ray.core.errors import UsageError
+from sdm_ray.core.errors import RunError, UsageError
 from sdm_ray.core.result import Status, TrialResult
 from sdm_ray.sweep.search.study import SearchStudy, make_sampler
 from sdm_ray.sweep.state.ledger import Entry
@@ -125,6 +127,24 @@ def test_a_new_driver_goes_on(tmp_path: Path, sampler: str) -> None:
     number, params = second.ask()
     assert number == 3
     assert params not in [values for _, values in asked]
+
+
+def test_a_point_that_was_only_enqueued_before_a_kill_hinders_nothing(tmp_path: Path) -> None:
+    first = open_study(tmp_path)
+    number, _ = first.ask()
+    stored(tmp_path).enqueue_trial({sweep_fakes.RATE: 1e-3})
+    second = open_study(tmp_path, create=False)
+    assert second.reconcile({number}) == 1
+    assert states(tmp_path) == ["RUNNING", "FAIL"]
+    assert second.ask()[0] == 2
+
+
+def test_a_storage_that_fails_is_a_sentence_with_its_name(tmp_path: Path) -> None:
+    study = open_study(tmp_path)
+    with contextlib.closing(sqlite3.connect(tmp_path / "optuna.db")) as database:
+        database.execute("DROP TABLE study_user_attributes")
+    with pytest.raises(RunError, match=r"^Optuna's storage sqlite:///.*/optuna\.db: no such table: study_user_\w+$"):
+        study.note_sweep({"a": "b"})
 
 
 def test_point_is_asked_for_at_once_and_completed(tmp_path: Path) -> None:
