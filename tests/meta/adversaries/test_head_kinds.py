@@ -96,8 +96,7 @@ def test_adaptations_to_the_desired_task_and_the_unadapted_model_keep_pooled_hea
     assert "attention" not in step.describe_draw()
 
 
-@pytest.mark.parametrize("adversary", [FRESH, POOL], ids=["fresh", "pool"])
-@pytest.mark.parametrize("mode", ["adjoint", "first_order"])
+@pytest.mark.parametrize(("adversary", "mode"), [(FRESH, "first_order"), (POOL, "adjoint")], ids=["fresh", "pool"])
 def test_an_interrupted_training_ends_as_an_undisturbed_one(
     adversary: dict[str, Any], mode: str, tmp_path: Path
 ) -> None:

@@ -24,7 +24,6 @@ KINDS: list[dict[str, Any]] = [
     {"head_kind": "attention"},
     {"head_kind": "max"},
     {"adaptation": "head", "head_kind": "attention"},
-    {"adaptation": "head", "head_kind": "max"},
     {"adaptation": "lora", "rank": 2, "head_kind": "attention"},
 ]
 
