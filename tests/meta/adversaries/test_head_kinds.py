@@ -96,14 +96,11 @@ def test_adaptations_to_the_desired_task_and_the_unadapted_model_keep_pooled_hea
     assert "attention" not in step.describe_draw()
 
 
-@pytest.mark.parametrize(("adversary", "mode"), [(FRESH, "first_order"), (POOL, "adjoint")], ids=["fresh", "pool"])
-def test_an_interrupted_training_ends_as_an_undisturbed_one(
-    adversary: dict[str, Any], mode: str, tmp_path: Path
-) -> None:
-    values = {**adversary, "head_kinds": ["pooled", "attention", "max"]}
-    if adversary is POOL:
-        values["pool"] = {**POOL["pool"], "second_order": mode == "adjoint", "steps_per_turn": 2}
-    settings = train_settings(adversary=values, gradient_mode=mode)
+def test_an_interrupted_training_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
+    """Fresh ones: tests/meta/adversaries/test_adversaries_contract.py."""
+    pool = {**POOL["pool"], "second_order": True, "steps_per_turn": 2}
+    values = {**POOL, "head_kinds": ["pooled", "attention", "max"], "pool": pool}
+    settings = train_settings(adversary=values, gradient_mode="adjoint")
     resumed, straight = interrupted_and_straight(settings, MlpTrunk, tmp_path)
     assert all(torch.equal(resumed.params[name], straight.params[name]) for name in straight.params)
 
