@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from tests.fakes import files as helpers
 torch.set_num_threads(1)
 for name in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_RUN_CONTEXT"):
     os.environ.pop(name, None)  # a test that wants one sets it
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of processes that tests start
 os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 starves trials beside the suite's other processes
 TESTS = Path(__file__).parent
 
@@ -68,19 +70,23 @@ def ray_cluster() -> Iterator[None]:
         yield
 
 
-SHORT_READERS = ("trial", "cli", "tracking", "reproduce")
+SHORT_READERS = ("trial", "cli", "tracking", "reproduce", "test_old_state.py")
 """Areas whose attacks and audits are real but need not find anything: what they find is tested in `attack`."""
+COUNTED = ("test_cost.py", "test_golden.py", "test_benign.py")
+"""Files that test the FLOPs of a training. Counting slows a step down three times."""
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _short_readers(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Readers of tokens take few steps in `SHORT_READERS`."""
-    if request.path.relative_to(TESTS).parts[0] not in SHORT_READERS:
-        yield
-        return
+def _short_measurements(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Readers of tokens take few steps in `SHORT_READERS`; FLOPs are counted in two steps except in `COUNTED`."""
+    from sdm_ray.meta import cost
     from tests.fakes.token_fits import few_steps
 
-    with few_steps():
+    with ExitStack() as stack:
+        if request.path.relative_to(TESTS).parts[0] in SHORT_READERS:
+            stack.enter_context(few_steps())
+        if request.path.name not in COUNTED:
+            stack.enter_context(mock.patch.object(cost, "NUM_MEASURED", 2))
         yield
 
 

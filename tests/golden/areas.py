@@ -26,7 +26,7 @@ AREAS = {
     "gradients": Area(gradients.CASES, (1e-9, 1e-10)),
     "calibration": Area(gradients.CALIBRATIONS, (1e-5, 1e-5)),
     "trainings-float64": Area(trainings.DOUBLE, (1e-7, 1e-9)),
-    "trainings-float32": Area(trainings.SINGLE, (2e-3, 2e-3)),
+    "trainings-float32": Area(trainings.SINGLE, (5e-3, 5e-3)),
     "attacks-world": Area(attacks.WORLD, (1e-6, 1e-8)),
     "attacks-encoder": Area(attacks.ENCODERS, (2e-2, 2e-2)),
     "trials": Area(trials.CASES, (2e-2, 2e-2)),

@@ -24,7 +24,7 @@ TINY = (
     "data.max_length=64", "train.num_outer_steps=3", "train.adversary.num_steps=4", "attack.preset=quick",
     "scratch.enabled=false", "attack.families=[fine_tune, knn]", "attack.num_examples=[8]",
     "attack.num_search_trials=2", "attack.num_searches=1", "attack.num_rerun_seeds=2", "attack.num_steps_min=2",
-    "attack.num_steps_max=4",
+    "attack.num_steps_max=4", "attack.measure_information=false", "attack.benign_families=[]",
 )  # fmt: skip
 
 

@@ -290,18 +290,21 @@ def test_a_suite_without_its_file_or_its_floor_is_refused(tmp_path: Path, monkey
 TINY = (
     "output_dir=runs", "search.num_seeds=2", "references=[random, tuned]", "tracking.enabled=false",
     "variants={mlac-k4: {train.adversary.num_steps: 1}}", "trial.train.num_outer_steps=2",
-    "trial.data.synthetic.version=1", "trial.data.synthetic.num_examples=600", "trial.attack.families=[fine_tune, knn]",
+    "trial.data.synthetic.version=1", "trial.data.synthetic.num_examples=300", "trial.attack.families=[fine_tune, knn]",
     "trial.attack.num_examples=[8, 12]", "trial.attack.num_search_trials=2",
     "trial.attack.benign_families=[linear_probe]", "trial.attack.measure_information=false",
-    "trial.attack.num_rerun_seeds=2", "trial.attack.num_steps_min=2",
+    "trial.attack.num_rerun_seeds=2", "trial.attack.num_steps_min=2", "trial.scratch.enabled=false",
     "trial.attack.num_steps_max=4", "resources.max_concurrent_trials=1",
 )  # fmt: skip
 
 
 @pytest.mark.usefixtures("in_process")
-def test_the_command_runs_resumes_and_reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+def test_the_command_runs_resumes_and_reports(
+    encoder_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
     monkeypatch.chdir(tmp_path)
-    command = ["reproduce", "paper-bios", "--small", *(word for text in TINY for word in ("--set", text))]
+    tiny = (*TINY, f"trial.encoder.name={encoder_folder}")
+    command = ["reproduce", "paper-bios", "--small", *(word for text in tiny for word in ("--set", text))]
     with pytest.raises(SystemExit) as stopped:
         main(command)
     assert not stopped.value.code
