@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import runpy
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +22,15 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The tiny encoders and their data. What readers of token states find came later and is not pinned."""
     with few_steps():
         yield worlds.write(tmp_path_factory.mktemp("golden").resolve())
+
+
+def test_areas_that_are_equal_to_the_bit_are_recorded_on_one_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = pins.FILE.read_bytes()
+    monkeypatch.setattr(pins, "machine", lambda: {**RECORDED["machine"], "cpu": "another"})
+    monkeypatch.setattr(sys, "argv", ["golden", "record", "exact", "gradients"])
+    with pytest.raises(SystemExit, match=r"^gradients: other areas were recorded on another machine"):
+        runpy.run_module("tests.golden.__main__")
+    assert pins.FILE.read_bytes() == before
 
 
 def test_all_cases_are_recorded() -> None:

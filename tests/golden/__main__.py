@@ -23,7 +23,16 @@ def main() -> None:
     torch.set_num_threads(1)
     failed: list[str] = []
     recorded = pins.load() if pins.FILE.exists() else {"values": {}}
-    recorded["machine"] = pins.machine()
+    here = pins.machine()
+    if names and recorded.get("machine", here) != here:
+        bound = [name for name in names if not AREAS[name].is_exact_everywhere()]
+        if bound:
+            raise SystemExit(
+                f"{', '.join(bound)}: other areas were recorded on another machine ({recorded['machine']}), and the "
+                "values of one machine alone are equal to the bit: record there, or record all areas here"
+            )
+    else:
+        recorded["machine"] = here
     with tempfile.TemporaryDirectory() as name:
         folder = worlds.write(Path(name).resolve())
         os.chdir(folder)

@@ -21,6 +21,10 @@ class Area(NamedTuple):
     portable: bool = True
     """Whether another machine says anything at all."""
 
+    def is_exact_everywhere(self) -> bool:
+        """Whether every machine gives the same values, so that any may record them."""
+        return self.tolerance is None and self.portable
+
 
 AREAS = {
     "gradients": Area(gradients.CASES, (1e-9, 1e-10)),
