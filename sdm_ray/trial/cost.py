@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sdm_ray.attack.protocol import attack_model
@@ -23,8 +24,9 @@ WARM_UP_STEPS, TIMED_STEPS = 3, 12
 """Untimed outer steps at the start, and timed outer steps."""
 MAX_POINTS, MAX_RERUNS = 8, 4
 """Search points and re-runs in the timed part of an attack: enough to fill stacks as the full attack does."""
-SHORTENED = 20
-"""Divisor of fine-tune steps; a second timing uses half of it. Extrapolation to 0 steps gives the scoring time."""
+SHORTENED = (20, 5)
+"""Divisors of fine-tune steps in two timings. Their difference gives the time of a step, the rest is scoring; with
+timings that lie closer together, a moment's load on the machine would decide the estimate."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,14 +98,16 @@ def probe(settings: TrialSettings, context: TrialContext = ALONE) -> Probe:
         teacher = Model(trunk_params(trunk), head)
         distillation = distillation_of(settings, work, trunk, teacher)
         distilling = seconds_per_step(_probed(settings.train.of_distillation()), distillation)
-    short, long = (_slice_seconds(work, trunk, settings, shortened) for shortened in (SHORTENED, SHORTENED // 2))
-    whole = short + (SHORTENED - 1) * max(0.0, long - short)
+    slices = [_slice(settings.attack, shortened) for shortened in SHORTENED]
+    short, long = (_slice_seconds(work, trunk, settings, attack) for attack in slices)
+    steps = [_mean_steps(attack) for attack in (*slices, settings.attack)]
+    whole = extrapolated(steps, short, long)
     return Probe(
         device=str(work.device),
         seconds_per_step=each,
         seconds_of_first_step=first,
         seconds_per_distil_step=distilling,
-        seconds_per_fine_tune=whole / num_fine_tunes(_slice(settings.attack, SHORTENED)),
+        seconds_per_fine_tune=whole / num_fine_tunes(slices[0]),
         memory_bytes=peak_bytes(work.device),
     )
 
@@ -140,9 +144,26 @@ def _seconds_per_step(trainer: Trainer) -> float:
     return seconds
 
 
-def _slice_seconds(work: Workspace, trunk: Trunk, settings: TrialSettings, shortened: int) -> float:
+def extrapolated(steps: Sequence[float], short: float, long: float) -> float:
+    """Time of a part of an attack with all its steps.
+
+    Args:
+        steps: mean steps of a fine-tune in the short timing, in the long one, and in the attack.
+        short: seconds of the short timing.
+        long: seconds of the long timing.
+    """
+    first, second, whole = steps
+    if second <= first:  # an attack of very few steps is not shortened
+        return max(short, long)
+    return short + max(0.0, long - short) * max(0.0, whole - first) / (second - first)
+
+
+def _mean_steps(attack: AttackSettings) -> float:
+    return (attack.num_steps_min + attack.num_steps_max) / 2
+
+
+def _slice_seconds(work: Workspace, trunk: Trunk, settings: TrialSettings, attack: AttackSettings) -> float:
     """Time of a part of the attack on the untrained encoder."""
-    attack = _slice(settings.attack, shortened)
     release = Release(trunk=trunk, params=trunk_params(trunk), encoder=settings.encoder)
     generator = attack_model(
         trunk,

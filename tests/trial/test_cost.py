@@ -9,7 +9,7 @@ import pytest
 
 from sdm_ray.config import DataSettings, TrialSettings, parse_settings
 from sdm_ray.meta.trainer import Trainer
-from sdm_ray.trial.cost import Probe, probe
+from sdm_ray.trial.cost import Probe, extrapolated, probe
 
 
 def settings(folder: Path, **train: Any) -> TrialSettings:
@@ -64,6 +64,20 @@ def test_seconds_rise_while_inner_steps_grow(
     adversary = {"num_steps": 8, "growing_steps": growing_steps}
     trial = settings(tmp_path, num_outer_steps=num_outer_steps, adversary=adversary)
     assert measured.training_seconds(trial) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize(
+    ("steps", "short", "long", "seconds"),
+    [
+        ((4.0, 16.0, 80.0), 2.0, 5.0, 1.0 + 80 * 0.25),  # a second of scoring, a quarter of a second a step
+        ((4.0, 16.0, 80.0), 5.0, 2.0, 5.0),  # the machine was busy in the short timing
+        ((1.0, 1.0, 1.0), 2.0, 3.0, 3.0),
+    ],
+)
+def test_an_attack_is_extrapolated_from_two_timings(
+    steps: tuple[float, ...], short: float, long: float, seconds: float
+) -> None:
+    assert extrapolated(steps, short, long) == pytest.approx(seconds)
 
 
 def test_a_distillation_is_timed_beside_a_training_that_erases(
