@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from sdm_ray.core.hub import is_hub_id
 from sdm_ray.core.types import Task
 from sdm_ray.data.hub import read_hub
 from sdm_ray.data.interface import Dataset, KnowsPositions
+from sdm_ray.data.names import counted
 from sdm_ray.data.readers import Source, data_files, read_files
 from sdm_ray.data.scrub import scrub_names, scrub_pronouns, word_scrubber
 from sdm_ray.data.sources import is_text, normalise
@@ -118,7 +120,7 @@ def load_general_text(
             if settings.source == "pretraining":
                 scrub = word_scrubber(gendered_words() if keep_names else telling_words(world))
             else:
-                scrub = scrub_pronouns if keep_names else scrub_names
+                scrub = scrub_pronouns if keep_names else partial(scrub_names, capitals=counted(texts))
             texts = [scrub(text) for text in texts]
         kept = _smallest_hashes([text for text in texts if text.strip()], settings.max_texts)
         if not kept:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection
 
-from sdm_ray.data.names import WORD
+from sdm_ray.data.names import WORD, Capitals
 
 _NEUTRAL = {"she": "they", "he": "they", "her": "their", "his": "their", "him": "them"}
 _PRONOUN = re.compile(r"\b(" + "|".join(_NEUTRAL) + r")\b", re.IGNORECASE)
@@ -20,10 +20,15 @@ def scrub_pronouns(text: str) -> str:
     return _PRONOUN.sub(_replace, text)
 
 
-def scrub_names(text: str) -> str:
+def scrub_names(text: str, capitals: Capitals | None = None) -> str:
     """Remove every capitalised word that does not begin a sentence, except "I", and scrub pronouns.
 
-    A name at the beginning of a sentence stays, and place names are removed too.
+    Place names are removed too.
+
+    Args:
+        text: a text.
+        capitals: which words look like names; they are removed at the beginning of a sentence too. With None, a name
+            that begins a sentence stays.
     """
     since = 0
 
@@ -33,7 +38,8 @@ def scrub_names(text: str) -> str:
 
     kept = []
     for word in WORD.finditer(text):
-        if word[0][0].isupper() and word[0] != "I" and not begins(word.start()):
+        named = capitals is not None and capitals.are_in(word[0])
+        if named or (word[0][0].isupper() and word[0] != "I" and not begins(word.start())):
             kept.append((word.start(), word.end()))
         since = word.end()
     return scrub_pronouns(_without(text, kept))

@@ -26,6 +26,8 @@ from sdm_ray.data.withheld import withhold
 log = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
+NAMES_VERSION = 2
+"""Of the rules by which names are found. Positions of another version are found again."""
 """Increase this when the contents change for the same settings."""
 TOKEN_MULTIPLE = 8
 """Lengths are rounded up to a multiple of this."""
@@ -99,18 +101,17 @@ def prepare(
     if data is None:
         data = tokenize(examples or load_examples(settings), settings, tokenizer)
         _write(path, data, settings)
-    elif data.known is None:  # an entry from before name positions were stored
-        found = examples or load_examples(settings)
-        data = replace(data, known=find_names(found.texts, found.groups, tokenizer, settings.max_length))
+    elif data.known is None:  # an entry without positions of names, or with those of other rules
+        kept, _ = split_and_withhold(examples or load_examples(settings), settings)
+        data = replace(data, known=find_names(kept.texts, kept.groups, tokenizer, settings.max_length))
+        _write(path, data, settings)
     offer(cache_dir, entry, files, shared)
     return data
 
 
 def tokenize(examples: Examples, settings: DataSettings, tokenizer: Any) -> TokenizedData:
     """Split and tokenise examples; see `prepare`."""
-    split = assign_splits(examples, settings)
-    check_disjoint(examples, split)
-    examples, split = withhold(examples, split, settings)
+    examples, split = split_and_withhold(examples, settings)
     check_classes(examples, split, settings)
     pad_id = int(tokenizer.pad_token_id)
     input_ids, lengths = encode(examples.texts, tokenizer, settings.max_length, pad_id)
@@ -128,6 +129,13 @@ def tokenize(examples: Examples, settings: DataSettings, tokenizer: Any) -> Toke
         examples.benign,
     )
     return replace(data, known=find_names(examples.texts, examples.groups, tokenizer, settings.max_length))
+
+
+def split_and_withhold(examples: Examples, settings: DataSettings) -> tuple[Examples, np.ndarray]:
+    """The examples that are used, and the split of each (N,)."""
+    split = assign_splits(examples, settings)
+    check_disjoint(examples, split)
+    return withhold(examples, split, settings)
 
 
 def _check_max_length(settings: DataSettings, tokenizer: Any) -> None:
@@ -249,6 +257,7 @@ def _write(path: Path, data: TokenizedData, settings: DataSettings) -> None:
     sidecar = {
         ASKED: path.stem,
         "format_version": FORMAT_VERSION,
+        "names_version": NAMES_VERSION,
         "digest": data.digest,
         "num_examples": len(data.lengths),
         "desired_labels": data.desired_labels,
@@ -287,7 +296,7 @@ def _read(path: Path) -> TokenizedData | None:
         desired_labels, harmful_labels = (tuple(sidecar[name]) for name in ("desired_labels", "harmful_labels"))
         data = _assemble(arrays, desired_labels, harmful_labels, int(sidecar["pad_id"]), benign)
         if data.digest == sidecar["digest"] and is_asked(path.stem, sidecar.get(ASKED)):
-            return replace(data, known=_known(table))
+            return replace(data, known=_known(table) if sidecar.get("names_version") == NAMES_VERSION else None)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, pa.ArrowException):
         pass
     log.warning("tokenised data in %s is damaged or of other data; it is built again", path)

@@ -19,7 +19,7 @@ from sdm_ray.trial.kept import Kept, trained_once
 from sdm_ray.trial.workspace import Workspace
 
 REPORT = "erasure.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Increase this when the same settings give other directions."""
 
 

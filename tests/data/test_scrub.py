@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sdm_ray.data.names import counted
 from sdm_ray.data.scrub import scrub_names, scrub_pronouns, word_scrubber
+from tests.data.test_names import corpus
 
 
 @pytest.mark.parametrize(
@@ -53,3 +55,10 @@ def test_capitalised_words_inside_sentences_are_left_out(text: str, expected: st
 
 def test_words_are_left_out_whatever_their_case() -> None:
     assert word_scrubber({"mara", "his"})("Mara, of marae, met his  MARA .") == ", of marae, met."
+
+
+def test_names_that_begin_a_sentence_are_left_out_of_a_corpus() -> None:
+    texts = corpus(300)
+    assert scrub_names(texts[0]) == "Bababa will work at the of. The staff agree."
+    assert scrub_names(texts[0], counted(texts)) == "will work at the of. The staff agree."
+    assert scrub_names(texts[1], counted(texts)) == "Dr. will work at the of. The staff agree."

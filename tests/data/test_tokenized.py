@@ -223,3 +223,26 @@ def test_a_text_without_tokens(data_settings: DataSettings, tokenizer: Any, tmp_
 
     with pytest.raises(UsageError, match=r"1 of the texts .* no token \(row 1 first\)"):
         prepare(data_settings, Bare(), "t", tmp_path)
+
+
+def test_positions_of_names_that_other_rules_found_are_found_again_and_kept(
+    tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where texts of held-out classes are not among the tokenised ones."""
+    rows = helpers.make_rows()
+    rows["text"] = [f"every {text}" for text in rows["text"]]
+    rows["profession"] = [f"p{index % 4}" for index in range(len(rows["profession"]))]
+    source = helpers.write_rows(tmp_path / "rows.parquet", rows)
+    settings = DataSettings(source=str(source), max_length=24, benign_classes=2)
+    first = prepare(settings, tokenizer, "t", tmp_path)
+    assert first.known is not None
+    assert (first.known[:, 0] > 0).all()
+    (sidecar,) = (tmp_path / "tokenized").glob("*.json")
+    document = json.loads(sidecar.read_text())
+    sidecar.write_text(json.dumps({name: value for name, value in document.items() if name != "names_version"}))
+    again = prepare(settings, tokenizer, "t", tmp_path)
+    assert again.known is not None
+    assert again.known.tolist() == first.known.tolist()
+    assert len(again.known) == len(again.lengths) < 240
+    monkeypatch.setattr(tokenized, "load_examples", lambda settings: pytest.fail("the source was parsed again"))
+    assert equal(prepare(settings, tokenizer, "t", tmp_path), first)

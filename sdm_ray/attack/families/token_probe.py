@@ -42,7 +42,7 @@ tokens."""
 Readout = Literal["logistic", "ridge", "perceptron", "kernel"]
 
 NAME = "token_probe"
-VERSION = 3
+VERSION = 4
 """Part of the key of cached reports. Raise it when the results of this family change."""
 ROWS = -2
 """Layer index of the token embedding's raw rows, before position embeddings and norms."""

@@ -29,7 +29,7 @@ from sdm_ray.models.interface import TrunkLike
 if TYPE_CHECKING:
     from sdm_ray.data.interface import AttackDataset
 
-VERSION = 4
+VERSION = 5
 """Increase this when the same weights and data give other numbers."""
 MAX_EXAMPLES, MAX_VALIDATION, MAX_TEST = 3000, 1000, 3000
 """Most texts for fitting, selecting and scoring readers."""
