@@ -39,15 +39,15 @@ class Capitals:
     """
 
     def __init__(self, texts: Sequence[str]) -> None:
-        counted = texts[:: -(-len(texts) // COUNTED_TEXTS)]
+        sample = texts[:: -(-len(texts) // COUNTED_TEXTS)]
         self._capitalised, self._lower, self._texts = Counter[str](), Counter[str](), Counter[str]()
-        for text in counted:
+        for text in sample:
             words = WORD.findall(text)
             capitalised = [word.lower() for word in words if word[0].isupper()]
             self._capitalised.update(capitalised)
             self._lower.update(word for word in words if not word[0].isupper())
             self._texts.update(set(capitalised))
-        self._most = max(1.0, TEXT_SHARE * len(counted))
+        self._most = max(1.0, TEXT_SHARE * len(sample))
 
     def are_in(self, word: str) -> bool:
         """Whether a word of a text looks like a name."""

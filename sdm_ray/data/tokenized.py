@@ -26,9 +26,9 @@ from sdm_ray.data.withheld import withhold
 log = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
-NAMES_VERSION = 2
-"""Of the rules by which names are found. Positions of another version are found again."""
 """Increase this when the contents change for the same settings."""
+NAMES_VERSION = 2
+"""Version of the rules by which names are found. Positions that were found by others are found again."""
 TOKEN_MULTIPLE = 8
 """Lengths are rounded up to a multiple of this."""
 
