@@ -106,8 +106,8 @@ class KnowsPositions(Protocol):
     def known_positions_host(self) -> Tensor | None:
         """(N, 2) int64 on the host: two token positions of the name in each text; -1 if there is none.
 
-        These are the first tokens of the name's first two words, or the first two tokens of its only word. None if no
-        text has any.
+        These are the first tokens of the name's first two words, or the last and the first token of its only word. None
+        if no text has any.
         """
         ...
 

@@ -28,7 +28,8 @@ def test_tokens_that_hold_a_name() -> None:
     offsets = [(0, 0), (0, 4), (5, 7), (7, 9), (11, 16), (0, 0)]
     text = "They Mira, Tolen"
     assert positions(offsets, (5, 11), text) == (2, 4)
-    assert positions(offsets, (5, -1), text) == (2, 3), "a word of two tokens"
+    assert positions(offsets, (5, -1), text) == (3, 2), "a word of two tokens: what it tells is in its ending"
+    assert positions([(0, 0), (0, 2), (2, 4), (4, 6), (6, 7)], (0, -1), "Miraba.") == (3, 1), "of three"
     assert positions(offsets, (0, -1), text) == (1, -1), "a word of one token"
     assert positions(offsets, (30, -1), text) == (-1, -1), "it was cut off"
 
@@ -55,7 +56,7 @@ def test_names_that_begin_a_text_are_found_by_counting_words() -> None:
 def test_common_words_are_no_names_and_few_texts_tell_nothing() -> None:
     texts = [*corpus(600), *("Today they sew; born here." for _ in range(9)), "Today Mira Vell sews.", "Born in Paris."]
     found = spans(texts, None)
-    assert found[-2] == (6, 11)
+    assert found[-2] == (6, -1)
     assert found[-1] == (8, -1)
     capitals = counted(texts)
     assert capitals is not None

@@ -126,7 +126,7 @@ class NameStates:
         hidden = run_trunk(self._trunk, self._params, batch, {0}).hidden
         assert hidden is not None
         first, second = self._hosts.places[text].tolist()
-        at = hidden[:, :, [0, first, second, min(second + 1, ids.shape[1] - 1)]]
+        at = hidden[:, :, [0, first, second, min(max(first, second) + 1, ids.shape[1] - 1)]]
         return torch.cat([at, hidden.mean(2, keepdim=True)], dim=2).movedim(1, 0).double()
 
 
