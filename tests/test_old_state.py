@@ -16,6 +16,7 @@ from sdm_ray.config import SweepSettings, TrackingSettings, TrialSettings, conte
 from sdm_ray.core.metric_names import Metric
 from sdm_ray.core.progress import Progress
 from sdm_ray.core.result import Status, TrialResult, read_result
+from sdm_ray.data import tokenized
 from sdm_ray.frontier.tables import read_tables
 from sdm_ray.models.export import load_exported
 from sdm_ray.models.trunk import params_digest
@@ -184,17 +185,23 @@ def test_tables_and_the_best_trial_of_a_sweep_are_read(sweep: Path) -> None:
     assert best.origin.metrics[Metric.DESIRED_ACCURACY] == points[1].desired
 
 
-def test_cached_tokens_and_floors_are_found_and_not_built_again(home: Path) -> None:
-    """Random weights may differ in their last bits on another machine, and then so does their floor's key."""
+def test_cached_tokens_and_floors_are_found_and_not_built_again(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random weights may differ in their last bits on another machine, and then so does their floor's key. Positions of
+    names, which the old version did not look for, are put into the entry of the tokens, and nothing else changes."""
     settings = settings_in(OLD / "trial", home)
-    before = files_of(home / "cache")
+    before = files_of(home / "cache" / "floors")
+    (sidecar,) = (home / "cache" / "tokenized").glob("*.json")
+    tokens = json.loads(sidecar.read_text(encoding="utf-8"))
+    monkeypatch.setattr(tokenized, "tokenize", lambda *arguments: pytest.fail("the texts were tokenised again"))
     encoders: Any = {"pretrained": settings.encoder} | ({"random": settings.encoder} if SAME_MACHINE else {})
     work = open_workspace(settings)
     built: list[Any] = []
     reports = drain(told(floor_reports(work, encoders, settings.attack, settings.seed), built.append))
     assert reports.keys() == encoders.keys()
     assert built == []
-    assert files_of(home / "cache") == before
+    assert files_of(home / "cache" / "floors") == before
+    now = json.loads(sidecar.read_text(encoding="utf-8"))
+    assert (now["digest"], now["names_version"]) == (tokens["digest"], tokenized.NAMES_VERSION)
 
 
 def told(work: Any, tell: Callable[[Any], None]) -> Any:
