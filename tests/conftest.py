@@ -73,7 +73,7 @@ def ray_cluster() -> Iterator[None]:
 SHORT_READERS = ("trial", "cli", "tracking", "reproduce", "test_old_state.py")
 """Areas whose attacks and audits are real but need not find anything: what they find is tested in `attack`."""
 COUNTED = ("test_cost.py", "test_benign.py")
-"""Files that test the FLOPs of a training. Counting slows a step down three times."""
+"""Files that test the FLOPs of a training. Counting makes a small step much slower."""
 
 
 @pytest.fixture(scope="module", autouse=True)

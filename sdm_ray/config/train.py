@@ -77,7 +77,8 @@ class RetainSettings(Settings):
     scrub: Literal["none", "words", "all"] = "none"
     """Clues to the harmful label that are removed from the general text. `words` removes gendered words from the
     synthetic world's corpus and pronouns from other sources, so that what else names tell is retained; `all` also
-    removes names (from meta-training texts, and capitalised words within sentences of other sources)."""
+    removes names (from meta-training texts; from other sources capitalised words within sentences, and words that look
+    like names anywhere)."""
 
 
 class TrainSettings(Settings):

@@ -20,7 +20,7 @@ Reading = Literal["query", "maximum", "position", "known", "pair", "bilinear", "
 - `query`: the mean of the states under softmax weights of a learned query.
 - `maximum`: the maximum and the minimum over tokens of each coordinate.
 - `position`: the state of the token at a fixed position.
-- `known`: the state of the first token of the name, whose position is known.
+- `known`: the state of the first token of the name, whose position is known (of one word: of its last token).
 - `pair`: the states of both tokens of the name, concatenated.
 - `bilinear`: for a one-token name its principal components, for a two-token name the products of both tokens'
   components. They are fitted to all texts of attacker-train, with or without labels, so that a function of both tokens
